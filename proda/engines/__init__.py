@@ -1,0 +1,1 @@
+"""What one iteration does: step functions made into Ignite Engines."""

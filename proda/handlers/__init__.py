@@ -1,0 +1,1 @@
+"""What happens between iterations: everything that listens to engines."""

@@ -1,0 +1,1 @@
+"""Networks and every checkpoint format that is read."""

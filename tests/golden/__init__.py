@@ -1,0 +1,1 @@
+"""Equality with the published system: every array under ``data/`` meets an assertion here."""
