@@ -1,0 +1,190 @@
+"""Weak and strong views of images: what is drawn at random, and what is done to the image.
+
+A view is drawn once, as plain numbers (``WeakView``, ``StrongView`` of ``proda.method.views``), and then applied: to
+images and label maps here, to features, distances and soft labels there. Sizes are (height, width).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from torch import Tensor
+
+from proda.method.views import Operation, StrongView, WeakView
+
+FILL = (127, 127, 127)  # what a strong view shows where there is nothing to show, and in the cutout
+
+_GEOMETRY = {
+    "ShearX": Operation.SHEAR_X,
+    "ShearY": Operation.SHEAR_Y,
+    "TranslateX": Operation.TRANSLATE_X,
+    "TranslateY": Operation.TRANSLATE_Y,
+    "Rotate": Operation.ROTATE,
+}
+_ENHANCERS = {
+    "Brightness": ImageEnhance.Brightness,
+    "Color": ImageEnhance.Color,
+    "Contrast": ImageEnhance.Contrast,
+    "Sharpness": ImageEnhance.Sharpness,
+}
+OPERATIONS = ("AutoContrast", "Equalize", "Identity", "Posterize", "Solarize", *_ENHANCERS, *_GEOMETRY)
+
+
+class ImageOperation(NamedTuple):
+    """An operation of a strong view by its name in ``OPERATIONS``, and its value (None where it takes none)."""
+
+    name: str
+    value: float | None
+
+
+def draw_weak_view(
+    rng: np.random.Generator,
+    full_size: tuple[int, int],
+    *,
+    mean_width: int = 2200,
+    crop_height: int = 512,
+    crop_width: int = 896,
+) -> WeakView:
+    """A resize to 0.5 to 1.5 times ``mean_width`` that keeps the aspect, a random crop, a flip half of the time.
+
+    Fields are 0-dim tensors. ValueError, at every draw and not only at an unlucky one, if the smallest resize of an
+    image of ``full_size`` is smaller than the crop.
+    """
+    aspect = full_size[1] / full_size[0]
+    smallest = int(0.5 * mean_width)
+    if smallest < crop_width or int(smallest / aspect) < crop_height:
+        raise ValueError(
+            f"--mean_width={mean_width} shrinks images of {full_size[1]}x{full_size[0]} to as little as "
+            f"{smallest}x{int(smallest / aspect)}, expected at least the crop, "
+            f"--crop_width={crop_width} x --crop_height={crop_height}"
+        )
+    width = int(rng.uniform(0.5, 1.5) * mean_width)
+    height = int(width / aspect)
+    top = rng.integers(height - crop_height, endpoint=True)
+    left = rng.integers(width - crop_width, endpoint=True)
+    numbers = (height, width, int(top), int(left), crop_height, crop_width)
+    return WeakView(*map(torch.tensor, numbers), flipped=torch.tensor(rng.random() < 0.5))
+
+
+def weak_view_of_image(image: Image.Image, view: WeakView) -> Image.Image:
+    """The weak view of a full image: bilinear as Pillow resizes, but only of what the crop shows."""
+    height, width, top, left, crop_height, crop_width = map(int, view[:6])
+    x, y = image.width / width, image.height / height
+    box = (left * x, top * y, (left + crop_width) * x, (top + crop_height) * y)
+    # The end of the box can lie a rounding error outside of the image, which Pillow refuses.
+    box = (*box[:2], min(box[2], image.width), min(box[3], image.height))
+    crop = image.resize((crop_width, crop_height), Image.Resampling.BILINEAR, box)
+    return ImageOps.mirror(crop) if view.flipped else crop
+
+
+def weak_view_of_labels(labels: Tensor, view: WeakView) -> Tensor:
+    """The weak view of a full-size map [H, W] of any type (labels, confidence): nearest, [height, width]."""
+    rows = _nearest(view.top, view.height, labels.shape[0], view.resized_height)
+    columns = _nearest(view.left, view.width, labels.shape[1], view.resized_width)
+    if view.flipped:
+        columns = columns.flip(0)
+    return labels[rows].index_select(1, columns)
+
+
+def draw_strong_view(rng: np.random.Generator, size: tuple[int, int]) -> tuple[list[ImageOperation], StrongView]:
+    """A flip half of the time, two random operations each half of the time, and always a cutout.
+
+    Returns the operations to apply between the flip and the cutout, in order, and what they do to the geometry (no
+    batch dimension: operations [2], values [2], cutout [4]). The operations are drawn with replacement from
+    ``OPERATIONS``, at a level of 1..9. RandAugment (arXiv:1909.13719) with the ranges of the released code.
+    """
+    flipped = rng.random() < 0.5
+    operations, kinds, values = [], [Operation.NONE] * 2, [0.0] * 2
+    for n in range(2):
+        name = OPERATIONS[rng.integers(len(OPERATIONS))]
+        value = _value(name, int(rng.integers(1, 10)), 1 if rng.random() < 0.5 else -1, size)
+        if rng.random() < 0.5:
+            operations.append(ImageOperation(name, value))
+            if name in _GEOMETRY:
+                kinds[n], values[n] = _GEOMETRY[name], value
+    view = StrongView(
+        torch.tensor(flipped),
+        torch.tensor(kinds, dtype=torch.int64),
+        torch.tensor(values, dtype=torch.float32),
+        torch.tensor(_draw_cutout(rng, size)),
+    )
+    return operations, view
+
+
+def strong_view_of_image(image: Image.Image, operations: list[ImageOperation], view: StrongView) -> Image.Image:
+    """The strong view of a weak view: flip, operations in turn, cutout. A new image of the same size."""
+    image = ImageOps.mirror(image) if view.flipped else image.copy()
+    for operation in operations:
+        image = apply_operation(image, operation)
+    ImageDraw.Draw(image).rectangle(view.cutout.tolist(), fill=FILL)  # both corners are inside
+    return image
+
+
+def apply_operation(image: Image.Image, operation: ImageOperation) -> Image.Image:
+    """One operation on an RGB image; geometry is bilinear and keeps the size, with ``FILL`` from outside."""
+    name, value = operation
+    if name in _ENHANCERS:
+        return _ENHANCERS[name](image).enhance(value)
+    match name:
+        case "AutoContrast":
+            return ImageOps.autocontrast(image)
+        case "Equalize":
+            return ImageOps.equalize(image)
+        case "Identity":
+            return image
+        case "Posterize":
+            return ImageOps.posterize(image, value)
+        case "Solarize":
+            return ImageOps.solarize(image, value)
+        case "Rotate":
+            return image.rotate(value, Image.Resampling.BILINEAR, fillcolor=FILL)
+        case "ShearX":
+            return _affine(image, (1, value, 0, 0, 1, 0))
+        case "ShearY":
+            return _affine(image, (1, 0, 0, value, 1, 0))
+        case "TranslateX":
+            return _affine(image, (1, 0, value, 0, 1, 0))
+        case "TranslateY":
+            return _affine(image, (1, 0, 0, 0, 1, value))
+    raise ValueError(f"no image operation {name!r}; there are {', '.join(OPERATIONS)}")
+
+
+def _value(name: str, level: int, sign: int, size: tuple[int, int]) -> float | None:
+    """What an operation does at a level of 1..9; ``sign`` counts for the geometric ones."""
+    if name in _ENHANCERS:
+        return 0.9 * level / 10 + 0.05
+    match name:
+        case "Posterize":
+            return int(4 * level / 10) + 4  # bits that stay
+        case "Solarize":
+            return 256 - int(256 * level / 10)  # values from here on are inverted
+        case "Rotate":
+            return sign * 30 * level / 10  # degrees
+        case "ShearX" | "ShearY":
+            return sign * 0.3 * level / 10
+        case "TranslateX":
+            return int(sign * 0.3 * level / 10 * size[1])
+        case "TranslateY":
+            return int(sign * 0.3 * level / 10 * size[0])
+    return None
+
+
+def _draw_cutout(rng: np.random.Generator, size: tuple[int, int]) -> list[int]:
+    """x0, y0, x1, y1: a square of a third of the shorter side about a random point, less at the edges."""
+    height, width = size
+    side = min(height, width) // 3
+    x0 = int(max(0, rng.uniform(0, width) - side / 2))
+    y0 = int(max(0, rng.uniform(0, height) - side / 2))
+    return [x0, y0, min(width, x0 + side), min(height, y0 + side)]
+
+
+def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
+    """Output (x, y) shows input (ax + by + c, dx + ey + f)."""
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+def _nearest(start: Tensor, length: Tensor, full: int, resized: Tensor) -> Tensor:
+    """Pixels 0..full-1 under the centres of ``length`` pixels from ``start`` on of a map resized to ``resized``."""
+    centres = 2 * (start + torch.arange(int(length))) + 1  # in half pixels, so that integers stay exact
+    return centres * full // (2 * resized)

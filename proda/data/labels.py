@@ -1,0 +1,112 @@
+"""Classes, colours and label ids of the benchmarks: Cityscapes, GTA5 and SYNTHIA with 19, 16 and 13 classes.
+
+Inside this project a label map is uint8 [H, W] of train ids 0..K-1, with ``IGNORE`` (250) where there is no label.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from proda.method import IGNORE
+
+UNKNOWN = 255  # in an id table: the format has no such id, so the file is not what it is taken for
+
+
+class Class(NamedTuple):
+    """One class of the 19, with its colour and its id in the files of each benchmark."""
+
+    name: str
+    color: tuple[int, int, int]  # RGB, 0..255
+    cityscapes: int  # GTA5 uses the same ids
+    synthia: int
+
+
+# The sky is (0, 130, 180) as in the released code, not the (70, 130, 180) of the Cityscapes scripts.
+CLASSES = (
+    Class("road", (128, 64, 128), 7, 3),
+    Class("sidewalk", (244, 35, 232), 8, 4),
+    Class("building", (70, 70, 70), 11, 2),
+    Class("wall", (102, 102, 156), 12, 21),
+    Class("fence", (190, 153, 153), 13, 5),
+    Class("pole", (153, 153, 153), 17, 7),
+    Class("traffic_light", (250, 170, 30), 19, 15),
+    Class("traffic_sign", (220, 220, 0), 20, 9),
+    Class("vegetation", (107, 142, 35), 21, 6),
+    Class("terrain", (152, 251, 152), 22, 16),
+    Class("sky", (0, 130, 180), 23, 1),
+    Class("person", (220, 20, 60), 24, 10),
+    Class("rider", (255, 0, 0), 25, 17),
+    Class("car", (0, 0, 142), 26, 8),
+    Class("truck", (0, 0, 70), 27, 18),
+    Class("bus", (0, 60, 100), 28, 19),
+    Class("train", (0, 80, 100), 31, 20),
+    Class("motorcycle", (0, 0, 230), 32, 12),
+    Class("bicycle", (119, 11, 32), 33, 11),
+)
+
+_LEFT_OUT = {  # by the number of classes
+    19: set(),
+    16: {"terrain", "truck", "train"},
+    13: {"terrain", "truck", "train", "wall", "fence", "pole"},
+}
+
+# Every id that a file of the format may hold. Anything else means another kind of file (say, one of train ids).
+_FILE_IDS = {
+    "cityscapes": {*range(34), 255},  # 255 is -1, licence plate, in a byte
+    "gta5": {*range(35), IGNORE},
+    "synthia": set(range(23)),
+}
+
+
+def classes(num_classes: int) -> tuple[Class, ...]:
+    """The classes in the order of their train ids; ``num_classes`` is 19, 16 or 13, else ValueError."""
+    if num_classes not in _LEFT_OUT:
+        raise ValueError(f"--num_classes must be 19, 16 or 13, got {num_classes}")
+    return tuple(c for c in CLASSES if c.name not in _LEFT_OUT[num_classes])
+
+
+def class_names(num_classes: int) -> list[str]:
+    """Names in the order of the train ids."""
+    return [c.name for c in classes(num_classes)]
+
+
+def palette(num_classes: int) -> np.ndarray:
+    """RGB colours, uint8 [K, 3]."""
+    return np.array([c.color for c in classes(num_classes)], np.uint8)
+
+
+def class_subset(num_classes: int, of: int = 19) -> list[int]:
+    """Train ids that the classes of a smaller label space have in the space of ``of`` classes.
+
+    ``class_subset(13, of=16)`` are the rows of a 16-class score that the 13-class score of SYNTHIA averages.
+    """
+    names = class_names(of)
+    return [names.index(name) for name in class_names(num_classes)]
+
+
+def id_table(dataset: str, num_classes: int) -> np.ndarray:
+    """Table uint8 [256] from the ids in the files of ``dataset`` to train ids.
+
+    ``dataset`` is "cityscapes", "gta5" or "synthia". Ids outside the classes become ``IGNORE``; ids that the
+    format does not have become ``UNKNOWN``, for the reader to refuse (the released code refuses them for GTA5 and
+    ignores them for the others).
+    """
+    if dataset not in _FILE_IDS:
+        raise ValueError(f"no label ids known for data set {dataset!r}; there are {', '.join(_FILE_IDS)}")
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[list(_FILE_IDS[dataset])] = IGNORE
+    for train_id, c in enumerate(classes(num_classes)):
+        table[c.synthia if dataset == "synthia" else c.cityscapes] = train_id
+    return table
+
+
+def colorize(labels: np.ndarray, colors: np.ndarray | None = None) -> np.ndarray:
+    """Picture of a label map: integer [H, W] in 0..255 to RGB uint8 [H, W, 3].
+
+    ``colors`` is uint8 [K, 3], by default of the 19 classes. Values from K on, ``IGNORE`` among them, keep the grey
+    of their value.
+    """
+    colors = palette(19) if colors is None else colors
+    table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    table[: len(colors)] = colors
+    return table[np.asarray(labels)]

@@ -1,0 +1,109 @@
+"""The prototypes' life: computed once from the warm-up model, then a moving average as training goes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine
+from torch import Tensor, nn
+
+from proda.data.loaders import to_device
+from proda.engines.events import ProdaEvents
+from proda.engines.update import Precision, images
+from proda.files import save_tensors
+from proda.method.prototypes import class_means, update_prototypes
+
+COUNT_CAP = 3000
+
+
+class Prototypes:
+    """Class prototypes and how many image means each has seen; what engines read and handlers move.
+
+    ``values`` float32 [K, D] and ``counts`` float32 [K], both changed in place, so that an engine that was handed
+    ``values`` sees every update. A class that was never seen has zeros and count 0.
+    """
+
+    def __init__(self, num_classes: int, features: int, device: torch.device | str = "cpu") -> None:
+        self.values = torch.zeros(num_classes, features, device=device)
+        self.counts = torch.zeros(num_classes, device=device)
+
+    def update(self, means: Tensor, present: Tensor, *, momentum: float | None) -> None:
+        """N updates in turn: ``means`` [N, K, D], ``present`` bool [N, K]; see ``update_prototypes``."""
+        values, counts = update_prototypes(self.values, self.counts, means, present, momentum=momentum, cap=COUNT_CAP)
+        self.values.copy_(values)
+        self.counts.copy_(counts)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"prototypes": self.values, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        found, expected = tuple(state["prototypes"].shape), tuple(self.values.shape)
+        if found != expected:
+            raise ValueError(f"prototypes have shape {found}, expected [classes, features] = {expected}")
+        self.values.copy_(state["prototypes"])
+        self.counts.copy_(state.get("counts", torch.zeros_like(self.counts)))
+
+    def save(self, path: Path) -> None:
+        save_tensors({name: value.cpu() for name, value in self.state_dict().items()}, path)
+
+
+class PrototypeEMA:
+    """Moves every prototype towards the class means of the batch, image by image (ProDA equation 6).
+
+    Reads ``output["class_means"]`` [B, K, D] and ``output["class_present"]`` bool [B, K]; fires ``PROTOTYPES_UPDATED``.
+    ``momentum`` is the share of the new value: 1e-4 is the paper's lambda = 0.9999. The images of all processes come
+    in the order of the global batch, so the result does not depend on the number of processes.
+    """
+
+    def __init__(self, prototypes: Prototypes, momentum: float = 1e-4) -> None:
+        self.prototypes, self.momentum = prototypes, momentum
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        means, present = engine.state.output["class_means"], engine.state.output["class_present"]
+        if idist.get_world_size() > 1:
+            means, present = idist.all_gather(means), idist.all_gather(present.to(torch.uint8)).bool()
+        self.prototypes.update(means, present, momentum=self.momentum)
+        engine.fire_event(ProdaEvents.PROTOTYPES_UPDATED)
+
+    def attach(self, engine: Engine) -> None:
+        """After the student has moved, before the teacher follows: the released code's order."""
+        engine.add_event_handler(ProdaEvents.OPTIMIZER_STEPPED, self)
+
+
+@torch.no_grad()
+def initial_prototypes(
+    prototypes: Prototypes,
+    network: nn.Module,
+    batches: Iterable[dict[str, Any]],
+    precision: Precision,
+    device: torch.device,
+    *,
+    passes: int = 1,
+) -> None:
+    """Fills ``prototypes`` with the mean of the class means of every image, under the network's own arg-max.
+
+    ``batches``: ``{"image"}`` of the unaugmented target training set, in a fixed order, each image on one process.
+    The network runs in evaluation mode. The released code makes four passes, in which the cap on the counts gives
+    later images of frequent classes more weight; one pass is the plain mean.
+    """
+    network.eval()
+    for _ in range(passes):
+        for batch in batches:
+            batch = to_device(batch, device)
+            with precision.autocast():
+                result = network(images(batch))
+            means = class_means(result.features, result.logits)
+            prototypes.update(means.means, means.present, momentum=None)
+    if idist.get_world_size() > 1:
+        _merge_processes(prototypes)
+
+
+def _merge_processes(prototypes: Prototypes) -> None:
+    """Means of several processes, weighted by their counts."""
+    total = idist.all_reduce(prototypes.counts.clone())
+    weighted = idist.all_reduce(prototypes.values * prototypes.counts.unsqueeze(1))
+    prototypes.values.copy_(weighted / total.clamp(min=1).unsqueeze(1))
+    prototypes.counts.copy_(total.clamp(max=COUNT_CAP))

@@ -1,0 +1,148 @@
+"""The losses of ProDA (arXiv:2101.10979), as they are summed by the training steps.
+
+Every loss takes tensors and returns a float32 scalar without a weight: the factor of a term (0.01, 0.1, 10, ...) is
+the caller's. Half-precision inputs are raised to float32 first, because logarithms of small probabilities are lost
+in bfloat16. Class labels are integers of any type; ``IGNORE`` marks pixels that take part in nothing.
+Means over pixels divide by the number of pixels that take part, or by ``pixels`` (a scalar tensor) where it is given:
+processes that share a global batch divide by the same number.
+
+``pixels`` of a masked mean is the number to divide by, if it is not that of the valid pixels at hand: several
+processes whose gradients are averaged divide by their mean number, so that every pixel of the batch weighs the same.
+
+B batch, K classes, h w height and width of the maps.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from proda.method import IGNORE
+
+GanKind = Literal["lsgan", "vanilla"]
+
+SMALLEST_PROBABILITY = 1e-7  # the reverse term holds no prediction below this, ...
+SMALLEST_LABEL = 1e-4  # ... and reads the zeros of a one-hot label as this, to have a logarithm
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = None, empty: float = 0.0) -> Tensor:
+    """Mean cross entropy over the pixels that are not ignored.
+
+    ``logits`` [B, K, h, w], ``labels`` [B, h, w] in 0..K-1 or ``IGNORE``. Where every pixel is ignored the loss is
+    ``empty`` with zero gradients; PyTorch and the released code give NaN there, which would end a run.
+    """
+    total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction="sum")
+    pixels = (labels != IGNORE).sum() if pixels is None else pixels
+    return total / torch.where(pixels > 0, pixels, 1).float() + torch.where(pixels > 0, 0.0, empty)
+
+
+def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = None) -> Tensor:
+    """Cross entropy with prediction p and label q exchanged, -sum p log q: bounded, so wrong labels cost little.
+
+    Shapes as in ``cross_entropy``; 0 where every pixel is ignored. Source: symmetric cross entropy
+    (arXiv:1908.06112), with the clamps of the released code.
+    """
+    valid = labels != IGNORE
+    p = logits.float().softmax(1).clamp(SMALLEST_PROBABILITY, 1)
+    p_label = p.gather(1, labels.long().where(valid, 0).unsqueeze(1)).squeeze(1)
+    # log q is 0 at the label and the same large negative number at every other class.
+    per_pixel = -math.log(SMALLEST_LABEL) * (p.sum(1) - p_label)
+    pixels = valid.sum() if pixels is None else pixels
+    return (per_pixel * valid).sum() / (pixels.float() + 1e-6)
+
+
+def symmetric_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ce_weight: float = 0.1,
+    rce_weight: float = 1.0,
+    pixels: Tensor | None = None,
+    empty: float = 0.0,
+) -> Tensor:
+    """Weighted sum of cross entropy and reverse cross entropy; the loss on rectified pseudo labels in stage 1."""
+    ce = cross_entropy(logits, labels, pixels=pixels, empty=empty)
+    return ce_weight * ce + rce_weight * reverse_cross_entropy(logits, labels, pixels=pixels)
+
+
+def mrkld(logits: Tensor) -> Tensor:
+    """Regulariser that keeps predictions from becoming one-hot: mean of -log p over classes and pixels.
+
+    ``logits`` [B, K, h, w]. Looks at no labels and at every pixel. Source: MRKLD of CRST (arXiv:1908.09822).
+    """
+    return -logits.float().log_softmax(1).mean()
+
+
+def mrent(logits: Tensor) -> Tensor:
+    """Negative entropy of the prediction, averaged over pixels: in -log K..0, lowest for the uniform prediction.
+
+    ``logits`` [B, K, h, w]. Source: MRENT of CRST (arXiv:1908.09822).
+    """
+    log_p = logits.float().log_softmax(1)
+    return (log_p.exp() * log_p).sum(1).mean()
+
+
+def structure_consistency(
+    student_distances: Tensor,
+    teacher_distances: Tensor,
+    valid: Tensor,
+    *,
+    temperature: float = 1.0,
+    pixels: Tensor | None = None,
+) -> Tensor:
+    """KL divergence between the prototypical assignments of two views: target structure learning of the paper.
+
+    ``student_distances`` of the strong view and ``teacher_distances`` of the weak view brought into the strong view,
+    both [B, K, h, w], distances to the same prototypes; ``valid`` bool [B, h, w] or [B, 1, h, w], false where the
+    strong view shows padding. The mean runs over valid pixels and classes. The teacher receives no gradient.
+    The assignment is softmax(-temperature * distance): the temperature multiplies, as in the released code.
+    """
+    log_student = (-temperature * student_distances.float()).log_softmax(1)
+    teacher = (-temperature * teacher_distances.detach().float()).softmax(1)
+    divergence = F.kl_div(log_student, teacher, reduction="none").sum(1)
+    valid = valid.reshape(divergence.shape).bool()
+    pixels = valid.sum() if pixels is None else pixels
+    return divergence.where(valid, 0).sum() / (torch.where(pixels > 0, pixels, 1).float() * student_distances.shape[1])
+
+
+def distillation(student_logits: Tensor, teacher_logits: Tensor, *, as_released: bool = False) -> Tensor:
+    """KL divergence of the student from the fixed teacher, averaged over pixels and classes (stages 2 and 3).
+
+    Both [B, K, h, w]; padding is not left out. Never negative, 0 where the two agree; the teacher receives no gradient.
+    ``as_released`` puts the student's probabilities where their logarithms belong, as the published runs did
+    (a bug by the authors' own account; the value is negative then).
+    """
+    student = student_logits.float()
+    student = student.softmax(1) if as_released else student.log_softmax(1)
+    return F.kl_div(student, teacher_logits.detach().float().softmax(1), reduction="mean")
+
+
+def generator_loss(disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
+    """Adversarial loss of the segmentation network: its target output should pass for source (warm-up).
+
+    ``disc_target``: raw output of the discriminator on the target prediction, any shape.
+    """
+    return _domain_loss(disc_target, 0.0, kind)
+
+
+def discriminator_loss(disc_source: Tensor, disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
+    """Loss of the discriminator, a sum of two means: source is domain 0, target is domain 1."""
+    return _domain_loss(disc_source, 0.0, kind) + _domain_loss(disc_target, 1.0, kind)
+
+
+def _divisor(valid: Tensor, pixels: Tensor | None) -> Tensor:
+    """The number of pixels to divide by; 1 for none, whose sum is 0 anyway."""
+    pixels = valid.sum() if pixels is None else pixels
+    return torch.where(pixels > 0, pixels, 1)
+
+
+def _domain_loss(output: Tensor, domain: float, kind: GanKind) -> Tensor:
+    output = output.float()
+    expected = torch.full_like(output, domain)
+    if kind == "lsgan":
+        return F.mse_loss(output, expected)
+    if kind == "vanilla":
+        return F.binary_cross_entropy_with_logits(output, expected)
+    raise ValueError(f'the kind of adversarial loss must be "lsgan" or "vanilla", got "{kind}"')

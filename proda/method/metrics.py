@@ -1,0 +1,43 @@
+"""Scores of a segmentation from its confusion matrix."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+class Scores(NamedTuple):
+    """Fractions in 0..1; NaN where there is nothing to score."""
+
+    iou: Tensor  # float64 [K], NaN for a class in neither labels nor predictions
+    mean_iou: Tensor  # mean of the classes that are not NaN
+    overall_accuracy: Tensor  # correct pixels of all pixels
+    mean_accuracy: Tensor  # mean over classes of correct pixels of the class's pixels
+    frequency_weighted_iou: Tensor  # IoU weighted by how many pixels a class has
+
+
+def scores(confusion: Tensor) -> Scores:
+    """Scores of a confusion matrix [K, K], rows true and columns predicted; ignored pixels are not in it."""
+    confusion = confusion.double()
+    correct = confusion.diagonal()
+    true, predicted, total = confusion.sum(1), confusion.sum(0), confusion.sum()
+    iou = correct / (true + predicted - correct)  # 0/0 = NaN: the class is absent
+    frequency = true / total
+    return Scores(
+        iou=iou,
+        mean_iou=iou.nanmean(),
+        overall_accuracy=correct.sum() / total,
+        mean_accuracy=(correct / true).nanmean(),
+        frequency_weighted_iou=torch.where(frequency > 0, frequency * iou, 0.0).sum(),
+    )
+
+
+def mutual_information(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The two halves of a label-free score of predictions [B, K, H, W]: confident pixel by pixel, yet diverse overall.
+
+    Returns:
+        Sum over images of the mean prediction [K], and of the mean pixel entropy (nats). With N images the score is the
+        entropy of ``first / N`` minus ``second / N``, between 0 and log K; higher is better.
+    """
+    probabilities = probabilities.float()
+    entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)
+    return probabilities.mean((2, 3)).double().sum(0), entropy.mean((1, 2)).double().sum()

@@ -1,0 +1,119 @@
+"""Class prototypes: where each class lives in feature space, and how near a pixel is to it.
+
+B batch, K classes, D feature size, h w height and width of the maps, N updates (the images of all processes).
+All results are float32, whatever the inputs, and inside autocast too: distances are differences of large numbers.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ClassMeans(NamedTuple):
+    """Mean feature of every class in every image."""
+
+    means: Tensor  # float32 [B, K, D], 0 where the class is absent
+    present: Tensor  # bool [B, K]
+
+
+def class_means(
+    features: Tensor,
+    logits: Tensor,
+    labels: Tensor | None = None,
+    *,
+    min_confidence: float = 0.0,
+    min_pixels: int = 10,
+) -> ClassMeans:
+    """Mean feature of the pixels that each image's own prediction gives to a class.
+
+    ``features`` [B, D, h, w], ``logits`` [B, K, h, w]. With ``labels`` [B, h, w] (integers) a pixel counts only where
+    the prediction is right. A class with fewer than ``min_pixels`` pixels in an image is absent from it. The mean
+    runs over the pixels whose top probability is at least ``min_confidence``; the pixel count does not ask for it.
+    Source: ``calculate_mean_vector`` in the released code.
+    """
+    num_classes = logits.shape[1]
+    classes = torch.arange(num_classes, device=logits.device)[:, None, None]
+    predicted = logits.argmax(1)
+    member = predicted.unsqueeze(1) == classes  # [B, K, h, w]
+    if labels is not None:
+        member = member & (labels == predicted).unsqueeze(1)
+    enough = member.sum((2, 3)) >= min_pixels
+    if min_confidence > 0:
+        member = member & (logits.float().softmax(1).amax(1, keepdim=True) >= min_confidence)
+    with _full_precision(features):
+        member = member.flatten(2).float()
+        pixels = member.sum(2)
+        present = enough & (pixels > 0)
+        sums = member @ features.float().flatten(2).mT
+    means = sums / pixels.clamp(min=1).unsqueeze(2)
+    return ClassMeans(means * present.unsqueeze(2), present)
+
+
+def update_prototypes(
+    prototypes: Tensor,
+    counts: Tensor,
+    means: Tensor,
+    present: Tensor,
+    *,
+    momentum: float | None,
+    start_mean: int = 0,
+    cap: int = 3000,
+) -> tuple[Tensor, Tensor]:
+    """Prototypes and counts after N updates in turn, each moving the present classes towards one image's means.
+
+    ``prototypes`` [K, D], ``counts`` [K] (updates so far, at most ``cap``), ``means`` [N, K, D], ``present`` [N, K].
+    ``momentum`` in (0, 1] is the share of the new value; None is the running mean, P <- (c P + v) / (c + 1), in which
+    a count c at ``cap`` grows no further. While a count is below ``start_mean`` the running mean is used either way.
+    A mean whose entries sum to exactly 0 is no observation. Returns new tensors.
+
+    Source: ``update_objective_SingleVector`` in the released code, its loop unrolled: after all N updates value n
+    holds the share it got, reduced by every later update of its class.
+    """
+    if momentum is not None and not 0 < momentum <= 1:
+        raise ValueError(f"the momentum of prototypes must be in (0, 1] or None, got {momentum}")
+    means = means.to(prototypes.dtype)
+    updates = (present & (means.sum(2) != 0)).to(counts.dtype)  # [N, K], 0 or 1
+    counts_before = (counts + updates.cumsum(0) - updates).clamp(max=cap)
+    share = 1 / (counts_before + 1)
+    if momentum is not None:
+        share = torch.where(counts_before < start_mean, share, momentum)
+    share = (share * updates).to(prototypes.dtype)
+    kept = 1 - share
+    kept_later = torch.cat([kept[1:], torch.ones_like(kept[:1])]).flip(0).cumprod(0).flip(0)
+    moved = prototypes * kept.prod(0).unsqueeze(1) + ((share * kept_later).unsqueeze(2) * means).sum(0)
+    return moved, (counts + updates.sum(0)).clamp(max=cap)
+
+
+def distances(features: Tensor, prototypes: Tensor) -> Tensor:
+    """Euclidean distance of every pixel's feature to every prototype.
+
+    ``features`` [B, D, h, w], ``prototypes`` [K, D]; returns [B, K, h, w]. One matrix product, differentiable
+    everywhere, with zero gradient where feature and prototype coincide.
+    """
+    with _full_precision(features):
+        prototypes = prototypes.float()
+        # |f|^2 - 2 f.p + |p|^2 cancels badly far from the origin; moving the origin changes no distance.
+        origin = prototypes.mean(0)
+        f = features.float().flatten(2) - origin.unsqueeze(1)  # [B, D, h*w]
+        p = prototypes - origin
+        f_norm = torch.linalg.vector_norm(f, dim=1, keepdim=True)
+        p_norm = torch.linalg.vector_norm(p, dim=1).unsqueeze(1)
+        squared = f_norm.square() + p_norm.square() - 2 * (p @ f)
+        # Rounding can leave a small negative number, and the slope of a root at 0 is infinite.
+        return squared.clamp(min=1e-12).sqrt().unflatten(2, features.shape[2:])
+
+
+def prototype_weights(distances: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """How likely each class is at each pixel, from the distances [B, K, h, w]: softmax(-temperature * distance).
+
+    Sums to 1 over K. The temperature multiplies, as in the released code. Subtracting the smallest distance, as the
+    paper writes it, changes nothing: softmax does so itself. Source: the weight omega of the paper;
+    ``get_prototype_weight`` in the released code.
+    """
+    return (-temperature * distances.float()).softmax(1)
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Matrix products inside are not lowered to half precision by a surrounding autocast."""
+    return torch.autocast(tensor.device.type, enabled=False)

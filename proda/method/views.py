@@ -1,0 +1,219 @@
+"""Views of an image and what they do to maps: which pixel of a map shows what each pixel of the view shows.
+
+A *weak view* resizes the full image, crops it and may mirror it. A *strong view* mirrors the weak view, applies
+geometric operations one after another and cuts a rectangle out. The image itself is moved where samples are loaded;
+here the maps that belong to it (labels, soft labels, distances, features) follow, a quarter of its size.
+
+The parameters are tensors, one entry per sample, so that a batch of views is moved at once. Coordinates are those of
+Pillow: pixel i covers i..i+1 and its centre lies at i + 0.5; pixel j of a quarter-size map covers 4j..4j+4.
+
+B batch, C channels, N operations of a strong view, h w height and width of the maps.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from proda.method import IGNORE
+
+
+class WeakView(NamedTuple):
+    """Resize, crop and flip, in pixels of the image. All int64 (``flipped`` bool), [B] or 0-dim for one sample."""
+
+    resized_height: Tensor  # size of the whole image after the resize
+    resized_width: Tensor
+    top: Tensor  # corner of the crop in the resized image
+    left: Tensor
+    height: Tensor  # size of the crop, the same for all samples of a batch
+    width: Tensor
+    flipped: Tensor  # the crop is mirrored left to right, last
+
+
+class Operation(IntEnum):
+    """Geometric operations of a strong view; the value of each is what moves the image by the stated rule."""
+
+    NONE = 0
+    SHEAR_X = 1  # output (x, y) shows input (x + value * y, y)
+    SHEAR_Y = 2  # output (x, y) shows input (x, y + value * x)
+    TRANSLATE_X = 3  # output (x, y) shows input (x + value, y), in pixels of the image
+    TRANSLATE_Y = 4  # output (x, y) shows input (x, y + value)
+    ROTATE = 5  # value in degrees, counter-clockwise about the centre
+
+
+class StrongView(NamedTuple):
+    """What happened to the geometry of the weak view: the flip first, the operations in turn, the cutout last."""
+
+    flipped: Tensor  # bool [B]
+    operations: Tensor  # int64 [B, N], values of ``Operation`` in the order they were applied
+    values: Tensor  # float32 [B, N]
+    cutout: Tensor  # int64 [B, 4], x0 y0 x1 y1 in pixels of the image, both corners inside; all -1 for none
+
+
+def weak_view(maps: Tensor, view: WeakView, *, scale: int = 4, size: tuple[int, int] | None = None) -> Tensor:
+    """Maps of full images, moved to the weak view by bilinear sampling.
+
+    ``maps`` [B, C, h, w], 1/``scale`` of the full images; returns float32 [B, C, height / scale, width / scale].
+    ``size``: height and width of the crop, if the caller knows them; reading them from the view makes a GPU wait.
+    Sizes and positions are divided by ``scale`` and truncated, corners are aligned, as in the released code.
+    """
+    height, width = size or (int(view.height.max()), int(view.width.max()))
+    rows = torch.arange(height // scale, device=maps.device)
+    columns = torch.arange(width // scale, device=maps.device)
+    y = (view.top // scale)[:, None] + rows
+    x = (view.left // scale)[:, None] + columns
+    return _sample_crop(maps, y, x, view.resized_height // scale, view.resized_width // scale, view.flipped)
+
+
+def crop_soft_labels(soft: Tensor, view: WeakView, *, scale: int = 4) -> Tensor:
+    """Stored soft labels of one full image, cropped to its weak view in one bilinear sampling.
+
+    ``soft`` [K, h, w] of any floating type and resolution, ``view`` of one sample; returns float32
+    [K, height / scale, width / scale]. The released code enlarges to the full image, resizes, crops, and reduces to a
+    quarter, with all corners aligned: the positions of that route, without its three intermediate images.
+    """
+    view = WeakView(*(torch.as_tensor(field)[None] for field in view))
+    height, width = int(view.height), int(view.width)
+    y = view.top[:, None] + torch.linspace(0, height - 1, height // scale)
+    x = view.left[:, None] + torch.linspace(0, width - 1, width // scale)
+    return _sample_crop(soft[None], y, x, view.resized_height, view.resized_width, view.flipped)[0]
+
+
+def downscale_labels(labels: Tensor, scale: int = 4) -> Tensor:
+    """Nearest subsampling of labels [..., H, W]: rows and columns 0, scale, 2 * scale, ..."""
+    return labels[..., ::scale, ::scale]
+
+
+def replay(
+    maps: Tensor, view: StrongView, *, scale: int = 4, released: bool = False, padding: float = IGNORE
+) -> tuple[Tensor, Tensor]:
+    """Maps of weak views, moved as the strong view moved the image, by nearest sampling.
+
+    ``maps`` [B, C, h, w] of any type, 1/``scale`` of the image. Returns the moved maps, of the same type, with
+    ``padding`` where the strong view shows fill or cutout, and bool [B, 1, h, w], false at these pixels.
+
+    By default maps move exactly as the image does: operations in the order they were applied, repeats included; what
+    an operation has moved out of the image stays lost. ``released`` repeats the released code: one fixed order, of a
+    repeated operation only the last value, horizontal translation too far by w/h, cutout without its far edges.
+    """
+    h, w = maps.shape[2:]
+    source, valid = (_source_released if released else _source)(view, h, w, scale)
+    moved = maps.flatten(2).gather(2, source[:, None].expand(-1, maps.shape[1], -1)).unflatten(2, (h, w))
+    valid = valid.unflatten(1, (1, h, w))
+    return moved.masked_fill(~valid, padding), valid
+
+
+def _sample_crop(maps: Tensor, y: Tensor, x: Tensor, height: Tensor, width: Tensor, flipped: Tensor) -> Tensor:
+    """Samples of ``maps`` at rows ``y`` [B, i] and columns ``x`` [B, j] of their copies resized to height x width."""
+    x = x.where(~flipped[:, None], x.flip(1))
+    maps = _interpolate_rows(maps.float(), y * _aligned_step(maps.shape[2], height))
+    return _interpolate_rows(maps.mT, x * _aligned_step(maps.shape[3], width)).mT
+
+
+def _aligned_step(size: int, resized: Tensor) -> Tensor:
+    """How far a step of one pixel in the resized map goes in the map of ``size``, corners aligned; [B, 1]."""
+    # A number over a tensor would be computed as number * (1 / tensor), which differs in the last bit.
+    return (resized.new_full((), size - 1) / (resized - 1).clamp(min=1))[:, None]
+
+
+def _interpolate_rows(maps: Tensor, y: Tensor) -> Tensor:
+    """Linear interpolation of ``maps`` [B, C, h, w] at row positions ``y`` [B, i] in 0..h-1; returns [B, C, i, w].
+
+    Not ``grid_sample``: its coordinates of -1..1 lose digits that the golden values keep.
+    """
+
+    def rows(index: Tensor) -> Tensor:
+        return maps.gather(2, index[:, None, :, None].expand(-1, maps.shape[1], -1, maps.shape[3]))
+
+    last = maps.shape[2] - 1
+    above = y.long().clamp(0, last)
+    below = (above + 1).clamp(max=last)
+    return rows(above).lerp(rows(below), (y - above)[:, None, :, None])
+
+
+def _source(view: StrongView, h: int, w: int, scale: int) -> tuple[Tensor, Tensor]:
+    """For each pixel of the strong view, the pixel of the weak view that it shows: int64 and validity, [B, h * w].
+
+    Follows the centre of every pixel back through the operations, in pixels of the image, and rounds once at the end.
+    """
+    height, width = h * scale, w * scale
+    device = view.values.device
+    rows, columns = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
+    y = (scale * (rows.flatten() + 0.5)).expand(len(view.values), -1)
+    x = (scale * (columns.flatten() + 0.5)).expand(len(view.values), -1)
+
+    # The image's rectangle includes the pixels of both corners.
+    x0, y0, x1, y1 = view.cutout.unsqueeze(2).unbind(1)
+    valid = ~((x0 <= x) & (x < x1 + 1) & (y0 <= y) & (y < y1 + 1))
+
+    for n in reversed(range(view.values.shape[1])):
+        x, y = _undo(view.operations[:, n : n + 1], view.values[:, n : n + 1], x, y, height, width)
+        valid = valid & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    x = torch.where(view.flipped[:, None], width - x, x)
+
+    row = (y / scale).floor().long().clamp(0, h - 1)
+    column = (x / scale).floor().long().clamp(0, w - 1)
+    return row * w + column, valid
+
+
+def _undo(operation: Tensor, value: Tensor, x: Tensor, y: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where the image was looked up by one operation per sample, [B, 1], for output positions x, y [B, h * w]."""
+
+    def value_of(kind: Operation) -> Tensor:
+        return value.where(operation == kind, 0)
+
+    angle = torch.deg2rad(value_of(Operation.ROTATE))
+    # Rotation turns about the centre; shears are anchored at the top left corner.
+    centre_x = (width / 2) * (operation == Operation.ROTATE)
+    centre_y = (height / 2) * (operation == Operation.ROTATE)
+    dx, dy = x - centre_x, y - centre_y
+    x = centre_x + angle.cos() * dx + (value_of(Operation.SHEAR_X) - angle.sin()) * dy
+    y = centre_y + angle.cos() * dy + (value_of(Operation.SHEAR_Y) + angle.sin()) * dx
+    return x + value_of(Operation.TRANSLATE_X), y + value_of(Operation.TRANSLATE_Y)
+
+
+def _source_released(view: StrongView, h: int, w: int, scale: int) -> tuple[Tensor, Tensor]:
+    """As ``_source``, by the rules of the released code, with its sampler and its order of operations.
+
+    It samples maps anew for each operation; numbering the pixels and sampling the numbers says where each came from.
+    """
+
+    def last_value(kind: Operation) -> Tensor:
+        value = torch.zeros_like(view.values[:, 0])
+        for n in range(view.values.shape[1]):
+            value = torch.where(view.operations[:, n] == kind, view.values[:, n], value)
+        return value
+
+    zero = torch.zeros_like(view.values[:, 0])
+    one = torch.ones_like(zero)
+    shear_x = last_value(Operation.SHEAR_X) * h / w
+    shear_y = last_value(Operation.SHEAR_Y) * w / h
+    # Both divide by the height, so that horizontal translation goes w/h times too far.
+    translate_x = 2 * (last_value(Operation.TRANSLATE_X) / scale).floor() / h
+    translate_y = 2 * (last_value(Operation.TRANSLATE_Y) / scale).floor() / h
+    angle = torch.deg2rad(last_value(Operation.ROTATE))
+    cos, sin = angle.cos(), angle.sin()
+    # Rows of the matrices from output to input position, in coordinates of -1..1.
+    steps = (
+        (1 - 2 * view.flipped.to(zero.dtype), zero, zero, zero, one, zero),
+        (one, shear_x, shear_x, zero, one, zero),
+        (one, zero, zero, shear_y, one, shear_y),
+        (one, zero, translate_x, zero, one, zero),
+        (one, zero, zero, zero, one, translate_y),
+        (cos, -sin * h / w, zero, sin * w / h, cos, zero),
+    )
+    number = torch.arange(1, h * w + 1, dtype=torch.float32, device=zero.device).reshape(1, 1, h, w)  # 0 is outside
+    number = number.expand(len(zero), -1, -1, -1)
+    for step in steps:
+        matrix = torch.stack(step, 1).reshape(-1, 2, 3)
+        grid = F.affine_grid(matrix, list(number.shape), align_corners=False)
+        number = F.grid_sample(number, grid, mode="nearest", align_corners=False)
+    number = number.flatten(1).long()
+
+    x0, y0, x1, y1 = view.cutout.div(scale, rounding_mode="floor").unsqueeze(2).unbind(1)
+    pixel = torch.arange(h * w, device=zero.device)
+    row, column = pixel // w, pixel % w
+    in_cutout = (x0 <= column) & (column < x1) & (y0 <= row) & (row < y1)
+    return (number - 1).clamp(min=0), (number > 0) & ~in_cutout

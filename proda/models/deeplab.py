@@ -1,0 +1,225 @@
+"""DeepLabV2 with the squeeze-and-excitation ASPP head of ProDA (arXiv:2101.10979), on torchvision's residual blocks.
+
+State-dict keys and shapes are those of the released network, so that its weights load with ``strict=True``.
+"""
+
+# B batch, K classes, D features of the head, H W image height and width, h w = H/8 + 1, W/8 + 1 (network stride).
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+
+CHANNELS_PER_GROUP = 8  # of every GroupNorm: 32 groups at the published 256 channels
+SQUEEZE_RATIO = 16
+
+
+class Segmentation(NamedTuple):
+    """What the network says about a batch, at network stride; the caller upsamples."""
+
+    logits: Tensor  # [B, K, h, w] before softmax
+    features: Tensor  # [B, D, h, w] after the head's dropout, before its last convolution: where prototypes live
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that leaves ``num_batches_tracked`` alone, as the released one does; the momentum is fixed anyway."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = (self.running_mean, self.running_var, self.weight, self.bias)
+        return F.batch_norm(x, *statistics, self.training, self.momentum, self.eps)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales every channel by a gate in 0..1 computed from the mean of all channels over the image."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeezed = channels // SQUEEZE_RATIO
+        self.se = nn.Sequential(
+            nn.Linear(channels, squeezed), nn.ReLU(inplace=True), nn.Linear(squeezed, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.se(x.mean((2, 3)))[:, :, None, None]
+
+
+class Head(nn.Module):
+    """Parallel dilated convolutions, concatenated, gated, reduced to D features, then classified.
+
+    DeepLab adds its branches up; this one concatenates them, after ``Classifier_Module2`` of the released code.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, num_classes: int, *, dilations: tuple[int, ...], dropout: float
+    ) -> None:
+        super().__init__()
+        groups = channels // CHANNELS_PER_GROUP
+
+        def branch(kernel: int, dilation: int) -> nn.Sequential:
+            convolution = nn.Conv2d(in_channels, channels, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+            return nn.Sequential(convolution, nn.GroupNorm(groups, channels), nn.ReLU(inplace=True))
+
+        self.conv2d_list = nn.ModuleList([branch(1, 1), *(branch(3, dilation) for dilation in dilations)])
+        concatenated = channels * len(self.conv2d_list)
+        self.bottleneck = nn.Sequential(
+            SqueezeExcitation(concatenated),
+            nn.Conv2d(concatenated, channels, 3, padding=1),
+            nn.GroupNorm(groups, channels),  # no ReLU after it: features are of both signs
+        )
+        self.head = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Segmentation:
+        x = self.bottleneck(torch.cat([branch(x) for branch in self.conv2d_list], dim=1))
+        dropout, classifier = self.head
+        features = dropout(x)
+        return Segmentation(classifier(features), features)
+
+
+class DeepLab(nn.Module):
+    """Dilated ResNet and head; takes RGB in 0..1 without mean or deviation, float [B, 3, H, W].
+
+    Returns :class:`Segmentation` at 1/8 (or 1/4) of the image, rounded up, plus 1 when the size is a multiple of it.
+
+    ``blocks``: residual blocks of the four stages. ``width``: channels of the stem; the stages have 4, 8, 16 and 32
+    times as many (64 is ResNet). ``head_channels``: D, a multiple of 8. ``stride``: 8, or 4 for small images, where
+    the first convolution keeps full resolution. ``bn_pretrain``: one more batch norm between backbone and head, for
+    self-supervised weights whose scale is not that of ImageNet's. ``dropout``: of whole feature channels.
+    Fresh weights are as published: every convolution normal with deviation 0.01, meant to be overwritten by
+    pretrained ones. Raises ValueError for a stride or a number of channels that cannot be built.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        blocks: tuple[int, int, int, int] = (3, 4, 23, 3),
+        width: int = 64,
+        head_channels: int = 256,
+        stride: int = 8,
+        bn_pretrain: bool = False,
+        dropout: float = 0.1,
+        dilations: tuple[int, ...] = (6, 12, 18, 24),
+    ) -> None:
+        super().__init__()
+        if stride not in (4, 8):
+            raise ValueError(f"stride must be 4 or 8, got {stride}")
+        if head_channels < 1 or head_channels % CHANNELS_PER_GROUP:
+            raise ValueError(f"head_channels must be a multiple of {CHANNELS_PER_GROUP}, got {head_channels}")
+        self.num_classes, self.blocks, self.width, self.stride = num_classes, tuple(blocks), width, stride
+        out_channels = 8 * width * Bottleneck.expansion
+
+        self.conv1 = nn.Conv2d(3, width, 7, stride=stride // 4, padding=3, bias=False)
+        self.bn1 = BatchNorm(width)
+        # The ceil mode is where the "plus 1" of the output size comes from.
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+        self.layer1 = _stage(width, width, blocks[0], stride=1, dilation=1)
+        self.layer2 = _stage(4 * width, 2 * width, blocks[1], stride=2, dilation=1)
+        self.layer3 = _stage(8 * width, 4 * width, blocks[2], stride=1, dilation=2)
+        self.layer4 = _stage(16 * width, 8 * width, blocks[3], stride=1, dilation=4)
+        self.layer5 = Head(out_channels, head_channels, num_classes, dilations=tuple(dilations), dropout=dropout)
+        self.bn_pretrain = BatchNorm(out_channels) if bn_pretrain else None
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.normal_(0, 0.01)
+        self.layer5.bottleneck[1].bias.zero_()  # the biases of the branches keep torch's default
+
+    def forward(self, image: Tensor) -> Segmentation:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(image)), inplace=True))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        if self.bn_pretrain is not None:
+            x = self.bn_pretrain(x)
+        return self.layer5(x)
+
+    def backbone_parts(self) -> tuple[nn.Module, ...]:
+        """Everything that ImageNet or self-supervised weights can fill; the rest is the head."""
+        return self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4
+
+
+def _stage(in_channels: int, planes: int, blocks: int, *, stride: int, dilation: int) -> nn.Sequential:
+    """Residual stage whose first block projects its shortcut and is dilated like the others."""
+    out_channels = planes * Bottleneck.expansion
+    shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm(out_channels))
+    first = Bottleneck(in_channels, planes, stride, shortcut, dilation=dilation, norm_layer=BatchNorm)
+    # torchvision has the stride on the 3x3 convolution; here it sits on the first 1x1, as in the original ResNet.
+    first.conv1.stride, first.conv2.stride = first.conv2.stride, (1, 1)
+    others = (Bottleneck(out_channels, planes, dilation=dilation, norm_layer=BatchNorm) for _ in range(blocks - 1))
+    return nn.Sequential(first, *others)
+
+
+def build_deeplab(name: str, num_classes: int, *, bn_pretrain: bool = False, dropout: float = 0.1) -> DeepLab:
+    """The network called ``name``, with random weights; nothing is downloaded.
+
+    ``resnet101`` is the published one, ``resnet50`` its smaller sister; both want pretrained weights afterwards.
+    ``tiny`` is for images of about 256 x 128 and is trained from scratch, so its convolutions start with He's
+    deviation (at 0.01 the signal dies out over the layers). Raises ValueError for another name.
+    """
+    if name in ("resnet101", "resnet50"):
+        blocks = (3, 4, 23, 3) if name == "resnet101" else (3, 4, 6, 3)
+        return DeepLab(num_classes, blocks=blocks, bn_pretrain=bn_pretrain, dropout=dropout)
+    if name != "tiny":
+        raise ValueError(f"unknown network {name!r}, expected resnet101, resnet50 or tiny")
+    model = DeepLab(
+        num_classes,
+        blocks=(1, 1, 1, 1),
+        width=16,
+        head_channels=64,
+        stride=4,
+        bn_pretrain=bn_pretrain,
+        dropout=dropout,
+        dilations=(2, 3, 4, 6),  # the published ones reach as far across a published crop
+    )
+    classifier = model.layer5.head[1]  # stays small: the first predictions should be undecided
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module is not classifier:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
+def parameter_groups(
+    model: DeepLab, lr: float, *, head_factor: float = 10.0, repeat_backbone: bool = False
+) -> list[dict]:
+    """Groups for a torch optimizer: backbone at ``lr``, head (and ``bn_pretrain``) at ``head_factor`` times ``lr``.
+
+    A factor of 1 gives one group of all parameters, as stage 1 has it. ``repeat_backbone`` yields backbone parameters
+    as often as the released code does, three or four times: a walk over nested modules, in which each module lists all
+    its parameters. SGD then steps that often. Raises ValueError where there is no backbone group to repeat.
+    """
+    if head_factor == 1:
+        if repeat_backbone:
+            raise ValueError("repeat_backbone needs a group of its own for the backbone, but head_factor is 1")
+        return [{"params": list(model.parameters()), "lr": lr}]
+    repeated = list(_walk_parameters(model))
+    backbone = list(dict.fromkeys(repeated))
+    head = [] if model.bn_pretrain is None else list(model.bn_pretrain.parameters())
+    groups = [
+        {"params": backbone, "lr": lr},
+        {"params": head + list(model.layer5.parameters()), "lr": head_factor * lr},
+    ]
+    if repeat_backbone:
+        # One at a time: the fused-over-tensors step of a GPU would write a repeated tensor from several places at once.
+        groups[0] |= {"params": repeated, "foreach": False}
+        warnings.filterwarnings("ignore", message="optimizer contains a parameter group with duplicate parameters")
+    return groups
+
+
+def _walk_parameters(model: DeepLab) -> Iterator[nn.Parameter]:
+    for part in model.backbone_parts():
+        for module in part.modules():
+            yield from module.parameters()
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Makes every batch norm use its running statistics and stop learning; call it again after ``model.train()``.
+
+    The affine parameters may stay in an optimizer: without a gradient they do not even decay.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the synchronised class derives from it too
+            module.eval().requires_grad_(False)
