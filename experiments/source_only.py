@@ -12,13 +12,13 @@ from ignite.engine import Events
 
 from proda import experiment as ex
 from proda.config import STREETS, TrainConfig, resolve_num_classes
-from proda.data.labels import class_names, palette
+from proda.data.labels import class_names
 from proda.data.loaders import SourceTraining
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.supervised import supervised_trainer
 from proda.engines.update import Precision, seeded_by_iteration
-from proda.handlers import monitoring
 from proda.handlers.checkpoints import checkpoints, resume
+from proda.handlers.monitoring import stop_on_nan
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
 from proda.job import Job
@@ -56,31 +56,22 @@ def run(local_rank: int, config: Config) -> dict:
     schedule = polynomial_decay(optimizer, config.schedule_iterations or iterations)
     job.open(ex.summary_lines(config, job, epoch, iterations))
 
-    names, colors = class_names(resolve_num_classes(config)), palette(resolve_num_classes(config))
+    names = class_names(resolve_num_classes(config))
     trainer = supervised_trainer(student, optimizer, precision, job.device)
     evaluator = segmentation_evaluator(network, len(names), precision, job.device)
     validation = Validation(evaluator, val, names, lambda: ex.network_content(config, network), job.folder)
-    board = monitoring.tensorboard(trainer, {"student": optimizer}, job.folder, every=config.log_every)
 
     trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, stop_on_nan())
     ex.clip_gradients(trainer, network, config.grad_clip)
-    monitoring.stop_on_nan(trainer)
-    monitoring.progress_bar(trainer)
-    monitoring.TrainingPanels(board, colors).attach(trainer, every=config.panels_every)
-    monitoring.ValidationPanels(board, colors).attach(trainer, evaluator)
     validation.attach(trainer, every=config.val_every)
-    state = {
-        "trainer": trainer,
-        "student": network,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "precision": precision,
-        "validation": validation,
-    }
+    state = {"trainer": trainer, "student": network, "optimizer": optimizer, "schedule": schedule}
+    state |= {"precision": precision, "validation": validation}
     start = resume(state, job.folder) if config.resume else 0
+    board = ex.watch(config, job, trainer, evaluator, student=optimizer)
     checkpoints(state, job.folder, trainer, every=config.checkpoint_every)
 
     data = ex.batches(config, source, None, iterations=iterations, device=job.device, start=start)
-    ex.train(trainer, data, start=start, iterations=iterations, epoch=epoch)
+    ex.train(trainer, data, board, iterations=iterations, epoch=epoch)
     return job.finish(validation.summary(), iterations=iterations, images=(iterations - start) * config.batch_size)

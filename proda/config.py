@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import Any
 
 # Width and height of Streets, the embedded data, are an eighth of Cityscapes'; so are the views.
-STREETS = {
+STREETS_DATA = {
     "data_root": "data/streets",
     "num_classes": 13,
     "backbone": "tiny",
-    "mean_width": 275,
-    "crop_width": 112,
-    "crop_height": 64,
-    "batch_size": 8,
     "num_workers": 0,
     "val_batch_size": 10,
-    "log_every": 10,
 }
+STREETS = {**STREETS_DATA, "mean_width": 275, "crop_width": 112, "crop_height": 64, "log_every": 10}
 
 
 @dataclass
@@ -114,7 +110,8 @@ def make_config(config_class: type, flags: dict[str, Any], presets: dict[str, di
     presets = presets or {}
     types = {field.name: field.type for field in fields(config_class)}
     values = {name: _checked(name, value, types) for name, value in flags.items()}
-    recipe = values.get("preset") or (values.get("source") if values.get("source") in presets else "")
+    source = values.get("source", "")
+    recipe = values.get("preset") or getattr(config_class, "preset", "") or (source if source in presets else "")
     if recipe and recipe not in presets:
         raise ConfigError(f"--preset={recipe}: no such recipe; expected one of {', '.join(presets) or '(none)'}")
     chosen = {"preset": recipe, **presets.get(recipe, {})} if recipe else {}

@@ -1,18 +1,22 @@
 """What the experiment files share: settings turned into data, networks, optimisers and the length of a run."""
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
+from ignite.handlers import TensorboardLogger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from proda.config import STREETS, DataConfig, TrainConfig, resolve_num_classes
+from proda.config import DataConfig, TrainConfig, resolve_num_classes
 from proda.data.datasets import open_dataset
+from proda.data.labels import palette
 from proda.data.loaders import (
     EvaluationSamples,
     SourceTraining,
@@ -20,9 +24,13 @@ from proda.data.loaders import (
     evaluation_loader,
     training_batches,
 )
+from proda.data.store import Manifest, open_store
 from proda.data.streets import write_streets
 from proda.engines.events import ProdaEvents
+from proda.files import sha256
+from proda.handlers import monitoring
 from proda.job import Job
+from proda.launch import load_experiment
 from proda.models.deeplab import DeepLab, build_deeplab, parameter_groups
 from proda.models.weights import Weights, load_imagenet, load_into, load_simclr, load_weights
 
@@ -78,6 +86,34 @@ def whole_images(config: DataConfig, dataset: Dataset) -> DataLoader:
     )
 
 
+def named_images(config: DataConfig, dataset: Dataset) -> Callable[[list[str]], DataLoader]:
+    """Batches of the whole images with given names, in this order."""
+    return lambda names: whole_images(config, Subset(dataset, [dataset.names.index(name) for name in names]))
+
+
+def labelled_if_possible(config: DataConfig, split: str) -> Dataset:
+    """The target images with their ground truth where its files are there: pseudo labels are judged by it, no more."""
+    try:
+        return target_set(config, split, with_labels=True)
+    except FileNotFoundError:
+        return target_set(config, split)
+
+
+def label_store(config: Any, kind: str, job: Job, names: list[str], **settings: Any) -> Any:
+    """The store of the pseudo labels that the network in ``--weights`` makes; ``kind`` is soft or hard.
+
+    In ``--pseudo_labels``, or else in the run's own folder.
+    """
+    classes = resolve_num_classes(config)
+    return open_store(
+        Path(config.pseudo_labels or job.folder / "pseudo_labels"),
+        kind,
+        Manifest(classes, sha256(config.weights), settings, names),
+        palette=palette(classes),
+        remedy="remove the folder, or give another --pseudo_labels",
+    )
+
+
 def num_iterations(config: TrainConfig, images: int) -> tuple[int, int]:
     """Iterations of one epoch over ``images`` target images (the incomplete last batch is dropped), and of the run."""
     epoch = images // config.batch_size
@@ -87,7 +123,13 @@ def num_iterations(config: TrainConfig, images: int) -> tuple[int, int]:
 
 
 def batches(
-    config: TrainConfig, source: Dataset, target: Dataset | None, *, iterations: int, device: torch.device, start: int
+    config: TrainConfig,
+    source: Dataset,
+    target: Dataset | None,
+    *,
+    iterations: int,
+    device: torch.device,
+    start: int = 0,
 ) -> Any:
     """The training batches of iterations ``start``..``iterations`` of this process."""
     if config.batch_size % idist.get_world_size():
@@ -180,10 +222,9 @@ def network_content(config: DataConfig, network: nn.Module, **more: Any) -> dict
 def summary_lines(config: TrainConfig, job: Job, epoch: int, iterations: int) -> dict[str, Any]:
     """The start-up summary of a training run; warns where the batch is not the recipe's."""
     processes = idist.get_world_size()
-    recipe = STREETS["batch_size"] if config.preset == "streets" else PUBLISHED_BATCH_SIZE
     batch = f"{config.batch_size} ({config.batch_size // processes} a process)"
-    if config.batch_size != recipe:
-        batch += f"  WARNING: the recipe's is {recipe}; learning rate and length were chosen for that"
+    if config.batch_size != PUBLISHED_BATCH_SIZE:
+        batch += f"  WARNING: the recipe's is {PUBLISHED_BATCH_SIZE}; learning rate and length were chosen for that"
     factor = config.head_lr_factor
     return {
         "preset": config.preset,
@@ -195,20 +236,24 @@ def summary_lines(config: TrainConfig, job: Job, epoch: int, iterations: int) ->
     }
 
 
-def train(trainer: Engine, data: Any, *, start: int, iterations: int, epoch: int) -> None:
-    """Runs ``trainer`` from iteration ``start`` to ``iterations``; a run that was complete already is left alone.
+def train(trainer: Engine, data: Any, board: TensorboardLogger | None, *, iterations: int, epoch: int) -> None:
+    """Runs ``trainer`` up to ``iterations``; a run that was complete already is left alone. Closes the board.
 
     Raises:
         FloatingPointError: the loss became NaN or infinite.
     """
-    if start >= iterations:
-        return
-    trainer.run(data, max_iters=iterations, epoch_length=epoch)
-    if not torch.isfinite(trainer.state.output["loss"]):
-        raise FloatingPointError(
-            f"the loss is {float(trainer.state.output['loss'])} at iteration {trainer.state.iteration}; "
-            "the checkpoint before it is kept: lower --lr, set --grad_clip, or try --amp=off"
-        )
+    try:
+        if trainer.state.iteration < iterations:
+            trainer.run(data, max_iters=iterations, epoch_length=epoch)
+            loss = float(trainer.state.output["loss"])
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at iteration {trainer.state.iteration}; the checkpoint before it is kept: "
+                    "lower --lr, set --grad_clip, or try --amp=off"
+                )
+    finally:
+        if board is not None:
+            board.close()
 
 
 def clip_gradients(trainer: Engine, network: nn.Module, largest: float) -> None:
@@ -218,3 +263,36 @@ def clip_gradients(trainer: Engine, network: nn.Module, largest: float) -> None:
         @trainer.on(ProdaEvents.BACKWARD_DONE)
         def clip(_: Engine) -> None:
             nn.utils.clip_grad_norm_(network.parameters(), largest)
+
+
+def watch(
+    config: TrainConfig, job: Job, trainer: Engine, evaluator: Engine, **optimizers: torch.optim.Optimizer
+) -> TensorboardLogger | None:
+    """Progress bar and TensorBoard for a training run, as its flags say."""
+    colors = palette(resolve_num_classes(config))
+    return monitoring.watch(
+        trainer,
+        evaluator,
+        optimizers,
+        job.folder,
+        colors,
+        log_every=config.log_every,
+        panels_every=config.panels_every,
+    )
+
+
+def numbers(text: str, flag: str) -> tuple[float, ...]:
+    """A flag's numbers separated by commas, each above 0."""
+    try:
+        values = tuple(float(part) for part in text.strip("()").split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) <= 0:
+        raise ValueError(f"--{flag}={text}: expected numbers above 0, separated by commas")
+    return values
+
+
+def shortened(experiment: str, factor: float) -> dict[str, int]:
+    """Flags that multiply the length of an experiment's streets preset, and the pace of its validations."""
+    preset = load_experiment(experiment).PRESETS["streets"]
+    return {name: max(1, round(preset[name] * factor)) for name in ("iterations", "val_every")}

@@ -1,5 +1,6 @@
 """Writing files so that a reader sees the old one or the new one, never half of one."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -38,6 +39,12 @@ def save_json(content: Any, path: Path) -> None:
     """Indented JSON through :func:`replacing`; NaN becomes null."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
+
+
+def sha256(path: Path | str) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _without_nan(value: Any) -> Any:

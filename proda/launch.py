@@ -87,7 +87,9 @@ def load_experiment(path: str) -> ModuleType:
     module = importlib.import_module(name)
     for needed in ("Config", "run"):
         if not hasattr(module, needed):
-            raise ValueError(f"{path}: an experiment defines a dataclass Config and run(local_rank, config); no {needed}")
+            raise ValueError(
+                f"{path}: an experiment defines a dataclass Config and run(local_rank, config); no {needed}"
+            )
     return module
 
 

@@ -185,6 +185,10 @@ def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
 
 
 def _nearest(start: Tensor, length: Tensor, full: int, resized: Tensor) -> Tensor:
-    """Pixels 0..full-1 under the centres of ``length`` pixels from ``start`` on of a map resized to ``resized``."""
-    centres = 2 * (start + torch.arange(int(length))) + 1  # in half pixels, so that integers stay exact
-    return centres * full // (2 * resized)
+    """Which of 0..full-1 are seen by ``length`` pixels from ``start`` on of a map resized to ``resized`` (nearest).
+
+    Adds up the step as Pillow does, whose rounding decides where a centre falls between two pixels.
+    """
+    step = full / int(resized)
+    centres = np.cumsum(np.append(step / 2, np.full(int(resized) - 1, step)))
+    return torch.from_numpy(centres.astype(np.int64)[int(start) : int(start + length)])

@@ -127,7 +127,7 @@ class TargetTraining(Dataset):
                 raise ValueError(f"stored pseudo labels of {name} are {found}, expected {image.width}x{image.height}")
             item["pseudo_labels"] = confident_labels(
                 weak_view_of_labels(labels, view),
-                weak_view_of_labels(confidence, view),
+                weak_view_of_labels(confidence, view).float(),  # in float16 the threshold itself would be rounded
                 threshold=self.threshold,
                 as_released=self.threshold_as_released,
             )

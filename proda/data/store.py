@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -69,6 +69,8 @@ def open_store(
     expected = {"format": FORMAT, "kind": kind, **asdict(manifest), "images": images}
     expected = json.loads(json.dumps(expected))  # as it will be read back: tuples become lists
     path = folder / "manifest.json"
+    # Listed before the manifest is looked for: another process writes the manifest first, then anything else.
+    strangers = [file for file in _listing(folder) if not file.endswith(".part")]
     if path.exists():
         try:
             difference = _difference(_read_json(path), expected)
@@ -81,7 +83,7 @@ def open_store(
         # The labels go before their manifest: killed in between, the folder is still refused.
         for part in (SoftLabelStore(folder, manifest.num_classes), HardLabelStore(folder)):
             part._delete()
-    elif folder.is_dir() and any(not file.name.endswith(".part") for file in folder.iterdir()):
+    elif strangers:
         raise ValueError(f"{folder}: holds files but no manifest.json, so it is no pseudo-label folder; {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
     save_json(expected, path)
@@ -101,8 +103,8 @@ def read_manifest(folder: str | Path, kind: str) -> Manifest:
 class _Store:
     """What both kinds share: where files lie, which are missing, and when a set is complete."""
 
-    kind: str
-    parts: Mapping[str, str]  # folder of files -> their suffix; an image has one file in each
+    kind: ClassVar[str]
+    parts: ClassVar[Mapping[str, str]]  # folder of files -> their suffix; an image has one file in each
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -146,7 +148,7 @@ class _Store:
 _STEP = 0.0025
 _BEND = (24 - 1023 * _STEP) / 1023**2
 _RATIOS = np.exp(-np.arange(1024) * (_STEP + _BEND * np.arange(1024))).astype(np.float32)
-_HEADER = struct.Struct("<8sHHHI")  # magic, K, h, w, CRC-32 of what follows
+_HEADER = struct.Struct("<8s3I")  # magic, K, h, w; then the compressed codes; then the CRC-32 of all before it
 _MAGIC = b"ProDAsl1"
 
 
@@ -158,7 +160,7 @@ class SoftLabelStore(_Store):
     """
 
     kind = "soft"
-    parts = {"probabilities": ".probs"}  # noqa: RUF012
+    parts: ClassVar = {"probabilities": ".probs"}
 
     def __init__(self, folder: str | Path, num_classes: int) -> None:
         super().__init__(folder)
@@ -186,23 +188,21 @@ class SoftLabelStore(_Store):
         lower = np.pad(lower, (0, -lower.size % 4)).reshape(4, -1)
         lower = lower[0] | lower[1] << 2 | lower[2] << 4 | lower[3] << 6
         compressor = zlib.compressobj(1, strategy=zlib.Z_RLE)  # differences have no repeats worth searching
-        body = compressor.compress(upper.tobytes() + lower.tobytes()) + compressor.flush()
-        _write_whole(path, _HEADER.pack(_MAGIC, *codes.shape, zlib.crc32(body)) + body)
+        data = _HEADER.pack(_MAGIC, *codes.shape) + compressor.compress(upper.tobytes() + lower.tobytes())
+        data += compressor.flush()
+        _write_whole(path, data + zlib.crc32(data).to_bytes(4, "little"))
 
     def read(self, name: str) -> Tensor:
         """Float32 [K, h, w], positive and summing to 1 over K; ValueError if the file is damaged or of another K."""
         path = self._path("probabilities", name)
         data = _read_bytes(path)
-        if len(data) < _HEADER.size:
-            raise _damaged(path, f"{len(data)} bytes, a header has {_HEADER.size}")
-        magic, K, h, w, checksum = _HEADER.unpack_from(data)
-        body = memoryview(data)[_HEADER.size :]
-        if magic != _MAGIC or zlib.crc32(body) != checksum:
+        if not data.startswith(_MAGIC) or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise _damaged(path, "its checksum differs")
+        _, K, h, w = _HEADER.unpack_from(data)
         if self.num_classes != K:
             raise ValueError(f"{path}: found {K} classes, expected {self.num_classes}")
         size = K * h * w
-        content = np.frombuffer(zlib.decompress(body), dtype=np.uint8)
+        content = np.frombuffer(zlib.decompress(memoryview(data)[_HEADER.size : -4]), dtype=np.uint8)
         codes = content[:size].reshape(K, h, w).cumsum(2, dtype=np.uint8).astype(np.uint16).reshape(-1)
         codes <<= 2
         lower = content[size:]
@@ -245,7 +245,7 @@ class HardLabelStore(_Store):
     """
 
     kind = "hard"
-    parts = {"confidence": ".png", "labels": ".png"}  # noqa: RUF012
+    parts: ClassVar = {"confidence": ".png", "labels": ".png"}
 
     def __init__(self, folder: str | Path, palette: np.ndarray | None = None) -> None:
         super().__init__(folder)
@@ -292,7 +292,7 @@ class HardLabelStore(_Store):
 def _check_name(name: str) -> None:
     """Names come from data: one that is more than a file name could leave the folder."""
     plain = isinstance(name, str) and name.isprintable() and PureWindowsPath(name).name == name  # also knows / and \
-    if not plain or name.startswith("."):
+    if not plain or not name or name.startswith("."):
         raise ValueError(f"image name {name!r} cannot name a pseudo label: no path separators, no leading dot")
 
 
@@ -330,11 +330,12 @@ def _read_png(path: Path) -> np.ndarray:
         Image.open(data, formats=["PNG"]).verify()  # checksums; decoding alone accepts altered bytes
         data.seek(0)
         with Image.open(data, formats=["PNG"]) as image:
-            if image.mode not in ("L", "P"):
-                raise _damaged(path, f"mode {image.mode}, expected L or P")
-            return np.array(image)
-    except (OSError, SyntaxError, struct.error, zlib.error) as error:
+            pixels = np.array(image)
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:  # all of them come from Pillow
         raise _damaged(path, str(error)) from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 2:
+        raise _damaged(path, f"found {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W]")
+    return pixels
 
 
 def _read_json(path: Path) -> dict[str, Any]:

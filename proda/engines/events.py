@@ -22,7 +22,7 @@ class ProdaEvents(EventEnum):
     VALIDATED = "validated"  # new scores are in ``engine.state.metrics`` (between iterations)
 
 
-def proda_engine(step) -> Engine:  # noqa: ANN001
+def proda_engine(step) -> Engine:
     """An Engine that knows ``ProdaEvents``."""
     engine = Engine(step)
     engine.register_events(*ProdaEvents)

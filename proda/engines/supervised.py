@@ -45,5 +45,3 @@ def supervised_trainer(
         return engine.state.output | {"loss": engine.state.output["loss_source"]}
 
     return proda_engine(step)
-
-

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar, TensorboardLogger, TerminateOnNan
+from ignite.handlers.tensorboard_logger import OutputHandler
 from PIL import Image
 from torch.optim import Optimizer
 
@@ -24,9 +25,9 @@ def losses(output: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in output.items() if name.startswith("loss")}
 
 
-def stop_on_nan(trainer: Engine) -> None:
-    """Ends the run when the loss is not a finite number."""
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan(lambda output: output["loss"]))
+def stop_on_nan() -> TerminateOnNan:
+    """A handler that ends the run when the loss is not a finite number."""
+    return TerminateOnNan(output_transform=lambda output: output["loss"])
 
 
 def progress_bar(trainer: Engine, *, every: int = 10) -> None:
@@ -45,23 +46,40 @@ def tensorboard(
 ) -> TensorboardLogger | None:
     """TensorBoard files in ``folder``: losses, learning rates and EMA momentum, and the scores of each validation.
 
-    On rank 0 only; elsewhere None. Close it when the run has ended.
+    On rank 0 only; elsewhere None. A resumed run hides the points that an interrupted one wrote past its checkpoint.
+    Close it when the run has ended.
     """
     if idist.get_rank() != 0:
         return None
-    board = TensorboardLogger(log_dir=str(folder))
+    start = trainer.state.iteration
+    board = TensorboardLogger(log_dir=str(folder), purge_step=start + 1 if start else None)
     regularly = Events.ITERATION_COMPLETED(every=every)
     board.attach_output_handler(trainer, regularly, tag="train", output_transform=losses)
     board.attach_output_handler(trainer, regularly, tag="train", state_attributes=["ema_momentum"])
     for name, optimizer in optimizers.items():
         board.attach_opt_params_handler(trainer, regularly, optimizer, tag=name)
-    board.attach_output_handler(
-        trainer,
-        ProdaEvents.VALIDATED,
-        tag="val",
-        metric_names="all",
-        global_step_transform=lambda *_: trainer.state.iteration,
-    )
+    # Not through ``board.attach``: it knows Ignite's own events only.
+    write_scores = OutputHandler("val", metric_names="all", global_step_transform=lambda *_: trainer.state.iteration)
+    trainer.add_event_handler(ProdaEvents.VALIDATED, write_scores, board, ProdaEvents.VALIDATED)
+    return board
+
+
+def watch(
+    trainer: Engine,
+    evaluator: Engine,
+    optimizers: dict[str, Optimizer],
+    folder: Path,
+    colors: np.ndarray,
+    *,
+    log_every: int,
+    panels_every: int,
+) -> TensorboardLogger | None:
+    """All that shows a run to a person: progress bar, scalars, image panels, GPU memory. Returns the board to close."""
+    progress_bar(trainer)
+    board = tensorboard(trainer, optimizers, folder, every=log_every)
+    TrainingPanels(board, colors).attach(trainer, every=panels_every)
+    ValidationPanels(board, colors).attach(trainer, evaluator)
+    gpu_memory(trainer, board, every=log_every)
     return board
 
 
@@ -77,7 +95,9 @@ class TrainingPanels:
 
     def attach(self, trainer: Engine, *, every: int) -> None:
         if self.board is not None and every > 0:
-            trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every) | Events.ITERATION_COMPLETED(once=1), self)
+            trainer.add_event_handler(
+                Events.ITERATION_COMPLETED(every=every) | Events.ITERATION_COMPLETED(once=1), self
+            )
 
     def __call__(self, engine: Engine) -> None:
         for name, titles, rows in self._panels(engine.state.batch, engine.state.output):

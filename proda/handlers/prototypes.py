@@ -1,5 +1,6 @@
 """The prototypes' life: computed once from the warm-up model, then a moving average as training goes."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from proda.engines.events import ProdaEvents
 from proda.engines.update import Precision, images
 from proda.files import save_tensors
 from proda.method.prototypes import class_means, update_prototypes
+from proda.models.deeplab import DeepLab
+from proda.models.weights import load_prototypes
+
+log = logging.getLogger("proda")
 
 COUNT_CAP = 3000
 
@@ -28,6 +33,12 @@ class Prototypes:
     def __init__(self, num_classes: int, features: int, device: torch.device | str = "cpu") -> None:
         self.values = torch.zeros(num_classes, features, device=device)
         self.counts = torch.zeros(num_classes, device=device)
+
+    @classmethod
+    def of(cls, network: DeepLab, device: torch.device | str) -> "Prototypes":
+        """As many, and as long, as the network's classes and features."""
+        classifier = network.layer5.head[-1]
+        return cls(classifier.out_channels, classifier.in_channels, device)
 
     def update(self, means: Tensor, present: Tensor, *, momentum: float | None) -> None:
         """N updates in turn: ``means`` [N, K, D], ``present`` bool [N, K]; see ``update_prototypes``."""
@@ -107,3 +118,32 @@ def _merge_processes(prototypes: Prototypes) -> None:
     weighted = idist.all_reduce(prototypes.values * prototypes.counts.unsqueeze(1))
     prototypes.values.copy_(weighted / total.clamp(min=1).unsqueeze(1))
     prototypes.counts.copy_(total.clamp(max=COUNT_CAP))
+
+
+def prepare_prototypes(
+    file: Path,
+    network: DeepLab,
+    batches: Iterable[dict[str, Any]],
+    precision: Precision,
+    device: torch.device,
+    *,
+    passes: int = 1,
+) -> Prototypes:
+    """The prototypes in ``file``; computed from ``network`` and written there first if there is no such file.
+
+    Their counts start at 0, as in the published training (a moving average does not look at them).
+    """
+    prototypes = Prototypes.of(network, device)
+    if not file.is_file():
+        log.info("computing prototypes into %s", file)
+        initial_prototypes(prototypes, network, batches, precision, device, passes=passes)
+        with idist.one_rank_first():
+            if idist.get_rank() == 0:
+                prototypes.save(file)
+    else:
+        try:
+            prototypes.load_state_dict({"prototypes": load_prototypes(file)})
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+    prototypes.counts.zero_()
+    return prototypes

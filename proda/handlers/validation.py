@@ -36,9 +36,10 @@ def report(confusion: Tensor, class_names: list[str]) -> dict[str, Any]:
 class Validation:
     """Runs the evaluator every so often and keeps three models: last, best on val, and best without labels.
 
-    Leaves the scores in ``trainer.state.metrics`` and fires ``VALIDATED``. Files, each written whole: ``last.pt``, ``best.pt`` (highest mean IoU on the labelled validation set, which an
-    honest adaptation could not know) and ``label_free.pt`` (highest label-free score, see ``LabelFreeScore``).
-    ``weights()`` gives their content. ``results`` has one entry for each validation and is remembered in checkpoints.
+    Leaves scores in ``trainer.state.metrics`` and fires ``VALIDATED``. ``results`` has one entry for each validation
+    and is remembered in checkpoints. Files, each written whole, with what ``weights()`` gives: ``last.pt``, ``best.pt``
+    (highest mean IoU on the labelled validation set, which an honest adaptation could not know) and ``label_free.pt``
+    (highest label-free score, see ``LabelFreeScore``).
     """
 
     def __init__(

@@ -116,7 +116,7 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, *, as_released:
     """
     student = student_logits.float()
     student = student.softmax(1) if as_released else student.log_softmax(1)
-    return F.kl_div(student, teacher_logits.detach().float().softmax(1), reduction="mean")
+    return F.kl_div(student, teacher_logits.detach().float().softmax(1), reduction="none").mean()
 
 
 def generator_loss(disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
@@ -135,7 +135,7 @@ def discriminator_loss(disc_source: Tensor, disc_target: Tensor, *, kind: GanKin
 def _divisor(valid: Tensor, pixels: Tensor | None) -> Tensor:
     """The number of pixels to divide by; 1 for none, whose sum is 0 anyway."""
     pixels = valid.sum() if pixels is None else pixels
-    return torch.where(pixels > 0, pixels, 1)
+    return torch.where(pixels > 0, pixels, 1).float()
 
 
 def _domain_loss(output: Tensor, domain: float, kind: GanKind) -> Tensor:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+
 class Scores(NamedTuple):
     """Fractions in 0..1; NaN where there is nothing to score."""
 

@@ -1,0 +1,47 @@
+"""Class prototypes of the target training images, by themselves: mean features under the network's own arg-max.
+
+    python run.py experiments/prototypes.py --weights=runs/warmup/last.pt
+
+Give OUTPUT/prototypes.pt to stage 1 with --prototypes.
+"""
+
+from dataclasses import dataclass
+
+from proda import experiment as ex
+from proda.config import STREETS_DATA, DataConfig, resolve_num_classes
+from proda.data.labels import class_names
+from proda.engines.update import Precision
+from proda.handlers.prototypes import Prototypes, initial_prototypes
+from proda.job import Job
+
+
+@dataclass
+class Config(DataConfig):
+    weights: str = "runs/warmup/last.pt"  # the network whose features are averaged
+    passes: int = 1  # passes over the images; 4 as released
+
+
+PRESETS = {
+    "gta5": {},
+    "synthia": {"source": "synthia"},
+    "gta5_released": {"passes": 4},
+    "synthia_released": {"source": "synthia", "passes": 4},
+    "streets": STREETS_DATA,
+}
+
+
+def run(local_rank: int, config: Config) -> dict:
+    job = Job(config)
+    images = ex.whole_images(config, ex.target_set(config, "train"))
+    network = ex.network_from(config, config.weights, "weights")[0].to(job.device)
+    job.open({"weights": config.weights, "images": len(images.dataset)})
+
+    prototypes = Prototypes.of(network, job.device)
+    initial_prototypes(prototypes, network, images, Precision(job.device, config.amp), job.device, passes=config.passes)
+    if local_rank == 0:
+        prototypes.save(job.folder / "prototypes.pt")
+    names = class_names(resolve_num_classes(config))
+    counts = dict(zip(names, prototypes.counts.tolist(), strict=True))
+    for name, count in counts.items():
+        job.log.info("%-16s in %4.0f images", name, count)
+    return job.finish({"images_with_class": counts})

@@ -1,0 +1,50 @@
+"""Pseudo labels of the target training images, by themselves: soft ones for stage 1, hard ones for stages 2 and 3.
+
+    python run.py experiments/pseudo_labels.py --weights=runs/warmup/last.pt --kind=soft
+    python run.py experiments/pseudo_labels.py --weights=runs/stage1_denoise/last.pt --kind=hard
+
+Give the folder to a stage with --pseudo_labels. Run again after an interruption, it completes what is missing.
+"""
+
+from dataclasses import dataclass
+
+from proda import experiment as ex
+from proda.config import STREETS_DATA, DataConfig, resolve_num_classes
+from proda.data.labels import class_names
+from proda.engines.update import Precision
+from proda.handlers.pseudo_labels import write_pseudo_labels
+from proda.job import Job
+
+
+@dataclass
+class Config(DataConfig):
+    weights: str = "runs/warmup/last.pt"  # the network that predicts them
+    kind: str = "soft"  # soft: probabilities at network resolution; hard: arg-max and confidence at image size
+    pseudo_labels: str = ""  # folder for them; OUTPUT/pseudo_labels if empty
+    flip: bool = True  # hard labels average the image's and its mirror image's prediction
+
+
+PRESETS = {"gta5": {}, "synthia": {"source": "synthia"}, "streets": STREETS_DATA}
+
+
+def run(local_rank: int, config: Config) -> dict:
+    job = Job(config)
+    if config.kind not in ("soft", "hard"):
+        raise ValueError(f"--kind={config.kind}: expected soft or hard")
+    images = ex.labelled_if_possible(config, "train")
+    network = ex.network_from(config, config.weights, "weights")[0].to(job.device)
+    job.open({"weights": config.weights, "images": len(images)})
+
+    settings = {"flip": config.flip} if config.kind == "hard" else {}
+    store = ex.label_store(config, config.kind, job, images.names, **settings)
+    missing = store.missing(images.names)
+    scores = write_pseudo_labels(
+        store,
+        network,
+        ex.named_images(config, images)(missing),
+        Precision(job.device, config.amp),
+        job.device,
+        flip=config.flip,
+        class_names=class_names(resolve_num_classes(config)),
+    )
+    return job.finish({"written": len(missing), "images": len(images), **scores})

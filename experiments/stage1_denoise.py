@@ -1,0 +1,143 @@
+"""Stage 1: train on pseudo labels that prototypes denoise as training goes (ProDA, arXiv:2101.10979).
+
+    python run.py experiments/stage1_denoise.py --weights=runs/warmup/last.pt
+    python run.py experiments/stage1_denoise.py --source=synthia
+
+Soft labels and prototypes of the warm-up model are made at the start where they are not there yet.
+GTA5 -> Cityscapes: the released code reports 53.7 mIoU with 4 GPUs of 16 GB (SYNTHIA: 51.9 over 16 classes).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from ignite.engine import Events
+
+from proda import experiment as ex
+from proda.config import STREETS, TrainConfig, resolve_num_classes
+from proda.data.labels import class_names
+from proda.engines.denoise import denoise_trainer
+from proda.engines.evaluate import segmentation_evaluator
+from proda.engines.update import Precision, seeded_by_iteration
+from proda.handlers.checkpoints import checkpoints, resume
+from proda.handlers.ema import EMATeacher
+from proda.handlers.monitoring import stop_on_nan
+from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
+from proda.handlers.pseudo_labels import PseudoLabels
+from proda.handlers.schedule import polynomial_decay
+from proda.handlers.validation import Validation
+from proda.job import Job
+
+
+@dataclass
+class Config(TrainConfig):
+    weights: str = "runs/warmup/last.pt"  # warm-up model: first student, first teacher, labels and prototypes
+    lr: float = 1e-4  # of all parameters
+    head_lr_factor: float = 1.0  # one parameter group
+    pseudo_labels: str = ""  # folder of its soft labels, written where they are missing; OUTPUT/pseudo_labels if empty
+    prototypes: str = ""  # file of its prototypes; OUTPUT/prototypes.pt, written if missing, if empty
+    prototype_passes: int = 1  # passes over the target images for the first prototypes; 4 as released
+    renew_labels_every: int = 0  # epochs after which the student writes new soft labels; 0: never, as published
+    teacher_momentum: float = 0.001  # share of the student that enters the teacher at every iteration
+    teacher_mode: str = "train"  # train: batch statistics and dropout, as published; or eval
+    prototype_momentum: float = 1e-4  # share of an image's class mean that enters its prototype; 0: fixed prototypes
+    rectification: bool = True  # weigh the soft labels by the prototypes; without it: conventional self-training
+    temperature: float = 1.0  # multiplies the distances to the prototypes
+    threshold: float = 0.0  # rectified labels less probable than this are ignored
+    ce_weight: float = 0.1  # cross entropy on rectified labels
+    rce_weight: float = 1.0  # reverse cross entropy on rectified labels
+    regularizer_weight: float = 0.1  # MRKLD
+    consistency_weight: float = 10.0  # target structure learning between weak and strong view
+    replay_as_released: bool = False  # strong view's geometry on maps with the released code's order and offsets
+
+
+RELEASED = {
+    "weights": "runs/warmup/best.pt",
+    "schedule_iterations": 90_000,
+    "prototype_passes": 4,
+    "replay_as_released": True,
+}
+PRESETS = {
+    "gta5": {},
+    "synthia": {"source": "synthia"},
+    "gta5_released": RELEASED,
+    "synthia_released": {**RELEASED, "source": "synthia", "regularizer_weight": 0.0},
+    "streets": {
+        **STREETS,
+        "lr": 0.005,
+        "iterations": 300,
+        "val_every": 150,
+        "teacher_momentum": 0.01,
+        "prototype_momentum": 0.001,
+    },
+}
+
+
+def run(local_rank: int, config: Config) -> dict:
+    job = Job(config)
+    source, labelled = ex.source_training(config), ex.labelled_if_possible(config, "train")
+    val = ex.whole_images(config, ex.target_set(config, "val", with_labels=True))
+    warm, network = (ex.network_from(config, config.weights, "weights", dropout=config.dropout)[0] for _ in range(2))
+    epoch, iterations = ex.num_iterations(config, len(labelled))
+    job.open(ex.summary_lines(config, job, epoch, iterations))
+
+    optimizer = ex.sgd(config, network)
+    student = ex.parallel(network, job.device, sync_bn=config.sync_bn)
+    teacher = EMATeacher(network, config.teacher_momentum)
+    precision = Precision(job.device, config.amp)
+    schedule = polynomial_decay(optimizer, config.schedule_iterations or iterations)
+
+    names = class_names(resolve_num_classes(config))
+    images = ex.named_images(config, labelled)
+    soft_labels = ex.label_store(config, "soft", job, labelled.names)
+    target = ex.target_training(config, full_image=True, strong=True, soft_labels=soft_labels)
+    data = partial(ex.batches, config, source, target, iterations=iterations, device=job.device)
+    prototypes = prepare_prototypes(
+        ex.Path(config.prototypes or job.folder / "prototypes.pt"),
+        warm.to(job.device),
+        images(labelled.names),
+        precision,
+        job.device,
+        passes=config.prototype_passes,
+    )
+
+    trainer = denoise_trainer(
+        student,
+        teacher.ema_model,
+        prototypes.values,
+        optimizer,
+        precision,
+        job.device,
+        rectification=config.rectification,
+        temperature=config.temperature,
+        threshold=config.threshold,
+        ce_weight=config.ce_weight,
+        rce_weight=config.rce_weight,
+        regularizer_weight=config.regularizer_weight,
+        consistency_weight=config.consistency_weight,
+        teacher_mode=config.teacher_mode,
+        replay_as_released=config.replay_as_released,
+    )
+    evaluator = segmentation_evaluator(network, len(names), precision, job.device)
+    content = lambda: ex.network_content(config, network, prototypes=prototypes.values)  # noqa: E731
+    validation = Validation(evaluator, val, names, content, job.folder)
+
+    # Handlers of one event run in the order they are attached.
+    trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
+    trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
+    PseudoLabels(
+        soft_labels, warm, images, precision, job.device, class_names=names, student=network, renew_data=data
+    ).attach(trainer, every=config.renew_labels_every)
+    if config.prototype_momentum > 0:
+        PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
+    teacher.attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, stop_on_nan())
+    ex.clip_gradients(trainer, network, config.grad_clip)
+    validation.attach(trainer, every=config.val_every)
+    state = {"trainer": trainer, "student": network, "optimizer": optimizer, "schedule": schedule}
+    state |= {"teacher": teacher, "prototypes": prototypes, "precision": precision, "validation": validation}
+    start = resume(state, job.folder) if config.resume else 0
+    board = ex.watch(config, job, trainer, evaluator, student=optimizer)
+    checkpoints(state, job.folder, trainer, every=config.checkpoint_every)
+
+    ex.train(trainer, data(start=start), board, iterations=iterations, epoch=epoch)
+    return job.finish(validation.summary(), iterations=iterations, images=2 * (iterations - start) * config.batch_size)

@@ -1,0 +1,199 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proda.method import IGNORE
+from proda.method.views import (
+    Operation,
+    StrongView,
+    WeakView,
+    crop_soft_labels,
+    downscale_labels,
+    replay,
+    weak_view,
+)
+
+NO_CUTOUT = (-1, -1, -1, -1)
+
+
+def strong_view(*moves, flipped=False, cutout=NO_CUTOUT):
+    """A batch of one; ``moves``: pairs of operation and value."""
+    operations, values = zip(*moves or [(Operation.NONE, 0.0)], strict=True)
+    return StrongView(
+        torch.tensor([flipped]), torch.tensor([operations]), torch.tensor([values]).float(), torch.tensor([cutout])
+    )
+
+
+def numbered(h, w):
+    return torch.arange(h * w).reshape(1, 1, h, w)
+
+
+def test_weak_view_is_resize_then_crop_then_flip():
+    maps = torch.randn(2, 3, 20, 40)
+    view = WeakView(
+        resized_height=torch.tensor([101, 64]),
+        resized_width=torch.tensor([203, 128]),
+        top=torch.tensor([10, 0]),
+        left=torch.tensor([21, 63]),
+        height=torch.tensor([48, 48]),
+        width=torch.tensor([64, 64]),
+        flipped=torch.tensor([True, False]),
+    )
+    first = F.interpolate(maps[:1], (25, 50), mode="bilinear", align_corners=True)[:, :, 2:14, 5:21].flip(3)
+    second = F.interpolate(maps[1:], (16, 32), mode="bilinear", align_corners=True)[:, :, 0:12, 15:31]
+    for moved in (weak_view(maps, view), weak_view(maps, view, size=(48, 64))):
+        torch.testing.assert_close(moved, torch.cat((first, second)), atol=1e-5, rtol=0)
+    assert weak_view(maps.bfloat16(), view).dtype == torch.float32
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_cropped_soft_labels_lie_where_the_four_steps_of_the_released_code_bring_them(flipped):
+    # A ramp tells positions, and bilinear steps pass it on unchanged, however many there are.
+    h, w, full = 17, 33, (128, 256)
+    ramps = torch.stack(torch.meshgrid(torch.arange(h) / 16, torch.arange(w) / 32, indexing="ij"))
+    view = WeakView(*map(torch.tensor, (150, 300, 31, 57, 64, 112, flipped)))
+
+    def resize(maps, size):
+        return F.interpolate(maps[None], size, mode="bilinear", align_corners=True)[0]
+
+    expected = resize(resize(resize(ramps, full), (150, 300))[:, 31:95, 57:169], (16, 28))
+    expected = expected.flip(2) if flipped else expected
+    torch.testing.assert_close(crop_soft_labels(ramps, view), expected, atol=1e-5, rtol=0)
+
+
+def test_cropped_soft_labels_are_probabilities_in_float32():
+    soft = torch.randn(19, 17, 33).softmax(0).half()
+    cropped = crop_soft_labels(soft, WeakView(*map(torch.tensor, (150, 300, 31, 57, 64, 112, True))))
+    assert cropped.shape == (19, 16, 28)
+    assert cropped.dtype == torch.float32
+    torch.testing.assert_close(cropped.sum(0), torch.ones(16, 28), atol=1e-2, rtol=0)
+
+
+def test_labels_are_downscaled_to_every_fourth_row_and_column():
+    assert downscale_labels(numbered(8, 8)[0]).tolist() == [[[0, 4], [32, 36]]]
+    assert downscale_labels(numbered(6, 6)[0], scale=3).tolist() == [[[0, 3], [18, 21]]]
+
+
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.bfloat16])
+def test_replay_of_nothing_is_the_identity_for_every_type(released, dtype):
+    maps = numbered(8, 12).to(dtype)
+    moved, valid = replay(maps, strong_view(), released=released)
+    assert torch.equal(moved, maps)
+    assert moved.dtype == dtype
+    assert valid.shape == (1, 1, 8, 12)
+    assert valid.all()
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_replay_mirrors_left_and_right(released):
+    moved, valid = replay(numbered(4, 8), strong_view(flipped=True), released=released)
+    assert torch.equal(moved, numbered(4, 8).flip(3))
+    assert valid.all()
+
+
+def test_translation_shows_what_lies_value_pixels_to_the_right_and_below():
+    moved, valid = replay(numbered(3, 5), strong_view((Operation.TRANSLATE_X, 8.0)))
+    assert moved[0, 0, 0].tolist() == [2, 3, 4, IGNORE, IGNORE]
+    assert valid[0, 0, 0].tolist() == [True, True, True, False, False]
+    moved, _ = replay(numbered(3, 5), strong_view((Operation.TRANSLATE_Y, -4.0)), padding=99)
+    assert moved[0, 0, :, 0].tolist() == [99, 0, 5]
+
+
+def test_shears_are_anchored_at_the_top_left_corner():
+    # Row i, at height 4i + 2, is shifted by 4i + 2 pixels, that is i + 1/2 cells, and the half is rounded up.
+    moved, _ = replay(numbered(3, 5), strong_view((Operation.SHEAR_X, 1.0)))
+    assert moved[0, 0].tolist() == [[1, 2, 3, 4, 250], [7, 8, 9, 250, 250], [13, 14, 250, 250, 250]]
+    moved, _ = replay(numbered(3, 3), strong_view((Operation.SHEAR_Y, 1.0)))
+    assert moved[0, 0].tolist() == [[3, 7, 250], [6, 250, 250], [250, 250, 250]]
+
+
+def test_rotation_by_a_right_angle_is_counter_clockwise_about_the_centre():
+    moved, valid = replay(numbered(4, 4), strong_view((Operation.ROTATE, 90.0)))
+    assert torch.equal(moved, numbered(4, 4).rot90(1, (2, 3)))
+    assert valid.all()
+
+
+def test_cutout_covers_both_of_its_corners_and_the_released_one_does_not():
+    cutout = (4, 4, 10, 6)  # the centres of columns 1 and 2, at 6 and 10; of row 1, at 6
+    _, valid = replay(numbered(4, 4), strong_view(cutout=cutout))
+    assert (~valid[0, 0]).nonzero().tolist() == [[1, 1], [1, 2]]
+    _, valid = replay(numbered(4, 4), strong_view(cutout=(4, 4, 10, 8)), released=True)
+    assert (~valid[0, 0]).nonzero().tolist() == [[1, 1]]
+
+
+def test_the_released_replay_knows_one_order_and_the_last_value_only():
+    first, second = (Operation.TRANSLATE_X, 4.0), (Operation.ROTATE, 30.0)
+    maps = numbered(16, 16)
+    one_way = replay(maps, strong_view(first, second), released=True)[0]
+    other_way = replay(maps, strong_view(second, first), released=True)[0]
+    assert torch.equal(one_way, other_way)
+    twice = replay(maps, strong_view((Operation.ROTATE, -9.0), second), released=True)[0]
+    assert torch.equal(twice, replay(maps, strong_view(second), released=True)[0])
+
+    assert not torch.equal(replay(maps, strong_view(first, second))[0], replay(maps, strong_view(second, first))[0])
+
+
+def test_samples_of_a_batch_move_independently_and_channels_together():
+    views = [
+        strong_view((Operation.ROTATE, 20.0), (Operation.SHEAR_X, 0.2), cutout=(0, 0, 9, 9)),
+        strong_view((Operation.NONE, 0.0), (Operation.TRANSLATE_Y, -12.0), flipped=True),
+    ]
+    batch = StrongView(*(torch.cat(fields) for fields in zip(*views, strict=True)))
+    maps = torch.randn(2, 3, 16, 24)
+    for released in (False, True):
+        moved, valid = replay(maps, batch, released=released)
+        for i, view in enumerate(views):
+            for c in range(3):
+                alone, alone_valid = replay(maps[i : i + 1, c : c + 1], view, released=released)
+                assert torch.equal(moved[i, c], alone[0, 0])
+                assert torch.equal(valid[i], alone_valid[0])
+
+
+MOVES = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from([Operation.SHEAR_X, Operation.SHEAR_Y]), st.floats(-0.3, 0.3)),
+        st.tuples(st.sampled_from([Operation.TRANSLATE_X, Operation.TRANSLATE_Y]), st.integers(-40, 40)),
+        st.tuples(st.just(Operation.ROTATE), st.floats(-30, 30)),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(MOVES)
+def test_replay_composed_with_its_inverse_is_the_identity_on_interior_pixels(moves):
+    # Maps that hold their own coordinates; nearest sampling rounds by up to half a pixel on either way.
+    maps = torch.stack(torch.meshgrid(torch.arange(32), torch.arange(48), indexing="ij"))[None].float()
+    there, _ = replay(maps, strong_view(*moves))
+    back, inside = replay(there, strong_view(*((kind, -value) for kind, value in reversed(moves))))
+    interior = inside & (back != IGNORE)
+    error = (back - maps).abs()[interior]
+    assert error.max() <= 2
+    assert error.mean() <= 1
+
+
+@given(st.integers(-6, 6), st.integers(-6, 6))
+def test_translation_by_whole_cells_and_back_is_exact(columns, rows):
+    moves = ((Operation.TRANSLATE_X, 4.0 * columns), (Operation.TRANSLATE_Y, 4.0 * rows))
+    maps = numbered(16, 24)
+    there, _ = replay(maps, strong_view(*moves), padding=-1)
+    back, _ = replay(there, strong_view(*((kind, -value) for kind, value in moves)), padding=-1)
+    interior = back >= 0
+    assert interior.sum() == (16 - abs(rows)) * (24 - abs(columns))
+    assert torch.equal(back[interior], maps[interior])
+
+
+@given(st.booleans())
+def test_a_flip_is_its_own_inverse(released):
+    maps = torch.randn(1, 2, 6, 10)
+    once, _ = replay(maps, strong_view(flipped=True), released=released)
+    assert torch.equal(replay(once, strong_view(flipped=True), released=released)[0], maps)
+
+
+def test_gradients_flow_to_the_pixels_that_are_shown():
+    maps = torch.zeros(1, 1, 3, 5, requires_grad=True)
+    replay(maps, strong_view((Operation.TRANSLATE_X, 8.0)))[0].sum().backward()
+    assert maps.grad[0, 0, 0].tolist() == [0, 0, 1, 1, 1]
