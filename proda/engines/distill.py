@@ -64,7 +64,9 @@ def distill_trainer(
             logits = student(strong).logits
         quarter = resize(logits, labels.shape[-2:])
         loss_target = cross_entropy(quarter, labels, pixels=mean_over_processes((labels != IGNORE).sum()))
-        loss_distillation = distillation(logits, teacher_logits, as_released=distillation_as_released)
+        loss_distillation = distillation(
+            quarter, resize(teacher_logits, labels.shape[-2:]), as_released=distillation_as_released
+        )
         loss = loss_target + distillation_weight * loss_distillation
         precision.backward(loss)
         out.update(

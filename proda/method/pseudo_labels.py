@@ -41,7 +41,7 @@ def confident_labels(
             return labels.clone()
         limit = torch.tensor(threshold, dtype=torch.float16, device=confidence.device)
         return labels.masked_fill(confidence.half() <= limit, IGNORE)
-    return labels.masked_fill(~(confidence > threshold), IGNORE)
+    return labels.masked_fill(~(confidence.float() > threshold), IGNORE)  # in float16, 0.95 is another number
 
 
 def flip_averaged(probabilities: Tensor, mirrored: Tensor) -> Tensor:

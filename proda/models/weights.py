@@ -118,9 +118,9 @@ def load_prototypes(path: str | Path) -> Tensor:
     """
     data = _read(path)
     if isinstance(data, Mapping) and isinstance(data.get(NETWORK), Mapping):
-        data = data[NETWORK].get("objective_vectors")
-    if isinstance(data, Mapping) and "prototypes" in data:
-        data = data["prototypes"]
+        data = data[NETWORK].get("objective_vectors", data)
+    elif isinstance(data, Mapping):  # in a checkpoint of ours they are a state dict of their own
+        data = data.get("prototypes", data)
     return _prototypes(data, path)
 
 
@@ -216,7 +216,7 @@ def _state_dict(data: object, path: str | Path, what: str) -> dict[str, Tensor]:
 
 def _prototypes(data: object, path: str | Path, *, zeros_are_none: bool = False) -> Tensor | None:
     if isinstance(data, Mapping):
-        data = data.get("prototypes")
+        data = data.get("prototypes", data)
     if not isinstance(data, Tensor) or data.ndim != 2:
         raise ValueError(f"{path}: found {_describe(data)}, expected prototypes [classes, features]")
     if not data.any():

@@ -1,8 +1,5 @@
 import os
-import pickle
-import struct
 import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from proda.models import weights as weights_module
 from proda.models.deeplab import DeepLab
 from proda.models.discriminator import Discriminator
 from proda.models.weights import (
@@ -68,35 +64,315 @@ def test_released_warm_up_checkpoint_brings_its_discriminator(tmp_path):
     assert_same(critic, other)
 
 
-@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_numpy_score_is_read_whichever_numpy_wrote_it(tmp_path, module, protocol):
-    """The same bytes as numpy 1 or 2 writes, with the module name of either."""
-
-    class Scalar:
-        def __reduce__(self):
-            # torch stores the name of a function, so a function of that name is what it takes to write one
-            return (rename(module), (np.dtype("float64"), struct.pack("<d", 0.25)))
-
-    def rename(module: str):
-        def scalar(*arguments): ...
-
-        scalar.__module__, scalar.__qualname__ = module, "scalar"
-        return scalar
-
-    assert pickle.loads(pickle.dumps(np.float64(0.25), protocol)) == 0.25
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_numpy_score_is_read_whichever_numpy_wrote_it(tmp_path, module):
     path = tmp_path / "best_model.pkl"
-    try:
-        torch.save(released(network()) | {"best_iou": Scalar()}, path, pickle_protocol=protocol)
-    except pickle.PicklingError:  # pickle looks the name up; write numpy's own and exchange the text
-        ours = np.float64(0).__reduce__()[0].__module__
-        torch.save(
-            released(network()) | {"best_iou": np.float64(0.25)},
-            path,
-            pickle_protocol=protocol,
-            _use_new_zipfile_serialization=False,
-        )
-        data = path.read_bytes()
-        assert ours.encode() in data
-        path.write_bytes(data)
-    assert load_weights(path).info["best_iou"] == 0.25
+    torch.save(released(network()), path, _use_new_zipfile_serialization=False)
+    here = np.float64(0).__reduce__()[0].__module__.encode()
+    written = path.read_bytes()
+    assert written.count(here) == 1
+    path.write_bytes(written.replace(here, module))  # the module's name is all that numpy 1 and 2 write differently
+    assert load_weights(path).info["best_iou"] == 0.5375
+
+
+class Hostile:
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+READERS = [
+    load_weights,
+    load_prototypes,
+    lambda path: load_into(network(), path),
+    lambda path: load_imagenet(network(), path),
+    lambda path: load_simclr(network(), path),
+]
+
+
+@pytest.mark.parametrize("zip_container", [True, False])
+@pytest.mark.parametrize("read", READERS)
+def test_hostile_pickle_does_not_run(tmp_path, monkeypatch, read, zip_container):
+    monkeypatch.chdir(tmp_path)
+    path = Path("best_model.pkl")
+    hostile = Hostile(os.mkdir, "ran")
+    torch.save(released(network()) | {"iter": hostile}, path, _use_new_zipfile_serialization=zip_container)
+    with pytest.raises(ValueError, match=r"best_model.pkl: found a call of posix.mkdir, which is not run") as error:
+        read(path)
+    assert not Path("ran").exists()
+    assert "\n" not in str(error.value)
+    torch.load(path, weights_only=False)  # the file is armed: without the allow-list it runs
+    assert Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        Hostile(eval, "1 + 1"),
+        Hostile(subprocess.run, ["true"]),
+        Hostile(getattr, "text", "upper"),
+        np.arange(3),  # numpy arrays are more than a score needs
+        np.float32(1),
+        np.dtype("object"),
+        np.random.default_rng,
+        Path("x"),
+        network(),
+    ],
+    ids=["eval", "subprocess", "getattr", "array", "float32", "object", "function", "path", "module"],
+)
+def test_nothing_but_tensors_and_plain_values_is_read(tmp_path, hostile):
+    path = tmp_path / "best_model.pkl"
+    torch.save(released(network()) | {"iter": hostile}, path)
+    with pytest.raises(ValueError, match=r"best_model.pkl: .*expected tensors and plain values") as error:
+        load_weights(path)
+    assert "\n" not in str(error.value)
+
+
+def test_allow_list_is_gone_after_loading(tmp_path):
+    path = tmp_path / "best_model.pkl"
+    torch.save(released(network()), path)
+    before = set(torch.serialization.get_safe_globals())
+    load_weights(path)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_our_checkpoint_returns_what_was_saved(tmp_path):
+    model, path, prototypes = network(13), tmp_path / "runs" / "best.pt", torch.rand(13, 16)
+    save_weights(path, model, prototypes=prototypes, num_classes=13, iteration=7, source="gta5")
+    weights = load_weights(path)
+    assert weights.info == {"num_classes": 13, "iteration": 7, "source": "gta5"}
+    assert torch.equal(weights.prototypes, prototypes)
+    assert torch.equal(load_prototypes(path), prototypes)
+    other = network(13)
+    load_into(other, weights)
+    assert_same(model, other)
+    assert [file.name for file in path.parent.iterdir()] == ["best.pt"]  # nothing unfinished is left beside it
+
+
+def test_checkpoint_with_state_dicts_of_other_objects_loads(tmp_path):
+    model, critic, path = network(), Discriminator(19, width=2), tmp_path / "checkpoint_3.pt"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    prototypes = {"prototypes": torch.rand(19, 16), "counts": torch.ones(19)}
+    data = {"model": model.state_dict(), "discriminator": critic.state_dict(), "prototypes": prototypes}
+    torch.save(data | {"optimizer": optimizer.state_dict(), "trainer": OrderedDict(iteration=3)}, path)
+    weights = load_weights(path)
+    assert torch.equal(weights.prototypes, prototypes["prototypes"])
+    load_discriminator(other := Discriminator(19, width=2), weights)
+    assert_same(critic, other)
+
+
+def test_bare_state_dict_loads_with_or_without_the_prefix_of_data_parallel(tmp_path):
+    model = network()
+    for prefix in ("", "module."):
+        torch.save({prefix + key: value for key, value in model.state_dict().items()}, tmp_path / "model.pth")
+        load_into(other := network(), tmp_path / "model.pth")
+        assert_same(model, other)
+
+
+@pytest.mark.parametrize("zip_container", [True, False])
+def test_released_prototype_file_is_a_bare_tensor(tmp_path, zip_container):
+    prototypes, path = torch.rand(19, 256), tmp_path / "prototypes_on_cityscapes_from_deeplabv2"
+    torch.save(prototypes, path, _use_new_zipfile_serialization=zip_container)
+    assert torch.equal(load_prototypes(path), prototypes)
+
+
+def test_our_prototype_file_returns_what_was_saved(tmp_path):
+    prototypes, path = torch.rand(19, 16), tmp_path / "prototypes.pt"
+    save_prototypes(path, prototypes, torch.ones(19))
+    assert torch.equal(load_prototypes(path), prototypes)
+
+
+def test_prototypes_of_a_released_stage_1_checkpoint_load(tmp_path):
+    prototypes, path = torch.rand(19, 256), tmp_path / "stage1.pkl"
+    torch.save(released(network(), prototypes), path)
+    assert torch.equal(load_prototypes(path), prototypes)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (torch.rand(3), "a tensor of shape \\[3\\], expected prototypes"),
+        ({"weights": torch.rand(3, 4)}, "a dict with 'weights', expected prototypes"),
+        (torch.zeros(19, 256), "prototypes that are all zero"),
+        (released(network()), "prototypes that are all zero"),
+        ({"model": {}}, "a dict with 'model', expected prototypes"),
+    ],
+)
+def test_file_without_prototypes_is_refused(tmp_path, data, found):
+    torch.save(data, tmp_path / "prototypes.pt")
+    with pytest.raises(ValueError, match=f"prototypes.pt: found {found}"):
+        load_prototypes(tmp_path / "prototypes.pt")
+
+
+def test_other_number_of_classes_is_named_and_nothing_is_copied(tmp_path):
+    path, other = tmp_path / "best.pt", network(16)
+    save_weights(path, network(19))
+    before = other.conv1.weight.clone()
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=r"best.pt: found weights for 19 classes, expected 16 classes"):
+            load_into(other, path, strict=strict)
+    assert torch.equal(before, other.conv1.weight)
+
+
+def test_discriminator_of_another_number_of_classes_is_named(tmp_path):
+    path = tmp_path / "warm_up.pkl"
+    torch.save(released(network(), FCDiscriminator=released(Discriminator(16, width=2))["ResNet101"]), path)
+    with pytest.raises(ValueError, match=r"found weights for 16 classes, expected 19 classes"):
+        load_discriminator(Discriminator(19, width=2), path)
+
+
+def test_checkpoint_without_a_discriminator_says_so(tmp_path):
+    save_weights(tmp_path / "stage1.pt", network())
+    with pytest.raises(ValueError, match=r"stage1.pt: found no discriminator"):
+        load_discriminator(Discriminator(19, width=2), tmp_path / "stage1.pt")
+
+
+def test_no_matching_key_names_the_first_of_both_sides(tmp_path):
+    torch.save({"encoder.weight": torch.ones(1), "encoder.bias": torch.ones(1)}, tmp_path / "other.pth")
+    for strict in (True, False):
+        with pytest.raises(ValueError) as error:
+            load_into(network(), tmp_path / "other.pth", strict=strict)
+        message = str(error.value)
+        assert "other.pth: found 0 of the 131 tensors expected" in message
+        assert "only in the file: encoder.weight" in message and "only in the network: conv1.weight" in message
+        assert "\n" not in message
+
+
+def test_another_width_names_the_first_shape_that_differs(tmp_path):
+    save_weights(tmp_path / "best.pt", network())
+    wider = DeepLab(19, blocks=(1, 1, 1, 1), width=4, head_channels=16)
+    with pytest.raises(ValueError, match=r"conv1.weight, found \[2, 3, 7, 7\], expected \[4, 3, 7, 7\]"):
+        load_into(wider, tmp_path / "best.pt", strict=False)
+
+
+def test_extra_batch_norm_of_one_side_is_an_error_unless_asked_for(tmp_path):
+    model, path = network(bn_pretrain=True), tmp_path / "stage2.pt"
+    save_weights(path, model)
+    with pytest.raises(ValueError, match=r"first only in the file: bn_pretrain.weight"):
+        load_into(network(), path)
+    load_into(other := network(), path, strict=False)
+    assert torch.equal(other.conv1.weight, model.conv1.weight)
+    save_weights(path, network())
+    with pytest.raises(ValueError, match=r"first only in the network: bn_pretrain.weight"):
+        load_into(network(bn_pretrain=True), path)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (torch.rand(2, 2), r"a tensor of shape \[2, 2\]"),
+        ({}, "an empty dict"),
+        ([1, 2], "list"),
+        ({"epoch": 3, "weights": torch.rand(2)}, "a dict with 'epoch', 'weights'"),
+        ({"ResNet101": torch.rand(2)}, r"a tensor of shape \[2\] under 'ResNet101'"),
+        ({"model": {"conv1.weight": 3}}, "a dict with 'conv1.weight'"),
+        ({"model": {}}, "an empty dict"),
+    ],
+)
+def test_file_that_is_no_checkpoint_says_what_it_holds(tmp_path, data, found):
+    torch.save(data, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=f"file.pt: found {found}.*expected"):
+        load_weights(tmp_path / "file.pt")
+
+
+def test_missing_file_and_folder_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.pt: found no such file"):
+        load_weights(tmp_path / "nowhere.pt")
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name}: found a folder"):
+        load_prototypes(tmp_path)
+
+
+@pytest.mark.parametrize("zip_container", [True, False])
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.99])
+def test_truncated_file_is_one_clear_line(tmp_path, zip_container, kept):
+    path = tmp_path / "best.pkl"
+    torch.save(released(network()), path, _use_new_zipfile_serialization=zip_container)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(ValueError, match=r"best.pkl: cannot be read") as error:
+        load_weights(path)
+    assert "\n" not in str(error.value)
+
+
+def test_file_of_another_kind_is_one_clear_line(tmp_path):
+    for content in (b"not a checkpoint", b"\x89PNG\r\n\x1a\n", b"<html>\n</html>\n", b"PK\x03\x04"):
+        (tmp_path / "best.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"best.pt: cannot be read") as error:
+            load_weights(tmp_path / "best.pt")
+        assert "\n" not in str(error.value)
+
+
+def test_imagenet_weights_fill_the_backbone_and_leave_the_head(tmp_path):
+    theirs, model, path = network(), network(bn_pretrain=True), tmp_path / "resnet.pth"
+    nn.init.constant_(theirs.layer4[0].bn3.running_mean, 3.0)
+    torch.save(backbone(theirs) | {"fc.weight": torch.ones(2, 2), "fc.bias": torch.ones(2)}, path)
+    head = model.layer5.head[1].weight.clone()
+    assert "102 of the backbone's 102 tensors loaded, 2 left over" in load_imagenet(model, path)
+    for key, value in backbone(theirs).items():
+        assert torch.equal(model.state_dict()[key], value), key
+    assert torch.equal(model.layer5.head[1].weight, head)
+
+
+def test_imagenet_weights_of_before_batch_counters_load(tmp_path):
+    theirs = {key: value for key, value in backbone(network()).items() if not key.endswith("num_batches_tracked")}
+    torch.save(theirs, tmp_path / "resnet.pth")
+    assert "85 of the backbone's 102 tensors loaded, 0 left over" in load_imagenet(network(), tmp_path / "resnet.pth")
+
+
+def test_imagenet_weights_of_another_depth_are_refused(tmp_path):
+    torch.save(backbone(network()), tmp_path / "resnet.pth")
+    deeper = DeepLab(19, blocks=(1, 2, 1, 1), width=2, head_channels=16)
+    with pytest.raises(
+        ValueError, match=r"expected by the backbone; first only in the backbone: layer2.1.conv1.weight"
+    ):
+        load_imagenet(deeper, tmp_path / "resnet.pth")
+
+
+def test_imagenet_weights_come_from_the_download_cache(tmp_path, monkeypatch):
+    theirs, model = network(), network()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(model, "width", 64)  # a stand-in of the right name, small enough to write
+    monkeypatch.setattr(model, "blocks", (3, 4, 23, 3))
+    cached = tmp_path / "checkpoints" / "resnet101-63fe2227.pth"
+    cached.parent.mkdir()
+    torch.save(backbone(theirs), cached)
+    assert str(cached) in load_imagenet(model)
+    assert torch.equal(model.conv1.weight, theirs.conv1.weight)
+
+
+def test_imagenet_weights_that_cannot_be_fetched_are_an_error_never_random(tmp_path, monkeypatch):
+    def offline(url: str, *_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with torch.device("meta"):
+        model = DeepLab(19)
+    with pytest.raises(
+        RuntimeError, match=r"resnet101-63fe2227.pth is not there .*no route to host.*give a local file"
+    ):
+        load_imagenet(model)
+
+
+def test_network_without_imagenet_weights_says_so():
+    with pytest.raises(ValueError, match=r"no ImageNet weights for blocks \(1, 1, 1, 1\) of width 2"):
+        load_imagenet(network())
+
+
+def test_simclr_checkpoint_fills_the_backbone_from_its_state_dict(tmp_path):
+    theirs, model, path = network(), network(), tmp_path / "r101_1x_sk0.pth"
+    torch.save({"state_dict": backbone(theirs) | {"fc.weight": torch.ones(2, 2)}, "epoch": 800}, path)
+    assert "102 of the backbone's 102 tensors loaded, 1 left over" in load_simclr(model, path)
+    assert torch.equal(model.layer4[0].conv3.weight, theirs.layer4[0].conv3.weight)
+
+
+def test_simclr_file_without_a_state_dict_or_with_other_keys_is_refused(tmp_path):
+    path = tmp_path / "r101_1x_sk0.pth"
+    torch.save({"resnet": {}}, path)
+    with pytest.raises(ValueError, match=r"found a dict with 'resnet', expected a SimCLR checkpoint with 'state_dict'"):
+        load_simclr(network(), path)
+    torch.save({"state_dict": {"net.0.weight": torch.ones(1)}}, path)
+    with pytest.raises(ValueError, match=r"found 0 of the 102 .*file: net.0.weight; first only in the backbone: conv1"):
+        load_simclr(network(), path)

@@ -145,8 +145,8 @@ class _Street:
         for thing, draw, near, far, low, high in (
             ("tree", draw_tree, 9, 60, 0.2, 0.5),
             ("lamp", draw_lamp, 8, 60, 0.08, 0.25),
-            ("light", draw_light, 7, 18, 0.08, 0.25),
-            ("sign", draw_sign, 6, 18, 0.08, 0.25),
+            ("light", draw_light, 6, 14, 0.08, 0.25),
+            ("sign", draw_sign, 5.5, 14, 0.08, 0.25),
         ):
             for _ in self._times(thing):
                 z = self._depth(near, far)
@@ -154,16 +154,16 @@ class _Street:
         for _ in self._times("person"):
             crosses = rng.random() < 0.25
             x = rng.uniform(self.left, self.right) if crosses else self._on_sidewalk(0.1, 0.95)
-            z = self._depth(5, 20)
+            z = self._depth(5, 17)
             self._add(z, draw_person, x, z)
             if rng.random() < 0.3:  # in company
                 self._add(z + 0.1, draw_person, x + rng.choice([-0.6, 0.6]), z + 0.1)
         for _ in self._times("rider"):
-            x, z = rng.uniform(self.left + 0.5, self.right - 0.5), self._depth(5, 16)
+            x, z = rng.uniform(self.left + 0.5, self.right - 0.5), self._depth(4.5, 12)
             self._add(z, draw_cycle, x, z, motor=bool(rng.random() < 0.35), rider=True)
         for thing in ("motorcycle", "bicycle"):
             for _ in self._times(thing):
-                z = self._depth(4.5, 14)
+                z = self._depth(4.2, 11)
                 self._add(z, draw_cycle, self._on_sidewalk(-0.15, 0.7), z, motor=thing == "motorcycle", rider=False)
 
 
