@@ -7,9 +7,10 @@ Give OUTPUT/prototypes.pt to stage 1 with --prototypes.
 
 from dataclasses import dataclass
 
+import ignite.distributed as idist
+
 from proda import experiment as ex
-from proda.config import STREETS_DATA, DataConfig, resolve_num_classes
-from proda.data.labels import class_names
+from proda.config import STREETS_DATA, DataConfig
 from proda.engines.update import Precision
 from proda.handlers.prototypes import Prototypes, initial_prototypes
 from proda.job import Job
@@ -38,9 +39,9 @@ def run(local_rank: int, config: Config) -> dict:
 
     prototypes = Prototypes.of(network, job.device)
     initial_prototypes(prototypes, network, images, Precision(job.device, config.amp), job.device, passes=config.passes)
-    if local_rank == 0:
-        prototypes.save(job.folder / "prototypes.pt")
-    names = class_names(resolve_num_classes(config))
+    if idist.get_rank() == 0:
+        prototypes.save(job.folder / "prototypes.pt", origin=ex.sha256(config.weights))
+    names = ex.label_space(config).names
     counts = dict(zip(names, prototypes.counts.tolist(), strict=True))
     for name, count in counts.items():
         job.log.info("%-16s in %4.0f images", name, count)

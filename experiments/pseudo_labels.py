@@ -9,10 +9,9 @@ Give the folder to a stage with --pseudo_labels. Run again after an interruption
 from dataclasses import dataclass
 
 from proda import experiment as ex
-from proda.config import STREETS_DATA, DataConfig, resolve_num_classes
-from proda.data.labels import class_names
+from proda.config import STREETS_DATA, DataConfig
 from proda.engines.update import Precision
-from proda.handlers.pseudo_labels import write_pseudo_labels
+from proda.handlers.pseudo_labels import missing_labels, write_pseudo_labels
 from proda.job import Job
 
 
@@ -33,11 +32,11 @@ def run(local_rank: int, config: Config) -> dict:
         raise ValueError(f"--kind={config.kind}: expected soft or hard")
     images = ex.labelled_if_possible(config, "train")
     network = ex.network_from(config, config.weights, "weights")[0].to(job.device)
-    job.open({"weights": config.weights, "images": len(images)})
-
     settings = {"flip": config.flip} if config.kind == "hard" else {}
     store = ex.label_store(config, config.kind, job, images.names, **settings)
-    missing = store.missing(images.names)
+    job.open({"weights": config.weights, "images": len(images)})
+
+    missing = missing_labels(store, images.names)
     scores = write_pseudo_labels(
         store,
         network,
@@ -45,6 +44,6 @@ def run(local_rank: int, config: Config) -> dict:
         Precision(job.device, config.amp),
         job.device,
         flip=config.flip,
-        class_names=class_names(resolve_num_classes(config)),
+        class_names=ex.label_space(config).names,
     )
     return job.finish({"written": len(missing), "images": len(images), **scores})

@@ -7,17 +7,18 @@ Draws the two domains, trains source-only, warm-up, stages 1 to 3 and the target
 experiment files as the real benchmarks, and ends with a table and OUTPUT/panel.png.
 """
 
+import json
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 
 from proda import experiment as ex
-from proda.config import STREETS_DATA, DataConfig, resolve_num_classes
-from proda.data.labels import palette
+from proda.config import STREETS_DATA, DataConfig
 from proda.data.panels import grid, image_picture, label_picture
 from proda.engines.evaluate import predict
 from proda.engines.update import images
@@ -34,6 +35,7 @@ STAGES = {
     "stage3_distill": ("stage3_distill", {"weights": "stage2_distill", "init_file": "stage2_distill"}),
     "oracle": ("source_only", {}),
 }
+PASSED_ON = ("source", "num_classes", "backbone", "seed", "device", "num_workers", "val_batch_size", "amp")
 
 
 @dataclass
@@ -47,22 +49,21 @@ PRESETS = {"streets": STREETS_DATA}
 
 
 def run(local_rank: int, config: Config) -> dict:
+    if idist.get_world_size() > 1:
+        raise ValueError("quickstart runs in one process; the stages themselves take --nproc_per_node")
     folder, began = Path(config.output), time.time()
     root = ex.data_root(config)
-    for stage in STAGES:  # what an earlier quickstart left in this folder; nothing else
-        shutil.rmtree(folder / stage, ignore_errors=True)
+    with idist.one_rank_first():
+        if idist.get_rank() == 0:
+            clear(folder)
     stages = {}
     for number, (stage, (experiment, inputs)) in enumerate(STAGES.items(), 1):
         print(f"\n[{number}/{len(STAGES)}] {stage}", flush=True)
         flags = {
             "preset": "streets",
-            "source": config.source,
             "data_root": str(root),
             "output": str(folder / stage),
-            "seed": config.seed,
-            "device": config.device,
-            "num_classes": config.num_classes,
-            "backbone": config.backbone,
+            **{name: getattr(config, name) for name in PASSED_ON},
             **{flag: str(folder / before / "last.pt") for flag, before in inputs.items()},
         }
         if stage == "oracle":
@@ -78,12 +79,26 @@ def run(local_rank: int, config: Config) -> dict:
     return summary
 
 
+def clear(folder: Path) -> None:
+    """Deletes what an earlier quickstart left in this folder, and nothing else.
+
+    Raises:
+        ValueError: a stage's folder there holds a run on real data; nothing is deleted then.
+    """
+    for stage in STAGES:
+        file = folder / stage / "config.json"
+        if file.is_file() and json.loads(file.read_text()).get("preset") != "streets":
+            raise ValueError(f"{folder / stage} holds a run on other data than Streets: give another --output")
+    for stage in STAGES:
+        shutil.rmtree(folder / stage, ignore_errors=True)
+
+
 @torch.no_grad()
 def draw_panel(config: Config, folder: Path) -> None:
     """``panel.png``: for some validation images, input, ground truth and the prediction of every stage."""
     val = ex.target_set(config, "val", with_labels=True)
     batches = ex.whole_images(config, ex.Subset(val, np.linspace(0, len(val) - 1, config.panel_images).astype(int)))
-    colors = palette(resolve_num_classes(config))
+    colors = ex.label_space(config).colors
     networks = [ex.network_from(config, str(folder / stage / "last.pt"), stage)[0].eval() for stage in STAGES]
     rows = []
     for batch in batches:

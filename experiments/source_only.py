@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from ignite.engine import Events
 
 from proda import experiment as ex
-from proda.config import STREETS, TrainConfig, resolve_num_classes
-from proda.data.labels import class_names
+from proda.config import STREETS, TrainConfig
 from proda.data.loaders import SourceTraining
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.supervised import supervised_trainer
 from proda.engines.update import Precision, seeded_by_iteration
 from proda.handlers.checkpoints import checkpoints, resume
-from proda.handlers.monitoring import stop_on_nan
+from proda.handlers.monitoring import StopOnNan
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
 from proda.job import Job
@@ -46,24 +45,24 @@ def run(local_rank: int, config: Config) -> dict:
         source = SourceTraining(ex.target_set(config, "train", with_labels=True), **ex.views(config))
     else:
         raise ValueError(f"--train_on={config.train_on}: expected source or target")
-    val = ex.whole_images(config, ex.target_set(config, "val", with_labels=True))
+    val = ex.whole_images(config, ex.validation_set(config))
     epoch, iterations = ex.num_iterations(config, len(source))
 
     network = ex.initial_network(config, config.init, config.init_file)
     optimizer = ex.sgd(config, network)
-    student = ex.parallel(network, job.device, sync_bn=config.sync_bn)
+    student = ex.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
     precision = Precision(job.device, config.amp)
     schedule = polynomial_decay(optimizer, config.schedule_iterations or iterations)
     job.open(ex.summary_lines(config, job, epoch, iterations))
 
-    names = class_names(resolve_num_classes(config))
-    trainer = supervised_trainer(student, optimizer, precision, job.device)
+    names = ex.label_space(config).names
+    trainer = supervised_trainer(student, optimizer, precision, job.device, freeze_bn=config.freeze_bn)
     evaluator = segmentation_evaluator(network, len(names), precision, job.device)
     validation = Validation(evaluator, val, names, lambda: ex.network_content(config, network), job.folder)
 
     trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, stop_on_nan())
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
     ex.clip_gradients(trainer, network, config.grad_clip)
     validation.attach(trainer, every=config.val_every)
     state = {"trainer": trainer, "student": network, "optimizer": optimizer, "schedule": schedule}
@@ -73,5 +72,5 @@ def run(local_rank: int, config: Config) -> dict:
     checkpoints(state, job.folder, trainer, every=config.checkpoint_every)
 
     data = ex.batches(config, source, None, iterations=iterations, device=job.device, start=start)
-    ex.train(trainer, data, board, iterations=iterations, epoch=epoch)
+    ex.train(trainer, data, board, iterations=iterations, epoch=epoch, stop_after=config.stop_after)
     return job.finish(validation.summary(), iterations=iterations, images=(iterations - start) * config.batch_size)

@@ -13,14 +13,13 @@ from functools import partial
 from ignite.engine import Events
 
 from proda import experiment as ex
-from proda.config import STREETS, TrainConfig, resolve_num_classes
-from proda.data.labels import class_names
+from proda.config import STREETS, TrainConfig
 from proda.engines.denoise import denoise_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision, seeded_by_iteration
 from proda.handlers.checkpoints import checkpoints, resume
 from proda.handlers.ema import EMATeacher
-from proda.handlers.monitoring import stop_on_nan
+from proda.handlers.monitoring import StopOnNan
 from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import polynomial_decay
@@ -34,8 +33,9 @@ class Config(TrainConfig):
     lr: float = 1e-4  # of all parameters
     head_lr_factor: float = 1.0  # one parameter group
     pseudo_labels: str = ""  # folder of its soft labels, written where they are missing; OUTPUT/pseudo_labels if empty
-    prototypes: str = ""  # file of its prototypes; OUTPUT/prototypes.pt, written if missing, if empty
+    prototypes: str = ""  # file of its prototypes, written if it is missing; OUTPUT/prototypes.pt if empty
     prototype_passes: int = 1  # passes over the target images for the first prototypes; 4 as released
+    online_soft_labels: bool = False  # store none: the frozen warm-up model predicts them anew in every iteration
     renew_labels_every: int = 0  # epochs after which the student writes new soft labels; 0: never, as published
     teacher_momentum: float = 0.001  # share of the student that enters the teacher at every iteration
     teacher_mode: str = "train"  # train: batch statistics and dropout, as published; or eval
@@ -75,20 +75,22 @@ PRESETS = {
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
     source, labelled = ex.source_training(config), ex.labelled_if_possible(config, "train")
-    val = ex.whole_images(config, ex.target_set(config, "val", with_labels=True))
+    val = ex.whole_images(config, ex.validation_set(config))
     warm, network = (ex.network_from(config, config.weights, "weights", dropout=config.dropout)[0] for _ in range(2))
     epoch, iterations = ex.num_iterations(config, len(labelled))
+    if config.online_soft_labels and config.renew_labels_every:
+        raise ValueError("--renew_labels_every renews stored labels; with --online_soft_labels there are none")
+    soft_labels = None if config.online_soft_labels else ex.label_store(config, "soft", job, labelled.names)
     job.open(ex.summary_lines(config, job, epoch, iterations))
 
     optimizer = ex.sgd(config, network)
-    student = ex.parallel(network, job.device, sync_bn=config.sync_bn)
+    student = ex.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
     teacher = EMATeacher(network, config.teacher_momentum)
     precision = Precision(job.device, config.amp)
     schedule = polynomial_decay(optimizer, config.schedule_iterations or iterations)
 
-    names = class_names(resolve_num_classes(config))
+    names = ex.label_space(config).names
     images = ex.named_images(config, labelled)
-    soft_labels = ex.label_store(config, "soft", job, labelled.names)
     target = ex.target_training(config, full_image=True, strong=True, soft_labels=soft_labels)
     data = partial(ex.batches, config, source, target, iterations=iterations, device=job.device)
     prototypes = prepare_prototypes(
@@ -98,6 +100,7 @@ def run(local_rank: int, config: Config) -> dict:
         precision,
         job.device,
         passes=config.prototype_passes,
+        origin=ex.sha256(config.weights),
     )
 
     trainer = denoise_trainer(
@@ -115,7 +118,9 @@ def run(local_rank: int, config: Config) -> dict:
         regularizer_weight=config.regularizer_weight,
         consistency_weight=config.consistency_weight,
         teacher_mode=config.teacher_mode,
+        freeze_bn=config.freeze_bn,
         replay_as_released=config.replay_as_released,
+        labeller=warm if config.online_soft_labels else None,
     )
     evaluator = segmentation_evaluator(network, len(names), precision, job.device)
     content = lambda: ex.network_content(config, network, prototypes=prototypes.values)  # noqa: E731
@@ -124,20 +129,32 @@ def run(local_rank: int, config: Config) -> dict:
     # Handlers of one event run in the order they are attached.
     trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
-    PseudoLabels(
-        soft_labels, warm, images, precision, job.device, class_names=names, student=network, renew_data=data
-    ).attach(trainer, every=config.renew_labels_every)
-    if config.prototype_momentum > 0:
+    kept = {}
+    if soft_labels is not None:
+        kept["pseudo_labels"] = PseudoLabels(
+            soft_labels,
+            warm,
+            images,
+            precision,
+            job.device,
+            class_names=names,
+            student=network,
+            folder=job.folder / "pseudo_labels",
+            renew_data=data,
+        )
+        kept["pseudo_labels"].attach(trainer, every=config.renew_labels_every)
+    if config.prototype_momentum > 0 and (config.rectification or config.consistency_weight > 0):
         PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
     teacher.attach(trainer)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, stop_on_nan())
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
     ex.clip_gradients(trainer, network, config.grad_clip)
     validation.attach(trainer, every=config.val_every)
     state = {"trainer": trainer, "student": network, "optimizer": optimizer, "schedule": schedule}
-    state |= {"teacher": teacher, "prototypes": prototypes, "precision": precision, "validation": validation}
+    state |= {"teacher": teacher, "prototypes": prototypes, **kept}
+    state |= {"precision": precision, "validation": validation}
     start = resume(state, job.folder) if config.resume else 0
     board = ex.watch(config, job, trainer, evaluator, student=optimizer)
     checkpoints(state, job.folder, trainer, every=config.checkpoint_every)
 
-    ex.train(trainer, data(start=start), board, iterations=iterations, epoch=epoch)
+    ex.train(trainer, data(start=start), board, iterations=iterations, epoch=epoch, stop_after=config.stop_after)
     return job.finish(validation.summary(), iterations=iterations, images=2 * (iterations - start) * config.batch_size)

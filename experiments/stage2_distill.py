@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from ignite.engine import Events
 
 from proda import experiment as ex
-from proda.config import STREETS, TrainConfig, resolve_num_classes
-from proda.data.labels import class_names
+from proda.config import STREETS, TrainConfig
+from proda.data.store import check_threshold
 from proda.engines.distill import distill_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision, seeded_by_iteration
 from proda.handlers.checkpoints import checkpoints, resume
-from proda.handlers.monitoring import stop_on_nan
+from proda.handlers.monitoring import StopOnNan
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
@@ -68,20 +68,21 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
+    check_threshold(config.threshold)
     source, labelled = ex.source_training(config), ex.labelled_if_possible(config, "train")
-    val = ex.whole_images(config, ex.target_set(config, "val", with_labels=True))
+    val = ex.whole_images(config, ex.validation_set(config))
     teacher = ex.network_from(config, config.weights, "weights", dropout=config.dropout)[0]
     network = ex.initial_network(config, config.init, config.init_file, bn_pretrain=config.bn_pretrain)
     epoch, iterations = ex.num_iterations(config, len(labelled))
+    hard_labels = ex.label_store(config, "hard", job, labelled.names, flip=config.flip)
     job.open(ex.summary_lines(config, job, epoch, iterations))
 
     optimizer = ex.sgd(config, network)
-    student = ex.parallel(network, job.device, sync_bn=config.sync_bn)
+    student = ex.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
     precision = Precision(job.device, config.amp)
     schedule = polynomial_decay(optimizer, config.schedule_iterations or iterations)
 
-    names = class_names(resolve_num_classes(config))
-    hard_labels = ex.label_store(config, "hard", job, labelled.names, flip=config.flip)
+    names = ex.label_space(config).names
     labels = {"pseudo_labels": hard_labels, "threshold": config.threshold}
     labels |= {"threshold_as_released": config.threshold_as_released}
     target = ex.target_training(config, strong=True, **labels)
@@ -94,6 +95,7 @@ def run(local_rank: int, config: Config) -> dict:
         job.device,
         distillation_weight=config.distillation_weight,
         distillation_as_released=config.distillation_as_released,
+        freeze_bn=config.freeze_bn,
         replay_as_released=config.replay_as_released,
     )
     evaluator = segmentation_evaluator(network, len(names), precision, job.device)
@@ -110,7 +112,7 @@ def run(local_rank: int, config: Config) -> dict:
         flip=config.flip,
         class_names=names,
     ).attach(trainer)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, stop_on_nan())
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
     ex.clip_gradients(trainer, network, config.grad_clip)
     validation.attach(trainer, every=config.val_every)
     state = {"trainer": trainer, "student": network, "optimizer": optimizer, "schedule": schedule}
@@ -120,5 +122,5 @@ def run(local_rank: int, config: Config) -> dict:
     checkpoints(state, job.folder, trainer, every=config.checkpoint_every)
 
     data = ex.batches(config, source, target, iterations=iterations, device=job.device, start=start)
-    ex.train(trainer, data, board, iterations=iterations, epoch=epoch)
+    ex.train(trainer, data, board, iterations=iterations, epoch=epoch, stop_after=config.stop_after)
     return job.finish(validation.summary(), iterations=iterations, images=2 * (iterations - start) * config.batch_size)

@@ -12,13 +12,12 @@ import torch
 from ignite.engine import Events
 
 from proda import experiment as ex
-from proda.config import STREETS, TrainConfig, resolve_num_classes
-from proda.data.labels import class_names
+from proda.config import STREETS, TrainConfig
 from proda.engines.adversarial import adversarial_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision, seeded_by_iteration
 from proda.handlers.checkpoints import checkpoints, resume
-from proda.handlers.monitoring import stop_on_nan
+from proda.handlers.monitoring import StopOnNan
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
 from proda.job import Job
@@ -29,7 +28,7 @@ from proda.models.discriminator import Discriminator
 class Config(TrainConfig):
     init: str = "imagenet"  # where the network starts: imagenet, simclr, random, or weights (all of --init_file)
     init_file: str = ""  # file for --init; torchvision's own ImageNet weights if empty
-    freeze_bn: bool = True  # batch norm keeps the statistics and scales it starts with
+    freeze_bn: bool = True  # the student's batch norm keeps the statistics and scales it starts with
     adversarial_weight: float = 0.01  # of the generator's loss beside the source cross entropy
     gan: str = "lsgan"  # lsgan or vanilla
     discriminator_lr: float = 1e-4  # Adam with betas 0.9, 0.99
@@ -57,21 +56,21 @@ PRESETS = {
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
     source, target = ex.source_training(config), ex.target_training(config)
-    val = ex.whole_images(config, ex.target_set(config, "val", with_labels=True))
+    val = ex.whole_images(config, ex.validation_set(config))
     epoch, iterations = ex.num_iterations(config, len(target))
     horizon = config.schedule_iterations or iterations
 
     network = ex.initial_network(config, config.init, config.init_file)
     optimizer = ex.sgd(config, network)
-    student = ex.parallel(network, job.device, sync_bn=config.sync_bn)
-    judge = Discriminator(resolve_num_classes(config))
+    student = ex.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
+    judge = Discriminator(len(ex.label_space(config).names))
     judge_optimizer = torch.optim.Adam(judge.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
     discriminator = ex.parallel(judge, job.device, sync_bn=False)
     precision = Precision(job.device, config.amp)
     schedule, judge_schedule = polynomial_decay(optimizer, horizon), polynomial_decay(judge_optimizer, horizon)
     job.open(ex.summary_lines(config, job, epoch, iterations))
 
-    names = class_names(resolve_num_classes(config))
+    names = ex.label_space(config).names
     trainer = adversarial_trainer(
         student,
         discriminator,
@@ -90,7 +89,7 @@ def run(local_rank: int, config: Config) -> dict:
     trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
     trainer.add_event_handler(Events.ITERATION_STARTED, judge_schedule)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, stop_on_nan())
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
     ex.clip_gradients(trainer, network, config.grad_clip)
     validation.attach(trainer, every=config.val_every)
     state = {"trainer": trainer, "student": network, "optimizer": optimizer, "schedule": schedule}
@@ -105,5 +104,5 @@ def run(local_rank: int, config: Config) -> dict:
     checkpoints(state, job.folder, trainer, every=config.checkpoint_every)
 
     data = ex.batches(config, source, target, iterations=iterations, device=job.device, start=start)
-    ex.train(trainer, data, board, iterations=iterations, epoch=epoch)
+    ex.train(trainer, data, board, iterations=iterations, epoch=epoch, stop_after=config.stop_after)
     return job.finish(validation.summary(), iterations=iterations, images=2 * (iterations - start) * config.batch_size)

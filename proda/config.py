@@ -44,8 +44,9 @@ class DataConfig(RunConfig):
     """Fields of every experiment that reads images."""
 
     data_root: str = ""  # holds cityscapes/, gta5/, synthia/; $PRODA_DATA, else data/, if empty
-    source: str = "gta5"  # labelled synthetic domain: gta5 or synthia
-    num_classes: int = 0  # 19, 16 or 13; 0: 19 for gta5 and 16 for synthia
+    source: str = "gta5"  # labelled synthetic domain: gta5, synthia, or a description of one's own (docs/own_data.md)
+    target: str = "cityscapes"  # unlabelled domain: cityscapes, or a description of one's own (docs/own_data.md)
+    num_classes: int = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, and all that a description of one's own has
     backbone: str = "resnet101"  # resnet101, resnet50 or tiny
     val_batch_size: int = 1  # images in one evaluation step of one process
 
@@ -65,6 +66,7 @@ class TrainConfig(DataConfig):
     weight_decay: float = 2e-4  # of SGD
     grad_clip: float = 0.0  # largest gradient norm; 0: no clipping
     sync_bn: bool = True  # batch statistics over all processes (GPU only)
+    freeze_bn: bool = False  # the student's batch norm keeps the statistics and scales it starts with
     mean_width: int = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
     crop_width: int = 896  # pixels
     crop_height: int = 512  # pixels
@@ -72,6 +74,7 @@ class TrainConfig(DataConfig):
     val_every: int = 1000  # iterations between validations
     checkpoint_every: int = 1000  # iterations between full checkpoints
     resume: bool = False  # go on from the last good checkpoint in the output folder
+    overwrite: bool = False  # delete what another run has left in the output folder
     log_every: int = 50  # iterations between scalars in TensorBoard
     panels_every: int = 1000  # iterations between image panels in TensorBoard; 0: none
     stop_after: int = 0  # save and leave after this iteration of a longer run, as a preemption would; 0: never
@@ -152,6 +155,8 @@ def _checked(name: str, value: Any, types: dict[str, type]) -> Any:
         near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
         raise ConfigError(f"unknown flag --{name}; the nearest is --{near[0]} (--help lists all)")
     expected = types[name]
+    if expected is str and isinstance(value, tuple | list):  # Fire's reading of a,b,c
+        value = ",".join(map(str, value))
     if expected is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -164,12 +169,22 @@ def _checked(name: str, value: Any, types: dict[str, type]) -> Any:
 _CHOICES = {
     "amp": ("off", "bf16", "fp16"),
     "source": ("gta5", "synthia"),
+    "target": ("cityscapes",),
     "num_classes": (0, 13, 16, 19),
     "device": ("auto", "cpu", "cuda"),
     "backend": ("", "nccl", "gloo"),
+    "backbone": ("resnet101", "resnet50", "tiny"),
+    "gan": ("lsgan", "vanilla"),
+    "teacher_mode": ("train", "eval"),
 }
-_POSITIVE = ("batch_size", "epochs", "val_batch_size", "crop_width", "crop_height", "mean_width", "val_every")
-_NOT_NEGATIVE = ("iterations", "num_workers", "lr", "seed", "nproc_per_node", "schedule_iterations", "grad_clip")
+_POSITIVE = (
+    *("batch_size", "epochs", "val_batch_size", "crop_width", "crop_height", "mean_width", "temperature"),
+    *("val_every", "checkpoint_every", "log_every", "passes", "prototype_passes"),
+)
+_NOT_NEGATIVE = (
+    *("iterations", "num_workers", "lr", "seed", "nproc_per_node", "schedule_iterations", "grad_clip", "momentum"),
+    *("weight_decay", "panels_every", "stop_after", "renew_labels_every", "prototype_momentum"),
+)
 
 
 def _problems(config: Any) -> list[str]:
@@ -177,8 +192,12 @@ def _problems(config: Any) -> list[str]:
     found = []
     for name, choices in _CHOICES.items():
         value = getattr(config, name, choices[0])
-        if value not in choices:
-            found.append(f"--{name}={value}: expected one of {', '.join(repr(choice) for choice in choices)}")
+        own = name in ("source", "target")  # a description of own data, by the name of its file
+        if value not in choices and not (own and value.endswith(".toml")):
+            expected = ", ".join(repr(choice) for choice in choices) + (", or a file NAME.toml" if own else "")
+            found.append(f"--{name}={value}: expected one of {expected}")
     found += [f"--{n}={getattr(config, n)}: must be above 0" for n in _POSITIVE if getattr(config, n, 1) <= 0]
     found += [f"--{n}={getattr(config, n)}: must not be negative" for n in _NOT_NEGATIVE if getattr(config, n, 0) < 0]
+    if getattr(config, "resume", False) and getattr(config, "overwrite", False):
+        found.append("--resume and --overwrite: one goes on with the run in the output folder, the other deletes it")
     return found

@@ -1,11 +1,13 @@
 """Writing files so that a reader sees the old one or the new one, never half of one."""
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -25,20 +27,45 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a write does not say to which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
 
+def inside(folder: Path, name: str) -> Path:
+    """``folder / name`` for a name that comes from data; ValueError if it could lead out of the folder."""
+    if not name.isprintable() or PureWindowsPath(name).name != name or name.startswith("."):  # also knows / and \\
+        raise ValueError(f"{name!r} cannot name a file in {folder}: no path separators, no leading dot")
+    return Path(folder) / name
+
+
 def save_tensors(content: Any, path: Path) -> None:
-    """``torch.save`` through :func:`replacing`."""
+    """``torch.save`` through :func:`replacing`. OSError if it cannot be written."""
     with replacing(path) as partial:
-        torch.save(content, partial)
+        try:
+            torch.save(content, partial)
+        except RuntimeError as error:  # what torch's writer makes of a full disk
+            if shutil.disk_usage(partial.parent).free < 1 << 20:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 def save_json(content: Any, path: Path) -> None:
     """Indented JSON through :func:`replacing`; NaN becomes null."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
+
+
+def sha256_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hexadecimal SHA-256 of a state dict: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def sha256(path: Path | str) -> str:

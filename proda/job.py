@@ -1,7 +1,9 @@
 """One run of an experiment: its device, its output folder, its log and its summary."""
 
+import contextlib
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -16,7 +18,14 @@ from ignite.utils import manual_seed
 
 from proda.config import as_dict
 from proda.files import save_json
+from proda.handlers.checkpoints import earlier_run
 
+LEFT = ("summary.json", "train.log", "prototypes.pt", "events.out.tfevents.*", "*.damaged", ".*.part")  # by a run
+# Flags that change neither weights nor scores, or say so themselves.
+FREE = {
+    *("preset", "output", "device", "num_workers", "nproc_per_node", "backend", "data_root", "val_batch_size"),
+    *("iterations", "epochs", "checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
+}
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow", "tensorboardX", "fire")
 
 
@@ -33,15 +42,20 @@ class Job:
         self.log = logging.getLogger("proda")
         self.started = time.time()
         manual_seed(config.seed)
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matrix products on a GPU are refused
         torch.use_deterministic_algorithms(config.deterministic)
 
     def open(self, lines: dict[str, Any] | None = None) -> None:
         """Makes the folder, ``train.log`` and ``config.json``, and prints the start-up summary (``lines`` added)."""
+        changes = _claim(self.folder, self.config)
         _reset(self.log)
         if idist.get_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             _print_and_write(self.log, self.folder / "train.log")
             save_json({**as_dict(self.config), "run": self._provenance()}, self.folder / "config.json")
+        if changes:
+            self.log.warning("this run began with other settings: %s", ", ".join(changes))
         summary = {
             "device": _describe(self.device),
             "processes": idist.get_world_size(),
@@ -85,6 +99,41 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     return json.loads((Path(folder) / "summary.json").read_text())
 
 
+def _claim(folder: Path, config: Any) -> list[str]:
+    """Makes sure that a training run does not mix with what another one has left in ``folder``.
+
+    Returns the settings, other than those of speed and length, that a run to be resumed began with and that differ.
+    Raises ValueError if the folder holds a run and neither ``resume`` nor ``overwrite`` is set.
+    """
+    resume, overwrite = (getattr(config, name, None) for name in ("resume", "overwrite"))
+    if resume is None or overwrite is None:
+        return []  # not a training run
+    there = earlier_run(folder)
+    if there and not resume and not overwrite:
+        raise ValueError(
+            f"{folder} holds another run ({there[-1].name}): go on with it by --resume, delete it by --overwrite, or "
+            "give another --output"
+        )
+    if overwrite:
+        with idist.one_rank_first():  # the others look for files only when they are gone
+            if idist.get_rank() == 0:
+                for path in [*there, *(found for pattern in LEFT for found in folder.glob(pattern))]:
+                    path.unlink(missing_ok=True)
+        return []
+    if not resume or not there or not (folder / "config.json").is_file():
+        return []
+    try:
+        before = json.loads((folder / "config.json").read_text())
+    except ValueError:
+        return []
+    now = as_dict(config)
+    return [
+        f"--{name}={before[name]}, now {now[name]}"
+        for name in now
+        if name not in FREE and name in before and before[name] != now[name]
+    ]
+
+
 def _device(config: Any) -> torch.device:
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
@@ -98,7 +147,9 @@ def _describe(device: torch.device) -> str:
 
 
 def _print_and_write(log: logging.Logger, path: Path) -> None:
-    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(path)):
+    file = logging.FileHandler(path)
+    file.handleError = lambda record: None  # a full disk costs lines of this file, not the run
+    for handler in (logging.StreamHandler(sys.stdout), file):
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
     log.handlers[0].setFormatter(logging.Formatter("%(message)s"))
@@ -108,7 +159,8 @@ def _print_and_write(log: logging.Logger, path: Path) -> None:
 def _reset(log: logging.Logger) -> None:
     log.propagate = False
     for handler in list(log.handlers):
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
         log.removeHandler(handler)
     if idist.get_rank() != 0:
         log.addHandler(logging.NullHandler())

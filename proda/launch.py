@@ -7,9 +7,16 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import logging
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import socket
 import sys
+import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,12 +28,18 @@ import torch
 from proda.config import ConfigError, default_output, help_text, make_config
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a user can cause and one line explains; anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, FloatingPointError)
+# What a user or a machine can cause and one line explains; anything else is a bug and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+GRACE = 15.0  # seconds that the other processes have to end by themselves once one has failed
 
 
 def main(argv: list[str]) -> int:
-    """Runs ``EXPERIMENT [--flag=value ...]``; returns the exit status: 0, or 2 after one line on a user's mistake."""
+    """Runs ``EXPERIMENT [--flag=value ...]``; returns the exit status.
+
+    0, or what the experiment's result has as ``exit_status``; 2 after one line on a user's mistake; 128 and
+    the signal's number after a stop that a signal asked for.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
@@ -35,17 +48,18 @@ def main(argv: list[str]) -> int:
         if {"-h", "--help"} & set(argv[1:]):
             print(help_text(module.Config, module.__doc__ or "", getattr(module, "PRESETS", None)))
             return 0
-        start(argv[0], parse_flags(argv[1:]))
-    except USER_ERRORS as error:
-        if os.environ.get("PRODA_TRACEBACK"):
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except torch.multiprocessing.ProcessExitedException as error:  # the child has printed its line
-        return error.exit_code if error.exit_code and error.exit_code > 0 else 1
+        result = start(argv[0], parse_flags(argv[1:]))
     except KeyboardInterrupt:
-        return 130
-    return 0
+        return 128 + signal.SIGINT
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception as error:
+        line = explain(error)
+        if not line:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    return result.get("exit_status", 0) if isinstance(result, dict) else 0
 
 
 def start(experiment: str, flags: dict[str, Any]) -> Any:
@@ -62,10 +76,31 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
     spawn = config.nproc_per_node > 1
     joining = not spawn and any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")) and not idist.backend()
     backend = (config.backend or _default_backend(config)) if spawn or joining else None
-    with idist.Parallel(backend=backend, nproc_per_node=config.nproc_per_node if spawn else None) as parallel:
-        if spawn:
-            return parallel.run(_child, experiment, config)
-        return _run_and_return(parallel, module, config)
+    if spawn:
+        return _spawn(experiment, config, backend)
+    with _quiet_ignite(), idist.Parallel(backend=backend) as parallel:
+        result = []
+        run = lambda local_rank: result.append(module.run(local_rank, config))  # noqa: E731
+        if joining and idist.get_world_size() > 1:
+            _as_one_of_many(lambda: parallel.run(run), lambda line, _: print(line, file=sys.stderr, flush=True))
+        else:
+            parallel.run(run)
+        return result[0]
+
+
+def explain(error: Exception) -> str:
+    """One line about an error that is no bug of the program; empty for a bug. $PRODA_TRACEBACK shows where it arose."""
+    text = str(error).strip()
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        cause = text.splitlines()[0]
+        line = f"{cause} Memory may have run out: try fewer --num_workers; --resume goes on from the last checkpoint"
+    elif isinstance(error, torch.OutOfMemoryError):
+        line = f"{text.splitlines()[0]} Try a smaller --batch_size, more processes, or --amp=bf16"
+    else:
+        line = text or type(error).__name__ if isinstance(error, USER_ERRORS) else ""
+    if line and os.environ.get("PRODA_TRACEBACK"):
+        traceback.print_exc()
+    return line
 
 
 def load_experiment(path: str) -> ModuleType:
@@ -85,6 +120,8 @@ def load_experiment(path: str) -> ModuleType:
     if str(base) not in sys.path:
         sys.path.insert(0, str(base))
     module = importlib.import_module(name)
+    if Path(module.__file__ or "").resolve() != file:
+        raise ValueError(f"{path}: another module is called {name} ({module.__file__}); give the file another name")
     for needed in ("Config", "run"):
         if not hasattr(module, needed):
             raise ValueError(
@@ -111,22 +148,109 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     return flags
 
 
-def _run_and_return(parallel: idist.Parallel, module: ModuleType, config: Any) -> Any:
-    result = []
-    with _quiet_ignite():
-        parallel.run(lambda local_rank, config: result.append(module.run(local_rank, config)), config)
-    return result[0]
+def _spawn(experiment: str, config: Any, backend: str) -> None:
+    """Runs the experiment in processes of its own; SystemExit with one line on stderr if one of them fails.
 
+    A signal to this process goes to all of them. What they have to say comes through a queue, so that a mistake that
+    each of them meets is told once.
+    """
+    reports = multiprocessing.get_context("spawn").SimpleQueue()
+    port = int(os.environ.get("MASTER_PORT") or _free_port())
+    older = set(multiprocessing.active_children())
+    children: list = []
+    received: list[int] = []
 
-def _child(local_rank: int, experiment: str, config: Any) -> None:
-    """Body of one spawned process: a user's mistake is one line from rank 0 and exit status 2 for all."""
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        for child in children:
+            if child.is_alive():
+                # Never SIGINT: Ctrl-C has reached them from the terminal already, and a second one means "at once".
+                os.kill(child.pid, signal.SIGTERM)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        load_experiment(experiment).run(local_rank, config)
-    except USER_ERRORS as error:
-        if os.environ.get("PRODA_TRACEBACK"):
+        with (
+            _quiet_ignite(),
+            idist.Parallel(backend=backend, nproc_per_node=config.nproc_per_node, master_port=port, join=False) as many,
+        ):
+            many.run(_child, experiment, config, reports)
+        children += set(multiprocessing.active_children()) - older
+        if received:  # before there were any to pass it on to
+            forward(received[-1], None)
+        _wait_for(children)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    said = []
+    while not reports.empty():
+        said.append(reports.get())
+    codes = [child.exitcode for child in children]
+    if received and not any(status == 2 for _, status in said):
+        raise SystemExit(128 + received[0])
+    if any(codes):
+        lines = [line for line, status in said if status == 2] or [
+            f"error: a process was ended by signal {-code}" for code in codes if code < 0 and code != -signal.SIGKILL
+        ]
+        if not lines and -signal.SIGKILL in codes:
+            lines = ["error: a process was killed (signal 9): memory may have run out; --resume goes on"]
+        lines = lines or [line for line, _ in said]
+        print("\n".join(dict.fromkeys(lines)), file=sys.stderr, flush=True)
+        raise SystemExit(max(code if code > 0 else 1 for code in codes if code))
+
+
+def _wait_for(children: list) -> None:
+    """Until all have ended. Once one has failed the others, which may wait for it for ever, have ``GRACE`` seconds."""
+    deadline = None
+    while running := [child for child in children if child.is_alive()]:
+        multiprocessing.connection.wait([child.sentinel for child in running], timeout=0.5)
+        if deadline is None and any(child.exitcode for child in children):
+            deadline = time.monotonic() + GRACE
+        if deadline is not None and time.monotonic() > deadline:
+            for child in running:
+                child.kill()
+
+
+def _child(local_rank: int, experiment: str, config: Any, reports: Any) -> None:
+    """Body of one spawned process."""
+    if config.device != "cuda" and not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.nproc_per_node))
+    module = load_experiment(experiment)
+    with _quiet_ignite():
+        _as_one_of_many(lambda: module.run(local_rank, config), lambda line, status: reports.put((line, status)))
+
+
+def _as_one_of_many(run: Callable[[], Any], report: Callable[[str, int], None]) -> None:
+    """Runs one process of several. An error ends it at once: the others may wait in a collective for it.
+
+    An orderly shutdown of the process group could wait for them in turn.
+    """
+    try:
+        run()
+        return
+    except SystemExit as end:
+        if getattr(end, "together", False):  # all processes leave here, having saved
+            idist.finalize()
+            raise
+        status = end.code if isinstance(end.code, int) else 1
+    except Exception as error:
+        line, status = explain(error), 2
+        if not line and any(sign in str(error) for sign in PEER_GONE):
+            line, status = "error: another process of this run has ended", 1
+        elif not line:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(2)  # the others may wait in a collective for this process: leave without a shutdown handshake
+            line, status = f"error: {type(error).__name__}: {error}", 1
+        else:
+            line = f"error: {line}"
+        report(line, status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _default_backend(config: Any) -> str:
@@ -134,16 +258,18 @@ def _default_backend(config: Any) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_ignite() -> Any:
-    """Ignite's launcher logs two lines about itself; the start-up summary says what a user needs."""
-    import logging
-
-    logger = logging.getLogger("ignite.distributed.launcher.Parallel")
-    previous, logger.disabled = logger.disabled, True
+def _quiet_ignite() -> Iterator[None]:
+    """Ignite's launcher logs about itself, and its engine every exception; the summary and the error line say more."""
+    names = ("distributed.launcher.Parallel", "distributed.auto.auto_model", "engine.engine.Engine")
+    loggers = [logging.getLogger(f"ignite.{name}") for name in names]
+    previous = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     try:
         yield
     finally:
-        logger.disabled = previous
+        for logger, disabled in zip(loggers, previous, strict=True):
+            logger.disabled = disabled
 
 
 def _usage() -> str:

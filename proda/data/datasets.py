@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from imagecodecs import png_decode
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from proda.data.labels import UNKNOWN, id_table
@@ -185,7 +185,7 @@ def open_dataset(
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file as RGB, decoded; ValueError if it is not an image or is cut short.
+    """An image file as RGB, decoded and upright; ValueError if it is not an image or is cut short.
 
     The PNGs of the benchmarks are decoded by imagecodecs, in 0.6 of the time that Pillow takes.
     """
@@ -195,6 +195,7 @@ def read_image(path: Path) -> Image.Image:
             return Image.fromarray(png_decode(data))
         image = Image.open(io.BytesIO(data))
         image.load()
+        image = ImageOps.exif_transpose(image)  # phones store the sensor's rows and say which way is up
     except _UNREADABLE as error:
         raise ValueError(f"{path}: not a complete image ({_brief(error)})") from None
     return image if image.mode == "RGB" else image.convert("RGB")

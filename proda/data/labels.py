@@ -100,6 +100,24 @@ def id_table(dataset: str, num_classes: int) -> np.ndarray:
     return table
 
 
+class LabelSpace(NamedTuple):
+    """The classes of a run, in the order of their train ids, and how label files of the target name them."""
+
+    names: list[str]
+    colors: np.ndarray  # uint8 [K, 3] RGB
+    table: np.ndarray  # uint8 [256] from ids in the target's label files to train ids
+
+    @property
+    def ids(self) -> np.ndarray:
+        """uint8 [K]: the (lowest) id of each class in label files."""
+        return np.array([np.flatnonzero(self.table == k)[0] for k in range(len(self.names))], np.uint8)
+
+
+def benchmark_labels(num_classes: int) -> LabelSpace:
+    """19, 16 or 13 classes, with Cityscapes as the target."""
+    return LabelSpace(class_names(num_classes), palette(num_classes), id_table("cityscapes", num_classes))
+
+
 def colorize(labels: np.ndarray, colors: np.ndarray | None = None) -> np.ndarray:
     """Picture of a label map: integer [H, W] in 0..255 to RGB uint8 [H, W, 3].
 

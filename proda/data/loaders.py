@@ -7,6 +7,9 @@ of processes and workers, and after a resume at any iteration: there is nothing 
 Images travel as uint8 and become float on the device.
 """
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -258,6 +261,7 @@ def training_batches(
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=collate,
+        worker_init_fn=outlive_stop_signals,
     )
 
 
@@ -275,7 +279,14 @@ def evaluation_loader(
     No sample is repeated to make shares equal, so that sums over processes are exact; shares differ by one at most.
     """
     part = Subset(dataset, range(rank, len(dataset), world_size))
-    return Loader(part, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory, collate_fn=collate)
+    return Loader(
+        part,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=collate,
+        worker_init_fn=outlive_stop_signals,
+    )
 
 
 def image_tensor(image: Image.Image) -> Tensor:
@@ -292,6 +303,25 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         if len(sizes) < 2:
             raise
         raise ValueError(f"images of one batch must have one size, found {' and '.join(sizes)}") from error
+
+
+def outlive_stop_signals(_: int) -> None:
+    """Start of a loader process: a SIGTERM or SIGINT to all processes of a job is the training process's to answer.
+
+    It finishes its iteration, for which it needs the loaders, and then ends them itself, by a SIGTERM that is heeded.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
+
+    def heed() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=heed, daemon=True).start()
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:

@@ -1,6 +1,6 @@
 """Pictures for people: images, label maps and confidence side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,6 +10,7 @@ from proda.data.labels import colorize
 
 GAP = 3  # pixels of white between the pictures
 TITLE = 14  # pixels of height for a row of titles
+_FONT = ImageFont.load_default(11)
 
 
 def label_picture(labels: Tensor, colors: np.ndarray) -> np.ndarray:
@@ -36,9 +37,67 @@ def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], size: tupl
     )
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        draw.text((column * (width + GAP) + 2, 1), title, fill=(0, 0, 0), font=ImageFont.load_default(11))
+        draw.text((column * (width + GAP) + 2, 1), title, fill=(0, 0, 0), font=_FONT)
         for row, pictures in enumerate(rows):
             picture = Image.fromarray(pictures[column])
             smooth = Image.Resampling.NEAREST
             sheet.paste(picture.resize(size, smooth), (column * (width + GAP), TITLE + row * (height + GAP)))
     return sheet
+
+
+def confusion_picture(confusion: np.ndarray, names: Sequence[str], *, cell: int = 34) -> Image.Image:
+    """A confusion matrix [K, K], rows true: each row as percentages of its pixels, dark where they are many.
+
+    A class without pixels has an empty row.
+    """
+    count = len(names)
+    total = confusion.sum(1, keepdims=True)
+    shares = np.divide(confusion, total, out=np.zeros(confusion.shape), where=total > 0)
+    margin = max(_text_size(name)[0] for name in names) + 12
+    sheet = Image.new("RGB", (margin + count * cell + 8, margin + count * cell + 24), "white")
+    draw = ImageDraw.Draw(sheet)
+    for k, name in enumerate(names):
+        middle = margin + k * cell + cell // 2
+        draw.text((margin - 6, middle), name, fill="black", font=_FONT, anchor="rm")
+        upright = Image.new("RGB", (margin - 6, 16), "white")
+        ImageDraw.Draw(upright).text((2, 8), name, fill="black", font=_FONT, anchor="lm")
+        sheet.paste(upright.rotate(90, expand=True), (middle - 8, 0))
+    for row in range(count):
+        for column in range(count):
+            share = shares[row, column]
+            x, y = margin + column * cell, margin + row * cell
+            dark = tuple(round(255 - share * (255 - c)) for c in ((20, 90, 50) if row == column else (150, 30, 30)))
+            draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill=dark if total[row] else (238, 238, 238))
+            if share >= 0.005:
+                color = "white" if share > 0.5 else "black"
+                draw.text((x + cell // 2 - 1, y + cell // 2), f"{100 * share:.0f}", color, _FONT, anchor="mm")
+    draw.text((margin, margin + count * cell + 6), "rows: true class, columns: predicted; % of the row", "black", _FONT)
+    return sheet
+
+
+def frequency_picture(
+    shares: Mapping[str, np.ndarray], names: Sequence[str], colors: np.ndarray, *, width: int = 220, row: int = 18
+) -> Image.Image:
+    """Bars of class frequencies [K] in 0..1, one column for each title; lengths are logarithmic from 0.001% to 100%."""
+    margin = max(_text_size(name)[0] for name in names) + 12
+    sheet = Image.new("RGB", (margin + len(shares) * (width + 60), 24 + len(names) * row + 22), "white")
+    draw = ImageDraw.Draw(sheet)
+    for k, name in enumerate(names):
+        draw.text((margin - 6, 24 + k * row + row // 2), name, fill="black", font=_FONT, anchor="rm")
+    for column, (title, values) in enumerate(shares.items()):
+        left = margin + column * (width + 60)
+        draw.text((left, 12), title, fill="black", font=_FONT, anchor="lm")
+        for k, value in enumerate(values):
+            top, length = 24 + k * row, 0
+            if value > 0:
+                length = max(1, round(width * (1 + np.log10(value) / 5)))
+                draw.rectangle((left, top + 2, left + length, top + row - 3), fill=tuple(map(int, colors[k])))
+            text = f"{100 * value:.3g}%" if value > 0 else "none"
+            draw.text((left + length + 5, top + row // 2), text, fill="black", font=_FONT, anchor="lm")
+    draw.text((margin, 24 + len(names) * row + 5), "share of the labelled pixels, logarithmic", "black", _FONT)
+    return sheet
+
+
+def _text_size(text: str) -> tuple[int, int]:
+    left, top, right, bottom = _FONT.getbbox(text)
+    return int(right - left), int(bottom - top)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from imagecodecs import png_decode
 from PIL import Image
 from torch import Tensor
 
@@ -325,13 +326,18 @@ def _png(image: Image.Image, **options: int) -> bytes:
 
 
 def _read_png(path: Path) -> np.ndarray:
-    data = io.BytesIO(_read_bytes(path))
+    content = _read_bytes(path)
+    data = io.BytesIO(content)
     try:
         Image.open(data, formats=["PNG"]).verify()  # checksums; decoding alone accepts altered bytes
-        data.seek(0)
-        with Image.open(data, formats=["PNG"]) as image:
-            pixels = np.array(image)
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:  # all of them come from Pillow
+        if content[24:26] == b"\x08\x00":  # 8 bits of grey: imagecodecs is faster; palettes it would expand to colours
+            pixels = png_decode(content)
+        else:
+            data.seek(0)
+            with Image.open(data, formats=["PNG"]) as image:
+                pixels = np.array(image)
+    # all that Pillow raises, and imagecodecs (RuntimeError)
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, RuntimeError) as error:
         raise _damaged(path, str(error)) from None
     if pixels.dtype != np.uint8 or pixels.ndim != 2:
         raise _damaged(path, f"found {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W]")

@@ -12,9 +12,8 @@ from torch import nn
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.supervised import source_backward
-from proda.engines.update import Precision, accumulate_only, images, move, resize
+from proda.engines.update import Precision, accumulate_only, images, learn, move, resize
 from proda.method.losses import discriminator_loss, generator_loss
-from proda.models.deeplab import freeze_batch_norm
 
 
 def adversarial_trainer(
@@ -44,9 +43,7 @@ def adversarial_trainer(
         out = engine.state.output
         source, target = batch["source"], batch["target"]
 
-        student.train()
-        if freeze_bn:
-            freeze_batch_norm(student)
+        learn(student, freeze_bn=freeze_bn)
         optimizer.zero_grad(set_to_none=True)
         with accumulate_only(student):
             source_logits = source_backward(engine, student, source, precision)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.supervised import source_backward
-from proda.engines.update import Precision, accumulate_only, images, mean_over_processes, move, resize
+from proda.engines.update import Precision, accumulate_only, images, learn, mean_over_processes, move, resize
 from proda.method import IGNORE
 from proda.method.losses import mrkld, structure_consistency, symmetric_cross_entropy
 from proda.method.prototypes import class_means, distances, prototype_weights
 from proda.method.pseudo_labels import hard_labels, rectify
-from proda.method.views import replay, weak_view
+from proda.method.views import crop_soft_label_batch, replay, weak_view
 
 SCALE = 4  # label maps and features of target views live at a quarter of the image's resolution
 
@@ -35,7 +35,9 @@ def denoise_trainer(
     regularizer_weight: float = 0.1,
     consistency_weight: float = 10.0,
     teacher_mode: str = "train",
+    freeze_bn: bool = False,
     replay_as_released: bool = False,
+    labeller: nn.Module | None = None,
 ) -> Engine:
     """The denoising engine. ``prototypes`` float32 [K, D] is read here and moved by a handler.
 
@@ -51,8 +53,10 @@ def denoise_trainer(
         ``pseudo_labels`` long [B, h, w] before, ``rectified_labels`` long [B, h, w] after rectification.
         ``target_logits`` [B, K, h, w] of the student on the weak view, ``source_logits`` [B, K, H, W].
 
-    With ``rectification=False`` the stored soft labels are trained on as they are (conventional self-training), and
-    with ``consistency_weight=0`` no strong view is computed; with neither, the teacher is not run.
+    With ``labeller``, the frozen network of the stage before, soft labels are its prediction on the full image, made
+    anew in every iteration, and batches hold none. With ``rectification=False`` the soft labels are trained on as they
+    are (conventional self-training), and with ``consistency_weight=0`` no strong view is computed; with neither, the
+    teacher is not run.
     """
     needs_teacher = rectification or consistency_weight > 0
 
@@ -63,7 +67,7 @@ def denoise_trainer(
         source, target = batch["source"], batch["target"]
         size = tuple(side // SCALE for side in target["image"].shape[-2:])
 
-        student.train()
+        learn(student, freeze_bn=freeze_bn)
         optimizer.zero_grad(set_to_none=True)
         with accumulate_only(student):
             source_backward(engine, student, source, precision)
@@ -73,7 +77,8 @@ def denoise_trainer(
             teacher_distances = _teacher_forward(teacher, prototypes, target, precision, out)
             engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
 
-        soft_labels = resize(target["soft_labels"], size)
+        soft_labels = target["soft_labels"] if labeller is None else _predict_soft_labels(labeller, target, precision)
+        soft_labels = resize(soft_labels, size)
         rectified = soft_labels
         if rectification:
             weights = prototype_weights(teacher_distances, temperature=temperature)
@@ -136,3 +141,12 @@ def _teacher_forward(
     means = class_means(features, resize(full.logits, full_size))
     out.update(class_means=means.means, class_present=means.present)
     return distances(weak_view(features, target["weak_view"], scale=SCALE), prototypes)
+
+
+@torch.no_grad()
+def _predict_soft_labels(labeller: nn.Module, target: dict[str, Any], precision: Precision) -> Tensor:
+    """Probabilities [B, K, h, w] in the weak view: what a store would have held, sampled as the loader would have."""
+    labeller.eval()
+    with precision.autocast():
+        probabilities = labeller(images(target, "full_image")).logits.float().softmax(1)
+    return crop_soft_label_batch(probabilities, target["weak_view"], tuple(target["image"].shape[-2:]), scale=SCALE)

@@ -10,7 +10,7 @@ from proda.data.loaders import to_device
 from proda.engines.denoise import SCALE
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.supervised import source_backward
-from proda.engines.update import Precision, accumulate_only, images, mean_over_processes, move, resize
+from proda.engines.update import Precision, accumulate_only, images, learn, mean_over_processes, move, resize
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
 from proda.method.views import downscale_labels, replay
@@ -25,6 +25,7 @@ def distill_trainer(
     *,
     distillation_weight: float = 1.0,
     distillation_as_released: bool = False,
+    freeze_bn: bool = False,
     replay_as_released: bool = False,
 ) -> Engine:
     """The distilling engine; the teacher is in evaluation mode and never changes.
@@ -43,7 +44,7 @@ def distill_trainer(
         out = engine.state.output
         source, target = batch["source"], batch["target"]
 
-        student.train()
+        learn(student, freeze_bn=freeze_bn)
         optimizer.zero_grad(set_to_none=True)
         with accumulate_only(student):
             source_backward(engine, student, source, precision)

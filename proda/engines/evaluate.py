@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.update import Precision, images, resize
+from proda.method import IGNORE
 from proda.method.metrics import mutual_information
 from proda.method.pseudo_labels import flip_averaged
 
@@ -39,20 +40,33 @@ class LabelFreeScore(Metric):
 
 
 def predict(
-    network: nn.Module, image: Tensor, size: tuple[int, int], *, flip: bool = False, scales: Sequence[float] = (1.0,)
+    network: nn.Module,
+    image: Tensor,
+    size: tuple[int, int],
+    *,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    softmax_first: bool = False,
 ) -> Tensor:
     """Class probabilities [B, K, *size] of images [B, 3, H, W] in 0..1.
 
-    Averaged over the ``scales`` of the image and, with ``flip``, over the image and its mirror image.
+    Averaged over the ``scales`` of the image and, with ``flip``, over the image and its mirror image. Logits are
+    enlarged to ``size``, as the released code does for validation; with ``softmax_first`` probabilities are, as it
+    does for pseudo labels, whose confidence is lower then where classes meet.
     """
+
+    def probabilities_of(image: Tensor) -> Tensor:
+        logits = network(image).logits.float()
+        return resize(logits.softmax(1), size) if softmax_first else resize(logits, size).softmax(1)
+
     total = torch.zeros((), device=image.device)
     for scale in scales:
         scaled = image
         if scale != 1.0:
             scaled = resize(image, tuple(round(side * scale) for side in image.shape[-2:]))
-        probabilities = resize(network(scaled).logits, size).softmax(1)
+        probabilities = probabilities_of(scaled)
         if flip:
-            probabilities = flip_averaged(probabilities, resize(network(scaled.flip(-1)).logits, size).softmax(1))
+            probabilities = flip_averaged(probabilities, probabilities_of(scaled.flip(-1)))
         total = total + probabilities
     return total / len(scales)
 
@@ -68,7 +82,8 @@ def segmentation_evaluator(
 ) -> Engine:
     """Batches: ``{"image", "labels", "name"}``. Output: ``probabilities`` [B, K, H, W] and ``labels`` long [B, H, W].
 
-    Metrics: ``confusion`` (float64 [K, K], rows true) and ``label_free`` (see ``LabelFreeScore``).
+    Metrics: ``confusion`` (float64 [K, K], rows true) and ``label_free`` (see ``LabelFreeScore``). Batches may come
+    without labels: these are then ``IGNORE`` everywhere, and of the metrics only ``label_free`` says anything.
     """
 
     @torch.no_grad()
@@ -77,8 +92,10 @@ def segmentation_evaluator(
         engine.state.batch = batch
         network.eval()
         with precision.autocast():
-            probabilities = predict(network, images(batch), batch["labels"].shape[-2:], flip=flip, scales=scales)
-        return {"probabilities": probabilities, "labels": batch["labels"].long()}
+            size = batch["image"].shape[-2:]
+            probabilities = predict(network, images(batch), size, flip=flip, scales=scales)
+        labels = batch["labels"].long() if "labels" in batch else torch.full_like(batch["image"][:, 0], IGNORE).long()
+        return {"probabilities": probabilities, "labels": labels}
 
     engine = Engine(step)
     # ConfusionMatrix leaves out labels that are no class, IGNORE among them.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.update import Precision, images, mean_over_processes, move, resize
+from proda.engines.update import Precision, images, learn, mean_over_processes, move, resize
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy
 
@@ -31,17 +31,23 @@ def source_backward(engine: Engine, student: nn.Module, source: dict[str, Any], 
 
 
 def supervised_trainer(
-    student: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision, device: torch.device
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    device: torch.device,
+    *,
+    freeze_bn: bool = False,
 ) -> Engine:
     """Batches: ``{"source": {"image", "labels"}}``. Output: ``loss``, ``loss_source``, ``source_logits``."""
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         batch = to_device(batch, device)
         engine.state.batch, engine.state.output = batch, {}
-        student.train()
+        learn(student, freeze_bn=freeze_bn)
         optimizer.zero_grad(set_to_none=True)
         source_backward(engine, student, batch["source"], precision)
+        engine.state.output.update(loss=engine.state.output["loss_source"])
         move(engine, student, optimizer, precision)
-        return engine.state.output | {"loss": engine.state.output["loss_source"]}
+        return engine.state.output
 
     return proda_engine(step)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from proda.engines.events import ProdaEvents
+from proda.models.deeplab import freeze_batch_norm
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,6 +53,13 @@ def move(engine: Engine, model: nn.Module, optimizer: torch.optim.Optimizer, pre
     precision.scaler.step(optimizer)
     precision.scaler.update()
     engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
+
+
+def learn(student: nn.Module, *, freeze_bn: bool) -> None:
+    """Training mode; with ``freeze_bn`` batch norm keeps its running statistics and scales."""
+    student.train()
+    if freeze_bn:
+        freeze_batch_norm(student)
 
 
 def images(batch: dict[str, Any], key: str = "image") -> Tensor:

@@ -1,6 +1,7 @@
 """Watching a run: progress bar, TensorBoard scalars and image panels, and the stop on NaN."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch.optim import Optimizer
 from proda.data.panels import confidence_picture, grid, image_picture, label_picture
 from proda.engines.events import ProdaEvents
 
+log = logging.getLogger("proda")
+
+REMEDY = "lower --lr, set --grad_clip, or try --amp=off"
 PANEL_ROWS = 4
 PANEL_SIZE = (320, 160)  # width and height of each picture of a validation panel, pixels
 
@@ -25,9 +29,44 @@ def losses(output: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in output.items() if name.startswith("loss")}
 
 
-def stop_on_nan() -> TerminateOnNan:
-    """A handler that ends the run when the loss is not a finite number."""
-    return TerminateOnNan(output_transform=lambda output: output["loss"])
+class StopOnNan(TerminateOnNan):
+    """Ends the run with a FloatingPointError when a loss of any process is not a finite number.
+
+    The losses in ``output`` become those of the global batch (see ``average_losses``), so all processes stop together.
+
+    Ignite's handler asks the engine to terminate, but the handlers after it still run, and so do those of
+    ``COMPLETED``: they would save the weights that are lost. Attach it before whatever saves.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(output_transform=_sum_of_losses)
+        self.logger.disabled = True  # the error says it
+
+    def __call__(self, engine: Engine) -> None:
+        average_losses(engine)
+        another, engine.should_terminate = engine.should_terminate, False  # another handler's wish to stop is no NaN
+        super().__call__(engine)
+        if engine.should_terminate:
+            raise FloatingPointError(
+                f"the loss is not a finite number at iteration {engine.state.iteration} "
+                f"({', '.join(f'{name} {value:g}' for name, value in losses(engine.state.output).items())}); "
+                f"what was saved before is kept: {REMEDY}"
+            )
+        engine.should_terminate = another
+
+
+def _sum_of_losses(output: dict[str, Any]) -> torch.Tensor:
+    """Finite if and only if every loss is."""
+    return torch.as_tensor(sum(value for name, value in output.items() if name.startswith("loss")))
+
+
+def average_losses(engine: Engine) -> None:
+    """Puts the mean over the processes in the place of each loss in ``output``: the loss of the global batch."""
+    output = engine.state.output
+    names = sorted(name for name in output if name.startswith("loss"))
+    if names and idist.get_world_size() > 1:
+        mean = idist.all_reduce(torch.stack([output[name].double() for name in names])) / idist.get_world_size()
+        output.update(zip(names, mean, strict=True))
 
 
 def progress_bar(trainer: Engine, *, every: int = 10) -> None:
@@ -46,22 +85,62 @@ def tensorboard(
 ) -> TensorboardLogger | None:
     """TensorBoard files in ``folder``: losses, learning rates and EMA momentum, and the scores of each validation.
 
+    Also the scores of new pseudo labels, where there is ground truth. Call it when the teacher is attached.
     On rank 0 only; elsewhere None. A resumed run hides the points that an interrupted one wrote past its checkpoint.
     Close it when the run has ended.
     """
     if idist.get_rank() != 0:
         return None
     start = trainer.state.iteration
-    board = TensorboardLogger(log_dir=str(folder), purge_step=start + 1 if start else None)
+    # Files are named by the second: a run that is resumed at once must not write over the one before.
+    resumed = {"purge_step": start + 1, "filename_suffix": f".{start}"} if start else {}
+    board = TensorboardLogger(log_dir=str(folder), **resumed)
+    _outlive_full_disk(board)
     regularly = Events.ITERATION_COMPLETED(every=every)
     board.attach_output_handler(trainer, regularly, tag="train", output_transform=losses)
-    board.attach_output_handler(trainer, regularly, tag="train", state_attributes=["ema_momentum"])
+    if hasattr(trainer.state, "ema_momentum"):
+        board.attach_output_handler(trainer, regularly, tag="train", state_attributes=["ema_momentum"])
     for name, optimizer in optimizers.items():
         board.attach_opt_params_handler(trainer, regularly, optimizer, tag=name)
     # Not through ``board.attach``: it knows Ignite's own events only.
     write_scores = OutputHandler("val", metric_names="all", global_step_transform=lambda *_: trainer.state.iteration)
     trainer.add_event_handler(ProdaEvents.VALIDATED, write_scores, board, ProdaEvents.VALIDATED)
+
+    trainer.add_event_handler(regularly, lambda: board.writer.flush())  # a kill loses no point before its checkpoint
+
+    @trainer.on(ProdaEvents.PSEUDO_LABELS_REFRESHED)
+    def write_quality(engine: Engine) -> None:
+        found = getattr(engine.state, "pseudo_label_scores", {})
+        flat = {name: value for name, value in found.items() if name != "iou"}
+        flat |= {f"iou/{name}": value for name, value in found.get("iou", {}).items()}
+        for name, value in flat.items():
+            if value == value:  # an absent class has no point
+                board.writer.add_scalar(f"pseudo_labels/{name}", value, engine.state.iteration)
+
     return board
+
+
+def _outlive_full_disk(board: TensorboardLogger) -> None:
+    """Points that cannot be written are lost, with a line in the log.
+
+    tensorboardX writes in a thread, which an OSError would end; training would then wait for it for ever.
+    """
+    writer = board.writer.file_writer.event_writer._ev_writer
+    said = []
+
+    def surviving(write: Callable) -> Callable:
+        def attempt(*args: Any) -> None:
+            try:
+                write(*args)
+            except OSError as error:
+                if not said:
+                    log.error("TensorBoard cannot be written to: %s; points are lost", error)
+                said.append(error)
+
+        return attempt
+
+    for name in ("write_event", "flush", "close"):
+        setattr(writer, name, surviving(getattr(writer, name)))
 
 
 def watch(

@@ -7,7 +7,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
@@ -16,11 +16,12 @@ from proda.engines.update import Precision, images
 from proda.files import save_tensors
 from proda.method.prototypes import class_means, update_prototypes
 from proda.models.deeplab import DeepLab
-from proda.models.weights import load_prototypes
+from proda.models.weights import load_prototypes, prototypes_origin
 
 log = logging.getLogger("proda")
 
 COUNT_CAP = 3000
+IMAGES_AT_ONCE = 64
 
 
 class Prototypes:
@@ -56,8 +57,9 @@ class Prototypes:
         self.values.copy_(state["prototypes"])
         self.counts.copy_(state.get("counts", torch.zeros_like(self.counts)))
 
-    def save(self, path: Path) -> None:
-        save_tensors({name: value.cpu() for name, value in self.state_dict().items()}, path)
+    def save(self, path: Path, *, origin: str = "") -> None:
+        """``origin``: SHA-256 of the weights that they were computed from."""
+        save_tensors({name: value.cpu() for name, value in self.state_dict().items()} | {"origin": origin}, path)
 
 
 class PrototypeEMA:
@@ -79,9 +81,9 @@ class PrototypeEMA:
         self.prototypes.update(means, present, momentum=self.momentum)
         engine.fire_event(ProdaEvents.PROTOTYPES_UPDATED)
 
-    def attach(self, engine: Engine) -> None:
-        """After the student has moved, before the teacher follows: the released code's order."""
-        engine.add_event_handler(ProdaEvents.OPTIMIZER_STEPPED, self)
+    def attach(self, engine: Engine, event: Events = Events.ITERATION_COMPLETED) -> None:
+        """The released code's order is: the student, the prototypes, then the teacher; attach them in it."""
+        engine.add_event_handler(event, self)
 
 
 @torch.no_grad()
@@ -96,28 +98,39 @@ def initial_prototypes(
 ) -> None:
     """Fills ``prototypes`` with the mean of the class means of every image, under the network's own arg-max.
 
-    ``batches``: ``{"image"}`` of the unaugmented target training set, in a fixed order, each image on one process.
+    ``batches``: ``{"image"}`` of the unaugmented target training set in the order of ``evaluation_loader``, each image
+    on one process; the result does not depend on their number.
     The network runs in evaluation mode. The released code makes four passes, in which the cap on the counts gives
     later images of frequent classes more weight; one pass is the plain mean.
     """
     network.eval()
-    for _ in range(passes):
-        for batch in batches:
-            batch = to_device(batch, device)
-            with precision.autocast():
-                result = network(images(batch))
-            means = class_means(result.features, result.logits)
-            prototypes.update(means.means, means.present, momentum=None)
-    if idist.get_world_size() > 1:
-        _merge_processes(prototypes)
+    shape = (0, *prototypes.values.shape)
+    means = [torch.zeros(shape, device=device)]
+    present = [torch.zeros(shape[:2], dtype=torch.bool, device=device)]
+    for batch in batches:
+        batch = to_device(batch, device)
+        with precision.autocast():
+            result = network(images(batch))
+        found = class_means(result.features, result.logits)
+        means.append(found.means)
+        present.append(found.present)
+    # Every process updates with the images of all, in their order: the cap makes the result depend on it.
+    all_means, all_present = _in_order(torch.cat(means)), _in_order(torch.cat(present).to(torch.uint8)).bool()
+    for _ in range(passes):  # the network stands still, so every pass sees the same means
+        for part, there in zip(all_means.split(IMAGES_AT_ONCE), all_present.split(IMAGES_AT_ONCE), strict=True):
+            prototypes.update(part, there, momentum=None)
 
 
-def _merge_processes(prototypes: Prototypes) -> None:
-    """Means of several processes, weighted by their counts."""
-    total = idist.all_reduce(prototypes.counts.clone())
-    weighted = idist.all_reduce(prototypes.values * prototypes.counts.unsqueeze(1))
-    prototypes.values.copy_(weighted / total.clamp(min=1).unsqueeze(1))
-    prototypes.counts.copy_(total.clamp(max=COUNT_CAP))
+def _in_order(values: Tensor) -> Tensor:
+    """The rows of all processes, dealt out as ``evaluation_loader`` does: rank r of W has rows r, r + W, r + 2 W..."""
+    processes = idist.get_world_size()
+    if processes == 1:
+        return values
+    total = int(idist.all_reduce(len(values)))
+    share = -(-total // processes)
+    padded = torch.cat([values, values.new_zeros(share - len(values), *values.shape[1:])])
+    gathered = idist.all_gather(padded).unflatten(0, (processes, share))
+    return gathered.transpose(0, 1).flatten(0, 1)[:total]
 
 
 def prepare_prototypes(
@@ -128,10 +141,13 @@ def prepare_prototypes(
     device: torch.device,
     *,
     passes: int = 1,
+    origin: str = "",
 ) -> Prototypes:
     """The prototypes in ``file``; computed from ``network`` and written there first if there is no such file.
 
-    Their counts start at 0, as in the published training (a moving average does not look at them).
+    Their counts start at 0, as in the published training (a moving average does not look at them). ``origin`` is the
+    SHA-256 of the network's weights. ValueError for a file of other weights (where it says so: released ones do not),
+    or with another number of classes or features.
     """
     prototypes = Prototypes.of(network, device)
     if not file.is_file():
@@ -139,10 +155,16 @@ def prepare_prototypes(
         initial_prototypes(prototypes, network, batches, precision, device, passes=passes)
         with idist.one_rank_first():
             if idist.get_rank() == 0:
-                prototypes.save(file)
+                prototypes.save(file, origin=origin)
     else:
+        values, made_from = load_prototypes(file), prototypes_origin(file)
+        if made_from and origin and made_from != origin:
+            raise ValueError(
+                f"{file}: prototypes of other weights, found SHA-256 {made_from[:12]}, expected {origin[:12]}; "
+                "remove the file, or give another --prototypes"
+            )
         try:
-            prototypes.load_state_dict({"prototypes": load_prototypes(file)})
+            prototypes.load_state_dict({"prototypes": values})
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
     prototypes.counts.zero_()

@@ -1,8 +1,9 @@
 """Pseudo labels of the target training images: made at the start if they are not there, renewed as training goes."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
@@ -17,6 +18,7 @@ from proda.data.store import HardLabelStore, SoftLabelStore, open_store, read_ma
 from proda.engines.evaluate import predict
 from proda.engines.events import ProdaEvents
 from proda.engines.update import Precision, images, resize
+from proda.files import sha256_of_tensors
 from proda.handlers.validation import report
 
 log = logging.getLogger("proda")
@@ -52,7 +54,7 @@ def write_pseudo_labels(
             if isinstance(store, SoftLabelStore):
                 probabilities = network(images(batch)).logits.float().softmax(1)
             else:
-                probabilities = predict(network, images(batch), size, flip=flip)
+                probabilities = predict(network, images(batch), size, flip=flip, softmax_first=True)
         if isinstance(store, SoftLabelStore):
             for name, soft in zip(batch["name"], probabilities, strict=True):
                 store.write(name, soft.cpu())
@@ -64,18 +66,42 @@ def write_pseudo_labels(
             confusion.update((resize(probabilities, size), batch["labels"].long()))
             judged = True
     idist.barrier()
-    if idist.get_rank() == 0:
-        store.finish()
-    idist.barrier()
+    _finish(store)
+    # a process may have had no image at all, and still takes part in adding up
+    judged = bool(idist.all_reduce(int(judged)))
     return report(confusion.compute(), class_names) if judged else {}
+
+
+def missing_labels(store: SoftLabelStore | HardLabelStore, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that the store does not hold, as rank 0 sees it before any process writes."""
+    missing = set(store.missing(names)) if idist.get_rank() == 0 else set()
+    mask = torch.tensor([name in missing for name in names], dtype=torch.uint8, device=idist.device())
+    mask = idist.broadcast(mask, src=0).tolist()
+    return [name for name, absent in zip(names, mask, strict=True) if absent]
+
+
+def _finish(store: SoftLabelStore | HardLabelStore) -> None:
+    """Checks on rank 0 that the labels are complete; if they are not, no process goes on or waits."""
+    failure = None
+    if idist.get_rank() == 0:
+        try:
+            store.finish()
+        except (RuntimeError, ValueError, OSError) as error:
+            failure = error
+    failed = bool(idist.all_reduce(int(failure is not None)))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise RuntimeError(f"{store.folder}: the pseudo labels are not complete; process 0 says why")
 
 
 class PseudoLabels:
     """Prepares labels of the target training images when training starts, and renews them every so many epochs.
 
     At the start the frozen ``network`` of the stage before predicts what ``store`` does not hold yet. At renewals
-    the ``student`` predicts them anew, into ``FOLDER/iteration_N``. Labels follow from the weights at
-    hand, so a resumed run finds or makes the same.
+    the ``student`` predicts them anew, into ``folder/iteration_N``; their manifest holds the checksum of its weights.
+    It remembers which labels were the last, so it goes into the checkpoint: a resumed run makes those of its own
+    iteration again, and for older ones needs the files.
 
     Fires ``PSEUDO_LABELS_REFRESHED``, with the labels' scores against ground truth, where there is any, in
     ``engine.state.pseudo_label_scores``. It changes ``store.folder``: whoever reads ``store`` reads the new labels.
@@ -83,6 +109,7 @@ class PseudoLabels:
     Args:
         store: opened with the manifest of the first labels.
         images: batches of the images with these names.
+        folder: of renewed labels, the run's own; what an earlier run left there is replaced.
         renew_data: training batches from iteration ``start`` on; loader processes that have read ahead hold old labels.
     """
 
@@ -97,13 +124,15 @@ class PseudoLabels:
         flip: bool = False,
         class_names: list[str] | None = None,
         student: nn.Module | None = None,
+        folder: Path | None = None,
         renew_data: Callable[..., Iterable] | None = None,
     ) -> None:
         self.store, self.network, self.images, self.student = store, network, images, student
         self.settings = {"precision": precision, "device": device, "flip": flip, "class_names": class_names}
         self.renew_data, self.every = renew_data, 0
-        self.folder = store.folder
+        self.folder = Path(folder or store.folder)
         self.manifest = read_manifest(store.folder, store.kind)
+        self.renewed: dict[str, Any] = {}  # iteration and weights of the last renewal
 
     def attach(self, trainer: Engine, *, every: int = 0) -> None:
         """``every``: epochs between renewals; 0 for none."""
@@ -114,22 +143,21 @@ class PseudoLabels:
 
     def prepare(self, engine: Engine) -> None:
         """Labels as they stand at the engine's iteration."""
-        epoch = engine.state.iteration // engine.state.epoch_length if self.every else 0
-        renewals = epoch // self.every if self.every else 0
-        network, at = self.network, 0
-        if renewals:
-            network, at = self.student, renewals * self.every * engine.state.epoch_length
-            manifest = replace(self.manifest, settings={**self.manifest.settings, "student_at_iteration": at})
-            with idist.one_rank_first():
-                self.store.folder = open_store(
-                    self.folder / f"iteration_{at}",
-                    self.store.kind,
-                    manifest,
-                    palette=getattr(self.store, "palette", None),
-                ).folder
-        missing = self.store.missing(self.manifest.images)
+        network = self.network
+        if self._due(engine):
+            digest = idist.broadcast(sha256_of_tensors(self.student.state_dict()), src=0)
+            self.renewed = {"iteration": engine.state.iteration, "weights": digest}
+            network = self.student
+        if self.renewed:
+            self._open_renewed()
+        missing = missing_labels(self.store, self.manifest.images)
         engine.state.pseudo_label_scores = {}
         if missing:
+            if self.renewed and not self._due(engine):
+                raise ValueError(
+                    f"{self.store.folder}: {len(missing)} pseudo labels of iteration {self.renewed['iteration']} are "
+                    f"not there, and the student of iteration {engine.state.iteration} cannot make them again"
+                )
             log.info("writing pseudo labels of %d images to %s", len(missing), self.store.folder)
             scores = write_pseudo_labels(self.store, network, self.images(missing), **self.settings)
             engine.state.pseudo_label_scores = scores
@@ -138,6 +166,30 @@ class PseudoLabels:
         engine.fire_event(ProdaEvents.PSEUDO_LABELS_REFRESHED)
 
     def renew(self, engine: Engine) -> None:
+        if engine.state.iteration == engine.state.max_iters:
+            return  # nobody would train on them
         self.prepare(engine)
         if self.renew_data is not None:
             engine.set_data(self.renew_data(start=engine.state.iteration))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"renewed": self.renewed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.renewed = dict(state["renewed"])
+
+    def _due(self, engine: Engine) -> bool:
+        """Whether the student of this very iteration makes the labels; so also where a run resumes between epochs."""
+        iteration = engine.state.iteration
+        return self.every > 0 and iteration > 0 and iteration % (self.every * engine.state.epoch_length) == 0
+
+    def _open_renewed(self) -> None:
+        settings = {**self.manifest.settings, "student_at_iteration": self.renewed["iteration"]}
+        with idist.one_rank_first():
+            self.store.folder = open_store(
+                self.folder / f"iteration_{self.renewed['iteration']}",
+                self.store.kind,
+                replace(self.manifest, weights=self.renewed["weights"], settings=settings),
+                palette=getattr(self.store, "palette", None),
+                overwrite=True,
+            ).folder

@@ -10,6 +10,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from proda.data.labels import class_names as benchmark_names
 from proda.data.labels import class_subset
 from proda.engines.events import ProdaEvents
 from proda.files import save_tensors
@@ -28,7 +29,7 @@ def report(confusion: Tensor, class_names: list[str]) -> dict[str, Any]:
         "mean_accuracy": result.mean_accuracy.item(),
         "frequency_weighted_iou": result.frequency_weighted_iou.item(),
     }
-    if len(class_names) == 16:
+    if list(class_names) == benchmark_names(16):
         values["miou_13"] = result.iou[class_subset(13, of=16)].nanmean().item()
     return values
 
@@ -39,7 +40,9 @@ class Validation:
     Leaves scores in ``trainer.state.metrics`` and fires ``VALIDATED``. ``results`` has one entry for each validation
     and is remembered in checkpoints. Files, each written whole, with what ``weights()`` gives: ``last.pt``, ``best.pt``
     (highest mean IoU on the labelled validation set, which an honest adaptation could not know) and ``label_free.pt``
-    (highest label-free score, see ``LabelFreeScore``).
+    (highest label-free score, see ``LabelFreeScore``). Where the images have no labels there is no ``best.pt``.
+
+    Raises FloatingPointError, before anything is kept, for a network that predicts NaN.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Validation:
         self.evaluator, self.batches, self.class_names = evaluator, batches, class_names
         self.weights, self.folder = weights, Path(folder)
         self.results: list[dict[str, Any]] = []
+        self.kept: dict[str, int] = {}  # file -> iteration of the network in it, of those that this process has saved
+        self.failure: OSError | None = None  # of the last attempt to save one of them
 
     def attach(self, trainer: Engine, *, every: int) -> None:
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), self)
@@ -61,30 +66,31 @@ class Validation:
     def __call__(self, trainer: Engine) -> None:
         iteration = trainer.state.iteration
         if self.results and self.results[-1]["iteration"] == iteration:
-            return  # the end of training falls on a regular validation
+            # The end of training falls on a regular validation. Or a resumed run was cut short after it, with perhaps
+            # no room on the disk: the networks are those of the checkpoint.
+            self._keep_models(self.results[-1])
+            return
         self.evaluator.run(self.batches)
         metrics = self.evaluator.state.metrics
+        if math.isnan(metrics["label_free"]):
+            raise FloatingPointError(
+                f"the network predicts NaN at iteration {iteration}; what was saved before is kept: "
+                "lower --lr, set --grad_clip, or try --amp=off"
+            )
         result = {
             "iteration": iteration,
             "label_free": metrics["label_free"],
             **report(metrics["confusion"], self.class_names),
         }
         self.results.append(result)
-        log.info(
-            "iteration %d: mIoU %.4f (best %.4f), label-free score %.4f",
-            iteration,
-            result["miou"],
-            self.best()["miou"],
-            result["label_free"],
-        )
-        self._keep("last.pt", result)
-        if self.best() is result:
-            self._keep("best.pt", result)
-        if self.best("label_free") is result:
-            self._keep("label_free.pt", result)
+        labelled = not math.isnan(result["miou"])
+        miou = f"mIoU {result['miou']:.4f} (best {self.best()['miou']:.4f})" if labelled else "no labels"
+        log.info("iteration %d: %s, label-free score %.4f", iteration, miou, result["label_free"])
+        self._keep_models(result)
         flat = {name: value for name, value in result.items() if name not in ("iou", "iteration")}
+        flat |= {f"iou/{name}": iou for name, iou in result["iou"].items()}
         # an absent class has no score, so no point on its curve
-        trainer.state.metrics = flat | {f"iou/{name}": iou for name, iou in result["iou"].items() if iou == iou}
+        trainer.state.metrics = {name: value for name, value in flat.items() if value == value}
         trainer.fire_event(ProdaEvents.VALIDATED)
 
     def best(self, score: str = "miou") -> dict[str, Any]:
@@ -92,7 +98,12 @@ class Validation:
         return max(self.results, key=lambda result: -math.inf if math.isnan(result[score]) else result[score])
 
     def summary(self) -> dict[str, Any]:
-        """Final scores, and mean IoU and iteration of the best and of the label-free choice."""
+        """Final scores, and mean IoU and iteration of the best and of the label-free choice.
+
+        OSError where the final model could not be saved: whatever comes next would take an older one.
+        """
+        if self.failure is not None:
+            raise self.failure
         last, best, chosen = self.results[-1], self.best(), self.best("label_free")
         return {
             **last,
@@ -108,10 +119,22 @@ class Validation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.results = list(state["results"])
 
+    def _keep_models(self, result: dict[str, Any]) -> None:
+        """Saves the last validation's network under the names it deserves, unless this process has done so."""
+        names = ["last.pt"]
+        names += ["best.pt"] if self.best() is result and not math.isnan(result["miou"]) else []
+        names += ["label_free.pt"] if self.best("label_free") is result else []
+        for name in names:
+            if self.kept.get(name) != result["iteration"]:
+                self._keep(name, result)
+
     @idist.one_rank_only()
     def _keep(self, name: str, result: dict[str, Any]) -> None:
         content = {**self.weights(), "iteration": result["iteration"], "miou": result["miou"]}
         try:
             save_tensors(content, self.folder / name)
+            self.kept[name] = result["iteration"]
+            self.failure = None if name == "last.pt" else self.failure
         except OSError as error:
-            log.error("could not save %s: %s; the file before it is kept", self.folder / name, error)
+            self.failure = error
+            log.error("could not save a model: %s; the file before it is kept", error)

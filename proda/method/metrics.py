@@ -28,7 +28,7 @@ def scores(confusion: Tensor) -> Scores:
         mean_iou=iou.nanmean(),
         overall_accuracy=correct.sum() / total,
         mean_accuracy=(correct / true).nanmean(),
-        frequency_weighted_iou=torch.where(frequency > 0, frequency * iou, 0.0).sum(),
+        frequency_weighted_iou=torch.where(frequency == 0, 0.0, frequency * iou).sum(),
     )
 
 

@@ -75,10 +75,14 @@ def crop_soft_labels(soft: Tensor, view: WeakView, *, scale: int = 4) -> Tensor:
     quarter, with all corners aligned: the positions of that route, without its three intermediate images.
     """
     view = WeakView(*(torch.as_tensor(field)[None] for field in view))
-    height, width = int(view.height), int(view.width)
-    y = view.top[:, None] + torch.linspace(0, height - 1, height // scale)
-    x = view.left[:, None] + torch.linspace(0, width - 1, width // scale)
-    return _sample_crop(soft[None], y, x, view.resized_height, view.resized_width, view.flipped)[0]
+    return crop_soft_label_batch(soft[None], view, (int(view.height), int(view.width)), scale=scale)[0]
+
+
+def crop_soft_label_batch(soft: Tensor, view: WeakView, size: tuple[int, int], *, scale: int = 4) -> Tensor:
+    """``crop_soft_labels`` of a batch: [B, K, h, w] and views [B] to [B, K, ``size`` / scale], ``size`` the crop's."""
+    y = view.top[:, None] + torch.linspace(0, size[0] - 1, size[0] // scale, device=soft.device)
+    x = view.left[:, None] + torch.linspace(0, size[1] - 1, size[1] // scale, device=soft.device)
+    return _sample_crop(soft, y, x, view.resized_height, view.resized_width, view.flipped)
 
 
 def downscale_labels(labels: Tensor, scale: int = 4) -> Tensor:

@@ -124,6 +124,13 @@ def load_prototypes(path: str | Path) -> Tensor:
     return _prototypes(data, path)
 
 
+def prototypes_origin(path: str | Path) -> str:
+    """SHA-256 of the weights that the prototypes of a file were computed from; empty if it does not say."""
+    data = _read(path)
+    origin = data.get("origin", "") if isinstance(data, Mapping) else ""
+    return origin if isinstance(origin, str) else ""
+
+
 def save_weights(path: str | Path, model: nn.Module, *, prototypes: Tensor | None = None, **info: object) -> None:
     """Writes what :func:`load_weights` reads: the network, prototypes if any, and plain values such as ``num_classes``.
 
@@ -142,7 +149,8 @@ def load_imagenet(model: DeepLab, path: str | Path | None = None) -> str:
     """Fills the backbone with torchvision's ImageNet weights; returns one line saying how many tensors matched.
 
     ``path``: a state-dict file at hand. Without it they come from torch's download cache, or the network.
-    Raises ValueError for a network that has no such weights, RuntimeError when they can neither be found nor fetched.
+    Raises ValueError for a network that has no such weights, FileNotFoundError when they are not there and cannot be
+    fetched.
     """
     if path is not None:
         return _fill_backbone(model, _state_dict(_read(path), path, "network"), str(path))
@@ -156,7 +164,7 @@ def load_imagenet(model: DeepLab, path: str | Path | None = None) -> str:
             prefix = cached.stem.rpartition("-")[2]  # the name carries the start of the file's SHA-256
             torch.hub.download_url_to_file(weights.url, str(cached), hash_prefix=prefix)
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(
+        raise FileNotFoundError(
             f"ImageNet weights: {cached} is not there and {weights.url} cannot be fetched ({error}); give a local file"
         ) from None
     return _fill_backbone(model, _state_dict(_read(cached), cached, "network"), str(cached))

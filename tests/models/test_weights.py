@@ -351,7 +351,7 @@ def test_imagenet_weights_that_cannot_be_fetched_are_an_error_never_random(tmp_p
     with torch.device("meta"):
         model = DeepLab(19)
     with pytest.raises(
-        RuntimeError, match=r"resnet101-63fe2227.pth is not there .*no route to host.*give a local file"
+        FileNotFoundError, match=r"resnet101-63fe2227.pth is not there .*no route to host.*give a local file"
     ):
         load_imagenet(model)
 

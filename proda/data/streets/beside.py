@@ -44,7 +44,7 @@ def draw_light(view: View, x: float, z: float) -> None:
     """A traffic light on a pole, sometimes with a second one on an arm above the road."""
     rng, colour, housing = view.rng, view.pick("pole"), view.pick("light")
     pole, head = Sprite(view, x, z, POLE), Sprite(view, x, z, LIGHT)
-    places = [(0.0, rng.uniform(2.4, 3.2))]
+    places = [(0.0, rng.uniform(1.9, 2.6))]
     if rng.random() < (0.3 if view.style.european else 0.6):
         arm = -math.copysign(rng.uniform(2, 4), x)
         _draw_pole(pole, 5.6, colour)
@@ -62,7 +62,7 @@ def draw_light(view: View, x: float, z: float) -> None:
 def draw_sign(view: View, x: float, z: float) -> None:
     """A traffic sign of the style's continent on its pole."""
     rng = view.rng
-    height, r = rng.uniform(2.1, 2.8), rng.uniform(0.5, 0.75)
+    height, r = rng.uniform(1.8, 2.4), rng.uniform(0.5, 0.75)
     v = height + 0.35  # of the middle
     _draw_pole(Sprite(view, x, z, POLE), height + 0.3, view.pick("pole"))
     sign = Sprite(view, x, z, SIGN)

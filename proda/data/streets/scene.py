@@ -145,8 +145,8 @@ class _Street:
         for thing, draw, near, far, low, high in (
             ("tree", draw_tree, 9, 60, 0.2, 0.5),
             ("lamp", draw_lamp, 8, 60, 0.08, 0.25),
-            ("light", draw_light, 6, 14, 0.08, 0.25),
-            ("sign", draw_sign, 5.5, 14, 0.08, 0.25),
+            ("light", draw_light, 8, 18, 0.08, 0.25),
+            ("sign", draw_sign, 7, 18, 0.08, 0.25),
         ):
             for _ in self._times(thing):
                 z = self._depth(near, far)

@@ -1,0 +1,60 @@
+"""Label maps and coloured overlays of a folder of images, from any weights file, ours or a released .pkl.
+
+    python run.py experiments/predict.py --weights=runs/stage3_distill/last.pt --images=photos
+    python run.py experiments/predict.py --source=my_simulator.toml --weights=... --images=photos
+
+Writes OUTPUT/labels/NAME.png, the numbers of the classes as pixel values (with a palette, for viewers), and
+OUTPUT/overlays/NAME.jpg. ``--source`` tells how many classes there are and what they are called.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ignite.handlers import ProgressBar
+
+from proda import experiment as ex
+from proda.config import STREETS_DATA, DataConfig
+from proda.data.datasets import LabelledFiles
+from proda.data.own import IMAGE_SUFFIXES, list_files
+from proda.engines.evaluate import segmentation_evaluator
+from proda.engines.update import Precision
+from proda.handlers.predictions import SaveOverlays, SavePredictions
+from proda.job import Job
+
+
+@dataclass
+class Config(DataConfig):
+    weights: str = ""  # the network
+    images: str = ""  # folder of images (those in folders below it, too), or a pattern such as "photos/*_left.jpg"
+    flip: bool = False  # average the image's and its mirror image's prediction
+    scales: str = "1"  # sizes of the image to average over, separated by commas: 0.75,1,1.25
+
+
+PRESETS = {"gta5": {}, "synthia": {"source": "synthia"}, "streets": STREETS_DATA}
+
+
+def run(local_rank: int, config: Config) -> dict:
+    job = Job(config)
+    scales, space = ex.numbers(config.scales, "scales"), ex.label_space(config)
+    files = list_files(Path(), config.images) if config.images else {}
+    if not files:
+        raise FileNotFoundError(f"--images={config.images}: found none; expected {', '.join(IMAGE_SUFFIXES)} files")
+    names = [path.stem for path in files.values()]
+    if len(set(names)) < len(names):  # folders with equal file names
+        names = [key.replace("/", "-") for key in files]
+    dataset = LabelledFiles(list(files.values()), None, names, table=space.table, num_classes=len(space.names))
+    network = ex.network_from(config, config.weights, "weights")[0].to(job.device)
+    job.open({"weights": config.weights, "images": len(dataset)})
+
+    precision = Precision(job.device, config.amp)
+    evaluator = segmentation_evaluator(
+        network, len(space.names), precision, job.device, flip=config.flip, scales=scales
+    )
+    SavePredictions(job.folder / "labels", colors=space.colors).attach(evaluator)
+    SaveOverlays(job.folder / "overlays", space.colors).attach(evaluator)
+    if local_rank == 0:
+        ProgressBar(desc="prediction").attach(evaluator)
+    evaluator.run(ex.whole_images(config, dataset))
+
+    job.log.info("class numbers: %s", ", ".join(f"{k} {name}" for k, name in enumerate(space.names)))
+    return job.finish({"images": len(dataset), "label_free": evaluator.state.metrics["label_free"]})

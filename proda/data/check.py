@@ -1,0 +1,99 @@
+"""Is the data fit for a run? The spot check that every run makes, and what ``experiments/check_data.py`` looks at."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from proda.data.datasets import LabelledFiles
+
+
+def spot_check(dataset: LabelledFiles, count: int = 8) -> list[tuple[int, int]]:
+    """Reads examples from all over the data set as training would; returns their sizes (height, width), each once.
+
+    Raises what reading raises: one line with the file's name.
+    """
+    places = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int))
+    return sorted({dataset[int(i)].image.size[::-1] for i in places})
+
+
+class Finding(NamedTuple):
+    """What one example is like."""
+
+    name: str
+    size: tuple[int, int] | None  # width, height
+    pixels: np.ndarray | None  # int64 [256] of each train id; None without labels
+    problem: str  # why it cannot be read; empty if it can
+
+
+class Inspected(Dataset):
+    """Every example of a data set read in full, and judged instead of returned."""
+
+    def __init__(self, dataset: LabelledFiles) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Finding:
+        try:
+            image, labels, name = self.dataset[index]
+        except (ValueError, OSError) as error:
+            return Finding(self.dataset.names[index], None, None, str(error))
+        pixels = None if labels is None else np.bincount(labels.reshape(-1), minlength=256)
+        return Finding(name, image.size, pixels, "")
+
+
+@dataclass
+class Survey:
+    """Findings of a whole data set, added up."""
+
+    num_classes: int
+    images: int = 0
+    labelled: int = 0
+    sizes: Counter = field(default_factory=Counter)  # (width, height) -> images
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))  # of each train id
+    images_with: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))  # images that show a train id
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, finding: Finding) -> None:
+        self.images += 1
+        if finding.problem:
+            self.problems.append(finding.problem)
+            return
+        self.sizes[finding.size] += 1
+        if finding.pixels is not None:
+            self.labelled += 1
+            self.pixels += finding.pixels
+            self.images_with += finding.pixels > 0
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        """float64 [K]: share of each class in the labelled pixels; 0 without any."""
+        counts = self.pixels[: self.num_classes]
+        return counts / max(counts.sum(), 1)
+
+    @property
+    def ignored(self) -> float:
+        """Share of pixels without a class."""
+        return 1 - self.pixels[: self.num_classes].sum() / self.pixels.sum() if self.labelled else 0.0
+
+
+def survey(
+    dataset: LabelledFiles,
+    result: Survey,
+    *,
+    num_workers: int = 0,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> None:
+    """Reads every example into ``result``, in ``num_workers`` processes; ``progress`` wraps findings as tqdm does."""
+    loader: Any = DataLoader(Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
+    for finding in progress(loader):
+        result.add(finding)
+
+
+def _as_it_is(finding: Finding) -> Finding:
+    return finding

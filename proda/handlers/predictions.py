@@ -1,0 +1,60 @@
+"""Predictions as files: label maps for programs, overlays for people."""
+
+from pathlib import Path
+
+import numpy as np
+from ignite.engine import Engine, Events
+from PIL import Image
+
+from proda.data.labels import colorize
+from proda.data.panels import image_picture
+from proda.files import inside
+
+
+class SavePredictions:
+    """Writes the arg-max of every image that an evaluator sees to ``FOLDER/NAME + suffix``, a PNG of one channel.
+
+    Reads ``engine.state.output["probabilities"]`` [B, K, H, W] and ``engine.state.batch["name"]``.
+
+    Args:
+        ids: uint8 [K], the value to write for each class; the class's number without.
+        colors: uint8 [K, 3], a palette for viewers; the values stay what they are.
+    """
+
+    def __init__(
+        self, folder: Path, *, suffix: str = ".png", ids: np.ndarray | None = None, colors: np.ndarray | None = None
+    ) -> None:
+        self.folder, self.suffix, self.ids, self.colors = Path(folder), suffix, ids, colors
+
+    def attach(self, evaluator: Engine) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        labels = engine.state.output["probabilities"].argmax(1).byte().cpu().numpy()
+        for name, values in zip(engine.state.batch["name"], labels, strict=True):
+            picture = Image.fromarray(values if self.ids is None else self.ids[values])
+            if self.colors is not None:
+                # all 256 of them, or Pillow packs several pixels to a byte
+                picture.putpalette(colorize(np.arange(256), self.colors).tobytes())
+            picture.save(inside(self.folder, f"{name}{self.suffix}"))
+
+
+class SaveOverlays:
+    """Writes every image that an evaluator sees, with its prediction's colours over it, to ``FOLDER/NAME.jpg``."""
+
+    def __init__(self, folder: Path, colors: np.ndarray, *, strength: float = 0.5) -> None:
+        self.folder, self.colors, self.strength = Path(folder), colors, strength
+
+    def attach(self, evaluator: Engine) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        labels = engine.state.output["probabilities"].argmax(1).cpu().numpy()
+        batch = engine.state.batch
+        for name, image, values in zip(batch["name"], batch["image"], labels, strict=True):
+            photo, colors = (
+                Image.fromarray(picture) for picture in (image_picture(image), colorize(values, self.colors))
+            )
+            Image.blend(photo, colors, self.strength).save(inside(self.folder, f"{name}.jpg"), quality=90)

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from proda.data.check import Survey, spot_check, survey
+from proda.data.datasets import LabelledFiles
+from proda.data.labels import UNKNOWN
+from proda.method import IGNORE
+
+
+def folder(path, count: int = 4, size=(4, 2), ids=(0, 0, 1, 9)) -> LabelledFiles:
+    """Images labelled half class 0, a quarter class 1, a quarter nothing."""
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[[0, 1, 9]] = 0, 1, IGNORE
+    for i in range(count):
+        Image.new("RGB", size, (i, 9, 200)).save(path / f"{i}.png")
+        Image.fromarray(np.tile(np.array(ids, np.uint8), (size[1], 1))).save(path / f"{i}_ids.png")
+    names = [str(i) for i in range(count)]
+    images, labels = ([path / f"{name}{end}.png" for name in names] for end in ("", "_ids"))
+    return LabelledFiles(images, labels, names, table=table, num_classes=3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_survey_adds_up_images_sizes_and_classes(tmp_path, num_workers):
+    result = Survey(3)
+    survey(folder(tmp_path), result, num_workers=num_workers)
+    assert (result.images, result.labelled, result.sizes) == (4, 4, {(4, 2): 4})
+    assert result.frequencies == pytest.approx([2 / 3, 1 / 3, 0]) and result.ignored == pytest.approx(1 / 4)
+    assert result.images_with[:3].tolist() == [4, 4, 0] and result.problems == []
+
+
+def test_a_survey_names_every_bad_file_and_counts_the_others(tmp_path):
+    dataset, result = folder(tmp_path), Survey(3)
+    dataset.images[1].write_bytes(dataset.images[1].read_bytes()[:50])
+    Image.new("L", (4, 2), 77).save(dataset.label_files[2])
+    dataset.label_files[3].unlink()
+    survey(dataset, result)
+    assert result.images == 4 and result.labelled == 1 and result.sizes == {(4, 2): 1}
+    cut, unknown, gone = result.problems
+    assert cut.startswith(f"{dataset.images[1]}: not a complete image")
+    assert unknown.startswith(f"{dataset.label_files[2]}: unknown label id 77")
+    assert gone.startswith(f"{dataset.label_files[3]}: no such label map")
+
+
+def test_without_labels_nothing_is_said_about_classes(tmp_path):
+    dataset, result = folder(tmp_path), Survey(3)
+    dataset.label_files = None
+    survey(dataset, result)
+    assert result.labelled == 0 and result.ignored == 0 and not result.frequencies.any()
+
+
+def test_a_spot_check_looks_at_the_first_the_last_and_some_between(tmp_path):
+    dataset = folder(tmp_path, count=9)
+    read = []
+    dataset.__class__ = type("Spied", (LabelledFiles,), {"__getitem__": lambda s, i: read.append(i) or seen(s, i)})
+    seen = LabelledFiles.__getitem__
+    assert spot_check(dataset, 3) == [(2, 4)] and read == [0, 4, 8]
+
+
+def test_a_spot_check_raises_what_reading_raises(tmp_path):
+    dataset = folder(tmp_path, count=3)
+    dataset.images[2].write_text("nothing")
+    with pytest.raises(ValueError, match=r"2\.png: not a complete image"):
+        spot_check(dataset)

@@ -1,0 +1,289 @@
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from proda import experiment as ex
+from proda.config import ConfigError, DataConfig, make_config
+from proda.data.own import list_files, read_description
+from proda.job import read_summary
+from proda.launch import main
+from proda.method import IGNORE
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "own_data.md"
+CLASSES = '[{ name = "road", ids = [3, 4] }, { name = "car", ids = 1, color = [0, 0, 142] }]'
+
+
+def save(path: Path, pixels) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+    return path
+
+
+def photo(path: Path, size=(8, 4)) -> Path:
+    return save(path, np.full((size[1], size[0], 3), 90))
+
+
+def describe(folder: Path, text: str, name: str = "data.toml") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def simulator(folder: Path, ids=(0, 1, 3, 4), extra: str = "") -> Path:
+    photo(folder / "rgb/a.jpg", (4, 1))
+    save(folder / "ids/a.png", [list(ids)])
+    return describe(
+        folder, f'classes = {CLASSES}\nignore = 0\n{extra}\n[train]\nimages = "rgb"\nlabels = "ids"\n', "simulator.toml"
+    )
+
+
+def error_of(call, kind=ValueError) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_ids_become_class_numbers_and_ignored_ones_no_class(tmp_path):
+    own = read_description(simulator(tmp_path))
+    image, labels, name = own.open("train", own.space, with_labels=True)[0]
+    assert labels.tolist() == [[IGNORE, 1, 0, 0]] and labels.dtype == np.uint8
+    assert image.mode == "RGB" and image.size == (4, 1) and name == "a"
+    assert own.space.names == ["road", "car"] and own.space.colors[1].tolist() == [0, 0, 142]
+    assert own.space.ids.tolist() == [3, 1]  # what is written for a class: its lowest id
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "JPG"])
+def test_images_of_every_common_kind_are_found(tmp_path, suffix):
+    photo(tmp_path / f"a/b/x.{suffix}")
+    (tmp_path / "a/readme.txt").write_text("")
+    photo(tmp_path / "a/.thumbnails/x.png")
+    assert list(list_files(tmp_path, "a")) == ["b/x"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("rgb", "ids"),
+        ("rgb/**/*.jpg", "ids/**/*.png"),
+        ("rgb/*/*.jpg", "ids"),
+        (["rgb/night", "rgb/day"], ["ids"]),
+    ],
+)
+def test_an_image_and_its_label_map_find_each_other_by_what_the_pattern_stands_for(tmp_path, images, labels):
+    for folder, ids in (("night", 3), ("day", 1)):
+        photo(tmp_path / f"rgb/{folder}/a_{folder}.jpg", (2, 1))
+        save(tmp_path / f"ids/{'' if isinstance(images, list) else folder}/a_{folder}.png", [[ids, ids]])
+    own = read_description(
+        describe(
+            tmp_path, f"classes = {CLASSES}\n[train]\nimages = {json.dumps(images)}\nlabels = {json.dumps(labels)}\n"
+        )
+    )
+    data = own.open("train", own.space, with_labels=True)
+    assert {name[-5:]: labels[0, 0] for _, labels, name in data} == {"night": 0, "a_day": 1}
+
+
+def test_the_parts_of_a_name_around_the_star_may_differ(tmp_path):
+    photo(tmp_path / "left/ulm/3_left.png", (1, 1))
+    save(tmp_path / "fine/ulm/3_fine_ids.png", [[1]])
+    own = read_description(
+        describe(
+            tmp_path,
+            f'classes = {CLASSES}\n[train]\nimages = "left/*/*_left.png"\nlabels = "fine/*/*_fine_ids.png"\n',
+        )
+    )
+    assert own.open("train", own.space, with_labels=True)[0].name == "ulm-3"
+
+
+def test_size_brings_images_and_labels_to_one_size_without_new_ids(tmp_path):
+    own = read_description(simulator(tmp_path, extra="size = [2, 2]"))
+    image, labels, _ = own.open("train", own.space, with_labels=True)[0]
+    assert image.size == (2, 2) and labels.shape == (2, 2) and set(labels.flat) <= {0, 1, IGNORE}
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
+    own = read_description(describe(tmp_path, '[train]\nimages = "*.jpg"\n'))
+    assert own.open("train", ex.benchmark_labels(19), with_labels=False)[0].image.size == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes = [", "not TOML"),
+        ('[train]\nimage = "a"', "[train] needs images = ..."),
+        ('[trian]\nimages = "a"', "unknown key 'trian'; the nearest is 'train'"),
+        ("", "neither [train] nor [val]"),
+        ('classes = [{ name = "a" }]\n[train]\nimages = "a"', "expected a list of 2 to 250 entries"),
+        (
+            'classes = [{ name = "a" }, { name = "a" }]\n[train]\nimages = "a"',
+            "expected a name that no other class has",
+        ),
+        (
+            'classes = [{ name = "a", ids = [1] }, { name = "b" }]\n[train]\nimages = "a"',
+            "id 1 of class b belongs to a",
+        ),
+        (
+            'ignore = 0\nclasses = [{ name = "a" }, { name = "b" }]\n[train]\nimages = "a"',
+            "id 0 of class a belongs to i",
+        ),
+        (
+            'classes = [{ name = "a", id = 3 }, { name = "b" }]\n[train]\nimages = "a"',
+            "unknown key 'id'; the nearest is",
+        ),
+        ('classes = [{ name = "a", ids = 256 }, { name = "b" }]\n[train]\nimages = "a"', "expected ids in 0..255"),
+        ('classes = [{ name = "a", color = 3 }, { name = "b" }]\n[train]\nimages = "a"', "expected [red, green, blue]"),
+        ('size = [3]\n[train]\nimages = "a"', "expected [width, height]"),
+        ("[train]\nimages = 3", "expected a folder, a pattern, or a list of them"),
+    ],
+)
+def test_a_mistake_in_a_description_is_one_line_with_the_files_name(tmp_path, text, message):
+    path = describe(tmp_path, text)
+    found = error_of(lambda: read_description(path))
+    assert found.startswith(f"{path}: ") and message in found
+
+
+def test_a_description_or_a_folder_that_is_not_there_is_named(tmp_path):
+    assert "no such file" in error_of(lambda: read_description(tmp_path / "a.toml"), FileNotFoundError)
+    own = read_description(describe(tmp_path, '[train]\nimages = "rgb"\n'))
+    space = ex.benchmark_labels(19)
+    assert "no images rgb for [train]" in error_of(
+        lambda: own.open("train", space, with_labels=False), FileNotFoundError
+    )
+    assert "no [val]" in error_of(lambda: own.open("val", space, with_labels=False), FileNotFoundError)
+
+
+def test_images_without_label_maps_are_counted_and_one_is_named(tmp_path):
+    own = read_description(simulator(tmp_path))
+    for name in "bc":
+        photo(tmp_path / f"rgb/{name}.jpg")
+    found = error_of(lambda: own.open("train", own.space, with_labels=True), FileNotFoundError)
+    assert "no label map 'b' in ids for the image" in found and found.endswith("2 of 3 images are without")
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    photo(tmp_path / "rgb/a.jpg"), photo(tmp_path / "rgb/a.png")
+    assert "have the same name 'a'" in error_of(lambda: list_files(tmp_path, "rgb"))
+
+
+def test_an_id_that_is_nowhere_in_the_description_is_refused(tmp_path):
+    own = read_description(simulator(tmp_path, ids=(0, 1, 3, 9)))
+    data = own.open("train", own.space, with_labels=True)
+    assert error_of(lambda: data[0]) == f"{tmp_path}/ids/a.png: unknown label id 9, expected ids 0..1, 3..4"
+
+
+def config(**flags) -> DataConfig:
+    return make_config(DataConfig, flags)
+
+
+def test_the_source_decides_on_the_classes_and_the_target_on_its_ids(tmp_path):
+    source = simulator(tmp_path)
+    plain = describe(tmp_path, '[train]\nimages = "rgb"\n', "plain.toml")
+    coded = describe(
+        tmp_path,
+        'classes = [{ name = "road", ids = 8 }, { name = "car", ids = 9 }]\n[train]\nimages = "rgb"\n',
+        "coded.toml",
+    )
+    assert ex.label_space(config(source=str(source), target=str(plain))).ids.tolist() == [3, 1]
+    space = ex.label_space(config(source=str(source), target=str(coded)))
+    assert space.names == ["road", "car"] and space.ids.tolist() == [8, 9] and space.colors[1].tolist() == [0, 0, 142]
+    assert ex.label_space(config(source="synthia", target=str(plain))).ids[:3].tolist() == [7, 8, 11]
+
+
+def test_source_and_target_that_do_not_go_together_are_refused(tmp_path):
+    source = str(simulator(tmp_path))
+    assert "needs a --target" in error_of(lambda: ex.target_set(config(source=source), "train"))
+    other = describe(tmp_path, 'classes = [{ name = "car" }, { name = "road" }]\n[train]\nimages = "rgb"\n')
+    found = error_of(lambda: ex.label_space(config(source=source, target=str(other))))
+    assert "its classes are car, road; expected those of the source, in its order: road, car" in found
+    assert "has 2 classes" in error_of(lambda: ex.label_space(config(source=source, num_classes=19)))
+    assert "no classes" in error_of(
+        lambda: ex.label_space(config(source=str(describe(tmp_path, '[train]\nimages = "rgb"\n'))))
+    )
+
+
+def test_a_flag_takes_a_benchmark_or_a_toml_file():
+    with pytest.raises(ConfigError, match=r"--target=photos: expected one of 'cityscapes', or a file NAME.toml"):
+        config(target="photos")
+
+
+def test_photographs_without_labels_stand_in_for_validation(tmp_path):
+    for number in range(3):
+        photo(tmp_path / f"rgb/{number}.jpg")
+    target = str(describe(tmp_path, '[train]\nimages = "rgb"\n', "photos.toml"))
+    images = ex.validation_set(config(target=target))
+    assert len(images) == 3 and images[0].labels is None
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """A folder in which every code block of the document has been run, in order."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    variables: dict[str, str] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for language, text in re.findall(r"```(python|toml|bash)\n(.*?)```", DOCUMENT.read_text(), re.DOTALL):
+            if language == "python":
+                exec(compile(text, str(DOCUMENT), "exec"), {})
+            elif language == "toml":
+                Path(text.splitlines()[0].removeprefix("# ")).write_text(text)
+            else:
+                for line in text.splitlines():
+                    line = re.sub(r"\$(\w+)", lambda match: variables[match[1]], line)
+                    if assignment := re.fullmatch(r'(\w+)="(.*)"', line):
+                        variables[assignment[1]] = assignment[2]
+                    else:
+                        command = shlex.split(line)
+                        assert command[:2] == ["python", "run.py"]
+                        assert main(command[2:]) == 0, line
+    return folder
+
+
+def test_every_command_of_the_document_runs_and_its_outputs_are_where_it_says(followed):
+    assert {"check_data", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill"} <= {
+        path.name for path in (followed / "runs").iterdir()
+    }
+    for file in ("check_data/classes.png", "evaluate/confusion.png", "warmup/label_free.pt", "warmup/best.pt"):
+        assert (followed / "runs" / file).is_file(), file
+
+
+def test_results_of_own_data_carry_the_classes_of_the_description(followed):
+    names = [entry["name"] for entry in tomllib.loads(blocks("toml")[0])["classes"]]
+    assert list(read_summary(followed / "runs/evaluate")["iou"]) == names
+    assert read_summary(followed / "runs/evaluate")["miou"] > 0
+    check = read_summary(followed / "runs/check_data")
+    assert check["source"]["images"] == 8 and check["train"]["labelled"] == 0 and check["val"]["labelled"] == 4
+    assert sum(check["source"]["class_frequencies"].values()) == pytest.approx(1)
+
+
+def test_predictions_of_own_images_are_class_numbers_and_overlays(followed):
+    for number in range(4):
+        labels = Image.open(followed / f"runs/predict/labels/{number:03}.png")
+        assert labels.mode == "P" and labels.size == (256, 128) and np.asarray(labels).max() < 8
+        assert Image.open(followed / f"runs/predict/overlays/{number:03}.jpg").size == (256, 128)
+
+
+def test_training_does_without_labels_of_the_target(followed, monkeypatch, capsys):
+    monkeypatch.chdir(followed)
+    Path("bare.toml").write_text('[train]\nimages = "photos/train"\n')
+    flags = "--source=my_simulator.toml --target=bare.toml --backbone=tiny --num_workers=0 --mean_width=275"
+    flags += " --crop_width=112 --crop_height=64 --iterations=1 --batch_size=2 --init=random --output=runs/bare"
+    assert main(["experiments/warmup.py", *flags.split()]) == 0
+    out = capsys.readouterr().out
+    assert "skipped, bare.toml has no labels under [val]; the label-free score is still reported" in out
+    summary = read_summary("runs/bare")
+    assert summary["miou"] is None and summary["label_free"] > 0
+    assert not Path("runs/bare/best.pt").exists() and Path("runs/bare/label_free.pt").exists()

@@ -1,0 +1,95 @@
+"""An experiment for the tests: stages in turn in one group of processes, with a record of what each process did.
+
+    python run.py tests/distributed/stages.py --nproc_per_node=2 --data_root=... --weights=... --output=...
+
+Batch norm is frozen or evaluated and dropout is off, so that the answer does not depend on how a batch is split.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ignite.distributed as idist
+import pytest
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from proda import experiment as ex
+from proda.config import DataConfig, RunConfig, make_config
+from proda.data.store import HardLabelStore, SoftLabelStore
+from proda.engines.evaluate import segmentation_evaluator
+from proda.engines.update import Precision
+from proda.handlers import prototypes
+from proda.launch import start
+from tests.small_runs import flags
+
+CAP = 10  # of the counts of initial prototypes: reached in the second pass over eight images, so that order matters
+
+
+@dataclass
+class Config(RunConfig):
+    data_root: str = ""  # as tests.small_runs writes it
+    weights: str = ""  # as tests.small_runs writes them
+    stages: str = "source_only,warmup,stage1_denoise,stage2_distill,stage3_distill"  # which, separated by commas
+
+
+def run(local_rank: int, config: Config) -> dict:
+    written: list[str] = []
+    exchanges: Counter = Counter()
+    wrap = ex.parallel
+
+    def counted(*args, **settings):
+        network = wrap(*args, **settings)
+        if isinstance(network, DistributedDataParallel):
+            kind = type(network.module).__name__
+
+            def hook(state, bucket):
+                exchanges[kind] += bucket.is_last()
+                return allreduce_hook(state, bucket)
+
+            network.register_comm_hook(None, hook)
+        return network
+
+    record = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ex, "parallel", counted)
+        patch.setattr(prototypes, "COUNT_CAP", CAP)
+        for store in (SoftLabelStore, HardLabelStore):
+            patch.setattr(store, "write", _recorded(store.write, written))
+        _all_stages(config, record, written, exchanges)
+    record["confusion"] = _confusion(config)
+    (Path(config.output) / f"record_{idist.get_rank()}_of_{idist.get_world_size()}.json").write_text(json.dumps(record))
+    return {}
+
+
+def _all_stages(config: Config, record: dict, written: list[str], exchanges: Counter) -> None:
+    for stage in config.stages.strip("()").replace("'", "").split(","):
+        stage, more = stage.strip(), {"dropout": 0.0, "freeze_bn": True, "seed": config.seed}
+        if stage == "stage1_denoise":
+            more |= {"teacher_mode": "eval", "prototype_passes": 3, "teacher_momentum": 0.1, "prototype_momentum": 0.01}
+        output = Path(config.output) / stage
+        start(f"experiments/{stage}.py", flags(stage, Path(config.data_root), Path(config.weights), output, **more))
+        record[stage] = {"written": list(written), "exchanges": dict(exchanges)}
+        written.clear()
+        exchanges.clear()
+
+
+def _confusion(config: Config) -> list[list[float]]:
+    """Of the untrained weights on the validation images."""
+    settings = {"data_root": config.data_root, "num_classes": 13, "backbone": "tiny", "val_batch_size": 2}
+    settings = make_config(DataConfig, settings | {"num_workers": 0, "device": "cpu"})
+    network = ex.network_from(settings, config.weights, "weights")[0]
+    evaluator = segmentation_evaluator(network, 13, Precision("cpu"), torch.device("cpu"))
+    evaluator.run(ex.whole_images(settings, ex.validation_set(settings)))
+    return evaluator.state.metrics["confusion"].tolist()
+
+
+def _recorded(write: Callable, written: list[str]) -> Callable:
+    def recorded(self, name, *args):
+        written.append(name)
+        return write(self, name, *args)
+
+    return recorded

@@ -1,0 +1,167 @@
+"""The same global batch and seed give the same answer on any number of processes."""
+
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from proda.launch import start
+from tests import small_runs
+from tests.distributed.stages import CAP
+
+EXPERIMENT = "tests/distributed/stages.py"
+ITERATIONS = 5
+
+
+class Run(NamedTuple):
+    """All stages in turn, and what each process has noted about its part."""
+
+    folder: Path
+    records: list[dict]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("inputs")
+    weights = small_runs.write_weights(folder / "before.pt")
+    return {"data_root": str(small_runs.write_data(folder / "data")), "weights": str(weights), "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def one(inputs, tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("by_1")
+    start(EXPERIMENT, {**inputs, "output": str(folder)})
+    return Run(folder, _records(folder, 1))
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def many(request, inputs, tmp_path_factory) -> Run:
+    folder, number = tmp_path_factory.mktemp(f"by_{request.param}"), request.param
+    _assert_well(_launch([sys.executable], folder, inputs, nproc_per_node=number))
+    return Run(folder, _records(folder, number))
+
+
+@pytest.fixture(params=small_runs.STAGES)
+def stage(request) -> str:
+    return request.param
+
+
+def test_losses_of_every_iteration_agree(one, many, stage):
+    expected, found = _losses(one.folder / stage), _losses(many.folder / stage)
+    assert expected and all(len(points) == ITERATIONS for points in expected.values())
+    assert found.keys() == expected.keys()
+    for name, points in expected.items():
+        assert found[name] == pytest.approx(points, rel=1e-4, abs=1e-5), name
+
+
+def test_student_teacher_optimizer_and_prototypes_agree_after_five_iterations(one, many, stage):
+    _assert_same_state(many.folder / stage, one.folder / stage)
+
+
+def test_training_moves_what_is_compared(one, inputs):
+    before = torch.load(inputs["weights"], weights_only=True)["model"]["layer5.head.1.weight"]
+    after = small_runs.checkpoint(one.folder / "stage1_denoise", ITERATIONS)
+    initial = torch.load(one.folder / "stage1_denoise" / "prototypes.pt", weights_only=True)["prototypes"]
+    assert (after["student"]["layer5.head.1.weight"] - before).abs().max() > 1e-3
+    assert (after["teacher"]["layer5.head.1.weight"] - before).abs().max() > 1e-4
+    assert (after["prototypes"]["prototypes"] - initial).abs().max() > 1e-4
+
+
+def test_scores_of_the_trained_models_agree(one, many, stage):
+    expected, found = (json.loads((run.folder / stage / "summary.json").read_text())["iou"] for run in (one, many))
+    for name, iou in expected.items():
+        assert found[name] == (pytest.approx(iou, abs=2e-3) if iou is not None else None), name
+
+
+def test_a_model_is_judged_the_same_to_the_last_pixel_where_images_do_not_divide_evenly(one, many):
+    """Five validation images, each counted once: the records hold every entry of the confusion matrix."""
+    confusion = one.records[0]["confusion"]
+    assert sum(map(sum, confusion)) > 4 * 96 * 48
+    assert [record["confusion"] for record in many.records] == [confusion] * len(many.records)
+
+
+def test_gradients_are_exchanged_once_an_iteration(many, stage):
+    expected = {"DeepLab": ITERATIONS} | ({"Discriminator": ITERATIONS} if stage == "warmup" else {})
+    assert [record[stage]["exchanges"] for record in many.records] == [expected] * len(many.records)
+
+
+@pytest.mark.parametrize("labelled", ["stage1_denoise", "stage2_distill", "stage3_distill"])
+def test_every_pseudo_label_is_written_once_by_one_of_the_processes(one, many, labelled):
+    shares = [record[labelled]["written"] for record in many.records]
+    assert sorted(chain(*shares)) == sorted(one.records[0][labelled]["written"])
+    assert {len(share) for share in shares} == {8 // len(shares)}
+
+
+def test_initial_prototypes_agree_although_the_cap_makes_their_order_matter(one, many):
+    expected, found = (
+        torch.load(run.folder / "stage1_denoise" / "prototypes.pt", weights_only=True) for run in (one, many)
+    )
+    assert expected["counts"].max() == CAP and expected["prototypes"].any()
+    assert found["counts"].tolist() == expected["counts"].tolist()
+    torch.testing.assert_close(found["prototypes"], expected["prototypes"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_nodes_of_torchrun_equal_one_process(one, inputs, tmp_path):
+    address = ["--master_addr=127.0.0.1", f"--master_port={small_runs.free_port()}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", *address]
+    nodes = [
+        _launch([*torchrun, f"--node_rank={node}"], tmp_path, inputs, stages="stage1_denoise") for node in range(2)
+    ]
+    for node in nodes:
+        _assert_well(node)
+    assert len(_records(tmp_path, 2)) == 2
+    _assert_same_state(tmp_path / "stage1_denoise", one.folder / "stage1_denoise")
+
+
+@pytest.mark.slow
+def test_slurm_tasks_join_one_group(one, inputs, tmp_path):
+    job = {"SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "localhost"}
+    job["SLURM_JOB_ID"] = str(small_runs.free_port())  # the port follows from its last digits
+    tasks = [
+        _launch(
+            [sys.executable],
+            tmp_path,
+            inputs,
+            environment={**job, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+            stages="stage1_denoise",
+        )
+        for task in range(2)
+    ]
+    for task in tasks:
+        _assert_well(task)
+    assert len(_records(tmp_path, 2)) == 2
+    _assert_same_state(tmp_path / "stage1_denoise", one.folder / "stage1_denoise")
+
+
+def _launch(python: list[str], output: Path, inputs: dict, *, environment: dict | None = None, **more):
+    flags = {**inputs, "output": str(output), **more}
+    arguments = [*python, "run.py", EXPERIMENT, *(f"--{name}={value}" for name, value in flags.items())]
+    return small_runs.launch(arguments, env=environment or {})
+
+
+def _assert_well(process) -> None:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out[-2000:] + err[-4000:]
+
+
+def _records(folder: Path, number: int) -> list[dict]:
+    return [json.loads((folder / f"record_{rank}_of_{number}.json").read_text()) for rank in range(number)]
+
+
+def _losses(folder: Path) -> dict[str, dict[int, float]]:
+    return {tag: points for tag, points in small_runs.scalars(folder).items() if tag.startswith("train/loss")}
+
+
+def _assert_same_state(found: Path, expected: Path) -> None:
+    """Two checkpoints agree in everything, but for rounding: gradients are summed up in another order."""
+    many, one = (small_runs.numbers(small_runs.checkpoint(folder, ITERATIONS)) for folder in (found, expected))
+    assert many.keys() == one.keys() and any(key.startswith(".student.") for key in one)
+    for key, value in one.items():
+        torch.testing.assert_close(
+            many[key], value, rtol=1e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}", equal_nan=True
+        )

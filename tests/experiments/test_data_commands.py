@@ -1,0 +1,107 @@
+"""check_data, evaluate and predict on small data."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from proda.job import read_summary
+from proda.launch import main
+from proda.models.deeplab import build_deeplab
+from tests import small_runs
+
+VIEWS = ["--mean_width=96", "--crop_width=48", "--crop_height=24"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands")
+    return small_runs.write_data(folder / "data", num_val=2), small_runs.write_weights(folder / "model.pt")
+
+
+def command(name, data, output, *flags) -> int:
+    common = [f"--data_root={data}", f"--output={output}", "--num_classes=13", "--num_workers=0"]
+    return main([str(small_runs.ROOT / f"experiments/{name}.py"), *common, *flags])
+
+
+def test_data_without_fault_pass_the_check(inputs, tmp_path, capsys):
+    assert command("check_data", inputs[0], tmp_path, *VIEWS) == 0
+    assert "problems that would break a run: none found" in capsys.readouterr().out
+    summary = read_summary(tmp_path)
+    assert [summary[part]["images"] for part in ("source", "train", "val")] == [8, 8, 2]
+    assert summary["source"]["sizes"] == {"96x48": 8} and (tmp_path / "classes.png").is_file()
+
+
+def test_what_would_break_a_run_is_named_and_gives_exit_status_1(inputs, tmp_path, capsys):
+    data = shutil.copytree(inputs[0], tmp_path / "data")
+    cut = data / "gta5/images/00003.png"
+    cut.write_bytes(cut.read_bytes()[:300])
+    next(data.glob("cityscapes/gtFine/val/*/*_labelIds.png")).unlink()
+    assert command("check_data", data, tmp_path / "check", *VIEWS) == 1
+    out = capsys.readouterr().out
+    assert f"PROBLEM {cut}: not a complete image" in out and "PROBLEM no label map" in out
+    assert read_summary(tmp_path / "check")["val"]["images"] == 2  # looked at all the same
+
+
+def test_one_part_alone_may_be_checked_and_views_that_do_not_fit_are_named(inputs, tmp_path, capsys):
+    assert command("check_data", inputs[0], tmp_path, "--parts=source", "--mean_width=96") == 1
+    summary = read_summary(tmp_path)
+    assert "--mean_width=96 shrinks images of 96x48" in summary["source"]["problems"][0] and "val" not in summary
+    assert command("check_data", inputs[0], tmp_path, "--parts=sauce") == 2
+    assert "no part 'sauce'" in capsys.readouterr().err
+
+
+def test_training_makes_a_spot_check_before_it_writes_anything(inputs, tmp_path):
+    data = shutil.copytree(inputs[0], tmp_path / "data")
+    cut = data / "gta5/images/00001.png"
+    cut.write_bytes(cut.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"00001\.png: not a complete image"):
+        small_runs.train("source_only", data, inputs[1], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_writes_scores_a_confusion_picture_and_a_submission(inputs, tmp_path):
+    data, weights = inputs
+    flags = [f"--weights={weights}", "--backbone=tiny", "--flip", "--scales=0.5,1", f"--predictions={tmp_path}/sent"]
+    assert command("evaluate", data, tmp_path / "run", *flags) == 0
+    assert len(read_summary(tmp_path / "run")["iou"]) == 13
+    assert Image.open(tmp_path / "run/confusion.png").width > 13 * 34
+    names = {path.name.removesuffix("_leftImg8bit.png") for path in data.glob("cityscapes/leftImg8bit/val/*/*.png")}
+    assert {path.name for path in (tmp_path / "sent").iterdir()} == {f"{name}_pred_labelIds.png" for name in names}
+    for path in (tmp_path / "sent").iterdir():
+        assert set(np.unique(Image.open(path))) <= {7, 8, 11, 19, 20, 21, 23, 24, 25, 26, 28, 32, 33}
+
+
+def test_a_split_without_labels_gives_predictions_and_no_score(inputs, tmp_path, capsys):
+    data = shutil.copytree(inputs[0], tmp_path / "data")
+    (data / "cityscapes/leftImg8bit/val").rename(data / "cityscapes/leftImg8bit/test")
+    flags = [f"--weights={inputs[1]}", "--backbone=tiny", "--split=test", f"--predictions={tmp_path}/sent"]
+    assert command("evaluate", data, tmp_path / "run", *flags) == 0
+    assert "cityscapes test has no labels" in capsys.readouterr().out
+    assert read_summary(tmp_path / "run")["miou"] is None and len(list((tmp_path / "sent").iterdir())) == 2
+
+
+def test_prediction_takes_a_folder_or_a_pattern_and_says_when_it_finds_nothing(inputs, tmp_path, capsys):
+    data, weights = inputs
+    images = data / "gta5" / "images"
+    flags = [f"--weights={weights}", "--backbone=tiny", f"--images={images}"]
+    assert command("predict", data, tmp_path / "all", *flags) == 0
+    assert len(list((tmp_path / "all/labels").iterdir())) == len(list((tmp_path / "all/overlays").iterdir())) == 8
+    assert command("predict", data, tmp_path / "one", *flags[:2], f"--images={images}/*1.png") == 0
+    assert [path.name for path in (tmp_path / "one/labels").iterdir()] == ["00001.png"]
+    assert command("predict", data, tmp_path / "none", *flags[:2], f"--images={tmp_path}/nowhere") == 2
+    assert "found none; expected .png" in capsys.readouterr().err
+
+
+def test_a_released_checkpoint_of_16_classes_is_judged_on_16_and_on_13(inputs, tmp_path):
+    network = build_deeplab("tiny", 16)
+    torch.save({"iter": 7, "ResNet101": {"model_state": network.state_dict()}}, tmp_path / "released.pkl")
+    flags = [f"--data_root={inputs[0]}", f"--output={tmp_path}/run", "--num_workers=0", "--backbone=tiny"]
+    experiment = str(small_runs.ROOT / "experiments/evaluate.py")
+    assert main([experiment, *flags, "--source=synthia", f"--weights={tmp_path}/released.pkl"]) == 0
+    summary = read_summary(tmp_path / "run")
+    assert len(summary["iou"]) == 16
+    of_13 = [iou for name, iou in summary["iou"].items() if name not in ("wall", "fence", "pole") and iou is not None]
+    assert summary["miou_13"] == pytest.approx(sum(of_13) / len(of_13))

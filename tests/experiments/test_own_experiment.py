@@ -1,0 +1,49 @@
+"""A user's experiment, started from the command line, with a handler of their own."""
+
+import json
+
+import pytest
+
+from proda.engines.events import ProdaEvents
+from proda.launch import main
+from tests import small_runs
+
+FILE = "tests/experiments/my_experiment.py"
+ITERATION = [
+    "source_backward_done",
+    "teacher_forward_done",
+    "labels_rectified",
+    "backward_done",
+    "optimizer_stepped",
+    "prototypes_updated",
+]
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("own")
+    data, weights = small_runs.write_data(folder / "data"), small_runs.write_weights(folder / "before.pt")
+    flags = small_runs.flags("stage1_denoise", data, weights, folder / "run", iterations=3, val_every=2)
+    assert main([FILE, *(f"--{name}={value}" for name, value in flags.items())]) == 0
+    return json.loads((folder / "run" / "summary.json").read_text())
+
+
+def test_its_handler_sees_the_moments_in_the_documented_order(summary):
+    assert summary["moments"] == ["pseudo_labels_refreshed", *ITERATION * 2, "validated", *ITERATION, "validated"]
+
+
+def test_the_order_of_an_iteration_is_that_of_the_class_body():
+    documented = [event.value for event in ProdaEvents]
+    assert [moment for moment in documented if moment in ITERATION] == ITERATION
+
+
+def test_its_handler_finds_the_tensors_of_the_moment(summary):
+    assert len(summary["changed_labels"]) == 3 and all(0 <= share <= 1 for share in summary["changed_labels"])
+    assert max(summary["changed_labels"]) > 0
+
+
+def test_its_flags_are_checked_and_explained_as_any_others(capsys):
+    assert main([FILE, "--wieghts=x.pt"]) == 2
+    assert "unknown flag --wieghts; the nearest is --weights" in capsys.readouterr().err
+    assert main([FILE, "--help"]) == 0
+    assert "first student, first teacher" in capsys.readouterr().out

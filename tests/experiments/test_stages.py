@@ -1,0 +1,251 @@
+"""Every experiment file runs some iterations from the command line and leaves what it promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from proda import experiment as ex
+from proda.data.labels import class_names
+from proda.data.streets import write_streets
+from proda.launch import main
+from proda.models.weights import load_prototypes, load_weights
+from tests import small_runs
+
+TRAINING = ["source_only", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Both sources and the target."""
+    root = small_runs.write_data(tmp_path_factory.mktemp("streets"))
+    write_streets(root, source="synthia", num_train=8, num_val=5, size=(96, 48))
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return small_runs.write_weights(tmp_path_factory.mktemp("weights") / "before.pt")
+
+
+def command(stage: str, *args, **more) -> int:
+    flags = small_runs.flags(stage, *args, **{"iterations": 3, "panels_every": 2} | more)
+    return main([f"experiments/{stage}.py", *(f"--{name}={value}" for name, value in flags.items())])
+
+
+@pytest.fixture(scope="module")
+def runs(data, weights, tmp_path_factory) -> Path:
+    """One run of every stage of training."""
+    folder = tmp_path_factory.mktemp("runs")
+    for stage in TRAINING:
+        assert command(stage, data, weights, folder / stage) == 0
+    return folder
+
+
+def board(folder: Path) -> dict[str, list[str]]:
+    return EventAccumulator(str(folder)).Reload().Tags()
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_a_stage_leaves_the_promised_files(runs, stage):
+    names = {path.name for path in (runs / stage).iterdir()}
+    expected = {"config.json", "train.log", "summary.json", "best.pt", "last.pt", "label_free.pt"}
+    expected |= {"checkpoint_2.pt", "checkpoint_3.pt"}
+    expected |= {"pseudo_labels"} if stage.startswith("stage") else set()
+    expected |= {"prototypes.pt"} if stage == "stage1_denoise" else set()
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert events and names - events == expected
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_its_summary_has_the_promised_keys(runs, stage):
+    summary = read(runs / stage / "summary.json")
+    assert {"miou", "best_miou", "best_iteration", "label_free_miou", "iou", "iterations", "seconds"} <= set(summary)
+    assert list(summary["iou"]) == class_names(13)
+    assert summary["iterations"] == summary["iteration"] == 3 and summary["images_per_second"] > 0
+    assert 0 <= summary["miou"] <= summary["best_miou"] <= 1
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_its_config_says_what_was_run_with_what(runs, stage):
+    config = read(runs / stage / "config.json")
+    assert config["iterations"] == 3 and config["source"] == "gta5" and config["lr"] == 0.01
+    assert {"command", "python", "torch", "pytorch-ignite", "git_commit", "processes", "started"} <= set(config["run"])
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_its_log_has_the_start_up_summary_and_the_validations(runs, stage):
+    log = (runs / stage / "train.log").read_text()
+    for word in ("device", "processes", "global batch", "iterations", "learning rate", "output", "iteration 3: mIoU"):
+        assert word in log, word
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_its_weights_are_those_of_a_network_and_its_last_ones_of_the_last_iteration(runs, stage):
+    last = load_weights(runs / stage / "last.pt")
+    assert last.info["iteration"] == 3 and last.info["num_classes"] == 13 and last.info["backbone"] == "tiny"
+    assert (last.discriminator is not None) == (stage == "warmup")
+    assert (last.prototypes is not None) == (stage == "stage1_denoise")
+    checkpoint = small_runs.checkpoint(runs / stage, 3)
+    assert all(torch.equal(value, checkpoint["student"][name]) for name, value in last.model.items())
+    assert checkpoint["trainer"]["iteration"] == 3 and "optimizer" in checkpoint
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_its_board_has_losses_rates_scores_and_panels(runs, stage):
+    tags = board(runs / stage)
+    scalars = {"train/loss", "train/loss_source", "student/lr/group_0", "val/miou", "val/iou/road"}
+    scalars |= {"discriminator/lr/group_0", "train/loss_adversarial"} if stage == "warmup" else set()
+    scalars |= {"pseudo_labels/miou", "train/loss_target"} if stage.startswith("stage") else set()
+    scalars |= {"train/ema_momentum", "train/loss_consistency"} if stage == "stage1_denoise" else set()
+    assert scalars <= set(tags["scalars"])
+    target = set() if stage == "source_only" else {"train/target"}
+    assert set(tags["images"]) == {"train/source", "val/panel"} | target
+
+
+def test_stage_1_has_soft_labels_and_stages_2_and_3_hard_ones(runs):
+    assert len(list((runs / "stage1_denoise/pseudo_labels/probabilities").iterdir())) == 8
+    for stage in ("stage2_distill", "stage3_distill"):
+        assert len(list((runs / stage / "pseudo_labels/labels").iterdir())) == 8
+    assert load_prototypes(runs / "stage1_denoise/prototypes.pt").shape == (13, 64)
+
+
+def test_stage_1_moves_student_teacher_and_prototypes(runs, weights):
+    before, checkpoint = load_weights(weights).model, small_runs.checkpoint(runs / "stage1_denoise", 3)
+    first = load_prototypes(runs / "stage1_denoise/prototypes.pt")
+    key = "layer5.head.1.weight"
+    student = (checkpoint["student"][key] - before[key]).norm()
+    teacher = (checkpoint["teacher"][key] - before[key]).norm()
+    assert 0 < teacher < 0.1 * student
+    assert not torch.equal(checkpoint["prototypes"]["prototypes"], first)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rectification": False, "consistency_weight": 0.0},  # conventional self-training: the teacher is not run
+        {"prototype_momentum": 0.0, "teacher_mode": "eval", "grad_clip": 0.5},
+        {"renew_labels_every": 1, "amp": "bf16"},
+        {"preset": "synthia_released", "num_classes": 13},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_variants_of_stage_1(data, weights, tmp_path, more):
+    assert command("stage1_denoise", data, weights, tmp_path / "run", **more) == 0
+    summary = read(tmp_path / "run" / "summary.json")
+    assert summary["iterations"] == 3
+    assert (tmp_path / "run/pseudo_labels/iteration_2").exists() == ("renew_labels_every" in more)
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("source_only", {"train_on": "target"}),  # the oracle
+        ("source_only", {"source": "synthia", "init": "random"}),
+        ("warmup", {"source": "synthia", "freeze_bn": False, "gan": "vanilla"}),
+        ("warmup", {"preset": "gta5_released"}),
+        ("stage2_distill", {"preset": "gta5_released", "init": "random"}),  # so with the extra batch norm
+        ("stage3_distill", {"source": "synthia"}),
+    ],
+)
+def test_variants_of_the_other_stages(data, weights, tmp_path, stage, more):
+    assert command(stage, data, weights, tmp_path / "run", **more) == 0
+    model = load_weights(tmp_path / "run" / "last.pt").model
+    assert ("bn_pretrain.weight" in model) == (stage == "stage2_distill")
+
+
+def judge(experiment: str, data: Path, output: Path, *flags: str) -> dict:
+    common = ["--num_classes=13", "--backbone=tiny", "--num_workers=0", "--device=cpu"]
+    common += [f"--data_root={data}", f"--output={output}"]
+    assert main([f"experiments/{experiment}.py", *common, *flags]) == 0
+    return read(output / "summary.json")
+
+
+def test_evaluate_gives_the_score_that_training_ended_with(runs, data, tmp_path):
+    found = judge("evaluate", data, tmp_path, f"--weights={runs}/stage1_denoise/last.pt")
+    expected = read(runs / "stage1_denoise/summary.json")
+    assert found["miou"] == pytest.approx(expected["miou"], rel=1e-6) and found["iou"].keys() == expected["iou"].keys()
+
+
+def test_evaluate_at_several_scales_with_the_mirror_image(data, weights, tmp_path):
+    found = judge("evaluate", data, tmp_path, f"--weights={weights}", "--flip", "--scales=0.75,1,1.25")
+    assert 0 <= found["miou"] <= 1
+    assert read(tmp_path / "config.json")["scales"] == "0.75,1,1.25"
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_pseudo_labels_by_themselves_are_those_that_a_stage_makes_and_can_be_given_to_it(data, weights, tmp_path, kind):
+    found = judge("pseudo_labels", data, tmp_path / "labels", f"--weights={weights}", f"--kind={kind}")
+    assert found["written"] == found["images"] == 8 and 0 <= found["miou"] <= 1
+    again = judge("pseudo_labels", data, tmp_path / "labels", f"--weights={weights}", f"--kind={kind}")
+    assert again["written"] == 0
+    stage = {"soft": "stage1_denoise", "hard": "stage2_distill"}[kind]
+    folder = tmp_path / "labels" / "pseudo_labels"
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert command(stage, data, weights, tmp_path / "run", pseudo_labels=folder, iterations=1) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+
+
+def test_prototypes_by_themselves_are_those_that_stage_1_makes(runs, data, weights, tmp_path):
+    found = judge("prototypes", data, tmp_path, f"--weights={weights}", "--val_batch_size=2")
+    assert list(found["images_with_class"]) == class_names(13)
+    ours, theirs = (load_prototypes(folder / "prototypes.pt") for folder in (tmp_path, runs / "stage1_denoise"))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_labels_and_prototypes_of_another_network_are_refused(runs, data, tmp_path, capsys):
+    other = small_runs.write_weights(tmp_path / "other.pt", seed=1)
+    folder = runs / "stage1_denoise"
+    shared = {"pseudo_labels": folder / "pseudo_labels"}
+    assert command("stage1_denoise", data, other, tmp_path / "run", **shared) == 2
+    error = capsys.readouterr().err
+    assert "these pseudo labels are stale: weights: found SHA-256" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert command("stage1_denoise", data, other, tmp_path / "run", prototypes=folder / "prototypes.pt") == 2
+    assert "prototypes of other weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["source_only", "stage1_denoise"])
+def test_a_loss_of_nan_ends_the_run_in_one_line_and_spoils_no_file(data, weights, tmp_path, capsys, stage):
+    output = tmp_path / "run"
+    more = {"lr": 1e30, "val_every": 1, "checkpoint_every": 1}
+    assert command(stage, data, weights, output, **more) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(error) == 1 and "--grad_clip" in error[0]
+    for file in output.glob("*.pt"):
+        tensors = small_runs.numbers(torch.load(file, weights_only=True))
+        assert all(value.isfinite().all() for name, value in tensors.items() if "validation" not in name), file
+    assert not (output / "summary.json").exists()
+
+
+def test_quickstart_chains_all_stages(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ex, "write_streets", lambda *_, **__: None)  # the tiny Streets are there
+    flags = [f"--data_root={data}", f"--output={tmp_path}", "--scale=0.003", "--panel_images=2"]
+    assert main(["experiments/quickstart.py", *flags]) == 0
+    summary = read(tmp_path / "summary.json")
+    assert list(summary["stages"]) == [*TRAINING, "oracle"]
+    assert all(0 <= stage["miou"] <= 1 and stage["iterations"] >= 1 for stage in summary["stages"].values())
+    assert (tmp_path / "panel.png").stat().st_size > 1000
+    assert "| oracle" in capsys.readouterr().out
+    assert read(tmp_path / "oracle" / "config.json")["train_on"] == "target"
+
+
+def test_quickstart_deletes_no_run_on_other_data(runs, data, monkeypatch, capsys):
+    monkeypatch.setattr(ex, "write_streets", lambda *_, **__: None)
+    before = sorted(runs.rglob("*"))
+    assert main(["experiments/quickstart.py", f"--data_root={data}", f"--output={runs}", "--scale=0.003"]) == 2
+    assert "source_only holds a run on other data than Streets: give another --output" in capsys.readouterr().err
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_every_experiment_is_tried_somewhere():
+    here = {path.stem for path in Path(ex.__file__).parent.parent.glob("experiments/[a-z]*.py")}
+    tried = {*TRAINING, "evaluate", "pseudo_labels", "prototypes", "quickstart"}
+    elsewhere = {"ablation", "check_data", "pipeline", "predict"}  # have test files of their own
+    assert here <= tried | elsewhere and tried <= here

@@ -1,0 +1,74 @@
+"""The learning rates of ``schedule.json`` (case 9)."""
+
+import json
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from proda.experiment import sgd
+from proda.handlers.schedule import polynomial_decay
+from proda.models.deeplab import DeepLab
+from tests.golden.arrays import DATA
+
+GOLDEN = json.loads((DATA / "schedule.json").read_text())
+REL = 1e-9
+
+
+class Settings:
+    """What ``sgd`` reads of a stage's settings: published values but for the rate."""
+
+    head_lr_factor, repeat_backbone_parameters, momentum, weight_decay = 10.0, False, 0.9, 2e-4
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+
+def network() -> DeepLab:
+    return DeepLab(2, blocks=(1, 1, 1, 1), width=2, head_channels=8, dilations=(1,))
+
+
+def rates_after(optimizer: torch.optim.Optimizer, total: int, iterations: list[int]) -> list[list[float]]:
+    """Rates that the optimizer holds after so many finished iterations, without running all 90,000 of them."""
+    scheduler, found = polynomial_decay(optimizer, total).lr_scheduler, []
+    for iteration in iterations:
+        scheduler.last_epoch = iteration - 1
+        optimizer.step()
+        scheduler.step()
+        found.append([group["lr"] for group in optimizer.param_groups])
+    return found
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: f"{case['base_lr']:g}")
+def test_published_rates_of_backbone_and_head(case):
+    values = case["values"]
+    found = rates_after(
+        sgd(Settings(case["base_lr"]), network()), case["total_iterations"], [v["iteration"] for v in values]
+    )
+    for value, (backbone, head) in zip(values, found, strict=True):
+        assert backbone == pytest.approx(value["lr_group_1x"], rel=REL)
+        assert head == pytest.approx(value["lr_group_10x"], rel=REL)
+
+
+def test_a_short_run_through_the_handler():
+    optimizer, found = torch.optim.SGD([torch.zeros(1)], lr=1e-4), []
+    engine, expected = Engine(lambda *_: None), GOLDEN["short_run_total_10"]["values"]
+    engine.add_event_handler(Events.ITERATION_STARTED, polynomial_decay(optimizer, 10))
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: found.append(optimizer.param_groups[0]["lr"]))
+    engine.run([None] * (len(expected) + 2))
+    assert found[: len(expected)] == pytest.approx(expected, rel=REL)
+    assert found[len(expected) :] == [0.0, 0.0]  # the released code raises an error past its end
+
+
+def test_the_optimizers_are_the_recorded_ones():
+    expected = GOLDEN["backbone"]
+    optimizer = sgd(Settings(1e-4), network())
+    assert type(optimizer).__name__ == expected["optimiser"]
+    for group in optimizer.param_groups:
+        assert {name: group[name] for name in ("momentum", "weight_decay", "nesterov")} == {
+            name: expected[name] for name in ("momentum", "weight_decay", "nesterov")
+        }
+    from experiments.warmup import Config
+
+    assert Config().discriminator_lr == GOLDEN["discriminator"]["base_lr"]
+    assert GOLDEN["discriminator"]["optimiser"] == "Adam" and GOLDEN["discriminator"]["betas"] == [0.9, 0.99]

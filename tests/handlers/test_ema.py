@@ -1,0 +1,90 @@
+"""The mean teacher."""
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from proda.handlers.ema import EMATeacher
+
+
+def student() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+
+def run(network: nn.Module, teacher: EMATeacher, iterations: int) -> Engine:
+    """Every iteration adds 1 to all parameters and runs the network on a batch."""
+
+    def step(engine: Engine, _batch: None) -> None:
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(1.0)
+        network.train()(torch.randn(8, 2))
+
+    engine = Engine(step)
+    teacher.attach(engine)
+    engine.run([None] * iterations)
+    return engine
+
+
+def test_after_n_steps_of_one_the_teacher_lags_by_its_closed_form():
+    network = student()
+    start = network[0].weight.detach().clone()
+    teacher = EMATeacher(network, momentum=0.25)
+    engine = run(network, teacher, 4)
+    # the student is at 1..4; the distance to it follows d <- 0.75 (d + 1)
+    lag = sum(0.75**i for i in range(1, 5))
+    torch.testing.assert_close(teacher.ema_model[0].weight, start + 4 - lag)
+    assert engine.state.ema_momentum == 0.25
+
+
+def test_it_follows_at_every_iteration_from_the_first():
+    network = student()
+    start = network[0].weight.detach().clone()
+    teacher = EMATeacher(network, momentum=0.001)
+    run(network, teacher, 1)
+    torch.testing.assert_close(teacher.ema_model[0].weight - start, torch.full((3, 2), 0.001), atol=1e-6, rtol=0)
+
+
+def test_buffers_are_copied_by_value_and_never_shared():
+    network = student()
+    teacher = EMATeacher(network, momentum=0.1)
+    run(network, teacher, 2)
+    norm, ours = network[1], teacher.ema_model[1]
+    assert torch.equal(ours.running_mean, norm.running_mean) and norm.running_mean.any()
+    before = norm.running_mean.clone()
+    teacher.ema_model.train()(torch.randn(8, 2) + 100)  # writes into the teacher's own statistics
+    assert torch.equal(norm.running_mean, before) and not torch.equal(ours.running_mean, before)
+    pointers = {tensor.data_ptr() for tensor in network.state_dict().values()}
+    assert pointers.isdisjoint(tensor.data_ptr() for tensor in teacher.ema_model.state_dict().values())
+
+
+def test_buffers_come_from_the_end_of_the_iteration():
+    network = student()
+    teacher = EMATeacher(network, momentum=0.1)
+    engine = Engine(lambda *_: network.train()(torch.randn(8, 2)))
+    teacher.attach(engine)
+    # the teacher's forward in the middle of an iteration is overwritten
+    engine.add_event_handler(Events.ITERATION_STARTED, lambda: teacher.ema_model(torch.randn(8, 2) + 100))
+    engine.run([None])
+    assert torch.equal(teacher.ema_model[1].running_mean, network[1].running_mean)
+
+
+def test_the_teacher_learns_nothing_by_gradient():
+    teacher = EMATeacher(student())
+    assert not any(p.requires_grad for p in teacher.ema_model.parameters())
+
+
+def test_it_goes_on_from_its_state():
+    network = student()
+    teacher = EMATeacher(network, momentum=0.25)
+    run(network, teacher, 2)
+    other = EMATeacher(network, momentum=0.25)
+    other.load_state_dict(teacher.state_dict())
+    assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in other.ema_model.state_dict().items())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.5])
+def test_a_momentum_out_of_range_is_refused(momentum):
+    with pytest.raises(ValueError, match="momentum"):
+        EMATeacher(student(), momentum=momentum)

@@ -1,0 +1,155 @@
+"""What a person sees of a run, and the stop on NaN."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from proda.engines.evaluate import segmentation_evaluator
+from proda.engines.events import ProdaEvents, proda_engine
+from proda.handlers.ema import EMATeacher
+from proda.handlers.monitoring import StopOnNan, TrainingPanels, losses, watch
+from tests import tiny
+from tests.tiny import CPU, PRECISION, B, H, K, W
+
+COLORS = np.random.default_rng(0).integers(0, 256, (K, 3), dtype=np.uint8)
+
+
+def stage1_output() -> dict[str, torch.Tensor]:
+    maps = torch.randn(B, K, H // 4, W // 4)
+    out = {"target_logits": maps, "source_logits": torch.randn(B, K, H, W), "pseudo_labels": maps.argmax(1)}
+    return out | {"rectified_labels": maps.argmax(1), "loss": torch.tensor(1.5), "loss_target": torch.tensor(0.5)}
+
+
+def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = False, panels_every: int = 2) -> None:
+    """A watched run of fake steps with one validation in the middle."""
+
+    def step(engine: Engine, batch: dict) -> dict:
+        engine.state.batch = batch
+        return output()
+
+    trainer, network = proda_engine(step), tiny.network()
+    evaluator = segmentation_evaluator(network, K, PRECISION, CPU)
+    if teacher:
+        EMATeacher(network, 0.25).attach(trainer)
+    if start:
+        trainer.load_state_dict({"epoch_length": 4, "max_iters": iterations, "iteration": start})
+    options = {"log_every": 1, "panels_every": panels_every}
+    board = watch(trainer, evaluator, {"student": tiny.sgd(network, lr=0.125)}, folder, COLORS, **options)
+
+    @trainer.on(Events.STARTED)
+    def new_labels() -> None:
+        trainer.state.pseudo_label_scores = {"miou": 0.5, "iou": {"road": 0.25, "train": float("nan")}}
+        trainer.fire_event(ProdaEvents.PSEUDO_LABELS_REFRESHED)
+
+    @trainer.on(Events.ITERATION_COMPLETED(every=2))
+    def validate() -> None:
+        evaluator.run([tiny.batch()["source"]])
+        trainer.state.metrics = {"miou": 0.75, "iou/road": 0.5}
+        trainer.fire_event(ProdaEvents.VALIDATED)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a warning at every line of the log would drown it
+        trainer.run([tiny.batch()] * 4, max_iters=iterations, epoch_length=4)
+    board.close()
+
+
+def board(folder) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+
+def test_the_board_has_every_scalar_and_panel(tmp_path):
+    run(tmp_path, stage1_output, teacher=True)
+    tags = board(tmp_path).Tags()
+    assert set(tags["scalars"]) == {
+        *("train/loss", "train/loss_target", "train/ema_momentum", "student/lr/group_0"),
+        *("val/miou", "val/iou/road", "pseudo_labels/miou", "pseudo_labels/iou/road"),
+    }
+    assert set(tags["images"]) == {"train/source", "train/target", "val/panel"}
+
+
+def test_scalars_are_written_at_their_iterations(tmp_path):
+    run(tmp_path, stage1_output, teacher=True)
+    events = board(tmp_path)
+    points = lambda tag: [(point.step, point.value) for point in events.Scalars(tag)]  # noqa: E731
+    assert points("train/loss") == [(i, 1.5) for i in (1, 2, 3, 4)]
+    assert points("student/lr/group_0") == [(i, 0.125) for i in (1, 2, 3, 4)]
+    assert points("train/ema_momentum") == [(i, 0.25) for i in (1, 2, 3, 4)]
+    assert points("val/miou") == [(2, 0.75), (4, 0.75)]
+    assert points("pseudo_labels/miou") == [(0, 0.5)]
+
+
+def test_a_resumed_run_hides_the_points_past_its_checkpoint(tmp_path):
+    run(tmp_path, lambda: {"loss": torch.tensor(1.0)})
+    for file in tmp_path.iterdir():
+        file.rename(tmp_path / "events.out.tfevents.1000000000.earlier")  # names have seconds, and this takes less
+    run(tmp_path, lambda: {"loss": torch.tensor(2.0)}, start=2)
+    points = [(point.step, point.value) for point in board(tmp_path).Scalars("train/loss")]
+    assert points == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+def test_panels_come_at_the_first_iteration_and_then_at_their_pace(tmp_path):
+    run(tmp_path, stage1_output, panels_every=3)
+    assert [image.step for image in board(tmp_path).Images("train/target")] == [1, 3]
+
+
+def test_panels_can_be_switched_off(tmp_path):
+    run(tmp_path, stage1_output, panels_every=0)
+    assert board(tmp_path).Tags()["images"] == ["val/panel"]
+
+
+def panels(output: dict, batch: dict | None = None) -> dict[str, list[str]]:
+    """Name of each panel -> its column titles."""
+    rows = {}
+    for name, titles, pictures in TrainingPanels(None, COLORS)._panels(batch or tiny.batch(), output):
+        assert len(pictures) == B and all(len(row) == len(titles) for row in pictures)
+        rows[name] = titles
+    return rows
+
+
+def test_the_panel_of_stage_1_shows_labels_before_and_after_rectification():
+    titles = panels(stage1_output())["train/target"]
+    assert titles == ["image", "prediction", "confidence", "pseudo label", "rectified", "strong view"]
+
+
+def test_the_panel_of_stage_2_shows_the_strong_view_that_the_student_sees():
+    out = stage1_output() | {"teacher_logits": torch.randn(B, K, H // 4, W // 4)}
+    del out["rectified_labels"]
+    assert panels(out)["train/target"] == ["strong image", "prediction", "confidence", "pseudo label"]
+
+
+def test_source_training_has_a_source_panel_alone():
+    batch = {"source": tiny.batch()["source"]}
+    out = {"source_logits": torch.randn(B, K, H, W), "loss": torch.zeros(())}
+    assert panels(out, batch) == {"train/source": ["source image", "ground truth", "prediction"]}
+
+
+def test_losses_are_the_outputs_of_that_name():
+    assert losses({"loss": torch.tensor(1.0), "loss_source": 2.0, "logits": torch.ones(2)}) == {
+        "loss": 1.0,
+        "loss_source": 2.0,
+    }
+
+
+@pytest.mark.parametrize("name", ["loss", "loss_discriminator"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(name, bad):
+    outputs = iter([1.0, bad, 1.0])
+    saved = []
+    engine = Engine(lambda *_: {"loss": torch.tensor(1.0)} | {name: torch.tensor(next(outputs))})
+    engine.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: saved.append(engine.state.iteration))
+    engine.add_event_handler(Events.COMPLETED, lambda: saved.append("the end"))
+    with pytest.raises(FloatingPointError, match=rf"not a finite number at iteration 2 .*{name} {bad}.*--grad_clip"):
+        engine.run([None] * 3)
+    assert saved == [1]
+
+
+def test_another_handlers_wish_to_stop_is_not_taken_for_nan():
+    engine = Engine(lambda *_: {"loss": torch.tensor(1.0)})
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.terminate)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
+    assert engine.run([None] * 5).iteration == 2

@@ -1,0 +1,37 @@
+"""Label maps and overlays on disk."""
+
+import numpy as np
+import torch
+from ignite.engine import Engine
+from PIL import Image
+
+from proda.handlers.predictions import SaveOverlays, SavePredictions
+
+LABELS = torch.tensor([[[0, 1], [2, 1]]])
+COLORS = np.array([[10, 0, 0], [0, 20, 0], [0, 0, 30]], np.uint8)
+
+
+def run(*handlers) -> None:
+    probabilities = torch.nn.functional.one_hot(LABELS, 3).permute(0, 3, 1, 2).float()
+    evaluator = Engine(lambda engine, batch: {"probabilities": probabilities})
+    for handler in handlers:
+        handler.attach(evaluator)
+    evaluator.run([{"name": ["ulm_1"], "image": torch.full((1, 3, 2, 2), 100, dtype=torch.uint8)}])
+
+
+def test_predictions_are_written_as_the_ids_of_their_classes(tmp_path):
+    run(SavePredictions(tmp_path, suffix="_pred_labelIds.png", ids=np.array([7, 8, 11], np.uint8)))
+    written = Image.open(tmp_path / "ulm_1_pred_labelIds.png")
+    assert written.mode == "L" and np.asarray(written).tolist() == [[7, 8], [11, 8]]
+
+
+def test_predictions_with_a_palette_keep_the_class_numbers(tmp_path):
+    run(SavePredictions(tmp_path, colors=COLORS))
+    written = Image.open(tmp_path / "ulm_1.png")
+    assert np.asarray(written).tolist() == LABELS[0].tolist()
+    assert np.asarray(written.convert("RGB"))[1, 0].tolist() == [0, 0, 30]
+
+
+def test_an_overlay_mixes_image_and_colours(tmp_path):
+    run(SaveOverlays(tmp_path, np.full((3, 3), 200, np.uint8)))
+    assert abs(np.asarray(Image.open(tmp_path / "ulm_1.jpg")).astype(int) - 150).max() <= 2

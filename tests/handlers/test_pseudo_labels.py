@@ -1,0 +1,212 @@
+"""Pseudo labels during training: made, renewed, resumed."""
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from proda.data.store import Manifest, open_store, read_manifest
+from proda.engines.events import ProdaEvents, proda_engine
+from proda.handlers.pseudo_labels import PseudoLabels, missing_labels, write_pseudo_labels
+from tests import tiny
+from tests.tiny import CPU, FULL, PRECISION, K
+
+NAMES = ["a", "b", "c"]
+CLASSES = [f"class {k}" for k in range(K)]
+PICTURES = torch.randint(0, 256, (3, 3, *FULL), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+TRUTH = torch.randint(0, K, (3, *FULL), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+class Images:
+    """Batches of one image by name; remembers which were asked for."""
+
+    def __init__(self, *, labelled: bool = False) -> None:
+        self.asked: list[list[str]] = []
+        self.labelled = labelled
+
+    def __call__(self, names: list[str]) -> list[dict]:
+        self.asked.append(list(names))
+        batches = []
+        for i in map(NAMES.index, names):
+            batch = {"image": PICTURES[i : i + 1], "name": [NAMES[i]]}
+            batches.append(batch | ({"labels": TRUTH[i : i + 1]} if self.labelled else {}))
+        return batches
+
+
+def soft_store(folder, weights="w", names=NAMES):
+    return open_store(folder, "soft", Manifest(K, weights, {}, names))
+
+
+def run(handler: PseudoLabels, *, iterations: int, start: int = 0, every: int = 0, step=lambda *_: None) -> Engine:
+    """A run with epochs of two iterations."""
+    engine = proda_engine(step)
+    if start:
+        engine.load_state_dict({"epoch_length": 2, "max_iters": iterations, "iteration": start})
+    handler.attach(engine, every=every)
+    engine.run([None, None], max_iters=iterations, epoch_length=2)
+    return engine
+
+
+def test_soft_labels_are_the_probabilities_at_network_resolution(tmp_path):
+    network, store = tiny.network().train(), soft_store(tmp_path)
+    assert write_pseudo_labels(store, network, Images()(NAMES), PRECISION, CPU) == {}
+    expected = network.eval()(PICTURES.float() / 255).logits.softmax(1)
+    for name, probabilities in zip(NAMES, expected, strict=True):
+        torch.testing.assert_close(store.read(name), probabilities, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_hard_labels_are_the_arg_max_at_image_size(tmp_path, flip):
+    network = tiny.network().eval()
+    store = open_store(tmp_path, "hard", Manifest(K, "w", {"flip": flip}, NAMES))
+    write_pseudo_labels(store, network, Images()(NAMES), PRECISION, CPU, flip=flip)
+    image = PICTURES[:1].float() / 255
+    logits = [network(image).logits] + ([network(image.flip(-1)).logits] if flip else [])
+    maps = [torch.nn.functional.interpolate(x.softmax(1), FULL, mode="bilinear", align_corners=True) for x in logits]
+    expected = (maps[0] + maps[-1].flip(-1)) / 2 if flip else maps[0]
+    labels, confidence = store.read("a")
+    assert (labels == expected[0].argmax(0)).float().mean() > 0.999  # but for ties in the last bit
+    torch.testing.assert_close(confidence, expected[0].amax(0), atol=5.1e-3, rtol=0)
+
+
+def test_scores_against_ground_truth_are_those_of_the_predictions(tmp_path):
+    network = tiny.network()
+    scores = write_pseudo_labels(
+        soft_store(tmp_path), network, Images(labelled=True)(NAMES), PRECISION, CPU, class_names=CLASSES
+    )
+    logits = network.eval()(PICTURES.float() / 255).logits.softmax(1)
+    predicted = torch.nn.functional.interpolate(logits, FULL, mode="bilinear", align_corners=True).argmax(1)
+    assert scores["overall_accuracy"] == pytest.approx((predicted == TRUTH).double().mean().item(), abs=1e-3)
+    assert set(scores["iou"]) == set(CLASSES)
+
+
+def test_an_incomplete_set_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="1 of 3 pseudo labels are not written, first 'c'"):
+        write_pseudo_labels(soft_store(tmp_path), tiny.network(), Images()(["a", "b"]), PRECISION, CPU)
+
+
+def test_labels_are_prepared_when_training_starts_and_only_the_missing_ones(tmp_path):
+    store, images, network = soft_store(tmp_path), Images(labelled=True), tiny.network()
+    handler = PseudoLabels(store, network, images, PRECISION, CPU, class_names=CLASSES)
+    seen = []
+    engine = proda_engine(lambda *_: seen.append("step"))
+    engine.add_event_handler(
+        ProdaEvents.PSEUDO_LABELS_REFRESHED, lambda e: seen.append(e.state.pseudo_label_scores["miou"])
+    )
+    handler.attach(engine)
+    engine.run([None])
+    assert seen[1:] == ["step"] and 0 <= seen[0] <= 1
+    assert images.asked == [NAMES]
+
+    (tmp_path / "probabilities" / "b.probs").unlink()
+    run(PseudoLabels(store, network, images, PRECISION, CPU), iterations=1)
+    assert images.asked == [NAMES, ["b"]]
+    run(PseudoLabels(store, network, images, PRECISION, CPU), iterations=1)
+    assert len(images.asked) == 2 and missing_labels(store, NAMES) == []
+
+
+def test_the_student_renews_them_every_so_many_epochs_but_not_after_the_last(tmp_path):
+    store, images = soft_store(tmp_path), Images()
+    student, restarts, folders = tiny.network(1), [], []
+    handler = PseudoLabels(
+        store,
+        tiny.network(),
+        images,
+        PRECISION,
+        CPU,
+        student=student,
+        renew_data=lambda start: restarts.append(start) or [None, None],
+    )
+    engine = proda_engine(lambda *_: folders.append(store.folder.name))
+    handler.attach(engine, every=2)
+    engine.run([None, None], max_iters=8, epoch_length=2)
+    first = tmp_path.name
+    assert folders == [first] * 4 + ["iteration_4"] * 4
+    assert restarts == [4] and images.asked == [NAMES, NAMES]
+    expected = student.eval()(PICTURES[:1].float() / 255).logits.softmax(1)
+    torch.testing.assert_close(store.read("a"), expected[0], atol=2e-3, rtol=0)
+
+
+def test_renewed_labels_carry_the_checksum_of_the_student(tmp_path):
+    manifests = []
+    for seed in (1, 2):
+        store = soft_store(tmp_path / str(seed))
+        handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, CPU, student=tiny.network(seed))
+        run(handler, iterations=3, every=1)
+        manifests.append(read_manifest(store.folder, "soft"))
+    assert manifests[0].settings == manifests[1].settings == {"student_at_iteration": 2}
+    assert len({*(manifest.weights for manifest in manifests), "w"}) == 3
+
+
+def test_labels_that_another_students_run_left_are_never_taken(tmp_path):
+    labels = []
+    for seed in (1, 2):
+        store = soft_store(tmp_path)
+        handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, CPU, student=tiny.network(seed))
+        run(handler, iterations=3, every=1)
+        labels.append(store.read("a"))
+    assert (labels[0] - labels[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("start", [2, 3])
+def test_a_resumed_run_finds_the_labels_it_had(tmp_path, start):
+    store, student = soft_store(tmp_path), tiny.network(1)
+    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, CPU, student=student)
+    run(handler, iterations=3, every=1)
+    expected = store.read("a")
+
+    store, images = soft_store(tmp_path), Images()
+    resumed = PseudoLabels(store, tiny.network(), images, PRECISION, CPU, student=student)
+    if start == 3:  # between renewals the student has moved on, and the checkpoint knows which labels were in use
+        resumed.load_state_dict(handler.state_dict())
+        with torch.no_grad():
+            student.conv1.weight.add_(1.0)
+    folders = []
+    run(resumed, iterations=4, start=start, every=1, step=lambda *_: folders.append(store.folder.name))
+    assert set(folders) == {"iteration_2"} and images.asked == []
+    assert torch.equal(store.read("a"), expected)
+
+
+def test_lost_labels_of_an_earlier_student_end_the_run_instead_of_being_made_by_a_later_one(tmp_path):
+    store, student = soft_store(tmp_path), tiny.network(1)
+    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, CPU, student=student)
+    run(handler, iterations=3, every=1)
+    (store.folder / "probabilities" / "b.probs").unlink()
+    resumed = PseudoLabels(soft_store(tmp_path), tiny.network(), Images(), PRECISION, CPU, student=student)
+    resumed.load_state_dict(handler.state_dict())
+    with pytest.raises(ValueError, match="1 pseudo labels of iteration 2 are not there, and the student of iter"):
+        run(resumed, iterations=4, start=3, every=1)
+
+
+def test_renewal_switched_on_in_the_middle_waits_for_its_epoch(tmp_path):
+    store, folders = soft_store(tmp_path), []
+    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, CPU, student=tiny.network(1))
+    run(handler, iterations=5, start=3, every=1, step=lambda *_: folders.append(store.folder.name))
+    assert folders == [tmp_path.name, "iteration_4"]
+
+
+def test_renewed_labels_go_to_the_runs_own_folder_not_to_a_shared_one(tmp_path):
+    store = soft_store(tmp_path / "shared")
+    handler = PseudoLabels(
+        store, tiny.network(), Images(), PRECISION, CPU, student=tiny.network(1), folder=tmp_path / "own"
+    )
+    run(handler, iterations=3, every=1)
+    assert store.folder == tmp_path / "own" / "iteration_2"
+    assert sorted(p.name for p in (tmp_path / "shared").iterdir()) == ["manifest.json", "probabilities"]
+
+
+def test_the_step_after_a_renewal_reads_new_labels_in_new_batches(tmp_path):
+    store, read = soft_store(tmp_path), []
+    handler = PseudoLabels(
+        store,
+        tiny.network(),
+        Images(),
+        PRECISION,
+        CPU,
+        student=tiny.network(1),
+        renew_data=lambda start: [f"from {start}"] * 2,
+    )
+    engine = proda_engine(lambda _, batch: read.append(batch))
+    handler.attach(engine, every=1)
+    engine.run(["from 0"] * 2, max_iters=4, epoch_length=2)
+    assert read == ["from 0", "from 0", "from 2", "from 2"]
+    assert engine.has_event_handler(handler.renew, Events.EPOCH_COMPLETED)

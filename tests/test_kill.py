@@ -1,0 +1,246 @@
+"""Training is killed at random moments, goes on with --resume, and ends with the bits of a run that was left alone.
+
+The short form is part of every test run; ``pytest -m slow tests/test_kill.py`` is the long one.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from ignite.engine import Engine
+from PIL import Image
+
+from proda.data.store import SoftLabelStore
+from proda.handlers.checkpoints import damage
+from proda.handlers.stopping import Stopped, StopRequests
+from tests import small_runs
+
+ITERATIONS = 8
+# A server that has imported everything forks the runs, so that a trial takes no longer than its training.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.small_runs", *(f"experiments.{stage}" for stage in small_runs.STAGES)])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return small_runs.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return small_runs.write_weights(tmp_path_factory.mktemp("weights") / "before.pt")
+
+
+@pytest.fixture(scope="module")
+def whole(data, weights, tmp_path_factory):
+    """stage -> the final checkpoint of a run that nobody interrupts, and the seconds that it took."""
+    made: dict[str, tuple[dict, float]] = {}
+    warm = FORKS.Process(target=time.sleep, args=(0,))  # the server's imports are not part of a run
+    warm.start()
+    warm.join()
+
+    def of(stage: str) -> tuple[dict, float]:
+        if stage not in made:
+            folder, began = tmp_path_factory.mktemp(f"whole_{stage}"), time.monotonic()
+            run = _start(stage, data, weights, folder)
+            run.join(timeout=120)
+            assert run.exitcode == 0, (folder / "output.txt").read_text()
+            made[stage] = small_runs.checkpoint(folder, ITERATIONS), time.monotonic() - began
+        return made[stage]
+
+    return of
+
+
+@pytest.mark.parametrize("writing", [False, True], ids=["at any moment", "while a checkpoint is written"])
+def test_a_killed_run_goes_on_to_the_same_bits(writing, data, weights, tmp_path, whole):
+    _assert_survives_kills("stage1_denoise", data, weights, tmp_path, whole, writing=writing)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(5))
+@pytest.mark.parametrize("writing", [False, True], ids=["at any moment", "while a checkpoint is written"])
+@pytest.mark.parametrize("stage", small_runs.STAGES)
+def test_long_form(stage, writing, trial, data, weights, tmp_path, whole):
+    _assert_survives_kills(stage, data, weights, tmp_path, whole, writing=writing, kills=2)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_iteration_end_saves_and_leaves(sent, data, weights, tmp_path, whole):
+    run = _start("source_only", data, weights, tmp_path)
+    _wait_for(tmp_path / "checkpoint_2.pt", run)
+    os.kill(run.pid, sent)
+    run.join(timeout=30)
+    output = (tmp_path / "output.txt").read_text()
+    assert run.exitcode == 128 + sent, output
+    assert "Traceback" not in output and f"{sent.name}: stopping after iteration" in output
+    assert not (tmp_path / "summary.json").exists()
+    _assert_files_are_whole(tmp_path)
+    _assert_ends_as(whole("source_only")[0], "source_only", data, weights, tmp_path)
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_lost(monkeypatch):
+    trainer, exchanges = Engine(lambda engine, batch: None), []
+
+    def exchange(value: int, _: str) -> int:
+        exchanges.append(value)
+        if len(exchanges) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    monkeypatch.setattr("proda.handlers.stopping.idist.all_reduce", exchange)
+    with pytest.raises(Stopped) as end, StopRequests(trainer):
+        trainer.run(range(10), max_iters=10)
+    assert trainer.state.iteration == 4 and end.value.code == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_of_a_job_does_not_end_the_loaders_first(sent, data, weights, tmp_path, whole):
+    """As a cluster's scheduler sends it, or a terminal."""
+    run = _start("source_only", data, weights, tmp_path, num_workers=2, iterations=400, schedule_iterations=ITERATIONS)
+    _wait_for(tmp_path / "checkpoint_2.pt", run)
+    os.killpg(run.pid, sent)
+    run.join(timeout=30)
+    output = (tmp_path / "output.txt").read_text()
+    assert run.exitcode == 128 + sent, output
+    assert "Traceback" not in output and "DataLoader" not in output
+    deadline = time.monotonic() + 10
+    while _alive(run.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(run.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_stops_all_processes_after_one_iteration(sent, data, weights, tmp_path):
+    flags = {"nproc_per_node": 2, "dropout": 0.0, "freeze_bn": True, "iterations": 400}
+    run = small_runs.launch(small_runs.command("source_only", data, weights, tmp_path, **flags))
+    _wait_for(tmp_path / "checkpoint_2.pt", run)
+    run.send_signal(sent)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + sent, out + err
+    assert "Traceback" not in err and out.count("stopping after iteration") == 1
+    last = max(int(path.stem.split("_")[1]) for path in tmp_path.glob("checkpoint_*.pt"))
+    assert f"stopping after iteration {last};" in out
+    _assert_files_are_whole(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_death_of_one_process_ends_the_others_within_30_seconds(data, weights, tmp_path):
+    flags = {"nproc_per_node": 2, "dropout": 0.0, "freeze_bn": True, "iterations": 4000}
+    run = small_runs.launch(small_runs.command("source_only", data, weights, tmp_path, **flags))
+    _wait_for(tmp_path / "checkpoint_2.pt", run)
+    children = _children(run.pid)
+    os.kill(random.choice(children), signal.SIGKILL)
+    began = time.monotonic()
+    out, err = run.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert run.returncode not in (0, None)
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [
+        "error: a process was killed (signal 9): memory may have run out; --resume goes on"
+    ], out + err
+    _assert_files_are_whole(tmp_path)
+
+
+def _assert_survives_kills(stage, data, weights, folder, whole, *, writing: bool, kills: int = 1) -> None:
+    expected, seconds = whole(stage)
+    for _ in range(kills):
+        run = _start(stage, data, weights, folder, resume=True)
+        if writing:
+            _wait_until_checkpoint_is_written(folder, run, skip=random.randrange(3))
+        else:
+            run.join(timeout=random.uniform(0, seconds))
+        run.kill()
+        run.join()
+        assert run.exitcode in (0, -signal.SIGKILL), (folder / "output.txt").read_text()
+        there = ", ".join(sorted(path.name for path in folder.glob("*checkpoint_*"))) or "no checkpoint"
+        print(f"{stage}: {'ended before it was killed' if run.exitcode == 0 else 'killed'}, leaving {there}")
+        _assert_files_are_whole(folder)
+    _assert_ends_as(expected, stage, data, weights, folder)
+
+
+def _assert_ends_as(expected: dict, stage, data, weights, folder: Path) -> None:
+    run = _start(stage, data, weights, folder, resume=True)
+    run.join(timeout=120)
+    assert run.exitcode == 0, (folder / "output.txt").read_text()
+    assert not small_runs.differing(small_runs.checkpoint(folder, ITERATIONS), expected)
+    assert json.loads((folder / "summary.json").read_text())["iterations"] == ITERATIONS
+    assert not list(folder.rglob(".*.part"))
+    assert len(list(folder.glob("checkpoint_*.pt"))) == 2
+
+
+def _assert_files_are_whole(folder: Path) -> None:
+    """Nothing under a final name is half-written; what was being written has another name."""
+    for path in folder.rglob("*.pt"):
+        assert not damage(path), path
+    for path in folder.rglob("*.json"):
+        json.loads(path.read_text())
+    for path in folder.rglob("*.png"):
+        Image.open(path).verify()
+    for path in folder.rglob("*.probs"):
+        SoftLabelStore(path.parent.parent, 13).read(path.stem)
+
+
+def _start(stage: str, data: Path, weights: Path, folder: Path, **more):
+    """A run in a process, and a process group, of its own; what it says goes to output.txt."""
+    flags = {"iterations": ITERATIONS, "val_every": 3, **more}
+    run = FORKS.Process(target=_run, args=(stage, data, weights, folder, flags))
+    run.start()
+    return run
+
+
+def _run(stage: str, data: Path, weights: Path, folder: Path, flags: dict) -> None:
+    os.setsid()
+    folder.mkdir(exist_ok=True)
+    output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    small_runs.train(stage, data, weights, folder, **flags)
+
+
+def _wait_for(path: Path, run) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline and _running(run), f"{path} never came"
+        time.sleep(0.005)
+
+
+def _wait_until_checkpoint_is_written(folder: Path, run, *, skip: int) -> None:
+    """Returns when an unfinished checkpoint is there, after ``skip`` others, or when the run has ended."""
+    seen: set[str] = set()
+    while run.is_alive():
+        names = {name for name in os.listdir(folder) if name.startswith(".checkpoint_")} if folder.is_dir() else set()
+        seen |= names
+        if names and len(seen) > skip:
+            return
+
+
+def _running(run) -> bool:
+    return run.is_alive() if hasattr(run, "is_alive") else run.poll() is None
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a launcher has started to train; its resource tracker is none of them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (path / "cmdline").read_text()
+        except OSError:
+            continue
+        if parent == pid and "spawn_main" in command:
+            found.append(int(path.name))
+    return found

@@ -1,0 +1,173 @@
+"""A run that was interrupted and goes on is the run that was not interrupted."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from proda.config import ConfigError
+from proda.handlers.stopping import Stopped
+from tests import small_runs
+from tests.small_runs import checkpoint, differing, scalars, train
+
+ITERATIONS = 5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return small_runs.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return small_runs.write_weights(tmp_path_factory.mktemp("weights") / "before.pt")
+
+
+@pytest.fixture(scope="module")
+def source_run(data, weights, tmp_path_factory) -> Path:
+    """The folder of a complete run; copy it, it is shared."""
+    folder = tmp_path_factory.mktemp("complete")
+    train("source_only", data, weights, folder)
+    return folder
+
+
+@pytest.fixture
+def complete(source_run, tmp_path) -> Path:
+    return shutil.copytree(source_run, tmp_path / "run")
+
+
+@pytest.mark.parametrize("stage", small_runs.STAGES)
+def test_a_run_stopped_at_any_iteration_and_resumed_ends_with_the_same_bits(stage, data, weights, tmp_path):
+    k = random.SystemRandom().randrange(1, ITERATIONS)
+    _assert_resumes_exactly(stage, data, weights, tmp_path, stops=[k])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", small_runs.STAGES)
+def test_loader_processes_and_several_stops_change_nothing(stage, data, weights, tmp_path):
+    stops = sorted(random.SystemRandom().sample(range(1, 9), 3))
+    _assert_resumes_exactly(stage, data, weights, tmp_path, stops=stops, iterations=9, num_workers=2, seed=7)
+
+
+def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(data, weights, tmp_path):
+    k = random.SystemRandom().randrange(1, ITERATIONS)
+    _assert_resumes_exactly("stage1_denoise", data, weights, tmp_path, stops=[k], renew_labels_every=1)
+
+
+def test_tensorboard_has_each_step_once_after_a_resume(data, weights, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train("source_only", data, weights, whole)
+    with pytest.raises(Stopped):
+        train("source_only", data, weights, parts, stop_after=3)
+    (parts / "checkpoint_3.pt").unlink()  # as if the machine had died before it was written: step 3 is made twice
+    train("source_only", data, weights, parts, resume=True)
+    curves = scalars(parts)
+    assert list(curves["train/loss"]) == [1, 2, 3, 4, 5]
+    assert curves.keys() == scalars(whole).keys()
+    for tag, points in scalars(whole).items():
+        assert curves[tag] == points, tag
+
+
+def test_a_stopped_run_leaves_with_status_0_and_no_summary(data, weights, tmp_path):
+    with pytest.raises(Stopped) as end:
+        train("source_only", data, weights, tmp_path, stop_after=1)
+    assert end.value.code == 0
+    assert (tmp_path / "checkpoint_1.pt").exists() and not (tmp_path / "summary.json").exists()
+
+
+def test_stopping_after_the_last_iteration_is_no_stop(data, weights, tmp_path):
+    assert train("source_only", data, weights, tmp_path, stop_after=ITERATIONS)["iterations"] == ITERATIONS
+
+
+def test_resuming_a_complete_run_trains_nothing_and_gives_its_summary(complete, data, weights):
+    before, expected = checkpoint(complete, ITERATIONS), json.loads((complete / "summary.json").read_text())
+    (complete / "summary.json").unlink()
+    found = train("source_only", data, weights, complete, resume=True)
+    assert not differing(checkpoint(complete, ITERATIONS), before)
+    assert {key: found[key] for key in ("miou", "best_miou", "iteration", "iterations")} == {
+        key: expected[key] for key in ("miou", "best_miou", "iteration", "iterations")
+    }
+    assert json.loads((complete / "summary.json").read_text())["miou"] == expected["miou"]
+
+
+def test_a_run_killed_in_its_last_validation_is_validated_by_the_resume(complete, data, weights):
+    last = complete / f"checkpoint_{ITERATIONS}.pt"
+    content = torch.load(last, weights_only=True)
+    assert content["validation"]["results"].pop()["iteration"] == ITERATIONS
+    torch.save(content, last)
+    assert train("source_only", data, weights, complete, resume=True)["iteration"] == ITERATIONS
+
+
+def test_resume_in_an_empty_folder_starts_at_the_beginning(data, weights, tmp_path):
+    assert train("source_only", data, weights, tmp_path, resume=True)["iterations"] == ITERATIONS
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(source_run, data, weights, tmp_path):
+    for seed, same in ((0, True), (1, False)):
+        train("source_only", data, weights, tmp_path / str(seed), seed=seed)
+        found = differing(checkpoint(tmp_path / str(seed), ITERATIONS), checkpoint(source_run, ITERATIONS))
+        assert (not found) == same
+
+
+def test_a_run_does_not_begin_in_the_folder_of_another(complete, data, weights):
+    files = {path: path.stat().st_mtime_ns for path in complete.iterdir()}
+    with pytest.raises(ValueError, match=r"holds another run \(label_free.pt\): .*--resume.*--overwrite") as error:
+        train("source_only", data, weights, complete)
+    assert "\n" not in str(error.value)
+    assert {path: path.stat().st_mtime_ns for path in complete.iterdir()} == files
+
+
+def test_overwrite_deletes_the_other_run_and_nothing_of_the_users(complete, data, weights):
+    (complete / "notes.txt").write_text("mine")
+    train("source_only", data, weights, complete, overwrite=True, iterations=3)
+    assert (complete / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in complete.glob("checkpoint_*")) == ["checkpoint_2.pt", "checkpoint_3.pt"]
+    assert list(scalars(complete)["train/loss"]) == [1, 2, 3]
+
+
+def test_overwrite_makes_new_pseudo_labels_and_prototypes_for_new_weights(data, weights, tmp_path):
+    other = small_runs.write_weights(tmp_path / "other.pt", seed=1)
+    train("stage1_denoise", data, weights, tmp_path / "run", iterations=1)
+    old = torch.load(tmp_path / "run" / "prototypes.pt", weights_only=True)["prototypes"]
+    train("stage1_denoise", data, other, tmp_path / "run", iterations=1, overwrite=True)
+    assert not torch.equal(torch.load(tmp_path / "run" / "prototypes.pt", weights_only=True)["prototypes"], old)
+
+
+def test_resume_and_overwrite_exclude_each_other(data, weights, tmp_path):
+    with pytest.raises(ConfigError, match="--resume and --overwrite"):
+        train("source_only", data, weights, tmp_path, resume=True, overwrite=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_resuming_with_another_learning_rate_is_said(complete, data, weights, capsys):
+    train("source_only", data, weights, complete, resume=True, lr=0.5)
+    assert "this run began with other settings: --lr=0.01, now 0.5" in capsys.readouterr().out
+
+
+def test_resuming_with_another_batch_size_is_one_clear_line(complete, data, weights):
+    with pytest.raises(ValueError, match=r"has 2 iterations an epoch, this command 4.*--batch_size"):
+        train("source_only", data, weights, complete, resume=True, batch_size=2, iterations=9)
+
+
+def test_resuming_another_stage_is_one_clear_line(complete, data, weights):
+    with pytest.raises(ValueError, match=r"checkpoint_5.pt: not a checkpoint of this command") as error:
+        train("stage1_denoise", data, weights, complete, resume=True)
+    assert "\n" not in str(error.value)
+
+
+def _assert_resumes_exactly(stage, data, weights, folder, *, stops, iterations=ITERATIONS, **more) -> None:
+    more |= {"iterations": iterations}
+    train(stage, data, weights, folder / "whole", **more)
+    for number, k in enumerate(stops):
+        with pytest.raises(Stopped):
+            train(stage, data, weights, folder / "parts", stop_after=k, resume=number > 0, **more)
+        assert checkpoint(folder / "parts", k)["trainer"]["iteration"] == k
+    train(stage, data, weights, folder / "parts", resume=True, **more)
+    found, expected = (checkpoint(folder / name, iterations) for name in ("parts", "whole"))
+    assert len(small_runs.numbers(expected)) > 100
+    assert not differing(found, expected), f"stopped after {stops}"
+    for name in ("last.pt", "best.pt", "label_free.pt"):
+        assert not differing(*(torch.load(folder / run / name, weights_only=True) for run in ("parts", "whole"))), name
