@@ -22,11 +22,12 @@ class Config(DataConfig):
     passes: int = 1  # passes over the images; 4 as released
 
 
+RELEASED = {"weights": "runs/warmup/best.pt", "passes": 4}
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "gta5_released": {"passes": 4},
-    "synthia_released": {"source": "synthia", "passes": 4},
+    "gta5_released": RELEASED,
+    "synthia_released": {**RELEASED, "source": "synthia"},
     "streets": STREETS_DATA,
 }
 

@@ -23,7 +23,14 @@ class Config(DataConfig):
     flip: bool = True  # hard labels average the image's and its mirror image's prediction
 
 
-PRESETS = {"gta5": {}, "synthia": {"source": "synthia"}, "streets": STREETS_DATA}
+RELEASED = {"weights": "runs/warmup/best.pt"}
+PRESETS = {
+    "gta5": {},
+    "synthia": {"source": "synthia"},
+    "gta5_released": RELEASED,
+    "synthia_released": {**RELEASED, "source": "synthia"},
+    "streets": STREETS_DATA,
+}
 
 
 def run(local_rank: int, config: Config) -> dict:

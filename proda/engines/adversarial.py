@@ -33,8 +33,9 @@ def adversarial_trainer(
     Output: ``loss`` = ``loss_source`` + ``loss_adversarial`` (weighted), ``loss_discriminator``, ``source_logits`` and
     ``target_logits`` [B, K, H, W] at image size.
 
-    With ``freeze_bn`` batch norm normalises by its running statistics and learns nothing. The discriminator learns from
-    the logits computed before the student's step.
+    The discriminator always runs in float32: its gradients are small and it costs little. It learns from the logits
+    computed before the student's step. With ``freeze_bn`` batch norm normalises by its running statistics and learns
+    nothing.
     """
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
@@ -52,8 +53,7 @@ def adversarial_trainer(
         with precision.autocast():
             target_logits = student(images(target)).logits
         target_logits = resize(target_logits, target["image"].shape[-2:])
-        with precision.autocast():
-            judged = discriminator(target_logits.softmax(1))
+        judged = discriminator(target_logits.softmax(1))
         loss_adversarial = adversarial_weight * generator_loss(judged, kind=gan)
         precision.backward(loss_adversarial)
         target_logits = target_logits.detach()
@@ -66,9 +66,8 @@ def adversarial_trainer(
 
         discriminator.requires_grad_(True)
         discriminator_optimizer.zero_grad(set_to_none=True)
-        with precision.autocast():
-            # one forward pass for both domains: the network has no batch statistics, and DDP wants one a backward
-            judged_source, judged_target = discriminator(torch.cat([source_logits, target_logits]).softmax(1)).chunk(2)
+        # one forward pass for both domains: the network has no batch statistics, and DDP wants one a backward
+        judged_source, judged_target = discriminator(torch.cat([source_logits, target_logits]).softmax(1)).chunk(2)
         loss_discriminator = discriminator_loss(judged_source, judged_target, kind=gan)
         loss_discriminator.backward()
         discriminator_optimizer.step()

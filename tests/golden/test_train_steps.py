@@ -280,7 +280,7 @@ def test_stage_2_steps(run, as_released):
 
 
 def test_soft_labels_on_disk_lead_to_the_recorded_crop(request):
-    """The crop that the reference made from the stored labels is what one sampling of them gives, up to its rounding."""
+    """The crop that the reference made from the stored labels is what one sampling gives, up to its rounding."""
     from proda.method.views import crop_soft_labels
 
     for i in range(1, ITERATIONS + 1):

@@ -14,7 +14,7 @@ from proda.data.streets.scene import draw_scene
 from proda.data.streets.style import CAMERA, GAME
 from proda.files import replacing, save_json
 
-VERSION = 1  # raise it with every change of the drawings: folders of another version are refused
+VERSION = 2  # raise it with every change of the drawings: folders of another version are refused
 MARKER, UNFINISHED = "streets.json", "streets.unfinished.json"
 TRAIN_CITIES, VAL_CITIES = ("alderbach", "birkenau", "carlsfeld"), ("dornheim",)
 
@@ -87,7 +87,8 @@ def _complete(folder: Path, wanted: dict) -> bool:
                     f"{folder} holds Streets of other settings ({'; '.join(differing)}): delete it or take another root"
                 )
             return marker.name == MARKER
-    if folder.exists() and any(folder.iterdir()):
+    # Hidden files do not count: a run killed over its very first file leaves one.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"{folder} holds other data (there is no {MARKER}): take another root for Streets")
     return False
 

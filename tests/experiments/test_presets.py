@@ -1,0 +1,179 @@
+"""The published recipes, field by field: what each preset of each stage resolves to.
+
+The literal values are those of the paper's and the released code's tables; no field that could change a result is left
+out, so a new one needs its line here.
+"""
+
+from dataclasses import asdict
+
+import pytest
+
+from proda import experiment as ex
+from proda.config import make_config
+from proda.launch import load_experiment
+
+TARGET_IMAGES = 2975  # Cityscapes train
+# Where and how fast a run is made, and how it is watched.
+RUNNING = {
+    *("output", "seed", "device", "num_workers", "amp", "deterministic", "nproc_per_node", "backend", "data_root"),
+    *("val_batch_size", "checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
+}
+COMMON = {
+    "target": "cityscapes",
+    "num_classes": 0,  # the source's own: see the test below
+    "backbone": "resnet101",
+    "batch_size": 4,
+    "epochs": 84,
+    "iterations": 0,  # as the epochs give
+    "momentum": 0.9,
+    "weight_decay": 2e-4,
+    "grad_clip": 0.0,
+    "sync_bn": True,
+    "mean_width": 2200,
+    "crop_width": 896,
+    "crop_height": 512,
+    "dropout": 0.1,
+    "val_every": 1000,
+}
+DISTILLATION = {
+    "lr": 6e-4,
+    "head_lr_factor": 10.0,
+    "freeze_bn": False,
+    "bn_pretrain": True,
+    "pseudo_labels": "",
+    "flip": True,
+    "threshold": 0.95,
+    "distillation_weight": 1.0,
+}
+STAGES = {
+    "warmup": {
+        "init": "imagenet",
+        "init_file": "",
+        "lr": 2.5e-4,
+        "head_lr_factor": 10.0,
+        "freeze_bn": True,
+        "adversarial_weight": 0.01,
+        "gan": "lsgan",
+        "discriminator_lr": 1e-4,
+    },
+    "stage1_denoise": {
+        "lr": 1e-4,
+        "head_lr_factor": 1.0,  # one group
+        "freeze_bn": False,
+        "repeat_backbone_parameters": False,  # with one group there is nothing to repeat
+        "pseudo_labels": "",
+        "prototypes": "",
+        "online_soft_labels": False,
+        "renew_labels_every": 0,
+        "teacher_momentum": 0.001,  # 0.999 of the teacher stays
+        "teacher_mode": "train",
+        "prototype_momentum": 1e-4,
+        "rectification": True,
+        "temperature": 1.0,
+        "threshold": 0.0,
+        "ce_weight": 0.1,
+        "rce_weight": 1.0,
+        "consistency_weight": 10.0,
+    },
+    "stage2_distill": {**DISTILLATION, "init": "simclr", "init_file": ""},
+    "stage3_distill": {**DISTILLATION, "init": "weights"},
+}
+# The rows in which paper and released code differ, and which file a stage takes from the one before.
+PAPER = {
+    "warmup": {"repeat_backbone_parameters": False, "schedule_iterations": 0},
+    "stage1_denoise": {
+        "weights": "runs/warmup/last.pt",
+        "schedule_iterations": 0,
+        "prototype_passes": 1,
+        "replay_as_released": False,
+        "regularizer_weight": 0.1,
+    },
+    "stage2_distill": {
+        "weights": "runs/stage1_denoise/last.pt",
+        "repeat_backbone_parameters": False,
+        "schedule_iterations": 0,
+        "threshold_as_released": False,
+        "distillation_as_released": False,
+        "replay_as_released": False,
+    },
+}
+PAPER["stage3_distill"] = {
+    **PAPER["stage2_distill"],
+    "weights": "runs/stage2_distill/last.pt",
+    "init_file": "runs/stage2_distill/last.pt",
+}
+RELEASED = {
+    "warmup": {"repeat_backbone_parameters": True, "schedule_iterations": 90_000},
+    "stage1_denoise": {
+        "weights": "runs/warmup/best.pt",
+        "schedule_iterations": 90_000,
+        "prototype_passes": 4,
+        "replay_as_released": True,
+        "regularizer_weight": 0.1,
+    },
+    "stage2_distill": {
+        "weights": "runs/stage1_denoise/best.pt",
+        "repeat_backbone_parameters": True,
+        "schedule_iterations": 90_000,
+        "threshold_as_released": True,
+        "distillation_as_released": True,
+        "replay_as_released": True,
+    },
+}
+RELEASED["stage3_distill"] = {
+    **RELEASED["stage2_distill"],
+    "weights": "runs/stage2_distill/best.pt",
+    "init_file": "runs/stage2_distill/best.pt",
+}
+
+
+def resolved(stage: str, **flags) -> dict:
+    module = load_experiment(f"experiments/{stage}.py")
+    return asdict(make_config(module.Config, flags, module.PRESETS))
+
+
+def expected(stage: str, preset: str) -> dict:
+    values = {**COMMON, **STAGES[stage], "preset": preset, "source": preset.split("_")[0]}
+    values |= (RELEASED if preset.endswith("released") else PAPER)[stage]
+    if preset == "synthia_released" and stage == "stage1_denoise":
+        values["regularizer_weight"] = 0.0
+    return values
+
+
+@pytest.mark.parametrize("preset", ["gta5", "synthia", "gta5_released", "synthia_released"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_preset_of_a_stage_is_the_published_recipe(stage, preset):
+    found = {name: value for name, value in resolved(stage, preset=preset).items() if name not in RUNNING}
+    assert found == expected(stage, preset)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_source_alone_picks_its_recipe_and_gta5_is_the_default(stage):
+    assert resolved(stage, source="synthia") == resolved(stage, preset="synthia")
+    assert resolved(stage) == {**resolved(stage, preset="gta5"), "preset": ""}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("source", "classes"), [("gta5", 19), ("synthia", 16)])
+def test_a_source_has_its_own_number_of_classes(stage, source, classes):
+    module = load_experiment(f"experiments/{stage}.py")
+    config = make_config(module.Config, {"preset": f"{source}_released"}, module.PRESETS)
+    assert len(ex.label_space(config).names) == classes
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_on_cityscapes_has_the_published_length(stage):
+    module = load_experiment(f"experiments/{stage}.py")
+    for preset in ("gta5", "gta5_released"):
+        config = make_config(module.Config, {"preset": preset}, module.PRESETS)
+        assert ex.num_iterations(config, TARGET_IMAGES) == (743, 62_412)
+
+
+def test_labels_and_prototypes_made_alone_are_those_that_the_stages_make():
+    for preset in ("gta5", "synthia", "gta5_released", "synthia_released"):
+        prototypes, labels = resolved("prototypes", preset=preset), resolved("pseudo_labels", preset=preset)
+        stage1, stage2 = (resolved(stage, preset=preset) for stage in ("stage1_denoise", "stage2_distill"))
+        for alone in (prototypes, labels):
+            assert alone["source"] == stage1["source"] and alone["weights"] == stage1["weights"]
+        assert prototypes["passes"] == stage1["prototype_passes"]
+        assert labels["flip"] == stage2["flip"]
