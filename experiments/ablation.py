@@ -92,7 +92,9 @@ def run(local_rank: int, config: Config) -> dict:
                 flags |= ex.shortened(f"experiments/{experiment}.py", config.scale)
             runs[row].append(complete(f"experiments/{experiment}.py", flags, overwrite=config.overwrite))
             summary = results(runs)
-            save_json({"seed": config.seed, "seeds": config.seeds, "scale": config.scale, **summary}, folder / "summary.json")
+            save_json(
+                {"seed": config.seed, "seeds": config.seeds, "scale": config.scale, **summary}, folder / "summary.json"
+            )
             (folder / "ablation.md").write_text(page(summary))
     print("\n" + page(summary) + f"\n{folder / 'ablation.md'}")
     return summary

@@ -31,7 +31,7 @@ STAGES = {
     "source_only": ("source_only", {}),
     "warmup": ("warmup", {"init_file": "source_only"}),
     "stage1_denoise": ("stage1_denoise", {"weights": "warmup"}),
-    "stage2_distill": ("stage2_distill", {"weights": "stage1_denoise", "init_file": "source_only"}),
+    "stage2_distill": ("stage2_distill", {"weights": "stage1_denoise", "init_file": "stage1_denoise"}),
     "stage3_distill": ("stage3_distill", {"weights": "stage2_distill", "init_file": "stage2_distill"}),
     "oracle": ("source_only", {}),
 }

@@ -33,7 +33,7 @@ class Config(TrainConfig):
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "streets": {**STREETS, "init": "random", "lr": 0.02, "head_lr_factor": 1.0, "iterations": 300, "val_every": 150},
+    "streets": {**STREETS, "init": "random", "lr": 0.05, "iterations": 400, "val_every": 200},
 }
 
 

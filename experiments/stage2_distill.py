@@ -56,10 +56,12 @@ PRESETS = {
     "synthia_released": {**RELEASED, "source": "synthia"},
     "streets": {
         **STREETS,
-        "init": "weights",  # source-only stands in for self-supervised weights: it has seen no target label either
-        "init_file": "runs/source_only/last.pt",
-        "lr": 0.01,
-        "head_lr_factor": 1.0,
+        "init": "weights",  # the teacher's own: nothing this small stands in for self-supervised weights of ImageNet
+        "init_file": "runs/stage1_denoise/last.pt",
+        "bn_pretrain": False,
+        "threshold": 0.5,  # so young a network is rarely sure of thin classes: at 0.95 none of their pixels would stay
+        "distillation_weight": 10.0,  # the term is a mean over classes too, and the iterations are few
+        "lr": 0.03,
         "iterations": 300,
         "val_every": 150,
     },

@@ -45,8 +45,7 @@ PRESETS = {
         "init": "weights",  # source-only stands in for ImageNet
         "init_file": "runs/source_only/last.pt",
         "freeze_bn": False,  # from scratch, batch norm has to see the target
-        "lr": 0.005,
-        "head_lr_factor": 1.0,
+        "lr": 0.02,
         "iterations": 200,
         "val_every": 100,
     },

@@ -21,7 +21,15 @@ STREETS_DATA = {
     "num_workers": 0,
     "val_batch_size": 10,
 }
-STREETS = {**STREETS_DATA, "mean_width": 275, "crop_width": 112, "crop_height": 64, "log_every": 10}
+STREETS = {
+    **STREETS_DATA,
+    "mean_width": 275,
+    "crop_width": 112,
+    "crop_height": 64,
+    "dropout": 0.0,  # 64 feature channels have none to spare
+    "head_lr_factor": 1.0,  # the backbone is as new as the head
+    "log_every": 10,
+}
 
 
 @dataclass

@@ -67,7 +67,9 @@ def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
     files = {name: value for name in FILES if (value := getattr(config, name, ""))}
     for name, path in files.items():
         if not Path(path).is_file():
-            raise FileNotFoundError(f"--{name}={path}: no such file; expected the weights that {experiment} starts from")
+            raise FileNotFoundError(
+                f"--{name}={path}: no such file; expected the weights that {experiment} starts from"
+            )
     content = {
         "configuration": {n: v for n, v in as_dict(config).items() if n not in NOT_INPUTS and n not in files},
         "files": {name: sha256(path) for name, path in files.items()},

@@ -1,0 +1,160 @@
+"""The whole pipeline on the smallest Streets: what is done, skipped, resumed and refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import pipeline
+from proda import experiment as ex
+from proda.config import make_config
+from proda.launch import main
+from tests import small_runs
+
+ALL = [pipeline.STREETS_START, *pipeline.STAGES]
+SMALL = {"preset": "streets", "device": "cpu", "iterations": 2, "val_batch_size": 2, "checkpoint_every": 1}
+SMALL |= {"mean_width": 96, "crop_width": 48, "crop_height": 24}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return small_runs.write_data(tmp_path_factory.mktemp("streets"), num_val=2)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_streets(monkeypatch) -> None:
+    monkeypatch.setattr(ex, "write_streets", lambda *_, **__: None)  # they are there
+
+
+def command(data: Path, output: Path, **more) -> int:
+    flags = SMALL | {"data_root": data, "output": output} | more
+    return main(["experiments/pipeline.py", *(f"--{name}={value}" for name, value in flags.items())])
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ex, "write_streets", lambda *_, **__: None)
+        assert command(data, output, until="stage1") == 0
+        assert not (output / "stage2_distill").exists()
+        assert command(data, output, from_stage="stage2") == 0
+    return output
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def config_of(done: Path, stage: str) -> dict:
+    return read(done / stage / "config.json")
+
+
+def test_every_stage_starts_from_what_the_one_before_has_left(done):
+    assert list(read(done / "summary.json")["stages"]) == ALL
+    assert config_of(done, "warmup")["init_file"] == str(done / "source_only/last.pt")
+    assert config_of(done, "stage1_denoise")["weights"] == str(done / "warmup/last.pt")
+    assert config_of(done, "stage2_distill")["weights"] == str(done / "stage1_denoise/last.pt")
+    stage3 = config_of(done, "stage3_distill")
+    assert stage3["weights"] == stage3["init_file"] == str(done / "stage2_distill/last.pt")
+    recorded = read(done / "stage1_denoise/inputs.json")
+    assert recorded["files"] == {"weights": ex.sha256(done / "warmup/last.pt")}
+    assert recorded["configuration"]["iterations"] == 2 and "output" not in recorded["configuration"]
+
+
+def test_what_is_up_to_date_is_skipped(done, data, capsys):
+    before = {path: path.stat().st_mtime_ns for stage in ALL for path in (done / stage).rglob("*")}
+    assert command(data, done, checkpoint_every=7) == 0  # which changes no result
+    out = capsys.readouterr().out
+    assert out.count("up to date, skipped") == len(ALL) and "| stage3_distill" in out
+    assert {path: path.stat().st_mtime_ns for stage in ALL for path in (done / stage).rglob("*")} == before
+
+
+def test_other_inputs_are_refused_in_one_line_and_nothing_changes(done, data, capsys):
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
+    assert command(data, done, seed=3) == 2
+    error = capsys.readouterr().err
+    assert f"{done / 'source_only'} holds a run with other inputs (--seed was 0, is 3): do it anew by --over" in error
+    assert error.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
+
+
+@pytest.fixture
+def two(data, tmp_path) -> Path:
+    """The first two stages."""
+    assert command(data, tmp_path, until="warmup") == 0
+    return tmp_path
+
+
+def test_a_stage_cut_short_is_resumed(two, data, capsys):
+    (two / "warmup/summary.json").unlink()
+    (two / "warmup/checkpoint_2.pt").unlink()
+    capsys.readouterr()
+    assert command(data, two, until="warmup") == 0
+    out = capsys.readouterr().out
+    assert "resumed from" in out and "checkpoint_1.pt" in out
+    assert read(two / "warmup/summary.json")["iterations"] == 2
+
+
+def test_other_weights_and_images_are_other_inputs(two, data, capsys):
+    recorded = read(two / "warmup/inputs.json")
+    for part, name, words in (
+        ("files", "init_file", "other content of --init_file"),
+        ("images", "target", "other tar"),
+    ):
+        changed = {**recorded, part: {**recorded[part], name: "0"}, "hash": "0"}
+        (two / "warmup/inputs.json").write_text(json.dumps(changed))
+        assert command(data, two, from_stage="warmup", until="warmup") == 2
+        assert words in capsys.readouterr().err
+
+
+def test_with_overwrite_only_what_has_changed_is_done_anew(two, data, capsys):
+    (two / "warmup/inputs.json").unlink()  # as a run by hand would leave it
+    assert command(data, two, until="warmup") == 2
+    assert "of which inputs.json does not tell the inputs" in capsys.readouterr().err
+    assert command(data, two, until="warmup", overwrite=True) == 0
+    out = capsys.readouterr().out
+    assert out.count("up to date, skipped") == 1 and "warmup: up to date" not in out
+    assert "resumed from" not in out and (two / "warmup/inputs.json").is_file()
+
+
+def test_a_stage_that_cannot_start_leaves_nothing(data, tmp_path, capsys):
+    assert command(data, tmp_path, batch_size=100) == 2
+    assert "--batch_size=100" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"from_stage": "stage9"}, "--from_stage=stage9: no such stage; expected one of source_only, warmup,"),
+        ({"from_stage": "stage3", "until": "warmup"}, "--from_stage=stage3 comes after --until=warmup"),
+        ({"from_stage": "stage2"}, "stage1_denoise/last.pt: no such file"),
+        ({"preset": "gta5"}, "--simclr=: no such file; stage 2 needs"),
+        ({"preset": "gta5", "stage2_init": "swav"}, "--stage2_init=swav: expected simclr, imagenet or random"),
+        ({"preset": "gta5", "until": "stage1", "init_file": "no.pth"}, "--init_file=no.pth: no such file"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(data, tmp_path, capsys, flags, words):
+    assert command(data, tmp_path, **flags) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("preset", "kept"), [("synthia", "last.pt"), ("synthia_released", "best.pt")])
+def test_on_real_data_the_stages_get_preset_downloads_and_the_model_it_keeps(preset, kept):
+    given = {"preset": preset, "simclr": "s.pth", "init_file": "i.pth", "output": "o"}
+    config = make_config(pipeline.Config, given, pipeline.PRESETS)
+    assert pipeline.chosen(config) == list(pipeline.STAGES)
+    found = {stage: pipeline.flags(config, stage) for stage in pipeline.STAGES}
+    assert all(flags["preset"] == preset and flags["source"] == "synthia" for flags in found.values())
+    assert found["warmup"]["init_file"] == "i.pth" and "weights" not in found["warmup"]
+    assert found["stage1_denoise"]["weights"] == f"o/warmup/{kept}"
+    assert (found["stage2_distill"]["init"], found["stage2_distill"]["init_file"]) == ("simclr", "s.pth")
+    assert found["stage2_distill"]["weights"] == f"o/stage1_denoise/{kept}"
+    assert found["stage3_distill"]["weights"] == found["stage3_distill"]["init_file"] == f"o/stage2_distill/{kept}"
+
+
+def test_the_table_does_without_scores_that_nobody_can_know():
+    table = pipeline.final_table({"warmup": {"miou": None, "best_miou": None, "label_free": 1.5, "seconds": 3}})
+    assert "mIoU" not in table and "1.50" in table
