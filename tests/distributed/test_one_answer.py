@@ -9,7 +9,6 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from proda.launch import start
 from tests import small_runs
 from tests.distributed.stages import CAP
 
@@ -34,7 +33,7 @@ def inputs(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def one(inputs, tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("by_1")
-    start(EXPERIMENT, {**inputs, "output": str(folder)})
+    _assert_well(_launch([sys.executable], folder, inputs))  # with one thread, as each of many
     return Run(folder, _records(folder, 1))
 
 
@@ -158,13 +157,21 @@ def _losses(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def _assert_same_state(found: Path, expected: Path) -> None:
-    """Two checkpoints agree in everything, but for rounding: gradients are summed up in another order."""
+    """Two checkpoints agree in everything, but for rounding: gradients are summed up in another order.
+
+    Gradients jump where rounding decides between two pixels or labels: weights changed by a ten-millionth move single
+    momenta of one process by 2e-6 to 3e-2 here. So the optimizer's state is compared as one vector (gradients that were
+    summed instead of averaged would change all of it); the weights take the learning rate's share of a jump.
+    """
     many, one = (small_runs.numbers(small_runs.checkpoint(folder, ITERATIONS)) for folder in (found, expected))
     assert many.keys() == one.keys() and any(key.startswith(".student.") for key in one)
-    for key, value in one.items():
-        # Gradients jump where rounding decides between two pixels or labels: weights changed by a ten-millionth move the
-        # momentum of one process by 2e-6 to 3e-2 here. The weights take the learning rate's share of that.
-        atol = 2e-3 if "momentum_buffer" in key else 2e-5
+    momenta = [key for key in one if "optimizer.state." in key and one[key].numel() > 1]
+    difference, size = (
+        torch.cat([(values(key)).double().flatten() for key in momenta]).norm()
+        for values in (lambda key: many[key] - one[key], one.get)
+    )
+    assert momenta and difference < 0.1 * size
+    for key in one.keys() - set(momenta):
         torch.testing.assert_close(
-            many[key], value, rtol=1e-3, atol=atol, msg=lambda text, key=key: f"{key}: {text}", equal_nan=True
+            many[key], one[key], rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}", equal_nan=True
         )
