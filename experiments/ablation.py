@@ -16,6 +16,7 @@ import ignite.distributed as idist
 from proda import experiment as ex
 from proda.config import STREETS_DATA, DataConfig
 from proda.files import save_json
+from proda.launch import load_experiment
 from proda.steps import complete
 from proda.tables import markdown_table
 
@@ -28,6 +29,7 @@ CONVENTIONAL = {
     "rce_weight": 0.0,
     "regularizer_weight": 0.0,
 }
+NO_TARGET_LOSS = {**CONVENTIONAL, "ce_weight": 0.0}  # what the other rows of stage 1 would gain without pseudo labels
 SYMMETRIC = {"rectification": False, "consistency_weight": 0.0}  # the preset's weights of the loss from here on
 FIXED = {"prototype_momentum": 0.0, "consistency_weight": 0.0}
 MOVING = {"consistency_weight": 0.0}
@@ -35,12 +37,13 @@ MOVING = {"consistency_weight": 0.0}
 ROWS = {
     "source_only": ("source only", "source_only", {}, {}),
     "warmup": ("warm-up", "warmup", {}, {"init_file": "source_only"}),
+    "no_target_loss": ("control: no target loss", "stage1_denoise", NO_TARGET_LOSS, {"weights": "warmup"}),
     "self_training": ("conventional self-training", "stage1_denoise", CONVENTIONAL, {"weights": "warmup"}),
     "symmetric": ("+ symmetric cross entropy", "stage1_denoise", SYMMETRIC, {"weights": "warmup"}),
     "fixed_prototypes": ("+ denoising, fixed prototypes", "stage1_denoise", FIXED, {"weights": "warmup"}),
     "moving_prototypes": ("+ moving prototypes", "stage1_denoise", MOVING, {"weights": "warmup"}),
     "structure": ("+ structure learning", "stage1_denoise", {}, {"weights": "warmup"}),
-    "distillation": ("+ distillation", "stage2_distill", {}, {"weights": "structure", "init_file": "source_only"}),
+    "distillation": ("+ distillation", "stage2_distill", {}, {"weights": "structure", "init_file": "structure"}),
     "second_distillation": (
         "+ second distillation",
         "stage3_distill",
@@ -89,7 +92,7 @@ def run(local_rank: int, config: Config) -> dict:
                 **flags,
             }
             if config.scale != 1.0:
-                flags |= ex.shortened(f"experiments/{experiment}.py", config.scale)
+                flags |= shortened(experiment, config.scale)
             runs[row].append(complete(f"experiments/{experiment}.py", flags, overwrite=config.overwrite))
             summary = results(runs)
             save_json(
@@ -98,6 +101,12 @@ def run(local_rank: int, config: Config) -> dict:
             (folder / "ablation.md").write_text(page(summary))
     print("\n" + page(summary) + f"\n{folder / 'ablation.md'}")
     return summary
+
+
+def shortened(experiment: str, factor: float) -> dict[str, int]:
+    """Flags that multiply the length of an experiment's streets preset, and the pace of its validations."""
+    preset = load_experiment(f"experiments/{experiment}.py").PRESETS["streets"]
+    return {name: max(1, round(preset[name] * factor)) for name in ("iterations", "val_every")}
 
 
 def results(runs: dict[str, list[dict]]) -> dict:

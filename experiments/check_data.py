@@ -5,11 +5,12 @@
     python run.py experiments/check_data.py --source=my_simulator.toml --target=my_photos.toml
 
 Exit status 1 if something would break a run. OUTPUT/classes.png shows the classes of source and target side by side.
-Training makes a spot check of its data by itself.
+Files are read in --num_workers processes; it is no job for several GPUs. Training makes a spot check by itself.
 """
 
 from dataclasses import dataclass, fields
 
+import ignite.distributed as idist
 from tqdm import tqdm
 
 from proda import experiment as ex
@@ -39,6 +40,11 @@ PRESETS = {
 
 
 def run(local_rank: int, config: Config) -> dict:
+    if idist.get_world_size() > 1:  # each would read all and write the same files
+        raise ValueError(
+            f"check_data was started in {idist.get_world_size()} processes: start it in one, without --nproc_per_node "
+            "or torchrun; it reads files in parallel with more --num_workers"
+        )
     job = Job(config)
     parts = config.parts.strip("()").replace(" ", "").replace("'", "").split(",")
     if unknown := [part for part in parts if part not in PARTS]:

@@ -18,24 +18,15 @@ from proda.files import save_json
 from proda.job import read_summary
 from proda.launch import load_experiment
 from proda.steps import complete
-from proda.tables import markdown_table
+from proda.tables import stage_table
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
-STREETS_START = "source_only"  # on Streets: what stands in for ImageNet and SimCLR
+# Streets has no downloads: a network trained on its source stands in for ImageNet weights, stage 1's for SimCLR's. It
+# is small enough to train the oracle too, a yardstick.
+STREETS_STAGES = ("source_only", *STAGES, "oracle")
 PASSED_ON = (
-    *(
-        "preset",
-        "source",
-        "target",
-        "num_classes",
-        "backbone",
-        "val_batch_size",
-        "seed",
-        "device",
-        "num_workers",
-        "amp",
-    ),
-    *("deterministic", "data_root", "batch_size", "epochs", "mean_width", "crop_width", "crop_height"),
+    *("preset", "source", "target", "num_classes", "backbone", "val_batch_size", "seed", "device", "num_workers"),
+    *("amp", "deterministic", "data_root", "batch_size", "epochs", "mean_width", "crop_width", "crop_height"),
     "checkpoint_every",
 )
 
@@ -74,18 +65,18 @@ def run(local_rank: int, config: Config) -> dict:
         raise FileNotFoundError(f"--init_file={config.init_file}: no such file; expected ImageNet weights")
     for number, stage in enumerate(todo, 1):
         tell(f"\n[{number}/{len(todo)}] {stage}")
-        complete(f"experiments/{stage}.py", flags(config, stage), overwrite=config.overwrite)
-    there = [stage for stage in (STREETS_START, *STAGES) if (folder / stage / "summary.json").is_file()]
+        complete(experiment_file(stage), flags(config, stage), overwrite=config.overwrite)
+    there = [stage for stage in STREETS_STAGES if (folder / stage / "summary.json").is_file()]
     summary = {"stages": {stage: read_summary(folder / stage) for stage in there}}
     if idist.get_rank() == 0:
         save_json(summary, folder / "summary.json")
-    tell(f"\n{final_table(summary['stages'])}\n\n{folder / 'summary.json'}   tensorboard --logdir {folder}")
+    tell(f"\n{stage_table(summary['stages'])}\n\n{folder / 'summary.json'}   tensorboard --logdir {folder}")
     return summary
 
 
 def chosen(config: Config) -> list[str]:
     """The stages from ``--from_stage`` to ``--until``."""
-    stages = [STREETS_START, *STAGES] if config.preset == "streets" else list(STAGES)
+    stages = STREETS_STAGES if config.preset == "streets" else STAGES
     ends = []
     for flag, default in (("from_stage", stages[0]), ("until", stages[-1])):
         name = getattr(config, flag) or default
@@ -95,7 +86,7 @@ def chosen(config: Config) -> list[str]:
         ends.append(stages.index(found[0]))
     if ends[0] > ends[1]:
         raise ValueError(f"--from_stage={config.from_stage} comes after --until={config.until}: nothing to do")
-    return stages[ends[0] : ends[1] + 1]
+    return list(stages[ends[0] : ends[1] + 1])
 
 
 def check_stage2_init(config: Config) -> None:
@@ -109,9 +100,13 @@ def check_stage2_init(config: Config) -> None:
         )
 
 
+def experiment_file(stage: str) -> str:
+    return f"experiments/{'source_only' if stage == 'oracle' else stage}.py"
+
+
 def flags(config: Config, stage: str) -> dict:
     """The command line of a stage. Its weights come from the stage before, under the file name its preset has."""
-    module, folder = load_experiment(f"experiments/{stage}.py"), Path(config.output)
+    module, folder = load_experiment(experiment_file(stage)), Path(config.output)
     values = {name: getattr(config, name) for name in PASSED_ON} | {"output": str(folder / stage)}
     if config.iterations:
         values["iterations"] = config.iterations
@@ -119,32 +114,17 @@ def flags(config: Config, stage: str) -> dict:
     if stage in STAGES[1:]:
         before = folder / STAGES[STAGES.index(stage) - 1] / Path(preset.weights).name
         values["weights"] = str(before)
-    if stage == "stage3_distill":
+    if stage == "oracle":
+        values["train_on"] = "target"
+    elif stage == "stage3_distill" or (stage == "stage2_distill" and config.preset == "streets"):
         values["init_file"] = str(before)
-    elif config.preset == "streets" and stage in ("warmup", "stage2_distill"):
-        values["init_file"] = str(folder / STREETS_START / "last.pt")
     elif stage == "warmup":
-        values["init_file"] = config.init_file
+        start = folder / "source_only" / "last.pt"
+        values["init_file"] = str(start) if config.preset == "streets" else config.init_file
     elif stage == "stage2_distill":
         values["init"] = config.stage2_init
         values["init_file"] = {"simclr": config.simclr, "imagenet": config.init_file}.get(config.stage2_init, "")
     return values
-
-
-def final_table(stages: dict[str, dict]) -> str:
-    """Scores of every stage that is done, in %; without labels to judge by, the label-free score alone."""
-    columns = {"mIoU": "miou", "of 13": "miou_13", "best": "best_miou", "label-free choice": "label_free_miou"}
-    columns = {title: key for title, key in columns.items() if any(s.get(key) is not None for s in stages.values())}
-    rows = [
-        [
-            name,
-            *(f"{100 * s[key]:.1f}" if s.get(key) is not None else "" for key in columns.values()),
-            f"{s['label_free']:.2f}",
-            f"{s['seconds']:.0f}",
-        ]
-        for name, s in stages.items()
-    ]
-    return markdown_table(["stage", *columns, "label-free score", "seconds"], rows)
 
 
 def tell(text: str) -> None:

@@ -33,7 +33,7 @@ class Config(TrainConfig):
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "streets": {**STREETS, "init": "random", "lr": 0.05, "iterations": 400, "val_every": 200},
+    "streets": {**STREETS, "init": "random", "lr": 0.05, "iterations": 700, "val_every": 350},
 }
 
 

@@ -13,10 +13,11 @@ from functools import partial
 from ignite.engine import Events
 
 from proda import experiment as ex
-from proda.config import STREETS, TrainConfig
+from proda.config import STREETS_ADAPT, AdaptConfig
 from proda.engines.denoise import denoise_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision, seeded_by_iteration
+from proda.handlers.batch_norm import target_statistics
 from proda.handlers.checkpoints import checkpoints, resume
 from proda.handlers.ema import EMATeacher
 from proda.handlers.monitoring import StopOnNan
@@ -28,7 +29,7 @@ from proda.job import Job
 
 
 @dataclass
-class Config(TrainConfig):
+class Config(AdaptConfig):
     weights: str = "runs/warmup/last.pt"  # warm-up model: first student, first teacher, labels and prototypes
     lr: float = 1e-4  # of all parameters
     head_lr_factor: float = 1.0  # one parameter group
@@ -62,11 +63,11 @@ PRESETS = {
     "gta5_released": RELEASED,
     "synthia_released": {**RELEASED, "source": "synthia", "regularizer_weight": 0.0},
     "streets": {
-        **STREETS,
-        "lr": 0.02,
-        "iterations": 250,
-        "val_every": 125,
-        # 250 iterations are 1/250 of the published ones: teacher and prototypes must move faster to move at all
+        **STREETS_ADAPT,
+        "lr": 0.03,
+        "iterations": 400,
+        "val_every": 200,
+        # 400 iterations are 1/150 of the published ones: teacher and prototypes must move faster to move at all
         "teacher_momentum": 0.02,
         "prototype_momentum": 0.01,
         # the reverse term learns slowly: with the published 0.1 and 1.0 thin classes are lost in so few iterations
@@ -133,6 +134,8 @@ def run(local_rank: int, config: Config) -> dict:
     # Handlers of one event run in the order they are attached.
     trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
+    if config.target_statistics:
+        target_statistics(trainer, network)
     kept = {}
     if soft_labels is not None:
         kept["pseudo_labels"] = PseudoLabels(

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from ignite.engine import Events
 
 from proda import experiment as ex
-from proda.config import STREETS, TrainConfig
+from proda.config import STREETS_ADAPT, AdaptConfig
 from proda.data.store import check_threshold
 from proda.engines.distill import distill_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision, seeded_by_iteration
+from proda.handlers.batch_norm import target_statistics
 from proda.handlers.checkpoints import checkpoints, resume
 from proda.handlers.monitoring import StopOnNan
 from proda.handlers.pseudo_labels import PseudoLabels
@@ -26,7 +27,7 @@ from proda.job import Job
 
 
 @dataclass
-class Config(TrainConfig):
+class Config(AdaptConfig):
     weights: str = "runs/stage1_denoise/last.pt"  # the teacher: frozen, and the maker of the pseudo labels
     init: str = "simclr"  # where the student starts: simclr, imagenet, random, or weights (all of --init_file)
     init_file: str = ""  # file for --init: SimCLRv2 r101 1x, converted to PyTorch
@@ -55,15 +56,15 @@ PRESETS = {
     "gta5_released": RELEASED,
     "synthia_released": {**RELEASED, "source": "synthia"},
     "streets": {
-        **STREETS,
+        **STREETS_ADAPT,
         "init": "weights",  # the teacher's own: nothing this small stands in for self-supervised weights of ImageNet
         "init_file": "runs/stage1_denoise/last.pt",
         "bn_pretrain": False,
         "threshold": 0.5,  # so young a network is rarely sure of thin classes: at 0.95 none of their pixels would stay
         "distillation_weight": 10.0,  # the term is a mean over classes too, and the iterations are few
         "lr": 0.03,
-        "iterations": 300,
-        "val_every": 150,
+        "iterations": 350,
+        "val_every": 175,
     },
 }
 
@@ -105,6 +106,8 @@ def run(local_rank: int, config: Config) -> dict:
 
     trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
+    if config.target_statistics:
+        target_statistics(trainer, network)
     PseudoLabels(
         hard_labels,
         teacher,

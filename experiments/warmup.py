@@ -12,10 +12,11 @@ import torch
 from ignite.engine import Events
 
 from proda import experiment as ex
-from proda.config import STREETS, TrainConfig
+from proda.config import STREETS, AdaptConfig
 from proda.engines.adversarial import adversarial_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision, seeded_by_iteration
+from proda.handlers.batch_norm import target_statistics
 from proda.handlers.checkpoints import checkpoints, resume
 from proda.handlers.monitoring import StopOnNan
 from proda.handlers.schedule import polynomial_decay
@@ -25,7 +26,7 @@ from proda.models.discriminator import Discriminator
 
 
 @dataclass
-class Config(TrainConfig):
+class Config(AdaptConfig):
     init: str = "imagenet"  # where the network starts: imagenet, simclr, random, or weights (all of --init_file)
     init_file: str = ""  # file for --init; torchvision's own ImageNet weights if empty
     freeze_bn: bool = True  # the student's batch norm keeps the statistics and scales it starts with
@@ -44,8 +45,7 @@ PRESETS = {
         **STREETS,
         "init": "weights",  # source-only stands in for ImageNet
         "init_file": "runs/source_only/last.pt",
-        "freeze_bn": False,  # from scratch, batch norm has to see the target
-        "lr": 0.02,
+        "lr": 0.01,
         "iterations": 200,
         "val_every": 100,
     },
@@ -87,6 +87,8 @@ def run(local_rank: int, config: Config) -> dict:
 
     trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
+    if config.target_statistics:
+        target_statistics(trainer, network)
     trainer.add_event_handler(Events.ITERATION_STARTED, judge_schedule)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
     ex.clip_gradients(trainer, network, config.grad_clip)

@@ -26,10 +26,12 @@ STREETS = {
     "mean_width": 275,
     "crop_width": 112,
     "crop_height": 64,
-    "dropout": 0.0,  # 64 feature channels have none to spare
+    "dropout": 0.0,  # 32 feature channels have none to spare
     "head_lr_factor": 1.0,  # the backbone is as new as the head
     "log_every": 10,
 }
+# Trained from scratch, batch norm has known no other images: mixed statistics of both domains fit neither.
+STREETS_ADAPT = {**STREETS, "target_statistics": True}
 
 
 @dataclass
@@ -86,6 +88,13 @@ class TrainConfig(DataConfig):
     log_every: int = 50  # iterations between scalars in TensorBoard
     panels_every: int = 1000  # iterations between image panels in TensorBoard; 0: none
     stop_after: int = 0  # save and leave after this iteration of a longer run, as a preemption would; 0: never
+
+
+@dataclass
+class AdaptConfig(TrainConfig):
+    """Fields of every training stage that sees both domains."""
+
+    target_statistics: bool = False  # batch norm's running statistics come from target images alone
 
 
 class ConfigError(ValueError):

@@ -35,7 +35,6 @@ from proda.files import sha256
 from proda.handlers import monitoring
 from proda.handlers.stopping import StopRequests
 from proda.job import Job
-from proda.launch import load_experiment
 from proda.models.deeplab import DeepLab, build_deeplab, freeze_batch_norm, parameter_groups
 from proda.models.weights import Weights, load_imagenet, load_into, load_simclr, load_weights
 
@@ -48,13 +47,8 @@ def data_root(config: DataConfig) -> Path:
     root = Path(config.data_root or os.environ.get("PRODA_DATA") or "data")
     if config.preset == "streets":
         with idist.one_rank_first():
-            write_streets(root, source=config.source, **streets_size(config))
+            write_streets(root, source=config.source)
     return root
-
-
-def streets_size(config: Any) -> dict[str, int]:
-    """Numbers of images where a config has them (quickstart), else those of ``write_streets``."""
-    return {name: getattr(config, name) for name in ("num_train", "num_val") if hasattr(config, name)}
 
 
 def views(config: Any) -> dict[str, int]:
@@ -171,9 +165,10 @@ def labelled_if_possible(config: DataConfig, split: str) -> Dataset:
 def label_store(config: Any, kind: str, job: Job, names: list[str], **settings: Any) -> Any:
     """The store of the pseudo labels that the network in ``--weights`` makes; ``kind`` is soft or hard.
 
-    In ``--pseudo_labels``, or else in the run's own folder.
+    In ``--pseudo_labels``, or else in the run's own folder. ``settings``: what decides the labels beside the weights,
+    the images and :func:`prediction_settings`.
     """
-    space = label_space(config)
+    space, settings = label_space(config), prediction_settings(config) | settings
     own = not config.pseudo_labels
     with idist.one_rank_first():  # to overwrite has to be over before the others look
         return open_store(
@@ -184,6 +179,17 @@ def label_store(config: Any, kind: str, job: Job, names: list[str], **settings: 
             overwrite=own and getattr(config, "overwrite", False),
             remedy="remove the folder, or give another --pseudo_labels",
         )
+
+
+def prediction_settings(config: DataConfig) -> dict[str, Any]:
+    """What a network's predictions on the target's training images depend on, its weights and their names aside.
+
+    For own data the content of the description counts, not its place; the size that it gives is told by itself, so
+    that a message can name it.
+    """
+    own = own_data(config.target)
+    described = {"description": sha256(own.path), "size": own.size} if own else {}
+    return {"amp": config.amp, **described}
 
 
 def num_iterations(config: TrainConfig, images: int) -> tuple[int, int]:
@@ -382,9 +388,3 @@ def numbers(text: str, flag: str) -> tuple[float, ...]:
     if not values or min(values) <= 0:
         raise ValueError(f"--{flag}={text}: expected numbers above 0, separated by commas")
     return values
-
-
-def shortened(experiment: str, factor: float) -> dict[str, int]:
-    """Flags that multiply the length of an experiment's streets preset, and the pace of its validations."""
-    preset = load_experiment(experiment).PRESETS["streets"]
-    return {name: max(1, round(preset[name] * factor)) for name in ("iterations", "val_every")}

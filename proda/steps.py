@@ -20,6 +20,7 @@ from proda.job import FREE, LEFT, read_summary
 from proda.launch import load_experiment, start
 
 RECORD = "inputs.json"
+PARTS = ("configuration", "files", "descriptions", "images")  # of the record
 NOT_INPUTS = FREE - {"iterations", "epochs"}  # a run may be prolonged by hand; a step has the length it was asked for
 FILES = ("weights", "init_file")  # flags that name a file: its content counts, not its place
 
@@ -91,24 +92,27 @@ def clear(folder: Path) -> None:
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
+    """What :func:`inputs` gave for the run in ``folder``; empty where no record is there or it is damaged."""
     try:
-        return json.loads((folder / RECORD).read_text())
+        content = json.loads((folder / RECORD).read_text())
     except (FileNotFoundError, ValueError):
         return {}
+    whole = isinstance(content, dict) and all(isinstance(content.get(part), dict) for part in PARTS)
+    return content if whole else {}
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What has changed, in words."""
     if not before:
         return f"of which {RECORD} does not tell the inputs"
-    old, new = before.get("configuration", {}), now["configuration"]
+    old, new = before["configuration"], now["configuration"]
     changes = [
         f"--{name} was {old.get(name)}, is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
     for part, words in (("files", "other content of --{}"), ("descriptions", "--{} reads otherwise"), ("images", "{}")):
-        then = before.get(part, {})
+        then = before[part]
         changed = [name for name in then.keys() | now[part].keys() if then.get(name) != now[part].get(name)]
         changes += [words.format(f"other {name} images" if part == "images" else name) for name in sorted(changed)]
     more = f", and {len(changes) - 3} changes more" if len(changes) > 3 else ""

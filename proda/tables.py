@@ -20,12 +20,26 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def stage_table(stages: dict[str, dict[str, Any]]) -> str:
-    """One row a stage: mean IoU in %, gain over the row before (the oracle's: over source-only), seconds."""
-    rows, before = [], None
+    """One row a stage, from its ``summary.json``; scores in %, and only those that some stage has.
+
+    The gain is over the row before, the oracle's over source-only. Own photographs may have no labels to judge by:
+    the label-free score alone remains then.
+    """
+    scores = {"mIoU": "miou", "gain": "gain", "of 13": "miou_13", "best": "best_miou"}
+    scores["label-free choice"] = "label_free_miou"
+    judged, before = {}, None
     for name, summary in stages.items():
-        miou = 100 * summary["miou"]
-        reference = 100 * stages["source_only"]["miou"] if name == "oracle" else before
-        gain = "" if reference is None else f"{miou - reference:+.1f}"
-        rows.append([name, f"{miou:.1f}", gain, f"{100 * summary['best_miou']:.1f}", f"{summary['seconds']:.0f}"])
-        before = miou
-    return markdown_table(["stage", "mIoU", "gain", "best", "seconds"], rows)
+        reference = stages.get("source_only") if name == "oracle" else before
+        old, new = (reference or {}).get("miou"), summary.get("miou")
+        judged[name] = {**summary, "gain": None if old is None or new is None else new - old}
+        before = summary
+    scores = {title: key for title, key in scores.items() if any(s.get(key) is not None for s in judged.values())}
+
+    def percent(key: str, value: float | None) -> str:
+        return "" if value is None else f"{100 * value:{'+' if key == 'gain' else ''}.1f}"
+
+    rows = [
+        [name, *(percent(key, s.get(key)) for key in scores.values()), f"{s['label_free']:.2f}", f"{s['seconds']:.0f}"]
+        for name, s in judged.items()
+    ]
+    return markdown_table(["stage", *scores, "label-free score", "seconds"], rows)

@@ -12,6 +12,7 @@ generation can be killed at any time and goes on with ``missing``. Nothing in a 
 import io
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +38,7 @@ class Manifest:
 
     num_classes: int
     weights: str  # SHA-256 of the weights that predicted them
-    settings: Mapping[str, Any]  # whatever else changes the labels (flip, size, ...); JSON values
+    settings: Mapping[str, Any]  # whatever else changes the labels (flip, amp, size, ...); JSON values
     images: Sequence[str]  # names of all images of the set, each once
 
 
@@ -365,7 +366,9 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
         if key == "settings" and isinstance(old, dict):
             for setting in sorted(old.keys() | new.keys()):
                 if old.get(setting) != new.get(setting):
-                    differences.append(f"{setting}: found {old.get(setting)!r}, expected {new.get(setting)!r}")
+                    differences.append(
+                        f"{setting}: found {_said(old.get(setting))}, expected {_said(new.get(setting))}"
+                    )
         elif key == "images" and isinstance(old, list):
             other = next(((a, b) for a, b in zip(old, new, strict=False) if a != b), ("the end", "the end"))
             differences.append(
@@ -376,3 +379,9 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
         else:
             differences.append(f"{key}: found {old!r}, expected {new!r}")
     return "; ".join(differences)
+
+
+def _said(setting: Any) -> str:
+    """As a message shows it; of a checksum the start is enough."""
+    checksum = isinstance(setting, str) and re.fullmatch("[0-9a-f]{64}", setting)
+    return f"SHA-256 {setting[:12]}" if checksum else repr(setting)

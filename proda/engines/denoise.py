@@ -92,6 +92,8 @@ def denoise_trainer(
         with precision.autocast():
             logits = student(images(target)).logits
         logits = resize(logits, size)
+        out.update(target_logits=logits.detach())
+        engine.fire_event(ProdaEvents.WEAK_FORWARD_DONE)
         loss_target = symmetric_cross_entropy(
             logits,
             labels,
@@ -121,7 +123,6 @@ def denoise_trainer(
             loss_target=loss_target.detach(),
             loss_regularizer=loss_regularizer.detach(),
             loss_consistency=loss_consistency.detach(),
-            target_logits=logits.detach(),
         )
         move(engine, student, optimizer, precision)
         return out

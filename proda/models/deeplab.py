@@ -169,7 +169,7 @@ def build_deeplab(name: str, num_classes: int, *, bn_pretrain: bool = False, dro
         num_classes,
         blocks=(1, 1, 1, 1),
         width=8,
-        head_channels=64,
+        head_channels=32,
         stride=4,
         bn_pretrain=bn_pretrain,
         dropout=dropout,

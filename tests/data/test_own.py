@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from experiments import pseudo_labels
 from proda import experiment as ex
 from proda.config import ConfigError, DataConfig, make_config
 from proda.data.own import list_files, read_description
@@ -221,6 +223,30 @@ def test_photographs_without_labels_stand_in_for_validation(tmp_path):
     target = str(describe(tmp_path, '[train]\nimages = "rgb"\n', "photos.toml"))
     images = ex.validation_set(config(target=target))
     assert len(images) == 3 and images[0].labels is None
+
+
+def test_pseudo_labels_are_stale_when_the_description_or_the_precision_has_changed(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    target, text = tmp_path / "photos.toml", 'size = [8, 4]\n[train]\nimages = "rgb"\n'
+
+    def labels(description: str = text, **flags):
+        target.write_text(description)
+        flags = {"weights": str(tmp_path / "model.pt"), "pseudo_labels": str(tmp_path / "labels")} | flags
+        settings = make_config(pseudo_labels.Config, {"target": str(target), **flags})
+        return ex.label_store(settings, "hard", None, ["a"], flip=True)
+
+    labels().write("a", torch.zeros(4, 8).long(), torch.ones(4, 8))
+    assert labels().missing(["a"]) == []
+    assert "amp: found 'off', expected 'bf16'; remove the folder" in error_of(lambda: labels(amp="bf16"))
+    found = error_of(lambda: labels(text.replace("[8, 4]", "[16, 8]")))
+    assert "stale: description: found SHA-256 " in found and "; size: found [8, 4], expected [16, 8]; remove" in found
+    elsewhere = tmp_path / "moved.toml"  # only its content counts
+    elsewhere.write_text(text)
+    assert labels(target=str(elsewhere)).missing(["a"]) == []
+
+
+def test_pseudo_labels_of_a_benchmark_need_no_description():
+    assert ex.prediction_settings(config(amp="bf16")) == {"amp": "bf16"}
 
 
 def blocks(language: str) -> list[str]:

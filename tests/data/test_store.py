@@ -314,6 +314,11 @@ def test_hard_labels_without_confidence_are_missing(tmp_path):
         ("soft", {"weights": "cd" * 32}, "weights: found SHA-256 abababababab, expected cdcdcdcdcdcd"),
         ("soft", {"settings": {"flip": True, "size": (8, 16)}}, "flip: found False, expected True"),
         ("soft", {"settings": {"flip": False}}, r"size: found \[8, 16\], expected None"),
+        (
+            "soft",
+            {"settings": {**MANIFEST.settings, "description": "ef" * 32}},
+            "found None, expected SHA-256 efefefefefef;",
+        ),
         ("soft", {"num_classes": 4}, "num_classes: found 3, expected 4"),
         ("soft", {"images": ["a", "c"]}, "images: found 2, expected 2, first difference 'b' and 'c'"),
         ("soft", {"images": ["a", "b", "c"]}, "images: found 2, expected 3"),

@@ -12,7 +12,7 @@ from proda.method.views import WeakView, crop_soft_labels
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W
 
-D = 64  # features of the tiny network
+D = 32  # features of the tiny network
 QUARTER = (H // 4, W // 4)
 
 
@@ -33,6 +33,7 @@ def test_events_fire_in_their_order_prototypes_after_the_optimizer():
         "SOURCE_BACKWARD_DONE",
         "TEACHER_FORWARD_DONE",
         "LABELS_RECTIFIED",
+        "WEAK_FORWARD_DONE",
         "BACKWARD_DONE",
         "OPTIMIZER_STEPPED",
         "PROTOTYPES_UPDATED",
@@ -40,6 +41,7 @@ def test_events_fire_in_their_order_prototypes_after_the_optimizer():
     ]
     assert {"class_means", "class_present"} <= spy.keys["TEACHER_FORWARD_DONE"]
     assert {"pseudo_labels", "rectified", "rectified_labels", "prototype_weights"} <= spy.keys["LABELS_RECTIFIED"]
+    assert "target_logits" in spy.keys["WEAK_FORWARD_DONE"] - spy.keys["LABELS_RECTIFIED"]
     assert {"loss", "loss_target", "loss_regularizer", "loss_consistency", "target_logits"} <= spy.keys["BACKWARD_DONE"]
 
 

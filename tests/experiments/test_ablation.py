@@ -33,6 +33,7 @@ def test_it_runs_every_row_and_goes_on_after_an_interruption(data, tmp_path, mon
     assert all(f"| {title} " in table for title, *_ in ablation.ROWS.values())
     configs = {row: read(tmp_path / "seed_0" / row / "config.json") for row in rows}
     assert {name: configs["self_training"][name] for name in ablation.CONVENTIONAL} == ablation.CONVENTIONAL
+    assert configs["no_target_loss"]["ce_weight"] == configs["no_target_loss"]["rce_weight"] == 0
     assert configs["symmetric"]["rce_weight"] > 0 and not configs["symmetric"]["rectification"]
     assert configs["fixed_prototypes"]["rectification"] and configs["fixed_prototypes"]["prototype_momentum"] == 0
     assert configs["moving_prototypes"]["prototype_momentum"] > 0 == configs["moving_prototypes"]["consistency_weight"]

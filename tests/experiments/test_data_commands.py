@@ -53,6 +53,14 @@ def test_one_part_alone_may_be_checked_and_views_that_do_not_fit_are_named(input
     assert "no part 'sauce'" in capsys.readouterr().err
 
 
+def test_several_processes_are_refused_since_each_would_read_all_and_write_the_same_files(inputs, tmp_path, capsys):
+    flags = [*VIEWS, "--nproc_per_node=2", "--backend=gloo", "--device=cpu"]
+    assert command("check_data", inputs[0], tmp_path / "run", *flags) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: check_data was started in 2 processes: start it in one, without --nproc")
+    assert captured.err.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 def test_training_makes_a_spot_check_before_it_writes_anything(inputs, tmp_path):
     data = shutil.copytree(inputs[0], tmp_path / "data")
     cut = data / "gta5/images/00001.png"

@@ -1,17 +1,18 @@
-"""The whole pipeline on the smallest Streets: what is done, skipped, resumed and refused."""
+"""The whole pipeline, and quickstart, on the smallest Streets: what is done, skipped, resumed and refused."""
 
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from experiments import pipeline
 from proda import experiment as ex
 from proda.config import make_config
-from proda.launch import main
+from proda.launch import main, start
 from tests import small_runs
 
-ALL = [pipeline.STREETS_START, *pipeline.STAGES]
+ALL = list(pipeline.STREETS_STAGES)
 SMALL = {"preset": "streets", "device": "cpu", "iterations": 2, "val_batch_size": 2, "checkpoint_every": 1}
 SMALL |= {"mean_width": 96, "crop_width": 48, "crop_height": 24}
 
@@ -26,9 +27,9 @@ def _tiny_streets(monkeypatch) -> None:
     monkeypatch.setattr(ex, "write_streets", lambda *_, **__: None)  # they are there
 
 
-def command(data: Path, output: Path, **more) -> int:
+def command(data: Path, output: Path, experiment: str = "pipeline", **more) -> int:
     flags = SMALL | {"data_root": data, "output": output} | more
-    return main(["experiments/pipeline.py", *(f"--{name}={value}" for name, value in flags.items())])
+    return main([f"experiments/{experiment}.py", *(f"--{name}={value}" for name, value in flags.items())])
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,10 @@ def test_every_stage_starts_from_what_the_one_before_has_left(done):
     assert config_of(done, "warmup")["init_file"] == str(done / "source_only/last.pt")
     assert config_of(done, "stage1_denoise")["weights"] == str(done / "warmup/last.pt")
     assert config_of(done, "stage2_distill")["weights"] == str(done / "stage1_denoise/last.pt")
+    assert config_of(done, "stage2_distill")["init_file"] == str(done / "stage1_denoise/last.pt")
     stage3 = config_of(done, "stage3_distill")
     assert stage3["weights"] == stage3["init_file"] == str(done / "stage2_distill/last.pt")
+    assert [stage for stage in ALL if config_of(done, stage).get("train_on") == "target"] == ["oracle"]
     recorded = read(done / "stage1_denoise/inputs.json")
     assert recorded["files"] == {"weights": ex.sha256(done / "warmup/last.pt")}
     assert recorded["configuration"]["iterations"] == 2 and "output" not in recorded["configuration"]
@@ -155,6 +158,22 @@ def test_on_real_data_the_stages_get_preset_downloads_and_the_model_it_keeps(pre
     assert found["stage3_distill"]["weights"] == found["stage3_distill"]["init_file"] == f"o/stage2_distill/{kept}"
 
 
-def test_the_table_does_without_scores_that_nobody_can_know():
-    table = pipeline.final_table({"warmup": {"miou": None, "best_miou": None, "label_free": 1.5, "seconds": 3}})
-    assert "mIoU" not in table and "1.50" in table
+def test_quickstart_is_this_pipeline_and_draws_a_panel(done, data, capsys):
+    assert command(data, done, "quickstart", panel_images=2) == 0
+    out = capsys.readouterr().out
+    assert out.count("up to date, skipped") == len(ALL) and "| oracle" in out and str(done / "panel.png") in out
+    stages = read(done / "summary.json")["stages"]
+    assert list(stages) == ALL
+    assert all(0 <= stage["miou"] <= 1 and stage["iterations"] == 2 for stage in stages.values())
+    with Image.open(done / "panel.png") as picture:
+        assert picture.width > (2 + len(ALL)) * 96 and picture.height > 2 * 48
+
+
+def test_quickstart_touches_no_run_on_other_data(data, tmp_path, capsys):
+    before = small_runs.write_weights(tmp_path / "last.pt")
+    flags = small_runs.flags("source_only", data, before, tmp_path / "source_only", iterations=1, seed=9)
+    start("experiments/source_only.py", flags)
+    there = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert command(data, tmp_path, "quickstart") == 2
+    assert f"{tmp_path / 'source_only'} holds a run" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == there

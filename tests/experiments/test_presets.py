@@ -33,6 +33,7 @@ COMMON = {
     "crop_width": 896,
     "crop_height": 512,
     "dropout": 0.1,
+    "target_statistics": False,
     "val_every": 1000,
 }
 DISTILLATION = {

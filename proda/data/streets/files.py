@@ -14,7 +14,7 @@ from proda.data.streets.scene import draw_scene
 from proda.data.streets.style import CAMERA, GAME
 from proda.files import replacing, save_json
 
-VERSION = 2  # raise it with every change of the drawings: folders of another version are refused
+VERSION = 3  # raise it with every change of the drawings: folders of another version are refused
 MARKER, UNFINISHED = "streets.json", "streets.unfinished.json"
 TRAIN_CITIES, VAL_CITIES = ("alderbach", "birkenau", "carlsfeld"), ("dornheim",)
 
