@@ -22,6 +22,7 @@ import torch
 from imagecodecs import png_encode
 from PIL import Image
 from store import K, enlarged, predictions
+from torch import Tensor
 
 from proda.data.datasets import open_dataset, read_image
 from proda.data.labels import CLASSES
@@ -55,37 +56,58 @@ def write_files(root: Path, images: int) -> None:
     """``images`` examples of each data set, in the layouts of their downloads, and the labels that networks stored."""
     soft, hard = SoftLabelStore(root / "soft", K), HardLabelStore(root / "hard")
     for number in range(images):
-        rng, generator = np.random.default_rng(number), torch.Generator().manual_seed(number)
-        probabilities = predictions(generator, 2.0, 0.2)
+        rng, probabilities = np.random.default_rng(number), street(number)
         confidence, labels = enlarged(probabilities).max(0)
         name = f"ulm_{number:06}_000019"
         soft.write(name, probabilities)
         hard.write(name, labels, confidence)
-        for dataset, (width, height) in SIZES.items():
-            photo = picture(rng, width, height)
-            train_ids = np.asarray(Image.fromarray(labels.byte().numpy()).resize((width, height), 0))
-            ids = np.array([c.synthia if dataset == "synthia" else c.cityscapes for c in CLASSES], np.uint8)[train_ids]
-            folder = root / dataset
-            if dataset == "cityscapes":
-                files = (
-                    f"leftImg8bit/train/ulm/{name}_leftImg8bit.png",
-                    f"gtFine/train/ulm/{name}_gtFine_labelIds.png",
-                )
-            elif dataset == "gta5":
-                files = (f"images/{number:05}.png", f"labels/{number:05}.png")
-            else:
-                files = (f"RGB/{number:07}.png", f"GT/LABELS/{number:07}.png")
-            for file in files:
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            photo.save(folder / files[0])
-            if dataset == "synthia":
-                channels = np.stack([ids, ids * 0 + 7, ids * 0], 2).astype(np.uint16)
-                (folder / files[1]).write_bytes(png_encode(channels))
-                continue
-            label_map = Image.fromarray(ids)
-            if dataset == "gta5":
-                label_map.putpalette(bytes(range(256)) * 3)
-            label_map.save(folder / files[1])
+        for dataset in SIZES:
+            write_example(root, dataset, number, labels, rng)
+
+
+def street(number: int) -> Tensor:
+    """Probabilities [K, h, w] of one street."""
+    return predictions(torch.Generator().manual_seed(number), 2.0, 0.2)
+
+
+def write_example(
+    root: Path,
+    dataset: str,
+    number: int,
+    labels: Tensor,
+    rng: np.random.Generator,
+    *,
+    split: str = "train",
+    with_labels: bool = True,
+) -> None:
+    """One image, and a label map of the train ids ``labels`` [H, W] of any size, as the download has them.
+
+    Only Cityscapes has a ``split``.
+    """
+    width, height = SIZES[dataset]
+    folder = root / dataset
+    if dataset == "cityscapes":
+        name = f"{split}/ulm/ulm_{number:06}_000019"
+        image, label_map = f"leftImg8bit/{name}_leftImg8bit.png", f"gtFine/{name}_gtFine_labelIds.png"
+    elif dataset == "gta5":
+        image, label_map = f"images/{number:05}.png", f"labels/{number:05}.png"
+    else:
+        image, label_map = f"RGB/{number:07}.png", f"GT/LABELS/{number:07}.png"
+    for file in (image, label_map)[: 1 + with_labels]:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    picture(rng, width, height).save(folder / image)
+    if not with_labels:
+        return
+    train_ids = np.asarray(Image.fromarray(labels.byte().numpy()).resize((width, height), 0))
+    ids = np.array([c.synthia if dataset == "synthia" else c.cityscapes for c in CLASSES], np.uint8)[train_ids]
+    if dataset == "synthia":
+        channels = np.stack([ids, ids * 0 + 7, ids * 0], 2).astype(np.uint16)
+        (folder / label_map).write_bytes(png_encode(channels))
+        return
+    content = Image.fromarray(ids)
+    if dataset == "gta5":
+        content.putpalette(bytes(range(256)) * 3)
+    content.save(folder / label_map)
 
 
 def loader(name: str, root: Path):

@@ -73,6 +73,7 @@ PRESETS = {
         # the reverse term learns slowly: with the published 0.1 and 1.0 thin classes are lost in so few iterations
         "ce_weight": 1.0,
         "rce_weight": 0.1,
+        "consistency_weight": 1.0,  # with the published 10, too little of so short a training is left for the labels
     },
 }
 
