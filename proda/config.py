@@ -29,6 +29,7 @@ STREETS = {
     "dropout": 0.0,  # 32 feature channels have none to spare
     "head_lr_factor": 1.0,  # the backbone is as new as the head
     "log_every": 10,
+    "panels_every": 100,
 }
 # Trained from scratch, batch norm has known no other images: mixed statistics of both domains fit neither.
 STREETS_ADAPT = {**STREETS, "target_statistics": True}
