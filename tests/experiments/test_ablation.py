@@ -55,6 +55,7 @@ def test_it_runs_every_row_and_goes_on_after_an_interruption(data, tmp_path, mon
 def test_a_row_that_falls_is_told_with_the_seeds_in_which_it_does():
     iou = {"road": 0.5, "rider": None}
     scores = {"source_only": [0.3, 0.4], "warmup": [0.4, 0.5], "self_training": [0.45, 0.43]}
+    scores |= {ablation.CONTROL: [0.9, 0.9]}  # which is above all others, and compared with none
     found = ablation.results({row: [{"miou": s, "iou": iou} for s in scores.get(row, [])] for row in ablation.ROWS})
     assert found["rows"]["warmup"]["miou"] == pytest.approx(0.45)
     assert found["rows"]["warmup"]["deviation"] == pytest.approx(0.05 * 2**0.5)
@@ -65,6 +66,8 @@ def test_a_row_that_falls_is_told_with_the_seeds_in_which_it_does():
     text = ablation.page(found)
     assert "* conventional self-training: -1.0 against warm-up, above it in 1 of 2 seeds" in text
     assert "45.0 |       7.1 |" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| conventional self-training")]
+    assert "-1.0" in row
 
 
 def test_rows_that_rise_are_in_the_papers_order():
