@@ -109,10 +109,10 @@ def test_a_damaged_checkpoint_is_kept_aside_and_never_counted_among_the_newest(s
 
 @pytest.fixture
 def small_disk(tmp_path) -> Path:
-    """A file system of 12 MB."""
+    """A file system of 7 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(folder)], capture_output=True)
     if mount.returncode:
         pytest.skip("a small file system needs the right to mount one")
     yield folder

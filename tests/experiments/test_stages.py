@@ -113,7 +113,7 @@ def test_stage_1_has_soft_labels_and_stages_2_and_3_hard_ones(runs):
     assert len(list((runs / "stage1_denoise/pseudo_labels/probabilities").iterdir())) == 8
     for stage in ("stage2_distill", "stage3_distill"):
         assert len(list((runs / stage / "pseudo_labels/labels").iterdir())) == 8
-    assert load_prototypes(runs / "stage1_denoise/prototypes.pt").shape == (13, 64)
+    assert load_prototypes(runs / "stage1_denoise/prototypes.pt").shape == (13, 32)
 
 
 def test_stage_1_moves_student_teacher_and_prototypes(runs, weights):
