@@ -12,6 +12,7 @@ the Cityscapes server and scripts expect.
 from dataclasses import dataclass
 from pathlib import Path
 
+import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
 from proda import experiment as ex
@@ -51,14 +52,14 @@ def run(local_rank: int, config: Config) -> dict:
     )
     if config.predictions:
         SavePredictions(Path(config.predictions), suffix="_pred_labelIds.png", ids=space.ids).attach(evaluator)
-    if local_rank == 0:
+    if idist.get_rank() == 0:
         ProgressBar(desc="evaluation").attach(evaluator)
     evaluator.run(images)
 
     metrics = evaluator.state.metrics
     result = report(metrics["confusion"], space.names) | {"label_free": metrics["label_free"]}
     if labelled:
-        if local_rank == 0:
+        if idist.get_rank() == 0:
             confusion_picture(metrics["confusion"].cpu().numpy(), space.names).save(job.folder / "confusion.png")
         for name, iou in result["iou"].items():
             job.log.info("%-16s %s", name, "absent" if iou != iou else f"{100 * iou:6.2f}")

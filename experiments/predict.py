@@ -10,6 +10,7 @@ OUTPUT/overlays/NAME.jpg. ``--source`` tells how many classes there are and what
 from dataclasses import dataclass
 from pathlib import Path
 
+import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
 from proda import experiment as ex
@@ -52,7 +53,7 @@ def run(local_rank: int, config: Config) -> dict:
     )
     SavePredictions(job.folder / "labels", colors=space.colors).attach(evaluator)
     SaveOverlays(job.folder / "overlays", space.colors).attach(evaluator)
-    if local_rank == 0:
+    if idist.get_rank() == 0:
         ProgressBar(desc="prediction").attach(evaluator)
     evaluator.run(ex.whole_images(config, dataset))
 

@@ -16,6 +16,7 @@ from proda.data.loaders import SourceTraining
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.supervised import supervised_trainer
 from proda.engines.update import Precision, seeded_by_iteration
+from proda.handlers.batch_norm import shared_statistics
 from proda.handlers.checkpoints import checkpoints, resume
 from proda.handlers.monitoring import StopOnNan
 from proda.handlers.schedule import polynomial_decay
@@ -62,6 +63,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
+    shared_statistics(trainer, network)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
     ex.clip_gradients(trainer, network, config.grad_clip)
     validation.attach(trainer, every=config.val_every)

@@ -17,7 +17,7 @@ from proda.data.store import check_threshold
 from proda.engines.distill import distill_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision, seeded_by_iteration
-from proda.handlers.batch_norm import target_statistics
+from proda.handlers.batch_norm import shared_statistics, target_statistics
 from proda.handlers.checkpoints import checkpoints, resume
 from proda.handlers.monitoring import StopOnNan
 from proda.handlers.pseudo_labels import PseudoLabels
@@ -106,6 +106,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
+    shared_statistics(trainer, network)
     if config.target_statistics:
         target_statistics(trainer, network)
     PseudoLabels(

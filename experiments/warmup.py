@@ -16,7 +16,7 @@ from proda.config import STREETS, AdaptConfig
 from proda.engines.adversarial import adversarial_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision, seeded_by_iteration
-from proda.handlers.batch_norm import target_statistics
+from proda.handlers.batch_norm import shared_statistics, target_statistics
 from proda.handlers.checkpoints import checkpoints, resume
 from proda.handlers.monitoring import StopOnNan
 from proda.handlers.schedule import polynomial_decay
@@ -87,6 +87,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
     trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
+    shared_statistics(trainer, network)
     if config.target_statistics:
         target_statistics(trainer, network)
     trainer.add_event_handler(Events.ITERATION_STARTED, judge_schedule)

@@ -74,6 +74,12 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device=cuda: this machine has no CUDA device; use --device=cpu")
     spawn = config.nproc_per_node > 1
+    gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
+    if spawn and config.backend == "nccl" and gpus < config.nproc_per_node:
+        raise ConfigError(
+            f"--backend=nccl --nproc_per_node={config.nproc_per_node}: needs as many GPUs, found {gpus}; on CPUs "
+            "--backend=gloo does it"
+        )
     joining = not spawn and any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")) and not idist.backend()
     backend = (config.backend or _default_backend(config)) if spawn or joining else None
     if spawn:

@@ -22,6 +22,7 @@ from tests import small_runs
 
 ITERATIONS = 8
 # A server that has imported everything forks the runs, so that a trial takes no longer than its training.
+RANDOM = random.SystemRandom()  # training in this process seeds the ordinary one
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.small_runs", *(f"experiments.{stage}" for stage in small_runs.STAGES)])
 
@@ -136,7 +137,7 @@ def test_the_death_of_one_process_ends_the_others_within_30_seconds(data, weight
     run = small_runs.launch(small_runs.command("source_only", data, weights, tmp_path, **flags))
     _wait_for(tmp_path / "checkpoint_2.pt", run)
     children = _children(run.pid)
-    os.kill(random.choice(children), signal.SIGKILL)
+    os.kill(RANDOM.choice(children), signal.SIGKILL)
     began = time.monotonic()
     out, err = run.communicate(timeout=60)
     assert time.monotonic() - began < 30
@@ -152,9 +153,9 @@ def _assert_survives_kills(stage, data, weights, folder, whole, *, writing: bool
     for _ in range(kills):
         run = _start(stage, data, weights, folder, resume=True)
         if writing:
-            _wait_until_checkpoint_is_written(folder, run, skip=random.randrange(3))
+            _wait_until_checkpoint_is_written(folder, run, skip=RANDOM.randrange(3))
         else:
-            run.join(timeout=random.uniform(0, seconds))
+            run.join(timeout=RANDOM.uniform(0, seconds))
         run.kill()
         run.join()
         assert run.exitcode in (0, -signal.SIGKILL), (folder / "output.txt").read_text()

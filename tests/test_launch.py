@@ -90,6 +90,12 @@ def test_a_file_that_is_no_experiment(capsys, tmp_path):
     assert status == 2 and "an experiment defines a dataclass Config and run" in error
 
 
+def test_more_processes_of_nccl_than_gpus_is_one_line(capsys):
+    many = torch.cuda.device_count() + 2
+    status, error = answer(capsys, STAGE_1, f"--nproc_per_node={many}", "--backend=nccl")
+    assert status == 2 and f"--nproc_per_node={many}: needs as many GPUs, found {many - 2}" in error
+
+
 # those two draw their data, check_data reports it, and the pipeline asks for the SimCLR file before
 DRAW_OR_OTHER = ("quickstart", "ablation", "check_data", "pipeline")
 

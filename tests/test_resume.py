@@ -10,6 +10,7 @@ import torch
 
 from proda.config import ConfigError
 from proda.handlers.stopping import Stopped
+from proda.launch import start
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, scalars, train
 
@@ -55,6 +56,26 @@ def test_loader_processes_and_several_stops_change_nothing(stage, data, weights,
 def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(data, weights, tmp_path):
     k = random.SystemRandom().randrange(1, ITERATIONS)
     _assert_resumes_exactly("stage1_denoise", data, weights, tmp_path, stops=[k], renew_labels_every=1)
+
+
+@pytest.mark.parametrize("stage", ["source_only", pytest.param("stage1_denoise", marks=pytest.mark.slow)])
+def test_two_processes_resume_exactly_and_save_the_network_that_they_have_judged(stage, data, weights, tmp_path):
+    """Also where batch norm learns and cannot be synchronised, as on CPUs."""
+    for folder, extra in (("whole", {}), ("cut", {"stop_after": 3}), ("cut", {"resume": True})):
+        flags = {"nproc_per_node": 2, "backend": "gloo", "checkpoint_every": 1, "sync_bn": False, **extra}
+        run = small_runs.launch(small_runs.command(stage, data, weights, tmp_path / folder, **flags))
+        _, error = run.communicate(timeout=120)
+        assert run.returncode == 0, error
+    assert differing(checkpoint(tmp_path / "whole", ITERATIONS), checkpoint(tmp_path / "cut", ITERATIONS)) == []
+    judged = start(
+        "experiments/evaluate.py",
+        {
+            **{"weights": str(tmp_path / "whole/last.pt"), "data_root": str(data), "output": str(tmp_path / "judged")},
+            **{"num_classes": 13, "backbone": "tiny", "num_workers": 0, "val_batch_size": 2, "device": "cpu"},
+        },
+    )
+    told = json.loads((tmp_path / "whole/summary.json").read_text())
+    assert judged["iou"] == pytest.approx(told["iou"], abs=1e-12)
 
 
 def test_tensorboard_has_each_step_once_after_a_resume(data, weights, tmp_path):

@@ -212,7 +212,7 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[Any]:
         try:
             yield from super().__iter__()
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             kind, text = type(error), str(error).strip()
             if not text.startswith("Caught "):
                 raise

@@ -30,6 +30,17 @@ class Precision:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients at their true values; those of a parameter that the optimizer lists repeatedly only once."""
+        if not self.scaler.is_enabled():
+            return
+        groups = optimizer.param_groups
+        optimizer.param_groups = [{**group, "params": list(dict.fromkeys(group["params"]))} for group in groups]
+        try:
+            self.scaler.unscale_(optimizer)
+        finally:
+            optimizer.param_groups = groups
+
     def state_dict(self) -> dict[str, Any]:
         return self.scaler.state_dict()
 
@@ -48,7 +59,7 @@ def move(engine: Engine, model: nn.Module, optimizer: torch.optim.Optimizer, pre
 
     Gradients are unscaled before ``BACKWARD_DONE``, so that handlers see (and clip) true values.
     """
-    precision.scaler.unscale_(optimizer) if precision.scaler.is_enabled() else None
+    precision.unscale(optimizer)
     engine.fire_event(ProdaEvents.BACKWARD_DONE)
     precision.scaler.step(optimizer)
     precision.scaler.update()

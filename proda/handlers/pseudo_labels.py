@@ -176,7 +176,9 @@ class PseudoLabels:
         return {"renewed": self.renewed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.renewed = dict(state["renewed"])
+        renewed = state["renewed"]
+        # a number and nothing else, since it becomes the name of a folder
+        self.renewed = {"iteration": int(renewed["iteration"]), "weights": str(renewed["weights"])} if renewed else {}
 
     def _due(self, engine: Engine) -> bool:
         """Whether the student of this very iteration makes the labels; so also where a run resumes between epochs."""

@@ -33,7 +33,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = Non
     ``logits`` [B, K, h, w], ``labels`` [B, h, w] in 0..K-1 or ``IGNORE``. Where every pixel is ignored the loss is
     ``empty`` with zero gradients; PyTorch and the released code give NaN there, which would end a run.
     """
-    total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction="sum")
+    # On a GPU the sum over pixels has a deterministic form only if torch does not take it inside the loss.
+    whole = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
+    total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction=whole).sum()
     pixels = (labels != IGNORE).sum() if pixels is None else pixels
     return total / torch.where(pixels > 0, pixels, 1).float() + torch.where(pixels > 0, 0.0, empty)
 

@@ -73,8 +73,9 @@ def update_prototypes(
     if momentum is not None and not 0 < momentum <= 1:
         raise ValueError(f"the momentum of prototypes must be in (0, 1] or None, got {momentum}")
     means = means.to(prototypes.dtype)
-    updates = (present & (means.sum(2) != 0)).to(counts.dtype)  # [N, K], 0 or 1
-    counts_before = (counts + updates.cumsum(0) - updates).clamp(max=cap)
+    seen = (present & (means.sum(2) != 0)).long()  # [N, K], 0 or 1; integers add up deterministically on a GPU too
+    updates = seen.to(counts.dtype)
+    counts_before = (counts + (seen.cumsum(0) - seen).to(counts.dtype)).clamp(max=cap)
     share = 1 / (counts_before + 1)
     if momentum is not None:
         share = torch.where(counts_before < start_mean, share, momentum)

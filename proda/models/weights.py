@@ -7,6 +7,7 @@ ImageNet weights of torchvision, SimCLR checkpoints. Errors are one line: the fi
 import os
 import re
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,6 +190,10 @@ def _read(path: str | Path) -> Any:
             f"{path}: found {'a folder' if path.is_dir() else 'no such file'}, expected a weights file"
         )
     try:
+        if zipfile.is_zipfile(path):  # as torch.save writes it: with checksums that torch.load does not test
+            with zipfile.ZipFile(path) as archive:
+                if altered := archive.testzip():
+                    raise ValueError(f"the checksum of {altered} differs")
         with torch.serialization.safe_globals(_ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

@@ -63,3 +63,17 @@ def test_random_numbers_follow_from_seed_and_iteration_alone():
 
     whole = draws(0, 0)
     assert draws(0, 2) == whole[2:] and draws(1, 0) != whole and len(set(whole)) == 4
+
+
+def test_a_parameter_that_the_optimizer_lists_repeatedly_is_unscaled_once():
+    parameter = torch.nn.Parameter(torch.tensor([1.0]))
+    precision = Precision(CPU)
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = torch.optim.SGD([{"params": [parameter] * 3}], lr=0.0)
+    precision.backward((parameter * 2).sum())
+    precision.unscale(optimizer)
+    assert parameter.grad.item() == 2
+    assert len(optimizer.param_groups[0]["params"]) == 3
+    precision.scaler.step(optimizer)  # the scaler knows that it was unscaled
+    precision.scaler.update()

@@ -210,3 +210,9 @@ def test_the_step_after_a_renewal_reads_new_labels_in_new_batches(tmp_path):
     engine.run(["from 0"] * 2, max_iters=4, epoch_length=2)
     assert read == ["from 0", "from 0", "from 2", "from 2"]
     assert engine.has_event_handler(handler.renew, Events.EPOCH_COMPLETED)
+
+
+def test_a_checkpoint_cannot_name_a_folder():
+    labels = PseudoLabels.__new__(PseudoLabels)
+    with pytest.raises(ValueError, match="invalid literal"):
+        labels.load_state_dict({"renewed": {"iteration": "x/../../outside", "weights": "0"}})

@@ -153,3 +153,17 @@ def test_half_precision_logits_are_raised_before_anything_is_computed():
     logits, labels = torch.randn(2, 5, 8, 8).bfloat16(), torch.randint(0, 5, (2, 8, 8))
     assert losses.symmetric_cross_entropy(logits, labels) == losses.symmetric_cross_entropy(logits.float(), labels)
     assert losses.mrkld(logits) == losses.mrkld(logits.float())
+
+
+def test_cross_entropy_is_the_same_under_deterministic_algorithms():
+    logits, labels = torch.randn(2, 5, 6, 7, requires_grad=True), torch.randint(0, 5, (2, 6, 7))
+    labels[:, :2] = IGNORE
+    values = []
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            loss = losses.cross_entropy(logits, labels)
+            values.append((loss, *torch.autograd.grad(loss, logits)))
+        finally:
+            torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(values[0], values[1])

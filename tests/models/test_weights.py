@@ -376,3 +376,14 @@ def test_simclr_file_without_a_state_dict_or_with_other_keys_is_refused(tmp_path
     torch.save({"state_dict": {"net.0.weight": torch.ones(1)}}, path)
     with pytest.raises(ValueError, match=r"found 0 of the 102 .*file: net.0.weight; first only in the backbone: conv1"):
         load_simclr(network(), path)
+
+
+def test_one_altered_byte_of_a_tensor_is_noticed(tmp_path):
+    path = tmp_path / "last.pt"
+    value = torch.full((64,), 3.0)
+    torch.save({"model": {"weight": value}}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(value.numpy().tobytes()) + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"last.pt: cannot be read .*the checksum of .* differs"):
+        load_weights(path)
