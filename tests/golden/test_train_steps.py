@@ -109,13 +109,14 @@ def check_network(run: str, role: str, recorder: Recorder, *, delta_rtol: float 
     keys = golden[f"{run}_{role}_param_keys"]
     assert keys == [key for key, _ in recorder.network.named_parameters()]
     close = torch.testing.assert_close
-    expected = golden[f"{run}_{role}_param_l2"]
-    close(recorder.rows(keys, torch.linalg.vector_norm), expected, rtol=1e-5, atol=0)
+    expected, change = golden[f"{run}_{role}_param_l2"], golden[f"{run}_{role}_param_delta_l2"]
+    # Rounding of another processor's convolutions moves a tensor by a share of its change, and its norm by as much.
+    error = (recorder.rows(keys, torch.linalg.vector_norm) - expected).abs()
+    assert (error <= torch.maximum(1e-5 * expected, 2e-2 * change)).all(), error.max()
     mean = golden[f"{run}_{role}_param_mean"]
     sizes = torch.tensor([recorder.states[0][key].numel() for key in keys]).double()
     # a mean of n values with norm l2 is known as well as l2 / sqrt(n) is
     assert ((recorder.rows(keys, torch.mean) - mean).abs() <= 1e-5 * expected / sizes.sqrt() + 1e-9).all()
-    change = golden[f"{run}_{role}_param_delta_l2"]
     if delta_rtol is not None:
         visible = change > 1e-5
         close(recorder.delta_l2(keys)[visible], change[visible], rtol=delta_rtol, atol=0)
