@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from imagecodecs import png_decode
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from proda.data.labels import UNKNOWN, id_table
@@ -19,7 +19,9 @@ from proda.data.labels import UNKNOWN, id_table
 # What Pillow raises for a bad file, and imagecodecs (RuntimeError).
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, RuntimeError)
 
-_RGB_8_BIT, _16_BIT = b"\x08\x02", b"\x10"  # bit depth and colour type in the header of a PNG
+# Bit depth and colour type in the header of a PNG.
+_RGB_8_BIT, _16_BIT, _FEW_BITS_OF_GREY = b"\x08\x02", b"\x10", (b"\x01\x00", b"\x02\x00", b"\x04\x00")
+_EXACT = ("PNG", "BMP", "TIFF")  # formats that keep ids as they are
 
 
 class Example(NamedTuple):
@@ -198,35 +200,47 @@ def read_image(path: Path) -> Image.Image:
         image = ImageOps.exif_transpose(image)  # phones store the sensor's rows and say which way is up
     except _UNREADABLE as error:
         raise ValueError(f"{path}: not a complete image ({_brief(error)})") from None
+    if image.mode.startswith("I"):  # grey of 16 bits: convert would cut all that is brighter than 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_ids(path: Path) -> Image.Image:
     """The ids in a label file as an 8-bit grey image; the index where there is a palette.
 
-    16-bit files are decoded by imagecodecs, and the first channel holds the id: Pillow cuts 16-bit colour to the
+    16-bit PNGs are decoded by imagecodecs, and the first channel holds the id: Pillow cuts 16-bit colour to the
     high bytes, which are 0 here, and torchvision's decoder crashes the process on some damaged ones. ValueError if
-    the file is cut short or is a colour picture, or if an id exceeds 255.
+    the file is cut short, is a colour picture or of a format that changes ids, or if an id exceeds 255.
     """
     data = _read_bytes(path, "label map")
     try:
         if _png_format(data)[:1] == _16_BIT:
-            ids = png_decode(data)
-            ids = ids if ids.ndim == 2 else ids[..., 0]
-        else:
-            ids = Image.open(io.BytesIO(data))
-            ids.load()
+            deep = png_decode(data)
+            return _as_bytes(path, deep if deep.ndim == 2 else deep[..., 0])
+        ids = Image.open(io.BytesIO(data))
+        ids.load()
     except _UNREADABLE as error:
         raise ValueError(f"{path}: not a complete label map ({_brief(error)})") from None
-    if isinstance(ids, np.ndarray):
-        if ids.max() > 255:
-            raise ValueError(f"{path}: unknown label id {ids.max()} in the first channel, expected ids below 256")
-        return Image.fromarray(ids.astype(np.uint8))
+    if ids.format not in _EXACT:
+        raise ValueError(f"{path}: a {ids.format}, which may change ids; expected a label map as {', '.join(_EXACT)}")
+    if ids.mode.startswith("I"):  # TIFF
+        return _as_bytes(path, np.asarray(ids))
+    if ids.mode == "1" or _png_format(data) in _FEW_BITS_OF_GREY:  # Pillow stretches these to 0..255
+        largest = 2 ** (1 if ids.mode == "1" else data[24]) - 1
+        return ids.convert("L").point([value * largest // 255 for value in range(256)])
     if ids.mode not in ("L", "P"):
         raise ValueError(
             f"{path}: a picture of mode {ids.mode}, expected a label map: one channel of 8 bits, or 16 bits"
         )
     return ids if ids.mode == "L" else Image.frombytes("L", ids.size, ids.tobytes())
+
+
+def _as_bytes(path: Path, ids: np.ndarray) -> Image.Image:
+    """Integer ids [H, W] of more than 8 bits in a byte each; none is wrapped."""
+    for strange in (ids.max(), ids.min()):
+        if not 0 <= strange <= 255:
+            raise ValueError(f"{path}: unknown label id {strange} in the first channel, expected ids 0..255")
+    return Image.fromarray(ids.astype(np.uint8))
 
 
 def _png_format(data: bytes) -> bytes:
@@ -260,6 +274,8 @@ def _check_labels(images: list[Path], labels: list[Path], present: set[Path]) ->
 
 
 def _brief(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # names a buffer in memory
+        return "of no known format"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
