@@ -103,6 +103,50 @@ def test_the_parts_of_a_name_around_the_star_may_differ(tmp_path):
     assert own.open("train", own.space, with_labels=True)[0].name == "ulm-3"
 
 
+@pytest.mark.parametrize(
+    ("place", "keys"),
+    [
+        ("../shots/*.jpg", ["a b", "ü"]),
+        ("./../shots//*.jpg", ["a b", "ü"]),
+        ("{absolute}/*", ["a b", "ü"]),  # a last star leaves out the suffix
+        ("../shots/**", ["a b", "run[1]/c?d", "ü"]),
+        ("../shots/run[1]/*.jpg", ["c?d"]),  # brackets and question marks are part of a name
+        ("../shots/run[1]/*?*.jpg", ["c/d"]),
+        ("../linked", ["a b", "run[1]/c?d", "ü"]),
+        ("../shots/*/x.jpg", []),
+        ("../nowhere/*.jpg", []),
+    ],
+)
+def test_a_pattern_may_begin_anywhere_and_only_the_star_is_special(tmp_path, place, keys):
+    shots = tmp_path / ".hidden" / "shots"  # where the data lie is not looked at, only what is below
+    for name in ("a b", "ü", "run[1]/c?d", ".trash/e", "run1/.f"):
+        photo(shots / f"{name}.jpg")
+    (tmp_path / ".hidden/here").mkdir()
+    (tmp_path / ".hidden/linked").mkdir()
+    for path in shots.glob("[!.]*"):
+        (tmp_path / ".hidden/linked" / path.name).symlink_to(path)
+    assert sorted(list_files(tmp_path / ".hidden/here", place.format(absolute=shots))) == keys
+
+
+def test_a_star_in_place_of_the_suffix_brings_image_and_label_map_together(tmp_path):
+    path = simulator(tmp_path)
+    path.write_text(path.read_text().replace('"rgb"', '"rgb/*"').replace('"ids"', '"ids/*"'))
+    own = read_description(path)
+    assert own.open("train", own.space, with_labels=True)[0].name == "a"
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])  # an editor of Windows marks UTF-8
+def test_a_description_may_begin_with_a_byte_order_mark(tmp_path, start):
+    (tmp_path / "data.toml").write_bytes(start + '[train]\r\nimages = "straße"\r\n'.encode())
+    assert read_description(tmp_path / "data.toml").splits == {"train": {"images": ["straße"]}}
+
+
+def test_a_description_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "data.toml").write_bytes('[train]\nimages = "straße"\n'.encode("latin1"))
+    found = error_of(lambda: read_description(tmp_path / "data.toml"))
+    assert found.startswith(f"{tmp_path}/data.toml: not TOML ('utf-8' codec can't decode")
+
+
 def test_size_brings_images_and_labels_to_one_size_without_new_ids(tmp_path):
     own = read_description(simulator(tmp_path, extra="size = [2, 2]"))
     image, labels, _ = own.open("train", own.space, with_labels=True)[0]
