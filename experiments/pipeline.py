@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ignite.distributed as idist
 
-from proda.config import STREETS, DataConfig, make_config
+from proda.config import SOURCES, STREETS, DataConfig, make_config
 from proda.files import save_json
 from proda.job import read_summary
 from proda.launch import load_experiment
@@ -49,10 +49,7 @@ class Config(DataConfig):
 
 
 PRESETS = {
-    "gta5": {},
-    "synthia": {"source": "synthia"},
-    "gta5_released": {},
-    "synthia_released": {"source": "synthia"},
+    **SOURCES,
     "streets": {field.name: STREETS[field.name] for field in fields(Config) if field.name in STREETS},
 }
 

@@ -39,7 +39,8 @@ class LabelledFiles(Dataset[Example]):
 
     Args:
         images: files that Pillow reads.
-        labels: one single-channel file per image, or one of 16 bits whose first channel holds the id; or None.
+        labels: one single-channel file per image, or one of 16 bits whose first channel holds the id; None for an
+            image that has none, or for all.
         names: one per image, unique.
         table: uint8 [256] from the ids in the label files to train ids, ``UNKNOWN`` where there is no such id.
         num_classes: number of train ids.
@@ -50,7 +51,7 @@ class LabelledFiles(Dataset[Example]):
     def __init__(
         self,
         images: Sequence[Path],
-        labels: Sequence[Path] | None,
+        labels: Sequence[Path | None] | None,
         names: Sequence[str],
         *,
         table: np.ndarray,
@@ -77,8 +78,10 @@ class LabelledFiles(Dataset[Example]):
         labels = None if self.label_files is None else self._read_labels(index, image.size)
         return Example(image, labels, self.names[index])
 
-    def _read_labels(self, index: int, size: tuple[int, int]) -> np.ndarray:
+    def _read_labels(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
         path = self.label_files[index]
+        if path is None:
+            return None
         ids = read_ids(path)
         if ids.size != size:
             off = max(abs(ids.width - size[0]), abs(ids.height - size[1]))
@@ -96,6 +99,20 @@ class LabelledFiles(Dataset[Example]):
         return np.array(labels)
 
 
+class MissingLabelsError(FileNotFoundError):
+    """Some images have no label map where all need one; ``dataset`` reads the others."""
+
+    dataset: LabelledFiles
+
+
+def missing_labels(first: str, dataset: LabelledFiles) -> MissingLabelsError:
+    """The error for a data set of which some ``label_files`` are None; ``first`` says where the first was expected."""
+    count = dataset.label_files.count(None)
+    error = MissingLabelsError(first + (f"; {count} of {len(dataset)} images are without" if count > 1 else ""))
+    error.dataset = dataset
+    return error
+
+
 class Cityscapes(LabelledFiles):
     """``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png`` under ``root``.
 
@@ -109,8 +126,6 @@ class Cityscapes(LabelledFiles):
         names = [path.name.removesuffix("_leftImg8bit.png") for path in images]
         label_folder = Path(root) / "gtFine" / split
         labels = [label_folder / i.parent.name / f"{n}_gtFine_labelIds.png" for i, n in zip(images, names, strict=True)]
-        if with_labels:
-            _check_labels(images, labels, set(label_folder.glob("*/*.png")))
         super().__init__(
             images,
             labels if with_labels else None,
@@ -118,6 +133,8 @@ class Cityscapes(LabelledFiles):
             table=id_table("cityscapes", num_classes),
             num_classes=num_classes,
         )
+        if with_labels:
+            _check_labels(self, set(label_folder.glob("*/*.png")))
 
 
 class GTA5(LabelledFiles):
@@ -131,8 +148,6 @@ class GTA5(LabelledFiles):
         images = _images(Path(root) / "images", "*.png", "GTA5 unpacks to images/00001.png and labels/00001.png")
         folder = Path(root) / "labels"
         labels = [folder / path.name for path in images]
-        if with_labels:
-            _check_labels(images, labels, set(folder.glob("*.png")))
         super().__init__(
             images,
             labels if with_labels else None,
@@ -141,6 +156,8 @@ class GTA5(LabelledFiles):
             num_classes=num_classes,
             size_tolerance=16,
         )
+        if with_labels:
+            _check_labels(self, set(folder.glob("*.png")))
 
 
 class Synthia(LabelledFiles):
@@ -157,8 +174,6 @@ class Synthia(LabelledFiles):
         images = _images(root / "RGB", "*.png", "SYNTHIA-RAND-CITYSCAPES unpacks to RGB/*.png and GT/LABELS/*.png")
         folder = root / "GT" / "LABELS"
         labels = [folder / path.name for path in images]
-        if with_labels:
-            _check_labels(images, labels, set(folder.glob("*.png")))
         super().__init__(
             images,
             labels if with_labels else None,
@@ -166,6 +181,8 @@ class Synthia(LabelledFiles):
             table=id_table("synthia", num_classes),
             num_classes=num_classes,
         )
+        if with_labels:
+            _check_labels(self, set(folder.glob("*.png")))
 
 
 def open_dataset(
@@ -265,12 +282,13 @@ def _images(folder: Path, pattern: str, hint: str) -> list[Path]:
     return images
 
 
-def _check_labels(images: list[Path], labels: list[Path], present: set[Path]) -> None:
-    missing = [(image, label) for image, label in zip(images, labels, strict=True) if label not in present]
-    if missing:
-        image, label = missing[0]
-        more = f"; {len(missing)} of {len(images)} images are without" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"no label map {label} for the image {image}{more}")
+def _check_labels(dataset: LabelledFiles, present: set[Path]) -> None:
+    """MissingLabelsError if a label file is not ``present``."""
+    expected = dataset.label_files
+    dataset.label_files = [path if path in present else None for path in expected]
+    if None in dataset.label_files:
+        first = dataset.label_files.index(None)
+        raise missing_labels(f"no label map {expected[first]} for the image {dataset.images[first]}", dataset)
 
 
 def _brief(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from proda.data.datasets import Example, LabelledFiles
+from proda.data.datasets import Example, LabelledFiles, missing_labels
 from proda.data.labels import UNKNOWN, LabelSpace
 from proda.method import IGNORE
 
@@ -68,19 +68,12 @@ class Description(NamedTuple):
             if not self.has_labels(split):
                 raise FileNotFoundError(f"{self.path}: [{split}] has no labels = ..., and labels are needed here")
             found = self._find(split, "labels", LABEL_SUFFIXES)
-            missing = [key for key in keys if key not in found]
-            if missing:
-                more = f"; {len(missing)} of {len(keys)} images are without" if len(missing) > 1 else ""
-                raise FileNotFoundError(
-                    f"{self.path}: no label map {missing[0]!r} in {', '.join(self.splits[split]['labels'])} "
-                    f"for the image {images[missing[0]]}{more}"
-                )
-            labels = [found[key] for key in keys]
+            labels = [found.get(key) for key in keys]
         names = [key.replace("/", "-") for key in keys]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"{self.path}: two images of [{split}] would be called {twice!r}; rename a folder")
-        return OwnData(
+        data = OwnData(
             [images[key] for key in keys],
             labels,
             names,
@@ -88,6 +81,10 @@ class Description(NamedTuple):
             num_classes=len(space.names),
             size=self.size,
         )
+        if labels and None in labels:
+            key, places = keys[labels.index(None)], ", ".join(self.splits[split]["labels"])
+            raise missing_labels(f"{self.path}: no label map {key!r} in {places} for the image {images[key]}", data)
+        return data
 
     def _find(self, split: str, what: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
         """Files by the name that an image and its label map share."""
@@ -111,10 +108,12 @@ def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXE
     ``place`` is relative to ``root``. A folder stands for all files in and below it, and a file's key is its path from
     there without the suffix. In a pattern ``*`` stands for any part of one name and ``**/`` for any folders, and a
     key is what these stood for: ``left/*/*_left.png`` finds ``left/ulm/3_left.png`` under the key ``ulm/3``. No other
-    character is special. Links are followed; hidden files and other suffixes are left out. ValueError if two files
-    have one key.
+    character is special. The key of a single file is its name. Links are followed; hidden files and other suffixes
+    are left out. ValueError if two files have one key.
     """
     parts = Path(place).parts  # without ./ and //
+    if (root / place).is_file():
+        return {(root / place).stem: root / place} if Path(place).suffix.lower() in suffixes else {}
     fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
     base, pattern = root.joinpath(*parts[:fixed]), "/".join(parts[fixed:]) or "**"
     if pattern.endswith("**"):

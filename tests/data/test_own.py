@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments import pseudo_labels
 from proda import experiment as ex
-from proda.config import ConfigError, DataConfig, make_config
+from proda.config import ConfigError, DataConfig, TrainConfig, make_config
 from proda.data.own import list_files, read_description
 from proda.job import read_summary
 from proda.launch import main
@@ -213,6 +213,24 @@ def test_images_without_label_maps_are_counted_and_one_is_named(tmp_path):
         photo(tmp_path / f"rgb/{name}.jpg")
     found = error_of(lambda: own.open("train", own.space, with_labels=True), FileNotFoundError)
     assert "no label map 'b' in ids for the image" in found and found.endswith("2 of 3 images are without")
+
+
+@pytest.mark.parametrize(("batch_size", "refused"), [(2, True), (1, False)])
+def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold_whole_ones(
+    tmp_path, batch_size, refused
+):
+    photo(tmp_path / "rgb/a.jpg", (80, 40)), photo(tmp_path / "rgb/b.jpg", (90, 40))
+    target = str(describe(tmp_path, '[train]\nimages = "rgb"\n'))
+    flags = {"target": target, "batch_size": batch_size, "mean_width": 80, "crop_width": 16, "crop_height": 8}
+    settings = make_config(TrainConfig, flags)
+    assert len(ex.target_training(settings)) == 2  # crops have one size
+    if refused:
+        assert error_of(lambda: ex.target_training(settings, full_image=True)) == (
+            f"{target}: training images of 80x40 and 90x40; whole images of one batch must have one size (own data: "
+            "size = [width, height] in the description)"
+        )
+    else:
+        assert len(ex.target_training(settings, full_image=True)) == 2
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):
