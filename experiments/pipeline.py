@@ -120,6 +120,7 @@ def flags(config: Config, stage: str) -> dict:
         values["init_file"] = str(start) if config.preset == "streets" else config.init_file
     elif stage == "stage2_distill":
         values["init"] = config.stage2_init
+        values["bn_pretrain"] = config.stage2_init == "simclr"  # it is for the scale of self-supervised features
         values["init_file"] = {"simclr": config.simclr, "imagenet": config.init_file}.get(config.stage2_init, "")
     return values
 
