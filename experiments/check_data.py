@@ -9,6 +9,7 @@ Files are read in --num_workers processes; it is no job for several GPUs. Traini
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import ignite.distributed as idist
 from tqdm import tqdm
@@ -19,6 +20,7 @@ from proda.data.check import Survey, survey
 from proda.data.datasets import MissingLabelsError
 from proda.data.loaders import ONE_SIZE
 from proda.data.panels import frequency_picture
+from proda.files import inside
 from proda.job import Job
 from proda.tables import markdown_table
 
@@ -82,6 +84,11 @@ def check(config: Config, part: str) -> Survey:
     except (ValueError, FileNotFoundError) as error:
         result.problems.append(str(error))
         return result
+    for name in dataset.names if part == "train" else ():
+        try:
+            inside(Path("pseudo_labels"), name)
+        except ValueError as error:
+            result.problems.append(f"{getattr(config, domain)}: {error}")
     survey(dataset, result, num_workers=config.num_workers, progress=lambda findings: tqdm(findings, part, leave=False))
     try:
         if part != "val":

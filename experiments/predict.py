@@ -19,6 +19,7 @@ from proda.data.datasets import LabelledFiles
 from proda.data.own import IMAGE_SUFFIXES, list_files
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision
+from proda.files import inside
 from proda.handlers.predictions import SaveOverlays, SavePredictions
 from proda.job import Job
 
@@ -44,6 +45,8 @@ def run(local_rank: int, config: Config) -> dict:
     if len(set(names)) < len(names):  # folders with equal file names
         names = [key.replace("/", "-") for key in files]
     dataset = LabelledFiles(list(files.values()), None, names, table=space.table, num_classes=len(space.names))
+    for name in names:
+        inside(job.folder, f"{name}.png")  # now, not when its turn has come
     network = ex.network_from(config, config.weights, "weights")[0].to(job.device)
     job.open({"weights": config.weights, "images": len(dataset)})
 

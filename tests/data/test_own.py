@@ -16,6 +16,7 @@ from proda.data.own import list_files, read_description
 from proda.job import read_summary
 from proda.launch import main
 from proda.method import IGNORE
+from proda.models.deeplab import build_deeplab
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "own_data.md"
@@ -231,6 +232,23 @@ def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold
         )
     else:
         assert len(ex.target_training(settings, full_image=True)) == 2
+
+
+def test_a_file_name_that_no_prediction_could_have_is_told_before_work(tmp_path, capsys):
+    photo(tmp_path / "rgb/good.jpg", (80, 40)), photo(tmp_path / "rgb/line\nend.jpg", (80, 40))
+    target = describe(tmp_path, '[train]\nimages = "rgb"\n')
+    flags = [f"--output={tmp_path}/check", f"--target={target}", "--parts=train", "--num_workers=0"]
+    flags += ["--mean_width=80", "--crop_width=16", "--crop_height=8"]
+    assert main([f"{ROOT}/experiments/check_data.py", *flags]) == 1
+    assert read_summary(tmp_path / "check")["train"]["problems"] == [
+        f"{target}: 'line\\nend' cannot name a file in pseudo_labels: expected printable characters, no path "
+        "separators, no leading dot"
+    ]
+    torch.save({"model": build_deeplab("tiny", 19).state_dict()}, tmp_path / "model.pt")
+    flags = [f"--output={tmp_path}/run", f"--weights={tmp_path}/model.pt", "--backbone=tiny", "--num_workers=0"]
+    assert main([f"{ROOT}/experiments/predict.py", f"--images={tmp_path}/rgb", *flags]) == 2
+    assert f"'line\\nend.png' cannot name a file in {tmp_path}/run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):
