@@ -9,14 +9,18 @@ Files are read in --num_workers processes; it is no job for several GPUs. Traini
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import ignite.distributed as idist
 from tqdm import tqdm
 
 from proda import experiment as ex
-from proda.config import STREETS, DataConfig
+from proda.config import SOURCES, STREETS, DataConfig
 from proda.data.check import Survey, survey
+from proda.data.datasets import MissingLabelsError
+from proda.data.loaders import ONE_SIZE
 from proda.data.panels import frequency_picture
+from proda.files import inside
 from proda.job import Job
 from proda.tables import markdown_table
 
@@ -33,8 +37,7 @@ class Config(DataConfig):
 
 
 PRESETS = {
-    "gta5": {},
-    "synthia": {"source": "synthia"},
+    **SOURCES,
     "streets": {field.name: STREETS[field.name] for field in fields(Config) if field.name in STREETS},
 }
 
@@ -81,6 +84,11 @@ def check(config: Config, part: str) -> Survey:
     except (ValueError, FileNotFoundError) as error:
         result.problems.append(str(error))
         return result
+    for name in dataset.names if part == "train" else ():
+        try:
+            inside(Path("pseudo_labels"), name)
+        except ValueError as error:
+            result.problems.append(f"{getattr(config, domain)}: {error}")
     survey(dataset, result, num_workers=config.num_workers, progress=lambda findings: tqdm(findings, part, leave=False))
     try:
         if part != "val":
@@ -88,32 +96,31 @@ def check(config: Config, part: str) -> Survey:
     except ValueError as error:
         result.problems.append(str(error))
     if part == "train" and len(result.sizes) > 1:
-        result.problems.append(
-            f"{config.target}: training images of {len(result.sizes)} sizes, and the whole images of a batch must have "
-            "one (own data: size = [width, height] in the description)"
-        )
+        result.problems.append(f"{config.target}: training images of {len(result.sizes)} sizes; {ONE_SIZE}")
     if part == "source" and result.labelled and not result.frequencies.any():
         result.problems.append(f"{config.source}: no pixel of the source has a class")
     return result
 
 
 def open_part(config: Config, domain: str, split: str, result: Survey):
-    """The data set, with labels where there should be any; without them where they are missing, which is noted."""
+    """The data set with such labels as there are; that others are missing is noted where all are needed."""
     own = ex.own_data(getattr(config, domain))
     needed = domain == "source" or (split == "val" and (own is None or own.has_labels("val")))
     try:
         return ex.open_data(config, domain, split, with_labels=True)
     except FileNotFoundError as error:
         dataset = ex.open_data(config, domain, split, with_labels=False)
-        if needed:
-            result.problems.append(str(error))
-        return dataset
+        if not needed:
+            return dataset
+        result.problems.append(str(error))
+        return error.dataset if isinstance(error, MissingLabelsError) else dataset
 
 
 def tell(job: Job, config: Config, part: str, result: Survey, names: list[str]) -> None:
     sizes = ", ".join(f"{w}x{h}: {n}" for (w, h), n in result.sizes.most_common(5))
     more = f", and {len(result.sizes) - 5} other sizes" if len(result.sizes) > 5 else ""
     labels = f"{result.labelled} with labels, {100 * result.ignored:.1f}% of their pixels ignored"
+    labels = labels if result.labelled else "none with labels"
     job.log.info("\n%s (%s): %d images; %s", part, getattr(config, PARTS[part][0]), result.images, labels)
     job.log.info("  sizes: %s%s", sizes or "none could be read", more)
     if result.labelled:

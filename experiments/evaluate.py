@@ -16,7 +16,7 @@ import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
 from proda import experiment as ex
-from proda.config import STREETS_DATA, DataConfig
+from proda.config import SOURCES, STREETS_DATA, DataConfig
 from proda.data.panels import confusion_picture
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision
@@ -34,7 +34,7 @@ class Config(DataConfig):
     predictions: str = ""  # folder for predictions as label ids, NAME_pred_labelIds.png; none if empty
 
 
-PRESETS = {"gta5": {}, "synthia": {"source": "synthia"}, "streets": STREETS_DATA}
+PRESETS = {**SOURCES, "streets": STREETS_DATA}
 
 
 def run(local_rank: int, config: Config) -> dict:

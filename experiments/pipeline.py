@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ignite.distributed as idist
 
-from proda.config import STREETS, DataConfig, make_config
+from proda.config import SOURCES, STREETS, DataConfig, make_config
 from proda.files import save_json
 from proda.job import read_summary
 from proda.launch import load_experiment
@@ -49,10 +49,7 @@ class Config(DataConfig):
 
 
 PRESETS = {
-    "gta5": {},
-    "synthia": {"source": "synthia"},
-    "gta5_released": {},
-    "synthia_released": {"source": "synthia"},
+    **SOURCES,
     "streets": {field.name: STREETS[field.name] for field in fields(Config) if field.name in STREETS},
 }
 
@@ -123,6 +120,7 @@ def flags(config: Config, stage: str) -> dict:
         values["init_file"] = str(start) if config.preset == "streets" else config.init_file
     elif stage == "stage2_distill":
         values["init"] = config.stage2_init
+        values["bn_pretrain"] = config.stage2_init == "simclr"  # it is for the scale of self-supervised features
         values["init_file"] = {"simclr": config.simclr, "imagenet": config.init_file}.get(config.stage2_init, "")
     return values
 

@@ -14,11 +14,12 @@ import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
 from proda import experiment as ex
-from proda.config import STREETS_DATA, DataConfig
+from proda.config import SOURCES, STREETS_DATA, DataConfig
 from proda.data.datasets import LabelledFiles
 from proda.data.own import IMAGE_SUFFIXES, list_files
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision
+from proda.files import inside
 from proda.handlers.predictions import SaveOverlays, SavePredictions
 from proda.job import Job
 
@@ -26,12 +27,12 @@ from proda.job import Job
 @dataclass
 class Config(DataConfig):
     weights: str = ""  # the network
-    images: str = ""  # folder of images (those in folders below it, too), or a pattern such as "photos/*_left.jpg"
+    images: str = ""  # an image, a folder (with those below it), or a pattern such as "photos/*_left.jpg"
     flip: bool = False  # average the image's and its mirror image's prediction
     scales: str = "1"  # sizes of the image to average over, separated by commas: 0.75,1,1.25
 
 
-PRESETS = {"gta5": {}, "synthia": {"source": "synthia"}, "streets": STREETS_DATA}
+PRESETS = {**SOURCES, "streets": STREETS_DATA}
 
 
 def run(local_rank: int, config: Config) -> dict:
@@ -44,6 +45,8 @@ def run(local_rank: int, config: Config) -> dict:
     if len(set(names)) < len(names):  # folders with equal file names
         names = [key.replace("/", "-") for key in files]
     dataset = LabelledFiles(list(files.values()), None, names, table=space.table, num_classes=len(space.names))
+    for name in names:
+        inside(job.folder, f"{name}.png")  # now, not when its turn has come
     network = ex.network_from(config, config.weights, "weights")[0].to(job.device)
     job.open({"weights": config.weights, "images": len(dataset)})
 

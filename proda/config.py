@@ -13,6 +13,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+# Presets of an experiment of which they decide the source alone: it judges a released recipe's model as any other.
+SOURCES = {
+    "gta5": {},
+    "synthia": {"source": "synthia"},
+    "gta5_released": {},
+    "synthia_released": {"source": "synthia"},
+}
 # Width and height of Streets, the embedded data, are an eighth of Cityscapes'; so are the views.
 STREETS_DATA = {
     "data_root": "data/streets",

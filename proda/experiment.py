@@ -21,6 +21,7 @@ from proda.data.check import spot_check
 from proda.data.datasets import LabelledFiles, open_dataset
 from proda.data.labels import LabelSpace, benchmark_labels
 from proda.data.loaders import (
+    ONE_SIZE,
     EvaluationSamples,
     SourceTraining,
     TargetTraining,
@@ -112,7 +113,11 @@ def source_training(config: TrainConfig) -> Dataset:
 def target_training(config: TrainConfig, **parts: Any) -> Dataset:
     """Unlabelled views of the target domain; ``parts`` as ``TargetTraining`` takes them."""
     dataset = open_data(config, "target", "train", with_labels=False)
-    check_views(config, spot_check(dataset))
+    sizes = spot_check(dataset)
+    check_views(config, sizes)
+    if parts.get("full_image") and len(sizes) > 1 and config.batch_size > idist.get_world_size():
+        found = " and ".join(f"{width}x{height}" for height, width in sizes)
+        raise ValueError(f"{config.target}: training images of {found}; {ONE_SIZE}")
     return TargetTraining(dataset, **views(config), **parts)
 
 
@@ -259,8 +264,11 @@ def initial_network(
 def network_from(config: DataConfig, path: str, flag: str, *, dropout: float = 0.1) -> tuple[DeepLab, Weights]:
     """A network with the weights of a file; with the extra batch norm if they have it."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--{flag}={path}: no such file; expected the weights of the stage before")
+        raise FileNotFoundError(f"--{flag}={path}: no such file; expected weights, as a stage leaves in last.pt")
     weights = load_weights(path)
+    made_with = weights.info.get("backbone", config.backbone)  # released files do not say
+    if made_with != config.backbone:
+        raise ValueError(f"{path}: found weights of --backbone={made_with}, expected --backbone={config.backbone}")
     extra = any(key.startswith("bn_pretrain.") for key in weights.model)
     network = build_network(config, bn_pretrain=extra, dropout=dropout)
     load_into(network, weights)
@@ -380,11 +388,11 @@ def watch(
 
 
 def numbers(text: str, flag: str) -> tuple[float, ...]:
-    """A flag's numbers separated by commas, each above 0."""
+    """A flag's numbers separated by commas, each from 0.1 to 10."""
     try:
         values = tuple(float(part) for part in text.strip("()").split(","))
     except ValueError:
         values = ()
-    if not values or min(values) <= 0:
-        raise ValueError(f"--{flag}={text}: expected numbers above 0, separated by commas")
+    if not values or not all(0.1 <= value <= 10 for value in values):
+        raise ValueError(f"--{flag}={text}: expected numbers from 0.1 to 10, separated by commas")
     return values

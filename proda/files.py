@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+PLAIN = "expected printable characters, no path separators, no leading dot"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -36,9 +38,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """``folder / name`` for a name that comes from data; ValueError if it could lead out of the folder."""
+    """``folder / name`` for a name that comes from data; ValueError if it could lead out of the folder.
+
+    Nor may it hold what is not printable: line ends, bytes that are not UTF-8.
+    """
     if not name.isprintable() or PureWindowsPath(name).name != name or name.startswith("."):  # also knows / and \\
-        raise ValueError(f"{name!r} cannot name a file in {folder}: no path separators, no leading dot")
+        raise ValueError(f"{name!r} cannot name a file in {folder}: {PLAIN}")
     return Path(folder) / name
 
 

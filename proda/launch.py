@@ -24,6 +24,7 @@ from typing import Any
 import fire
 import ignite.distributed as idist
 import torch
+from tqdm import tqdm
 
 from proda.config import ConfigError, default_output, help_text, make_config
 
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
         line = explain(error)
         if not line:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        tqdm.write(f"error: {line}", file=sys.stderr)  # on a line of its own, whatever progress bar is open
         return 2
     return result.get("exit_status", 0) if isinstance(result, dict) else 0
 

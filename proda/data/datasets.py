@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from imagecodecs import png_decode
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from proda.data.labels import UNKNOWN, id_table
@@ -19,7 +19,9 @@ from proda.data.labels import UNKNOWN, id_table
 # What Pillow raises for a bad file, and imagecodecs (RuntimeError).
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, RuntimeError)
 
-_RGB_8_BIT, _16_BIT = b"\x08\x02", b"\x10"  # bit depth and colour type in the header of a PNG
+# Bit depth and colour type in the header of a PNG.
+_RGB_8_BIT, _16_BIT, _FEW_BITS_OF_GREY = b"\x08\x02", b"\x10", (b"\x01\x00", b"\x02\x00", b"\x04\x00")
+_EXACT = ("PNG", "BMP", "TIFF")  # formats that keep ids as they are
 
 
 class Example(NamedTuple):
@@ -37,7 +39,8 @@ class LabelledFiles(Dataset[Example]):
 
     Args:
         images: files that Pillow reads.
-        labels: one single-channel file per image, or one of 16 bits whose first channel holds the id; or None.
+        labels: one single-channel file per image, or one of 16 bits whose first channel holds the id; None for an
+            image that has none, or for all.
         names: one per image, unique.
         table: uint8 [256] from the ids in the label files to train ids, ``UNKNOWN`` where there is no such id.
         num_classes: number of train ids.
@@ -48,7 +51,7 @@ class LabelledFiles(Dataset[Example]):
     def __init__(
         self,
         images: Sequence[Path],
-        labels: Sequence[Path] | None,
+        labels: Sequence[Path | None] | None,
         names: Sequence[str],
         *,
         table: np.ndarray,
@@ -75,8 +78,10 @@ class LabelledFiles(Dataset[Example]):
         labels = None if self.label_files is None else self._read_labels(index, image.size)
         return Example(image, labels, self.names[index])
 
-    def _read_labels(self, index: int, size: tuple[int, int]) -> np.ndarray:
+    def _read_labels(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
         path = self.label_files[index]
+        if path is None:
+            return None
         ids = read_ids(path)
         if ids.size != size:
             off = max(abs(ids.width - size[0]), abs(ids.height - size[1]))
@@ -94,6 +99,20 @@ class LabelledFiles(Dataset[Example]):
         return np.array(labels)
 
 
+class MissingLabelsError(FileNotFoundError):
+    """Some images have no label map where all need one; ``dataset`` reads the others."""
+
+    dataset: LabelledFiles
+
+
+def missing_labels(first: str, dataset: LabelledFiles) -> MissingLabelsError:
+    """The error for a data set of which some ``label_files`` are None; ``first`` says where the first was expected."""
+    count = dataset.label_files.count(None)
+    error = MissingLabelsError(first + (f"; {count} of {len(dataset)} images are without" if count > 1 else ""))
+    error.dataset = dataset
+    return error
+
+
 class Cityscapes(LabelledFiles):
     """``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png`` under ``root``.
 
@@ -107,8 +126,6 @@ class Cityscapes(LabelledFiles):
         names = [path.name.removesuffix("_leftImg8bit.png") for path in images]
         label_folder = Path(root) / "gtFine" / split
         labels = [label_folder / i.parent.name / f"{n}_gtFine_labelIds.png" for i, n in zip(images, names, strict=True)]
-        if with_labels:
-            _check_labels(images, labels, set(label_folder.glob("*/*.png")))
         super().__init__(
             images,
             labels if with_labels else None,
@@ -116,6 +133,8 @@ class Cityscapes(LabelledFiles):
             table=id_table("cityscapes", num_classes),
             num_classes=num_classes,
         )
+        if with_labels:
+            _check_labels(self, set(label_folder.glob("*/*.png")))
 
 
 class GTA5(LabelledFiles):
@@ -129,8 +148,6 @@ class GTA5(LabelledFiles):
         images = _images(Path(root) / "images", "*.png", "GTA5 unpacks to images/00001.png and labels/00001.png")
         folder = Path(root) / "labels"
         labels = [folder / path.name for path in images]
-        if with_labels:
-            _check_labels(images, labels, set(folder.glob("*.png")))
         super().__init__(
             images,
             labels if with_labels else None,
@@ -139,6 +156,8 @@ class GTA5(LabelledFiles):
             num_classes=num_classes,
             size_tolerance=16,
         )
+        if with_labels:
+            _check_labels(self, set(folder.glob("*.png")))
 
 
 class Synthia(LabelledFiles):
@@ -155,8 +174,6 @@ class Synthia(LabelledFiles):
         images = _images(root / "RGB", "*.png", "SYNTHIA-RAND-CITYSCAPES unpacks to RGB/*.png and GT/LABELS/*.png")
         folder = root / "GT" / "LABELS"
         labels = [folder / path.name for path in images]
-        if with_labels:
-            _check_labels(images, labels, set(folder.glob("*.png")))
         super().__init__(
             images,
             labels if with_labels else None,
@@ -164,6 +181,8 @@ class Synthia(LabelledFiles):
             table=id_table("synthia", num_classes),
             num_classes=num_classes,
         )
+        if with_labels:
+            _check_labels(self, set(folder.glob("*.png")))
 
 
 def open_dataset(
@@ -198,35 +217,47 @@ def read_image(path: Path) -> Image.Image:
         image = ImageOps.exif_transpose(image)  # phones store the sensor's rows and say which way is up
     except _UNREADABLE as error:
         raise ValueError(f"{path}: not a complete image ({_brief(error)})") from None
+    if image.mode.startswith("I"):  # grey of 16 bits: convert would cut all that is brighter than 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_ids(path: Path) -> Image.Image:
     """The ids in a label file as an 8-bit grey image; the index where there is a palette.
 
-    16-bit files are decoded by imagecodecs, and the first channel holds the id: Pillow cuts 16-bit colour to the
+    16-bit PNGs are decoded by imagecodecs, and the first channel holds the id: Pillow cuts 16-bit colour to the
     high bytes, which are 0 here, and torchvision's decoder crashes the process on some damaged ones. ValueError if
-    the file is cut short or is a colour picture, or if an id exceeds 255.
+    the file is cut short, is a colour picture or of a format that changes ids, or if an id exceeds 255.
     """
     data = _read_bytes(path, "label map")
     try:
         if _png_format(data)[:1] == _16_BIT:
-            ids = png_decode(data)
-            ids = ids if ids.ndim == 2 else ids[..., 0]
-        else:
-            ids = Image.open(io.BytesIO(data))
-            ids.load()
+            deep = png_decode(data)
+            return _as_bytes(path, deep if deep.ndim == 2 else deep[..., 0])
+        ids = Image.open(io.BytesIO(data))
+        ids.load()
     except _UNREADABLE as error:
         raise ValueError(f"{path}: not a complete label map ({_brief(error)})") from None
-    if isinstance(ids, np.ndarray):
-        if ids.max() > 255:
-            raise ValueError(f"{path}: unknown label id {ids.max()} in the first channel, expected ids below 256")
-        return Image.fromarray(ids.astype(np.uint8))
+    if ids.format not in _EXACT:
+        raise ValueError(f"{path}: a {ids.format}, which may change ids; expected a label map as {', '.join(_EXACT)}")
+    if ids.mode.startswith("I"):  # TIFF
+        return _as_bytes(path, np.asarray(ids))
+    if ids.mode == "1" or _png_format(data) in _FEW_BITS_OF_GREY:  # Pillow stretches these to 0..255
+        largest = 2 ** (1 if ids.mode == "1" else data[24]) - 1
+        return ids.convert("L").point([value * largest // 255 for value in range(256)])
     if ids.mode not in ("L", "P"):
         raise ValueError(
             f"{path}: a picture of mode {ids.mode}, expected a label map: one channel of 8 bits, or 16 bits"
         )
     return ids if ids.mode == "L" else Image.frombytes("L", ids.size, ids.tobytes())
+
+
+def _as_bytes(path: Path, ids: np.ndarray) -> Image.Image:
+    """Integer ids [H, W] of more than 8 bits in a byte each; none is wrapped."""
+    for strange in (ids.max(), ids.min()):
+        if not 0 <= strange <= 255:
+            raise ValueError(f"{path}: unknown label id {strange} in the first channel, expected ids 0..255")
+    return Image.fromarray(ids.astype(np.uint8))
 
 
 def _png_format(data: bytes) -> bytes:
@@ -251,15 +282,18 @@ def _images(folder: Path, pattern: str, hint: str) -> list[Path]:
     return images
 
 
-def _check_labels(images: list[Path], labels: list[Path], present: set[Path]) -> None:
-    missing = [(image, label) for image, label in zip(images, labels, strict=True) if label not in present]
-    if missing:
-        image, label = missing[0]
-        more = f"; {len(missing)} of {len(images)} images are without" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"no label map {label} for the image {image}{more}")
+def _check_labels(dataset: LabelledFiles, present: set[Path]) -> None:
+    """MissingLabelsError if a label file is not ``present``."""
+    expected = dataset.label_files
+    dataset.label_files = [path if path in present else None for path in expected]
+    if None in dataset.label_files:
+        first = dataset.label_files.index(None)
+        raise missing_labels(f"no label map {expected[first]} for the image {dataset.images[first]}", dataset)
 
 
 def _brief(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # names a buffer in memory
+        return "of no known format"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -33,6 +33,7 @@ from proda.method.views import crop_soft_labels
 # First number of every seed. NumPy takes (1, 2) and (1, 2, 0) for the same seed, so the kinds must not share it.
 _ORDER, _VIEWS = 1, 2
 _SOURCE, _TARGET = 0, 1
+ONE_SIZE = "whole images of one batch must have one size (own data: size = [width, height] in the description)"
 
 
 class SampleIndex(NamedTuple):
@@ -302,7 +303,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         sizes = sorted({_size(s) for s in samples})
         if len(sizes) < 2:
             raise
-        raise ValueError(f"images of one batch must have one size, found {' and '.join(sizes)}") from error
+        raise ValueError(f"found images of {' and '.join(sizes)}; {ONE_SIZE}") from error
 
 
 def outlive_stop_signals(_: int) -> None:

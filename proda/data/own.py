@@ -5,6 +5,7 @@
 
 import colorsys
 import difflib
+import glob
 import re
 import tomllib
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from proda.data.datasets import Example, LabelledFiles
+from proda.data.datasets import Example, LabelledFiles, missing_labels
 from proda.data.labels import UNKNOWN, LabelSpace
 from proda.method import IGNORE
 
@@ -67,19 +68,12 @@ class Description(NamedTuple):
             if not self.has_labels(split):
                 raise FileNotFoundError(f"{self.path}: [{split}] has no labels = ..., and labels are needed here")
             found = self._find(split, "labels", LABEL_SUFFIXES)
-            missing = [key for key in keys if key not in found]
-            if missing:
-                more = f"; {len(missing)} of {len(keys)} images are without" if len(missing) > 1 else ""
-                raise FileNotFoundError(
-                    f"{self.path}: no label map {missing[0]!r} in {', '.join(self.splits[split]['labels'])} "
-                    f"for the image {images[missing[0]]}{more}"
-                )
-            labels = [found[key] for key in keys]
+            labels = [found.get(key) for key in keys]
         names = [key.replace("/", "-") for key in keys]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"{self.path}: two images of [{split}] would be called {twice!r}; rename a folder")
-        return OwnData(
+        data = OwnData(
             [images[key] for key in keys],
             labels,
             names,
@@ -87,6 +81,10 @@ class Description(NamedTuple):
             num_classes=len(space.names),
             size=self.size,
         )
+        if labels and None in labels:
+            key, places = keys[labels.index(None)], ", ".join(self.splits[split]["labels"])
+            raise missing_labels(f"{self.path}: no label map {key!r} in {places} for the image {images[key]}", data)
+        return data
 
     def _find(self, split: str, what: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
         """Files by the name that an image and its label map share."""
@@ -109,26 +107,29 @@ def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXE
 
     ``place`` is relative to ``root``. A folder stands for all files in and below it, and a file's key is its path from
     there without the suffix. In a pattern ``*`` stands for any part of one name and ``**/`` for any folders, and a
-    key is what these stood for: ``left/*/*_left.png`` finds ``left/ulm/3_left.png`` under the key ``ulm/3``. Hidden
-    files and other suffixes are left out. ValueError if two files have one key.
+    key is what these stood for: ``left/*/*_left.png`` finds ``left/ulm/3_left.png`` under the key ``ulm/3``. No other
+    character is special. The key of a single file is its name. Links are followed; hidden files and other suffixes
+    are left out. ValueError if two files have one key.
     """
-    files: dict[str, Path] = {}
-    folder = "*" not in place
-    if folder and not (root / place).is_dir():
-        return files
-    base = root / place if folder else root
-    # an absolute pattern has its own root
-    base, pattern = (Path("/"), place[1:]) if not folder and place.startswith("/") else (base, place)
-    parts = re.split(r"(\*\*/|\*)", pattern)
+    parts = Path(place).parts  # without ./ and //
+    if (root / place).is_file():
+        return {(root / place).stem: root / place} if Path(place).suffix.lower() in suffixes else {}
+    fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
+    base, pattern = root.joinpath(*parts[:fixed]), "/".join(parts[fixed:]) or "**"
+    if pattern.endswith("**"):
+        pattern += "/*"
+    pieces = re.split(r"(\*\*/|\*)", pattern)
     wild = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)"}
-    expression = re.compile("".join(wild.get(part) or re.escape(part) for part in parts))
-    for path in sorted(base.rglob("*") if folder else base.glob(pattern)):
-        relative = path.relative_to(base).as_posix()
-        hidden = any(part.startswith(".") for part in relative.split("/"))
-        if path.suffix.lower() not in suffixes or hidden or not path.is_file():
+    expression = re.compile("".join(wild.get(piece) or re.escape(piece) for piece in pieces))
+    files: dict[str, Path] = {}
+    # glob leaves out hidden files and follows links; of its own special characters only the star is one here
+    for found in sorted(glob.glob(re.sub(r"[?[]", r"[\g<0>]", pattern), root_dir=base, recursive=True)):
+        path = base / found
+        if path.suffix.lower() not in suffixes or not path.is_file():
             continue
-        groups = [relative[: -len(path.suffix)]] if folder else expression.fullmatch(relative).groups()
-        key = "/".join(group.strip("/") for group in groups if group)
+        # a last star stands for a name without its suffix: those of image and label map may differ
+        match = expression.fullmatch(found.removesuffix(path.suffix) if pattern.endswith("*") else found)
+        key = "/".join(group.strip("/") for group in match.groups() if group)
         if key in files:
             raise ValueError(f"{files[key]} and {path} have the same name {key!r}; image and label map share one name")
         files[key] = path
@@ -139,7 +140,7 @@ def read_description(path: str | Path) -> Description:
     """Reads a description file; FileNotFoundError, or ValueError saying what was found and expected where."""
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; expected a description of data (docs/own_data.md)") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -26,7 +26,7 @@ from imagecodecs import png_decode
 from PIL import Image
 from torch import Tensor
 
-from proda.files import replacing, save_json
+from proda.files import PLAIN, replacing, save_json
 
 # K classes; h, w network resolution; H, W image size.
 FORMAT = 1  # raise it whenever a file of an older version would be read wrongly
@@ -295,7 +295,7 @@ def _check_name(name: str) -> None:
     """Names come from data: one that is more than a file name could leave the folder."""
     plain = isinstance(name, str) and name.isprintable() and PureWindowsPath(name).name == name  # also knows / and \
     if not plain or not name or name.startswith("."):
-        raise ValueError(f"image name {name!r} cannot name a pseudo label: no path separators, no leading dot")
+        raise ValueError(f"image name {name!r} cannot name a pseudo label: {PLAIN}")
 
 
 def _listing(folder: Path) -> list[str]:

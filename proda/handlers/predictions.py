@@ -8,7 +8,7 @@ from PIL import Image
 
 from proda.data.labels import colorize
 from proda.data.panels import image_picture
-from proda.files import inside
+from proda.files import inside, replacing
 
 
 class SavePredictions:
@@ -37,7 +37,8 @@ class SavePredictions:
             if self.colors is not None:
                 # all 256 of them, or Pillow packs several pixels to a byte
                 picture.putpalette(colorize(np.arange(256), self.colors).tobytes())
-            picture.save(inside(self.folder, f"{name}{self.suffix}"))
+            with replacing(inside(self.folder, f"{name}{self.suffix}")) as partial:
+                picture.save(partial, "PNG")
 
 
 class SaveOverlays:
@@ -57,4 +58,5 @@ class SaveOverlays:
             photo, colors = (
                 Image.fromarray(picture) for picture in (image_picture(image), colorize(values, self.colors))
             )
-            Image.blend(photo, colors, self.strength).save(inside(self.folder, f"{name}.jpg"), quality=90)
+            with replacing(inside(self.folder, f"{name}.jpg")) as partial:
+                Image.blend(photo, colors, self.strength).save(partial, "JPEG", quality=90)

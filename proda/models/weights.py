@@ -251,7 +251,9 @@ def _copy(model: nn.Module, found: dict[str, Tensor], path: str, *, strict: bool
     own = model.state_dict()
     theirs, ours = _num_classes(found), _num_classes(own)
     if theirs is not None and ours is not None and theirs != ours:
-        raise ValueError(f"{path}: found weights for {theirs} classes, expected {ours} classes")
+        raise ValueError(
+            f"{path}: found weights for {theirs} classes, expected {ours} classes (--source, --num_classes)"
+        )
     matching = _matching(own, found)
     complete = len(matching) == len(own) == len(found)
     if (strict and not complete) or len(matching) < ENOUGH * len(own):

@@ -11,8 +11,18 @@ from proda.data.labels import id_table
 from proda.method import IGNORE
 
 
+def write_png(path: Path, width: int, height: int, bits: int, color_type: int, stream: bytes) -> None:
+    """A PNG by the letter of the format; ``stream``: rows of pixels, each after the number of its filter."""
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(stream)), (b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    )
+
+
 def write_16_bit_png(path: Path, channels: np.ndarray) -> None:
-    """uint16 [H, W, C] as a 16-bit PNG, by the letter of the format and with all five of its filters in turn."""
+    """uint16 [H, W, C] as a 16-bit PNG, with all five filters of the format in turn."""
     height, width, depth = channels.shape
     step = 2 * depth  # bytes from a pixel to its left neighbour
     rows = np.frombuffer(channels.astype(">u2").tobytes(), np.uint8).reshape(height, -1).astype(int)
@@ -27,13 +37,7 @@ def write_16_bit_png(path: Path, channels: np.ndarray) -> None:
         prediction = (0, left, above, (left + above) // 2, paeth)[y % 5]
         stream += bytes([y % 5]) + ((row - prediction) % 256).astype(np.uint8).tobytes()
         above = row
-    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[depth]
-    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(stream)), (b"IEND", b""))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-    )
+    write_png(path, width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[depth], stream)
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -128,6 +132,38 @@ def test_8_bit_grey_labels_are_read_too(tmp_path):
     assert (np.asarray(read_ids(save(tmp_path / "a.png", ids))) == ids).all()
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_few_bits_of_grey_are_ids_and_not_shades(tmp_path, bits):
+    ids = np.random.default_rng(0).integers(0, 2**bits, (5, 7)).astype(np.uint8)
+    rows = np.unpackbits(ids[:, :, None], axis=2)[:, :, -bits:].reshape(5, -1)
+    write_png(tmp_path / "a.png", 7, 5, bits, 0, b"".join(b"\0" + np.packbits(row).tobytes() for row in rows))
+    assert (np.asarray(read_ids(tmp_path / "a.png")) == ids).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_16_and_32_bit_tiffs_hold_ids_too(tmp_path, kind):
+    ids = np.arange(12).reshape(3, 4).astype(kind)
+    Image.fromarray(ids).save(tmp_path / "a.tif")
+    assert (np.asarray(read_ids(tmp_path / "a.tif")) == ids).all()
+    Image.fromarray(ids + 300).save(tmp_path / "a.tif")
+    message = error_of(ValueError, lambda: read_ids(tmp_path / "a.tif"))
+    assert message == f"{tmp_path}/a.tif: unknown label id 311 in the first channel, expected ids 0..255"
+
+
+def test_a_jpeg_named_png_is_an_image_but_no_label_map(tmp_path):
+    """Grey, it would pass for one: with ids that its compression made up."""
+    path = tmp_path / "a.png"
+    Image.new("L", (4, 4)).save(path, "JPEG")
+    assert read_image(path).size == (4, 4)
+    message = error_of(ValueError, lambda: read_ids(path))
+    assert message == f"{path}: a JPEG, which may change ids; expected a label map as PNG, BMP, TIFF"
+
+
+def test_16_bit_grey_photographs_keep_their_light_and_dark(tmp_path):
+    Image.fromarray(np.array([[0, 256, 40_000, 65_535]], np.uint16)).save(tmp_path / "a.png")
+    assert [pixel[0] for pixel in np.asarray(read_image(tmp_path / "a.png"))[0]] == [0, 1, 156, 255]
+
+
 def test_images_of_other_modes_become_rgb(tmp_path):
     assert read_image(save(tmp_path / "a.png", np.full((2, 2), 9))).getpixel((0, 0)) == (9, 9, 9)
     Image.new("RGBA", (2, 2), (1, 2, 3, 255)).save(tmp_path / "b.webp", lossless=True)
@@ -210,8 +246,8 @@ def test_a_truncated_image_is_named(tmp_path):
 def test_a_file_that_is_no_image_is_named(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("hello")
-    assert error_of(ValueError, lambda: read_image(path)).startswith(f"{path}: not a complete image (")
-    assert error_of(ValueError, lambda: read_ids(path)).startswith(f"{path}: not a complete label map (")
+    assert error_of(ValueError, lambda: read_image(path)) == f"{path}: not a complete image (of no known format)"
+    assert error_of(ValueError, lambda: read_ids(path)) == f"{path}: not a complete label map (of no known format)"
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -259,7 +259,10 @@ def test_images_of_two_sizes_in_one_batch_are_refused_by_name():
     samples = [{"target": data[SampleIndex(i, (0,))]} for i in range(2)]
     with pytest.raises(ValueError) as caught:
         collate(samples)
-    assert str(caught.value) == "images of one batch must have one size, found 64x32 (scene_0) and 72x36 (scene_1)"
+    assert str(caught.value) == (
+        "found images of 64x32 (scene_0) and 72x36 (scene_1); whole images of one batch must have one size (own data: "
+        "size = [width, height] in the description)"
+    )
 
 
 class Broken(Scenes):

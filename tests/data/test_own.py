@@ -11,11 +11,12 @@ from PIL import Image
 
 from experiments import pseudo_labels
 from proda import experiment as ex
-from proda.config import ConfigError, DataConfig, make_config
+from proda.config import ConfigError, DataConfig, TrainConfig, make_config
 from proda.data.own import list_files, read_description
 from proda.job import read_summary
 from proda.launch import main
 from proda.method import IGNORE
+from proda.models.deeplab import build_deeplab
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "own_data.md"
@@ -103,6 +104,50 @@ def test_the_parts_of_a_name_around_the_star_may_differ(tmp_path):
     assert own.open("train", own.space, with_labels=True)[0].name == "ulm-3"
 
 
+@pytest.mark.parametrize(
+    ("place", "keys"),
+    [
+        ("../shots/*.jpg", ["a b", "ü"]),
+        ("./../shots//*.jpg", ["a b", "ü"]),
+        ("{absolute}/*", ["a b", "ü"]),  # a last star leaves out the suffix
+        ("../shots/**", ["a b", "run[1]/c?d", "ü"]),
+        ("../shots/run[1]/*.jpg", ["c?d"]),  # brackets and question marks are part of a name
+        ("../shots/run[1]/*?*.jpg", ["c/d"]),
+        ("../linked", ["a b", "run[1]/c?d", "ü"]),
+        ("../shots/*/x.jpg", []),
+        ("../nowhere/*.jpg", []),
+    ],
+)
+def test_a_pattern_may_begin_anywhere_and_only_the_star_is_special(tmp_path, place, keys):
+    shots = tmp_path / ".hidden" / "shots"  # where the data lie is not looked at, only what is below
+    for name in ("a b", "ü", "run[1]/c?d", ".trash/e", "run1/.f"):
+        photo(shots / f"{name}.jpg")
+    (tmp_path / ".hidden/here").mkdir()
+    (tmp_path / ".hidden/linked").mkdir()
+    for path in shots.glob("[!.]*"):
+        (tmp_path / ".hidden/linked" / path.name).symlink_to(path)
+    assert sorted(list_files(tmp_path / ".hidden/here", place.format(absolute=shots))) == keys
+
+
+def test_a_star_in_place_of_the_suffix_brings_image_and_label_map_together(tmp_path):
+    path = simulator(tmp_path)
+    path.write_text(path.read_text().replace('"rgb"', '"rgb/*"').replace('"ids"', '"ids/*"'))
+    own = read_description(path)
+    assert own.open("train", own.space, with_labels=True)[0].name == "a"
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])  # an editor of Windows marks UTF-8
+def test_a_description_may_begin_with_a_byte_order_mark(tmp_path, start):
+    (tmp_path / "data.toml").write_bytes(start + '[train]\r\nimages = "straße"\r\n'.encode())
+    assert read_description(tmp_path / "data.toml").splits == {"train": {"images": ["straße"]}}
+
+
+def test_a_description_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "data.toml").write_bytes('[train]\nimages = "straße"\n'.encode("latin1"))
+    found = error_of(lambda: read_description(tmp_path / "data.toml"))
+    assert found.startswith(f"{tmp_path}/data.toml: not TOML ('utf-8' codec can't decode")
+
+
 def test_size_brings_images_and_labels_to_one_size_without_new_ids(tmp_path):
     own = read_description(simulator(tmp_path, extra="size = [2, 2]"))
     image, labels, _ = own.open("train", own.space, with_labels=True)[0]
@@ -169,6 +214,41 @@ def test_images_without_label_maps_are_counted_and_one_is_named(tmp_path):
         photo(tmp_path / f"rgb/{name}.jpg")
     found = error_of(lambda: own.open("train", own.space, with_labels=True), FileNotFoundError)
     assert "no label map 'b' in ids for the image" in found and found.endswith("2 of 3 images are without")
+
+
+@pytest.mark.parametrize(("batch_size", "refused"), [(2, True), (1, False)])
+def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold_whole_ones(
+    tmp_path, batch_size, refused
+):
+    photo(tmp_path / "rgb/a.jpg", (80, 40)), photo(tmp_path / "rgb/b.jpg", (90, 40))
+    target = str(describe(tmp_path, '[train]\nimages = "rgb"\n'))
+    flags = {"target": target, "batch_size": batch_size, "mean_width": 80, "crop_width": 16, "crop_height": 8}
+    settings = make_config(TrainConfig, flags)
+    assert len(ex.target_training(settings)) == 2  # crops have one size
+    if refused:
+        assert error_of(lambda: ex.target_training(settings, full_image=True)) == (
+            f"{target}: training images of 80x40 and 90x40; whole images of one batch must have one size (own data: "
+            "size = [width, height] in the description)"
+        )
+    else:
+        assert len(ex.target_training(settings, full_image=True)) == 2
+
+
+def test_a_file_name_that_no_prediction_could_have_is_told_before_work(tmp_path, capsys):
+    photo(tmp_path / "rgb/good.jpg", (80, 40)), photo(tmp_path / "rgb/line\nend.jpg", (80, 40))
+    target = describe(tmp_path, '[train]\nimages = "rgb"\n')
+    flags = [f"--output={tmp_path}/check", f"--target={target}", "--parts=train", "--num_workers=0"]
+    flags += ["--mean_width=80", "--crop_width=16", "--crop_height=8"]
+    assert main([f"{ROOT}/experiments/check_data.py", *flags]) == 1
+    assert read_summary(tmp_path / "check")["train"]["problems"] == [
+        f"{target}: 'line\\nend' cannot name a file in pseudo_labels: expected printable characters, no path "
+        "separators, no leading dot"
+    ]
+    torch.save({"model": build_deeplab("tiny", 19).state_dict()}, tmp_path / "model.pt")
+    flags = [f"--output={tmp_path}/run", f"--weights={tmp_path}/model.pt", "--backbone=tiny", "--num_workers=0"]
+    assert main([f"{ROOT}/experiments/predict.py", f"--images={tmp_path}/rgb", *flags]) == 2
+    assert f"'line\\nend.png' cannot name a file in {tmp_path}/run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from proda import experiment as ex
+from proda.config import make_config
 from proda.job import read_summary
-from proda.launch import main
+from proda.launch import load_experiment, main
 from proda.models.deeplab import build_deeplab
 from tests import small_runs
 
@@ -38,11 +40,22 @@ def test_what_would_break_a_run_is_named_and_gives_exit_status_1(inputs, tmp_pat
     data = shutil.copytree(inputs[0], tmp_path / "data")
     cut = data / "gta5/images/00003.png"
     cut.write_bytes(cut.read_bytes()[:300])
-    next(data.glob("cityscapes/gtFine/val/*/*_labelIds.png")).unlink()
+    first, second = sorted(data.glob("cityscapes/gtFine/val/*/*_labelIds.png"))
+    first.unlink()
+    Image.fromarray(np.full((48, 96), 99, np.uint8)).save(second)
     assert command("check_data", data, tmp_path / "check", *VIEWS) == 1
     out = capsys.readouterr().out
-    assert f"PROBLEM {cut}: not a complete image" in out and "PROBLEM no label map" in out
-    assert read_summary(tmp_path / "check")["val"]["images"] == 2  # looked at all the same
+    assert f"PROBLEM {cut}: not a complete image" in out and f"PROBLEM no label map {first}" in out
+    assert f"PROBLEM {second}: unknown label id 99" in out  # those that are there are looked at all the same
+    val = read_summary(tmp_path / "check")["val"]
+    assert val["images"] == 2 and val["sizes"] == {"96x48": 1} and len(val["problems"]) == 2
+
+
+def test_training_labels_of_the_target_may_be_missing_since_nobody_needs_them(inputs, tmp_path):
+    data = shutil.copytree(inputs[0], tmp_path / "data")
+    next(data.glob("cityscapes/gtFine/train/*/*_labelIds.png")).unlink()
+    assert command("check_data", data, tmp_path / "check", *VIEWS) == 0
+    assert read_summary(tmp_path / "check")["train"]["labelled"] == 0
 
 
 def test_one_part_alone_may_be_checked_and_views_that_do_not_fit_are_named(inputs, tmp_path, capsys):
@@ -82,6 +95,47 @@ def test_evaluation_writes_scores_a_confusion_picture_and_a_submission(inputs, t
         assert set(np.unique(Image.open(path))) <= {7, 8, 11, 19, 20, 21, 23, 24, 25, 26, 28, 32, 33}
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--weights=nowhere.pt"],
+            "--weights=nowhere.pt: no such file; expected weights, as a stage leaves in last.pt",
+        ),
+        (["--backbone=resnet50"], "found weights of --backbone=tiny, expected --backbone=resnet50"),
+        (["--num_classes=16"], "found weights for 13 classes, expected 16 classes (--source, --num_classes)"),
+        (["--scales=0.001,1"], "--scales=0.001,1: expected numbers from 0.1 to 10, separated by commas"),
+        (["--scales=inf"], "--scales=inf: expected numbers from 0.1 to 10"),
+        (["--split=valid"], "leftImg8bit/valid; Cityscapes unpacks to leftImg8bit/valid/CITY/*_leftImg8bit.png"),
+    ],
+)
+def test_evaluation_tells_mistakes_in_one_line_and_writes_nothing(inputs, tmp_path, capsys, flags, message):
+    data, weights = inputs
+    flags = [f"--weights={weights}", "--backbone=tiny", f"--predictions={tmp_path}/sent", *flags]
+    assert command("evaluate", data, tmp_path / "run", *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_has_its_own_line_beside_an_open_progress_bar(inputs, tmp_path, capsys):
+    images = shutil.copytree(inputs[0] / "gta5/images", tmp_path / "images")
+    cut = sorted(images.iterdir())[3]
+    cut.write_bytes(cut.read_bytes()[:300])
+    flags = [f"--weights={inputs[1]}", "--backbone=tiny", f"--images={images}"]
+    assert command("predict", inputs[0], tmp_path / "run", *flags) == 2
+    lines = capsys.readouterr().err.splitlines()  # \r ends a line, too
+    assert [line.partition("(")[0] for line in lines if "error" in line] == [f"error: {cut}: not a complete image "]
+
+
+@pytest.mark.parametrize("experiment", ["check_data", "evaluate", "predict"])
+def test_a_released_recipe_is_checked_and_judged_under_its_name(experiment):
+    module = load_experiment(f"experiments/{experiment}.py")
+    for preset, classes in (("gta5_released", 19), ("synthia_released", 16)):
+        config = make_config(module.Config, {"preset": preset}, module.PRESETS)
+        assert len(ex.label_space(config).names) == classes
+
+
 def test_a_split_without_labels_gives_predictions_and_no_score(inputs, tmp_path, capsys):
     data = shutil.copytree(inputs[0], tmp_path / "data")
     (data / "cityscapes/leftImg8bit/val").rename(data / "cityscapes/leftImg8bit/test")
@@ -99,6 +153,8 @@ def test_prediction_takes_a_folder_or_a_pattern_and_says_when_it_finds_nothing(i
     assert len(list((tmp_path / "all/labels").iterdir())) == len(list((tmp_path / "all/overlays").iterdir())) == 8
     assert command("predict", data, tmp_path / "one", *flags[:2], f"--images={images}/*1.png") == 0
     assert [path.name for path in (tmp_path / "one/labels").iterdir()] == ["00001.png"]
+    assert command("predict", data, tmp_path / "file", *flags[:2], f"--images={images}/00002.png") == 0
+    assert [path.name for path in (tmp_path / "file/overlays").iterdir()] == ["00002.jpg"]
     assert command("predict", data, tmp_path / "none", *flags[:2], f"--images={tmp_path}/nowhere") == 2
     assert "found none; expected .png" in capsys.readouterr().err
 

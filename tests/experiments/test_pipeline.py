@@ -155,7 +155,14 @@ def test_on_real_data_the_stages_get_preset_downloads_and_the_model_it_keeps(pre
     assert found["stage1_denoise"]["weights"] == f"o/warmup/{kept}"
     assert (found["stage2_distill"]["init"], found["stage2_distill"]["init_file"]) == ("simclr", "s.pth")
     assert found["stage2_distill"]["weights"] == f"o/stage1_denoise/{kept}"
+    assert found["stage2_distill"]["bn_pretrain"] is True
     assert found["stage3_distill"]["weights"] == found["stage3_distill"]["init_file"] == f"o/stage2_distill/{kept}"
+
+
+def test_a_student_of_stage_2_that_starts_from_imagenet_has_no_batch_norm_for_simclr():
+    config = make_config(pipeline.Config, {"stage2_init": "imagenet", "init_file": "i.pth"}, pipeline.PRESETS)
+    found = pipeline.flags(config, "stage2_distill")
+    assert (found["init"], found["init_file"], found["bn_pretrain"]) == ("imagenet", "i.pth", False)
 
 
 def test_quickstart_is_this_pipeline_and_draws_a_panel(done, data, capsys):

@@ -71,6 +71,22 @@ def test_cropped_soft_labels_are_probabilities_in_float32():
     torch.testing.assert_close(cropped.sum(0), torch.ones(16, 28), atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize(("width", "flipped"), [(1100, False), (1713, True), (3297, True)])
+def test_one_sampling_of_soft_labels_agrees_with_the_released_route_at_the_published_sizes(width, flipped):
+    """That route enlarges to the image, resizes, crops, mirrors, and reduces to a quarter."""
+    coarse = torch.randn(1, 19, 17, 33, generator=torch.Generator().manual_seed(width))
+    soft = (3 * F.interpolate(coarse, size=(129, 257), mode="bicubic")).softmax(1)
+    height, top, left = width // 2, (width // 2 - 512) // 3, (width - 896) // 2
+    maps = soft
+    for size in ((1024, 2048), (height, width)):
+        maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+    maps = maps[..., top : top + 512, left : left + 896]
+    maps = F.interpolate(maps.flip(-1) if flipped else maps, size=(128, 224), mode="bilinear", align_corners=True)[0]
+    ours = crop_soft_labels(soft[0], WeakView(*map(torch.tensor, (height, width, top, left, 512, 896, flipped))))
+    assert (ours.argmax(0) == maps.argmax(0)).float().mean() >= 0.995
+    assert (ours - maps).abs().max() < 0.03
+
+
 def test_labels_are_downscaled_to_every_fourth_row_and_column():
     assert downscale_labels(numbered(8, 8)[0]).tolist() == [[[0, 4], [32, 36]]]
     assert downscale_labels(numbered(6, 6)[0], scale=3).tolist() == [[[0, 3], [18, 21]]]
