@@ -14,7 +14,7 @@ from statistics import mean, stdev
 
 import ignite.distributed as idist
 
-from proda import experiment as ex
+from proda import domains
 from proda.config import STREETS_DATA, DataConfig
 from proda.files import save_json
 from proda.launch import load_experiment
@@ -78,7 +78,7 @@ def run(local_rank: int, config: Config) -> dict:
         raise ValueError("the ablation runs in one process; the stages themselves take --nproc_per_node")
     if config.seeds < 1:
         raise ValueError(f"--seeds={config.seeds}: must be above 0")
-    folder, root = Path(config.output), ex.data_root(config)
+    folder, root = Path(config.output), domains.data_root(config)
     runs: dict[str, list[dict]] = {row: [] for row in ROWS}
     summary = {}
     for seed in range(config.seed, config.seed + config.seeds):

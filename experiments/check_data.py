@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import ignite.distributed as idist
 from tqdm import tqdm
 
-from proda import experiment as ex
+from proda import domains
 from proda.config import STREETS, DataConfig
 from proda.data.check import Survey, survey
 from proda.data.panels import frequency_picture
@@ -49,12 +49,12 @@ def run(local_rank: int, config: Config) -> dict:
     parts = config.parts.strip("()").replace(" ", "").replace("'", "").split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"--parts={config.parts}: no part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
-    space = ex.label_space(config)
+    space = domains.label_space(config)
     job.open({"source -> target": f"{config.source} -> {config.target}, {len(space.names)} classes"})
 
     surveys = {}
     for part in parts:
-        own = ex.own_data(getattr(config, PARTS[part][0]))
+        own = domains.own_data(getattr(config, PARTS[part][0]))
         if own is not None and part == "val" and "val" not in own.splits:
             job.log.info("\nval: none, %s has no [val]; training will do without validation", own.path)
             continue
@@ -75,7 +75,7 @@ def run(local_rank: int, config: Config) -> dict:
 def check(config: Config, part: str) -> Survey:
     """Every file of a part, and whether the part as a whole can be trained on."""
     domain, split = PARTS[part]
-    result = Survey(len(ex.label_space(config).names))
+    result = Survey(len(domains.label_space(config).names))
     try:
         dataset = open_part(config, domain, split, result)
     except (ValueError, FileNotFoundError) as error:
@@ -84,7 +84,7 @@ def check(config: Config, part: str) -> Survey:
     survey(dataset, result, num_workers=config.num_workers, progress=lambda findings: tqdm(findings, part, leave=False))
     try:
         if part != "val":
-            ex.check_views(config, [(height, width) for width, height in result.sizes])
+            domains.check_views(config, [(height, width) for width, height in result.sizes])
     except ValueError as error:
         result.problems.append(str(error))
     if part == "train" and len(result.sizes) > 1:
@@ -99,12 +99,12 @@ def check(config: Config, part: str) -> Survey:
 
 def open_part(config: Config, domain: str, split: str, result: Survey):
     """The data set, with labels where there should be any; without them where they are missing, which is noted."""
-    own = ex.own_data(getattr(config, domain))
+    own = domains.own_data(getattr(config, domain))
     needed = domain == "source" or (split == "val" and (own is None or own.has_labels("val")))
     try:
-        return ex.open_data(config, domain, split, with_labels=True)
+        return domains.open_data(config, domain, split, with_labels=True)
     except FileNotFoundError as error:
-        dataset = ex.open_data(config, domain, split, with_labels=False)
+        dataset = domains.open_data(config, domain, split, with_labels=False)
         if needed:
             result.problems.append(str(error))
         return dataset

@@ -164,6 +164,22 @@ def as_dict(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
+def pick(config: Any, *names: str) -> dict[str, Any]:
+    """Some fields by name, for a function whose arguments are called the same: ``f(**pick(config, "a", "b"))``."""
+    return {name: getattr(config, name) for name in names}
+
+
+def numbers(text: str, flag: str) -> tuple[float, ...]:
+    """A flag's numbers separated by commas, each above 0."""
+    try:
+        values = tuple(float(part) for part in text.strip("()").split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) <= 0:
+        raise ValueError(f"--{flag}={text}: expected numbers above 0, separated by commas")
+    return values
+
+
 def default_output(experiment_file: str) -> str:
     return str(Path("runs") / Path(experiment_file).stem)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import ignite.distributed as idist
 
-from proda import experiment as ex
+from proda import domains
 from proda.config import as_dict, make_config
 from proda.files import save_json, sha256
 from proda.handlers.checkpoints import earlier_run
@@ -74,10 +74,10 @@ def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
     content = {
         "configuration": {n: v for n, v in as_dict(config).items() if n not in NOT_INPUTS and n not in files},
         "files": {name: sha256(path) for name, path in files.items()},
-        "descriptions": {n: sha256(v) for n in ("source", "target") if ex.own_data(v := getattr(config, n))},
+        "descriptions": {n: sha256(v) for n in ("source", "target") if domains.own_data(v := getattr(config, n))},
         "images": {
-            "source": _digest(ex.open_data(config, "source", "train", with_labels=True).names),
-            "target": _digest(ex.open_data(config, "target", "train", with_labels=False).names),
+            "source": _digest(domains.open_data(config, "source", "train", with_labels=True).names),
+            "target": _digest(domains.open_data(config, "target", "train", with_labels=False).names),
         },
     }
     return {**content, "hash": _digest(content)}

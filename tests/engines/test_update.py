@@ -7,7 +7,7 @@ from ignite.engine import Engine
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.supervised import supervised_trainer
 from proda.engines.update import Precision, images, move, resize, seeded_by_iteration
-from proda.experiment import clip_gradients
+from proda.training import clip_gradients
 from tests import tiny
 from tests.tiny import CPU, PRECISION
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import ablation
-from proda import experiment as ex
+from proda import domains
 from proda.launch import main
 from tests import small_runs
 
@@ -25,7 +25,7 @@ def command(data, output, *flags: str) -> int:
 
 
 def test_it_runs_every_row_and_goes_on_after_an_interruption(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ex, "write_streets", lambda *_, **__: None)  # the tiny Streets are there
+    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)  # the tiny Streets are there
     assert command(data, tmp_path, "--seeds=1") == 0
     rows = read(tmp_path / "summary.json")["rows"]
     assert list(rows) == list(ablation.ROWS)
