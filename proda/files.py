@@ -35,11 +35,12 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def inside(folder: Path, name: str) -> Path:
-    """``folder / name`` for a name that comes from data; ValueError if it could lead out of the folder."""
-    if not name.isprintable() or PureWindowsPath(name).name != name or name.startswith("."):  # also knows / and \\
+def inside(folder: Path, name: str, suffix: str = "") -> Path:
+    """The file ``name + suffix`` in ``folder``; ValueError if the name, which comes from data, could lead elsewhere."""
+    plain = isinstance(name, str) and name.isprintable() and PureWindowsPath(name).name == name  # also knows / and \\
+    if not plain or not name or name.startswith("."):
         raise ValueError(f"{name!r} cannot name a file in {folder}: no path separators, no leading dot")
-    return Path(folder) / name
+    return Path(folder) / (name + suffix)
 
 
 def save_tensors(content: Any, path: Path) -> None:

@@ -37,7 +37,7 @@ class SavePredictions:
             if self.colors is not None:
                 # all 256 of them, or Pillow packs several pixels to a byte
                 picture.putpalette(colorize(np.arange(256), self.colors).tobytes())
-            picture.save(inside(self.folder, f"{name}{self.suffix}"))
+            picture.save(inside(self.folder, name, self.suffix))
 
 
 class SaveOverlays:
@@ -57,4 +57,4 @@ class SaveOverlays:
             photo, colors = (
                 Image.fromarray(picture) for picture in (image_picture(image), colorize(values, self.colors))
             )
-            Image.blend(photo, colors, self.strength).save(inside(self.folder, f"{name}.jpg"), quality=90)
+            Image.blend(photo, colors, self.strength).save(inside(self.folder, name, ".jpg"), quality=90)
