@@ -17,7 +17,7 @@ from proda.config import STREETS, DataConfig, make_config
 from proda.files import save_json
 from proda.job import read_summary
 from proda.launch import load_experiment
-from proda.steps import complete
+from proda.steps import complete, tell
 from proda.tables import stage_table
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
@@ -125,8 +125,3 @@ def flags(config: Config, stage: str) -> dict:
         values["init"] = config.stage2_init
         values["init_file"] = {"simclr": config.simclr, "imagenet": config.init_file}.get(config.stage2_init, "")
     return values
-
-
-def tell(text: str) -> None:
-    if idist.get_rank() == 0:
-        print(text, flush=True)

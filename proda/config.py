@@ -9,7 +9,7 @@ import ast
 import difflib
 import inspect
 import textwrap
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +158,6 @@ def help_text(config_class: type, doc: str, presets: dict[str, dict] | None = No
 def resolve_num_classes(config: DataConfig) -> int:
     """The number of classes that a run has: the flag, else the benchmark's own."""
     return config.num_classes or (16 if config.source == "synthia" else 19)
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    return asdict(config)
 
 
 def pick(config: Any, *names: str) -> dict[str, Any]:
