@@ -21,7 +21,6 @@ from proda.job import Job
 from proda.tables import markdown_table
 
 PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("target", "val")}
-SHOWN = 20  # problems of a part that are printed; summary.json has all
 
 
 @dataclass
@@ -59,7 +58,9 @@ def run(local_rank: int, config: Config) -> dict:
             job.log.info("\nval: none, %s has no [val]; training will do without validation", own.path)
             continue
         surveys[part] = check(config, part)
-        tell(job, config, part, surveys[part], space.names)
+        job.log.info("\n%s (%s): %s", part, getattr(config, PARTS[part][0]), surveys[part].headline)
+        for line in surveys[part].lines(space.names, details=job.folder / "summary.json"):
+            job.log.info("%s", line)
     shares = {f"{part} ({getattr(config, PARTS[part][0])})": s.frequencies for part, s in surveys.items() if s.labelled}
     if shares:
         frequency_picture(shares, space.names, space.colors).save(job.folder / "classes.png")
@@ -67,9 +68,7 @@ def run(local_rank: int, config: Config) -> dict:
         job.log.info("\n%s\n", markdown_table(["% of labelled pixels", *shares], rows))
     broken = sum(len(result.problems) for result in surveys.values())
     job.log.info("problems that would break a run: %s", broken or "none found")
-    return job.finish(
-        {"exit_status": int(broken > 0), **{part: content(s, space.names) for part, s in surveys.items()}}
-    )
+    return job.finish({"exit_status": int(broken > 0), **{part: s.summary(space.names) for part, s in surveys.items()}})
 
 
 def check(config: Config, part: str) -> Survey:
@@ -108,32 +107,3 @@ def open_part(config: Config, domain: str, split: str, result: Survey):
         if needed:
             result.problems.append(str(error))
         return dataset
-
-
-def tell(job: Job, config: Config, part: str, result: Survey, names: list[str]) -> None:
-    sizes = ", ".join(f"{w}x{h}: {n}" for (w, h), n in result.sizes.most_common(5))
-    more = f", and {len(result.sizes) - 5} other sizes" if len(result.sizes) > 5 else ""
-    labels = f"{result.labelled} with labels, {100 * result.ignored:.1f}% of their pixels ignored"
-    job.log.info("\n%s (%s): %d images; %s", part, getattr(config, PARTS[part][0]), result.images, labels)
-    job.log.info("  sizes: %s%s", sizes or "none could be read", more)
-    if result.labelled:
-        absent = [name for name, count in zip(names, result.images_with, strict=False) if count == 0]
-        if absent:
-            job.log.info("  in no image: %s", ", ".join(absent))
-    for problem in result.problems[:SHOWN]:
-        job.log.info("  PROBLEM %s", problem)
-    if len(result.problems) > SHOWN:
-        job.log.info("  and %d problems more: %s", len(result.problems) - SHOWN, job.folder / "summary.json")
-
-
-def content(result: Survey, names: list[str]) -> dict:
-    """What summary.json says about a part."""
-    return {
-        "images": result.images,
-        "labelled": result.labelled,
-        "sizes": {f"{w}x{h}": n for (w, h), n in result.sizes.most_common()},
-        "ignored": result.ignored,
-        "class_frequencies": dict(zip(names, result.frequencies.tolist(), strict=True)),
-        "images_with_class": dict(zip(names, result.images_with.tolist(), strict=False)),
-        "problems": result.problems,
-    }
