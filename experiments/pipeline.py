@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ignite.distributed as idist
 
-from proda.config import STREETS, DataConfig, make_config
+from proda.config import STREETS, DataConfig, make_config, pick
 from proda.files import save_json
 from proda.job import read_summary
 from proda.launch import load_experiment
@@ -107,7 +107,7 @@ def experiment_file(stage: str) -> str:
 def flags(config: Config, stage: str) -> dict:
     """The command line of a stage. Its weights come from the stage before, under the file name its preset has."""
     module, folder = load_experiment(experiment_file(stage)), Path(config.output)
-    values = {name: getattr(config, name) for name in PASSED_ON} | {"output": str(folder / stage)}
+    values = pick(config, *PASSED_ON) | {"output": str(folder / stage)}
     if config.iterations:
         values["iterations"] = config.iterations
     preset = make_config(module.Config, values, module.PRESETS)
