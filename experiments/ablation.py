@@ -8,18 +8,16 @@ run. The same command again goes on where an earlier one stopped.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
 
 import ignite.distributed as idist
 
-from proda import experiment as ex
-from proda.config import STREETS_DATA, DataConfig
+from proda import domains
+from proda.config import STREETS_DATA, DataConfig, pick
 from proda.files import save_json
 from proda.launch import load_experiment
 from proda.steps import complete
-from proda.tables import markdown_table
+from proda.tables import compare, comparison_page
 
 # Conventional self-training: cross entropy on the soft labels' arg-max, which stays what the warm-up model says. The
 # regularizer MRKLD belongs to the symmetric loss and comes with it.
@@ -78,9 +76,9 @@ def run(local_rank: int, config: Config) -> dict:
         raise ValueError("the ablation runs in one process; the stages themselves take --nproc_per_node")
     if config.seeds < 1:
         raise ValueError(f"--seeds={config.seeds}: must be above 0")
-    folder, root = Path(config.output), ex.data_root(config)
+    folder, root = Path(config.output), domains.data_root(config)
     runs: dict[str, list[dict]] = {row: [] for row in ROWS}
-    summary = {}
+    titles = {row: title for row, (title, *_) in ROWS.items()}
     for seed in range(config.seed, config.seed + config.seeds):
         for number, (row, (title, experiment, flags, before)) in enumerate(ROWS.items(), 1):
             print(f"\n[seed {seed}, {number}/{len(ROWS)}] {title}", flush=True)
@@ -90,19 +88,20 @@ def run(local_rank: int, config: Config) -> dict:
                 "data_root": str(root),
                 "output": str(place / row),
                 "seed": seed,
-                **{name: getattr(config, name) for name in PASSED_ON},
+                **pick(config, *PASSED_ON),
                 **{flag: str(place / earlier / "last.pt") for flag, earlier in before.items()},
                 **flags,
             }
             if config.scale != 1.0:
                 flags |= shortened(experiment, config.scale)
             runs[row].append(complete(f"experiments/{experiment}.py", flags, overwrite=config.overwrite))
-            summary = results(runs)
+            summary = compare(runs, control=CONTROL)
             save_json(
                 {"seed": config.seed, "seeds": config.seeds, "scale": config.scale, **summary}, folder / "summary.json"
             )
-            (folder / "ablation.md").write_text(page(summary))
-    print("\n" + page(summary) + f"\n{folder / 'ablation.md'}")
+            page = comparison_page(summary, titles, control=CONTROL, note=NOTE)
+            (folder / "ablation.md").write_text(page)
+    print(f"\n{page}\n{folder / 'ablation.md'}")
     return summary
 
 
@@ -110,48 +109,3 @@ def shortened(experiment: str, factor: float) -> dict[str, int]:
     """Flags that multiply the length of an experiment's streets preset, and the pace of its validations."""
     preset = load_experiment(f"experiments/{experiment}.py").PRESETS["streets"]
     return {name: max(1, round(preset[name] * factor)) for name in ("iterations", "val_every")}
-
-
-def results(runs: dict[str, list[dict]]) -> dict:
-    """Scores of the rows run so far, and the steps at which they fall where the paper's rise."""
-    rows = {}
-    for row, summaries in runs.items():
-        if summaries:
-            scores = [summary["miou"] for summary in summaries]
-            deviation = stdev(scores) if len(scores) > 1 else None
-            rows[row] = {"miou": mean(scores), "deviation": deviation, "each": scores, "iou": mean_iou(summaries)}
-    falls = []
-    order = [row for row in rows if row != CONTROL]
-    for before, row in pairwise(order):
-        pairs = list(zip(rows[before]["each"], rows[row]["each"], strict=False))  # a seed is compared with itself
-        change = mean(new - old for old, new in pairs)
-        if change <= 0:
-            rising = sum(new > old for old, new in pairs)
-            falls.append({"row": row, "before": before, "change": change, "rising": rising, "seeds": len(pairs)})
-    return {"rows": rows, "other_order_than_paper": falls}
-
-
-def mean_iou(summaries: list[dict]) -> dict[str, float]:
-    """By class, over the runs in which it has a score."""
-    found = {name: [s["iou"][name] for s in summaries if s["iou"][name] is not None] for name in summaries[0]["iou"]}
-    return {name: mean(values) for name, values in found.items() if values}
-
-
-def page(summary: dict) -> str:
-    """The table as Markdown, with where its order is not the paper's."""
-    lines, before = [], None
-    for row, result in summary["rows"].items():
-        value, deviation = 100 * result["miou"], result["deviation"]
-        gain = "" if before is None else f"{value - before:+.1f}"
-        spread = "" if deviation is None else f"{100 * deviation:.1f}"
-        lines.append([ROWS[row][0], f"{value:.1f}", spread, gain, " ".join(f"{100 * s:.1f}" for s in result["each"])])
-        before = before if row == CONTROL else value
-    text = markdown_table(["", "mIoU", "deviation", "gain", "each seed"], lines) + f"\n\n{NOTE}\n"
-    if not summary["other_order_than_paper"]:
-        return text + "\nThe rows rise in the paper's order.\n"
-    text += "\nIn the paper every row is above the one before it. Here not:\n\n"
-    for fall in summary["other_order_than_paper"]:
-        row, earlier = ROWS[fall["row"]][0], ROWS[fall["before"]][0]
-        text += f"* {row}: {100 * fall['change']:+.1f} against {earlier}, above it in {fall['rising']} of "
-        text += f"{fall['seeds']} seeds\n"
-    return text

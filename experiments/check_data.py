@@ -14,7 +14,7 @@ from pathlib import Path
 import ignite.distributed as idist
 from tqdm import tqdm
 
-from proda import experiment as ex
+from proda import domains
 from proda.config import SOURCES, STREETS, DataConfig
 from proda.data.check import Survey, survey
 from proda.data.datasets import MissingLabelsError
@@ -25,7 +25,6 @@ from proda.job import Job
 from proda.tables import markdown_table
 
 PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("target", "val")}
-SHOWN = 20  # problems of a part that are printed; summary.json has all
 
 
 @dataclass
@@ -52,17 +51,19 @@ def run(local_rank: int, config: Config) -> dict:
     parts = config.parts.strip("()").replace(" ", "").replace("'", "").split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"--parts={config.parts}: no part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
-    space = ex.label_space(config)
+    space = domains.label_space(config)
     job.open({"source -> target": f"{config.source} -> {config.target}, {len(space.names)} classes"})
 
     surveys = {}
     for part in parts:
-        own = ex.own_data(getattr(config, PARTS[part][0]))
+        own = domains.own_data(getattr(config, PARTS[part][0]))
         if own is not None and part == "val" and "val" not in own.splits:
             job.log.info("\nval: none, %s has no [val]; training will do without validation", own.path)
             continue
         surveys[part] = check(config, part)
-        tell(job, config, part, surveys[part], space.names)
+        job.log.info("\n%s (%s): %s", part, getattr(config, PARTS[part][0]), surveys[part].headline)
+        for line in surveys[part].lines(space.names, details=job.folder / "summary.json"):
+            job.log.info("%s", line)
     shares = {f"{part} ({getattr(config, PARTS[part][0])})": s.frequencies for part, s in surveys.items() if s.labelled}
     if shares:
         frequency_picture(shares, space.names, space.colors).save(job.folder / "classes.png")
@@ -70,15 +71,13 @@ def run(local_rank: int, config: Config) -> dict:
         job.log.info("\n%s\n", markdown_table(["% of labelled pixels", *shares], rows))
     broken = sum(len(result.problems) for result in surveys.values())
     job.log.info("problems that would break a run: %s", broken or "none found")
-    return job.finish(
-        {"exit_status": int(broken > 0), **{part: content(s, space.names) for part, s in surveys.items()}}
-    )
+    return job.finish({"exit_status": int(broken > 0), **{part: s.summary(space.names) for part, s in surveys.items()}})
 
 
 def check(config: Config, part: str) -> Survey:
     """Every file of a part, and whether the part as a whole can be trained on."""
     domain, split = PARTS[part]
-    result = Survey(len(ex.label_space(config).names))
+    result = Survey(len(domains.label_space(config).names))
     try:
         dataset = open_part(config, domain, split, result)
     except (ValueError, FileNotFoundError) as error:
@@ -92,7 +91,7 @@ def check(config: Config, part: str) -> Survey:
     survey(dataset, result, num_workers=config.num_workers, progress=lambda findings: tqdm(findings, part, leave=False))
     try:
         if part != "val":
-            ex.check_views(config, [(height, width) for width, height in result.sizes])
+            domains.check_views(config, [(height, width) for width, height in result.sizes])
     except ValueError as error:
         result.problems.append(str(error))
     if part == "train" and len(result.sizes) > 1:
@@ -104,43 +103,13 @@ def check(config: Config, part: str) -> Survey:
 
 def open_part(config: Config, domain: str, split: str, result: Survey):
     """The data set with such labels as there are; that others are missing is noted where all are needed."""
-    own = ex.own_data(getattr(config, domain))
+    own = domains.own_data(getattr(config, domain))
     needed = domain == "source" or (split == "val" and (own is None or own.has_labels("val")))
     try:
-        return ex.open_data(config, domain, split, with_labels=True)
+        return domains.open_data(config, domain, split, with_labels=True)
     except FileNotFoundError as error:
-        dataset = ex.open_data(config, domain, split, with_labels=False)
+        dataset = domains.open_data(config, domain, split, with_labels=False)
         if not needed:
             return dataset
         result.problems.append(str(error))
         return error.dataset if isinstance(error, MissingLabelsError) else dataset
-
-
-def tell(job: Job, config: Config, part: str, result: Survey, names: list[str]) -> None:
-    sizes = ", ".join(f"{w}x{h}: {n}" for (w, h), n in result.sizes.most_common(5))
-    more = f", and {len(result.sizes) - 5} other sizes" if len(result.sizes) > 5 else ""
-    labels = f"{result.labelled} with labels, {100 * result.ignored:.1f}% of their pixels ignored"
-    labels = labels if result.labelled else "none with labels"
-    job.log.info("\n%s (%s): %d images; %s", part, getattr(config, PARTS[part][0]), result.images, labels)
-    job.log.info("  sizes: %s%s", sizes or "none could be read", more)
-    if result.labelled:
-        absent = [name for name, count in zip(names, result.images_with, strict=False) if count == 0]
-        if absent:
-            job.log.info("  in no image: %s", ", ".join(absent))
-    for problem in result.problems[:SHOWN]:
-        job.log.info("  PROBLEM %s", problem)
-    if len(result.problems) > SHOWN:
-        job.log.info("  and %d problems more: %s", len(result.problems) - SHOWN, job.folder / "summary.json")
-
-
-def content(result: Survey, names: list[str]) -> dict:
-    """What summary.json says about a part."""
-    return {
-        "images": result.images,
-        "labelled": result.labelled,
-        "sizes": {f"{w}x{h}": n for (w, h), n in result.sizes.most_common()},
-        "ignored": result.ignored,
-        "class_frequencies": dict(zip(names, result.frequencies.tolist(), strict=True)),
-        "images_with_class": dict(zip(names, result.images_with.tolist(), strict=False)),
-        "problems": result.problems,
-    }

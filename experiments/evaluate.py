@@ -15,8 +15,8 @@ from pathlib import Path
 import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
-from proda import experiment as ex
-from proda.config import SOURCES, STREETS_DATA, DataConfig
+from proda import domains, networks
+from proda.config import SOURCES, STREETS_DATA, DataConfig, numbers
 from proda.data.panels import confusion_picture
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision
@@ -39,11 +39,11 @@ PRESETS = {**SOURCES, "streets": STREETS_DATA}
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    scales, space = ex.numbers(config.scales, "scales"), ex.label_space(config)
-    own = ex.own_data(config.target)
+    scales, space = numbers(config.scales, "scales"), domains.label_space(config)
+    own = domains.own_data(config.target)
     labelled = own.has_labels(config.split) if own else config.split != "test"
-    images = ex.whole_images(config, ex.target_set(config, config.split, with_labels=labelled))
-    network = ex.network_from(config, config.weights, "weights")[0].to(job.device)
+    images = domains.whole_images(config, domains.target_set(config, config.split, with_labels=labelled))
+    network = networks.network_from(config, config.weights).to(job.device)
     job.open({"weights": config.weights, "images": f"{len(images.dataset)} {config.target} {config.split}"})
 
     precision = Precision(job.device, config.amp)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import ignite.distributed as idist
 
-from proda.config import SOURCES, STREETS, DataConfig, make_config
+from proda.config import SOURCES, STREETS, DataConfig, make_config, pick
 from proda.files import save_json
 from proda.job import read_summary
 from proda.launch import load_experiment
-from proda.steps import complete
+from proda.steps import complete, tell
 from proda.tables import stage_table
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
@@ -104,7 +104,7 @@ def experiment_file(stage: str) -> str:
 def flags(config: Config, stage: str) -> dict:
     """The command line of a stage. Its weights come from the stage before, under the file name its preset has."""
     module, folder = load_experiment(experiment_file(stage)), Path(config.output)
-    values = {name: getattr(config, name) for name in PASSED_ON} | {"output": str(folder / stage)}
+    values = pick(config, *PASSED_ON) | {"output": str(folder / stage)}
     if config.iterations:
         values["iterations"] = config.iterations
     preset = make_config(module.Config, values, module.PRESETS)
@@ -123,8 +123,3 @@ def flags(config: Config, stage: str) -> dict:
         values["bn_pretrain"] = config.stage2_init == "simclr"  # it is for the scale of self-supervised features
         values["init_file"] = {"simclr": config.simclr, "imagenet": config.init_file}.get(config.stage2_init, "")
     return values
-
-
-def tell(text: str) -> None:
-    if idist.get_rank() == 0:
-        print(text, flush=True)

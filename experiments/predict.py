@@ -13,8 +13,8 @@ from pathlib import Path
 import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
-from proda import experiment as ex
-from proda.config import SOURCES, STREETS_DATA, DataConfig
+from proda import domains, networks
+from proda.config import SOURCES, STREETS_DATA, DataConfig, numbers
 from proda.data.datasets import LabelledFiles
 from proda.data.own import IMAGE_SUFFIXES, list_files
 from proda.engines.evaluate import segmentation_evaluator
@@ -37,7 +37,7 @@ PRESETS = {**SOURCES, "streets": STREETS_DATA}
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    scales, space = ex.numbers(config.scales, "scales"), ex.label_space(config)
+    scales, space = numbers(config.scales, "scales"), domains.label_space(config)
     files = list_files(Path(), config.images) if config.images else {}
     if not files:
         raise FileNotFoundError(f"--images={config.images}: found none; expected {', '.join(IMAGE_SUFFIXES)} files")
@@ -46,8 +46,8 @@ def run(local_rank: int, config: Config) -> dict:
         names = [key.replace("/", "-") for key in files]
     dataset = LabelledFiles(list(files.values()), None, names, table=space.table, num_classes=len(space.names))
     for name in names:
-        inside(job.folder, f"{name}.png")  # now, not when its turn has come
-    network = ex.network_from(config, config.weights, "weights")[0].to(job.device)
+        inside(job.folder, name, ".png")  # now, not when its turn has come
+    network = networks.network_from(config, config.weights).to(job.device)
     job.open({"weights": config.weights, "images": len(dataset)})
 
     precision = Precision(job.device, config.amp)
@@ -58,7 +58,7 @@ def run(local_rank: int, config: Config) -> dict:
     SaveOverlays(job.folder / "overlays", space.colors).attach(evaluator)
     if idist.get_rank() == 0:
         ProgressBar(desc="prediction").attach(evaluator)
-    evaluator.run(ex.whole_images(config, dataset))
+    evaluator.run(domains.whole_images(config, dataset))
 
     job.log.info("class numbers: %s", ", ".join(f"{k} {name}" for k, name in enumerate(space.names)))
     return job.finish({"images": len(dataset), "label_free": evaluator.state.metrics["label_free"]})

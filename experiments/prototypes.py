@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import ignite.distributed as idist
 
-from proda import experiment as ex
+from proda import domains, networks
 from proda.config import STREETS_DATA, DataConfig
 from proda.engines.update import Precision
+from proda.files import sha256
 from proda.handlers.prototypes import Prototypes, initial_prototypes
 from proda.job import Job
 
@@ -34,15 +35,15 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    images = ex.whole_images(config, ex.target_set(config, "train"))
-    network = ex.network_from(config, config.weights, "weights")[0].to(job.device)
+    images = domains.whole_images(config, domains.target_set(config, "train"))
+    network = networks.network_from(config, config.weights).to(job.device)
     job.open({"weights": config.weights, "images": len(images.dataset)})
 
     prototypes = Prototypes.of(network, job.device)
     initial_prototypes(prototypes, network, images, Precision(job.device, config.amp), job.device, passes=config.passes)
     if idist.get_rank() == 0:
-        prototypes.save(job.folder / "prototypes.pt", origin=ex.sha256(config.weights))
-    names = ex.label_space(config).names
+        prototypes.save(job.folder / "prototypes.pt", origin=sha256(config.weights))
+    names = domains.label_space(config).names
     counts = dict(zip(names, prototypes.counts.tolist(), strict=True))
     for name, count in counts.items():
         job.log.info("%-16s in %4.0f images", name, count)

@@ -8,7 +8,7 @@ Give the folder to a stage with --pseudo_labels. Run again after an interruption
 
 from dataclasses import dataclass
 
-from proda import experiment as ex
+from proda import domains, networks
 from proda.config import STREETS_DATA, DataConfig
 from proda.engines.update import Precision
 from proda.handlers.pseudo_labels import missing_labels, write_pseudo_labels
@@ -37,20 +37,20 @@ def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
     if config.kind not in ("soft", "hard"):
         raise ValueError(f"--kind={config.kind}: expected soft or hard")
-    images = ex.labelled_if_possible(config, "train")
-    network = ex.network_from(config, config.weights, "weights")[0].to(job.device)
+    images = domains.labelled_if_possible(config, "train")
+    network = networks.network_from(config, config.weights).to(job.device)
     settings = {"flip": config.flip} if config.kind == "hard" else {}
-    store = ex.label_store(config, config.kind, job, images.names, **settings)
+    store = domains.label_store(config, config.kind, job, images.names, **settings)
     job.open({"weights": config.weights, "images": len(images)})
 
     missing = missing_labels(store, images.names)
     scores = write_pseudo_labels(
         store,
         network,
-        ex.named_images(config, images)(missing),
+        domains.named_images(config, images)(missing),
         Precision(job.device, config.amp),
         job.device,
         flip=config.flip,
-        class_names=ex.label_space(config).names,
+        class_names=domains.label_space(config).names,
     )
     return job.finish({"written": len(missing), "images": len(images), **scores})

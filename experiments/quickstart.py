@@ -13,12 +13,14 @@ from pathlib import Path
 import ignite.distributed as idist
 import numpy as np
 import torch
+from torch.utils.data import Subset
 
 from experiments import pipeline
-from proda import experiment as ex
+from proda import domains
 from proda.data.panels import grid, image_picture, label_picture
 from proda.engines.evaluate import predict
 from proda.engines.update import images
+from proda.networks import network_from
 
 
 @dataclass
@@ -41,11 +43,11 @@ def run(local_rank: int, config: Config) -> dict:
 @torch.no_grad()
 def draw_panel(config: Config, stages: list[str]) -> None:
     """``panel.png``: for some validation images, input, ground truth and the prediction of every stage."""
-    val = ex.target_set(config, "val", with_labels=True)
-    batches = ex.whole_images(config, ex.Subset(val, np.linspace(0, len(val) - 1, config.panel_images).astype(int)))
-    colors = ex.label_space(config).colors
+    val = domains.target_set(config, "val", with_labels=True)
+    batches = domains.whole_images(config, Subset(val, np.linspace(0, len(val) - 1, config.panel_images).astype(int)))
+    colors = domains.label_space(config).colors
     files = [Path(config.output) / stage / "last.pt" for stage in stages]
-    networks = [ex.network_from(config, str(file), "weights")[0].eval() for file in files]
+    networks = [network_from(config, str(file)).eval() for file in files]
     rows = []
     for batch in batches:
         size = tuple(batch["labels"].shape[-2:])

@@ -9,18 +9,16 @@ GTA5 -> Cityscapes: the released code reports 53.7 mIoU with 4 GPUs of 16 GB (SY
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-from ignite.engine import Events
-
-from proda import experiment as ex
-from proda.config import STREETS_ADAPT, AdaptConfig
+from proda import domains, networks, training
+from proda.config import STREETS_ADAPT, AdaptConfig, pick
 from proda.engines.denoise import denoise_trainer
 from proda.engines.evaluate import segmentation_evaluator
-from proda.engines.update import Precision, seeded_by_iteration
-from proda.handlers.batch_norm import shared_statistics, target_statistics
-from proda.handlers.checkpoints import checkpoints, resume
+from proda.engines.update import Precision
+from proda.files import sha256
+from proda.handlers.batch_norm import target_statistics
 from proda.handlers.ema import EMATeacher
-from proda.handlers.monitoring import StopOnNan
 from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import polynomial_decay
@@ -80,90 +78,54 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    source, labelled = ex.source_training(config), ex.labelled_if_possible(config, "train")
-    val = ex.whole_images(config, ex.validation_set(config))
-    warm, network = (ex.network_from(config, config.weights, "weights", dropout=config.dropout)[0] for _ in range(2))
-    epoch, iterations = ex.num_iterations(config, len(labelled))
+    source, labelled = domains.source_training(config), domains.labelled_if_possible(config, "train")
+    val = domains.whole_images(config, domains.validation_set(config))
+    warm, network = (networks.network_from(config, config.weights, dropout=config.dropout) for _ in range(2))
+    length = training.run_length(config, len(labelled))
     if config.online_soft_labels and config.renew_labels_every:
         raise ValueError("--renew_labels_every renews stored labels; with --online_soft_labels there are none")
-    soft_labels = None if config.online_soft_labels else ex.label_store(config, "soft", job, labelled.names)
-    job.open(ex.summary_lines(config, job, epoch, iterations))
+    soft_labels = None if config.online_soft_labels else domains.label_store(config, "soft", job, labelled.names)
+    job.open(training.summary_lines(config, length))
 
-    optimizer = ex.sgd(config, network)
-    student = ex.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
+    optimizer = networks.sgd(config, network)
+    student = networks.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
     teacher = EMATeacher(network, config.teacher_momentum)
     precision = Precision(job.device, config.amp)
-    schedule = polynomial_decay(optimizer, config.schedule_iterations or iterations)
+    schedule = polynomial_decay(optimizer, config.schedule_iterations or length.iterations)
 
-    names = ex.label_space(config).names
-    images = ex.named_images(config, labelled)
-    target = ex.target_training(config, full_image=True, strong=True, soft_labels=soft_labels)
-    data = partial(ex.batches, config, source, target, iterations=iterations, device=job.device)
-    prototypes = prepare_prototypes(
-        ex.Path(config.prototypes or job.folder / "prototypes.pt"),
-        warm.to(job.device),
-        images(labelled.names),
-        precision,
-        job.device,
-        passes=config.prototype_passes,
-        origin=ex.sha256(config.weights),
-    )
+    names, images = domains.label_space(config).names, domains.named_images(config, labelled)
+    target = domains.target_training(config, full_image=True, strong=True, soft_labels=soft_labels)
+    file = Path(config.prototypes or job.folder / "prototypes.pt")
+    made = {"passes": config.prototype_passes, "origin": sha256(config.weights)}
+    prototypes = prepare_prototypes(file, warm.to(job.device), images(labelled.names), precision, job.device, **made)
 
+    # the trainer's arguments have the flags' names
+    settings = pick(config, "ce_weight", "rce_weight", "regularizer_weight", "consistency_weight", "freeze_bn")
+    settings |= pick(config, "rectification", "temperature", "threshold", "teacher_mode", "replay_as_released")
+    labeller = warm if config.online_soft_labels else None
     trainer = denoise_trainer(
-        student,
-        teacher.ema_model,
-        prototypes.values,
-        optimizer,
-        precision,
-        job.device,
-        rectification=config.rectification,
-        temperature=config.temperature,
-        threshold=config.threshold,
-        ce_weight=config.ce_weight,
-        rce_weight=config.rce_weight,
-        regularizer_weight=config.regularizer_weight,
-        consistency_weight=config.consistency_weight,
-        teacher_mode=config.teacher_mode,
-        freeze_bn=config.freeze_bn,
-        replay_as_released=config.replay_as_released,
-        labeller=warm if config.online_soft_labels else None,
+        student, teacher.ema_model, prototypes.values, optimizer, precision, job.device, labeller=labeller, **settings
     )
     evaluator = segmentation_evaluator(network, len(names), precision, job.device)
-    content = lambda: ex.network_content(config, network, prototypes=prototypes.values)  # noqa: E731
-    validation = Validation(evaluator, val, names, content, job.folder)
+    weights = partial(networks.network_content, config, network, prototypes=prototypes.values)
+    validation = Validation(evaluator, val, names, weights, job.folder)
 
-    # Handlers of one event run in the order they are attached.
-    trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
-    trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
-    shared_statistics(trainer, network)
+    # Handlers of one event run in the order they are attached. The student has moved; now the prototypes, then the
+    # teacher. `train` attaches last what judges and saves.
+    training.attach_first(trainer, network, schedule, config)
     if config.target_statistics:
         target_statistics(trainer, network)
-    kept = {}
+    state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
+    state |= {"teacher": teacher, "prototypes": prototypes}
     if soft_labels is not None:
-        kept["pseudo_labels"] = PseudoLabels(
-            soft_labels,
-            warm,
-            images,
-            precision,
-            job.device,
-            class_names=names,
-            student=network,
-            folder=job.folder / "pseudo_labels",
-            renew_data=data,
-        )
-        kept["pseudo_labels"].attach(trainer, every=config.renew_labels_every)
+        renewal = {"student": network, "folder": job.folder / "pseudo_labels"}
+        renewal |= {"renew_data": partial(training.batches, config, source, target, length, job.device)}
+        labels = PseudoLabels(soft_labels, warm, images, precision, job.device, class_names=names, **renewal)
+        labels.attach(trainer, every=config.renew_labels_every)
+        state["pseudo_labels"] = labels
     if config.prototype_momentum > 0 and (config.rectification or config.consistency_weight > 0):
         PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
     teacher.attach(trainer)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
-    ex.clip_gradients(trainer, network, config.grad_clip)
-    validation.attach(trainer, every=config.val_every)
-    state = {"trainer": trainer, "student": network, "optimizer": optimizer, "schedule": schedule}
-    state |= {"teacher": teacher, "prototypes": prototypes, **kept}
-    state |= {"precision": precision, "validation": validation}
-    start = resume(state, job.folder) if config.resume else 0
-    board = ex.watch(config, job, trainer, evaluator, student=optimizer)
-    checkpoints(state, job.folder, trainer, every=config.checkpoint_every)
 
-    ex.train(trainer, data(start=start), board, iterations=iterations, epoch=epoch, stop_after=config.stop_after)
-    return job.finish(validation.summary(), iterations=iterations, images=2 * (iterations - start) * config.batch_size)
+    optimizers = {"student": optimizer}
+    return training.train(job, trainer, source, target, validation, length, state=state, optimizers=optimizers)

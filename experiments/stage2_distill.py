@@ -8,18 +8,15 @@ GTA5 -> Cityscapes: the released code reports 56.9 mIoU (SYNTHIA: 54.6 over 16 c
 """
 
 from dataclasses import dataclass
+from functools import partial
 
-from ignite.engine import Events
-
-from proda import experiment as ex
-from proda.config import STREETS_ADAPT, AdaptConfig
+from proda import domains, networks, training
+from proda.config import STREETS_ADAPT, AdaptConfig, pick
 from proda.data.store import check_threshold
 from proda.engines.distill import distill_trainer
 from proda.engines.evaluate import segmentation_evaluator
-from proda.engines.update import Precision, seeded_by_iteration
-from proda.handlers.batch_norm import shared_statistics, target_statistics
-from proda.handlers.checkpoints import checkpoints, resume
-from proda.handlers.monitoring import StopOnNan
+from proda.engines.update import Precision
+from proda.handlers.batch_norm import target_statistics
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
@@ -72,61 +69,36 @@ PRESETS = {
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
     check_threshold(config.threshold)
-    source, labelled = ex.source_training(config), ex.labelled_if_possible(config, "train")
-    val = ex.whole_images(config, ex.validation_set(config))
-    teacher = ex.network_from(config, config.weights, "weights", dropout=config.dropout)[0]
-    network = ex.initial_network(config, config.init, config.init_file, bn_pretrain=config.bn_pretrain)
-    epoch, iterations = ex.num_iterations(config, len(labelled))
-    hard_labels = ex.label_store(config, "hard", job, labelled.names, flip=config.flip)
-    job.open(ex.summary_lines(config, job, epoch, iterations))
+    source, labelled = domains.source_training(config), domains.labelled_if_possible(config, "train")
+    val = domains.whole_images(config, domains.validation_set(config))
+    teacher = networks.network_from(config, config.weights, dropout=config.dropout)
+    network = networks.initial_network(config, config.init, config.init_file, bn_pretrain=config.bn_pretrain)
+    length = training.run_length(config, len(labelled))
+    hard_labels = domains.label_store(config, "hard", job, labelled.names, flip=config.flip)
+    job.open(training.summary_lines(config, length))
 
-    optimizer = ex.sgd(config, network)
-    student = ex.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
+    optimizer = networks.sgd(config, network)
+    student = networks.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
     precision = Precision(job.device, config.amp)
-    schedule = polynomial_decay(optimizer, config.schedule_iterations or iterations)
+    schedule = polynomial_decay(optimizer, config.schedule_iterations or length.iterations)
 
-    names = ex.label_space(config).names
-    labels = {"pseudo_labels": hard_labels, "threshold": config.threshold}
-    labels |= {"threshold_as_released": config.threshold_as_released}
-    target = ex.target_training(config, strong=True, **labels)
+    names, images = domains.label_space(config).names, domains.named_images(config, labelled)
+    thresholds = pick(config, "threshold", "threshold_as_released")
+    target = domains.target_training(config, strong=True, pseudo_labels=hard_labels, **thresholds)
 
-    trainer = distill_trainer(
-        student,
-        teacher.to(job.device),
-        optimizer,
-        precision,
-        job.device,
-        distillation_weight=config.distillation_weight,
-        distillation_as_released=config.distillation_as_released,
-        freeze_bn=config.freeze_bn,
-        replay_as_released=config.replay_as_released,
-    )
+    settings = pick(config, "distillation_weight", "distillation_as_released", "freeze_bn", "replay_as_released")
+    trainer = distill_trainer(student, teacher.to(job.device), optimizer, precision, job.device, **settings)
     evaluator = segmentation_evaluator(network, len(names), precision, job.device)
-    validation = Validation(evaluator, val, names, lambda: ex.network_content(config, network), job.folder)
+    weights = partial(networks.network_content, config, network)
+    validation = Validation(evaluator, val, names, weights, job.folder)
+    labels = PseudoLabels(hard_labels, teacher, images, precision, job.device, flip=config.flip, class_names=names)
 
-    trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
-    trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
-    shared_statistics(trainer, network)
+    # Handlers of one event run in the order they are attached; `train` attaches last what judges and saves.
+    training.attach_first(trainer, network, schedule, config)
     if config.target_statistics:
         target_statistics(trainer, network)
-    PseudoLabels(
-        hard_labels,
-        teacher,
-        ex.named_images(config, labelled),
-        precision,
-        job.device,
-        flip=config.flip,
-        class_names=names,
-    ).attach(trainer)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
-    ex.clip_gradients(trainer, network, config.grad_clip)
-    validation.attach(trainer, every=config.val_every)
-    state = {"trainer": trainer, "student": network, "optimizer": optimizer, "schedule": schedule}
-    state |= {"precision": precision, "validation": validation}
-    start = resume(state, job.folder) if config.resume else 0
-    board = ex.watch(config, job, trainer, evaluator, student=optimizer)
-    checkpoints(state, job.folder, trainer, every=config.checkpoint_every)
+    labels.attach(trainer)
 
-    data = ex.batches(config, source, target, iterations=iterations, device=job.device, start=start)
-    ex.train(trainer, data, board, iterations=iterations, epoch=epoch, stop_after=config.stop_after)
-    return job.finish(validation.summary(), iterations=iterations, images=2 * (iterations - start) * config.batch_size)
+    state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
+    optimizers = {"student": optimizer}
+    return training.train(job, trainer, source, target, validation, length, state=state, optimizers=optimizers)

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import torch
 from ignite.engine import Events
 
-from proda import experiment as ex
-from proda.config import STREETS, AdaptConfig
+from proda import domains, networks, training
+from proda.config import STREETS, AdaptConfig, pick
 from proda.engines.adversarial import adversarial_trainer
 from proda.engines.evaluate import segmentation_evaluator
-from proda.engines.update import Precision, seeded_by_iteration
-from proda.handlers.batch_norm import shared_statistics, target_statistics
-from proda.handlers.checkpoints import checkpoints, resume
-from proda.handlers.monitoring import StopOnNan
+from proda.engines.update import Precision
+from proda.handlers.batch_norm import target_statistics
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
 from proda.job import Job
@@ -54,57 +52,36 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    source, target = ex.source_training(config), ex.target_training(config)
-    val = ex.whole_images(config, ex.validation_set(config))
-    epoch, iterations = ex.num_iterations(config, len(target))
-    horizon = config.schedule_iterations or iterations
+    source, target = domains.source_training(config), domains.target_training(config)
+    val = domains.whole_images(config, domains.validation_set(config))
+    length = training.run_length(config, len(target))
 
-    network = ex.initial_network(config, config.init, config.init_file)
-    optimizer = ex.sgd(config, network)
-    student = ex.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
-    judge = Discriminator(len(ex.label_space(config).names))
+    network = networks.initial_network(config, config.init, config.init_file)
+    optimizer = networks.sgd(config, network)
+    student = networks.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
+    names = domains.label_space(config).names
+    judge = Discriminator(len(names))
     judge_optimizer = torch.optim.Adam(judge.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
-    discriminator = ex.parallel(judge, job.device, sync_bn=False)
+    discriminator = networks.parallel(judge, job.device, sync_bn=False)
     precision = Precision(job.device, config.amp)
+    horizon = config.schedule_iterations or length.iterations
     schedule, judge_schedule = polynomial_decay(optimizer, horizon), polynomial_decay(judge_optimizer, horizon)
-    job.open(ex.summary_lines(config, job, epoch, iterations))
+    job.open(training.summary_lines(config, length))
 
-    names = ex.label_space(config).names
-    trainer = adversarial_trainer(
-        student,
-        discriminator,
-        optimizer,
-        judge_optimizer,
-        precision,
-        job.device,
-        adversarial_weight=config.adversarial_weight,
-        gan=config.gan,
-        freeze_bn=config.freeze_bn,
-    )
+    settings = pick(config, "adversarial_weight", "gan", "freeze_bn")
+    trainer = adversarial_trainer(student, discriminator, optimizer, judge_optimizer, precision, job.device, **settings)
     evaluator = segmentation_evaluator(network, len(names), precision, job.device)
-    content = lambda: ex.network_content(config, network, discriminator=judge.state_dict())  # noqa: E731
-    validation = Validation(evaluator, val, names, content, job.folder)
+    weights = lambda: networks.network_content(config, network, discriminator=judge.state_dict())  # noqa: E731
+    validation = Validation(evaluator, val, names, weights, job.folder)
 
-    trainer.add_event_handler(Events.ITERATION_STARTED, seeded_by_iteration(config.seed))
-    trainer.add_event_handler(Events.ITERATION_STARTED, schedule)
-    shared_statistics(trainer, network)
+    # Handlers of one event run in the order they are attached; `train` attaches last what judges and saves.
+    training.attach_first(trainer, network, schedule, config)
     if config.target_statistics:
         target_statistics(trainer, network)
     trainer.add_event_handler(Events.ITERATION_STARTED, judge_schedule)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
-    ex.clip_gradients(trainer, network, config.grad_clip)
-    validation.attach(trainer, every=config.val_every)
-    state = {"trainer": trainer, "student": network, "optimizer": optimizer, "schedule": schedule}
-    state |= {
-        "discriminator": judge,
-        "discriminator_optimizer": judge_optimizer,
-        "discriminator_schedule": judge_schedule,
-    }
-    state |= {"precision": precision, "validation": validation}
-    start = resume(state, job.folder) if config.resume else 0
-    board = ex.watch(config, job, trainer, evaluator, student=optimizer, discriminator=judge_optimizer)
-    checkpoints(state, job.folder, trainer, every=config.checkpoint_every)
 
-    data = ex.batches(config, source, target, iterations=iterations, device=job.device, start=start)
-    ex.train(trainer, data, board, iterations=iterations, epoch=epoch, stop_after=config.stop_after)
-    return job.finish(validation.summary(), iterations=iterations, images=2 * (iterations - start) * config.batch_size)
+    state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
+    state |= {"discriminator": judge, "discriminator_optimizer": judge_optimizer}
+    state |= {"discriminator_schedule": judge_schedule}
+    optimizers = {"student": optimizer, "discriminator": judge_optimizer}
+    return training.train(job, trainer, source, target, validation, length, state=state, optimizers=optimizers)

@@ -9,7 +9,7 @@ import ast
 import difflib
 import inspect
 import textwrap
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +167,20 @@ def resolve_num_classes(config: DataConfig) -> int:
     return config.num_classes or (16 if config.source == "synthia" else 19)
 
 
-def as_dict(config: Any) -> dict[str, Any]:
-    return asdict(config)
+def pick(config: Any, *names: str) -> dict[str, Any]:
+    """Some fields by name, for a function whose arguments are called the same: ``f(**pick(config, "a", "b"))``."""
+    return {name: getattr(config, name) for name in names}
+
+
+def numbers(text: str, flag: str) -> tuple[float, ...]:
+    """A flag's numbers separated by commas, each from 0.1 to 10."""
+    try:
+        values = tuple(float(part) for part in text.strip("()").split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0.1 <= value <= 10 for value in values):
+        raise ValueError(f"--{flag}={text}: expected numbers from 0.1 to 10, separated by commas")
+    return values
 
 
 def default_output(experiment_file: str) -> str:

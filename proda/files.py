@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-PLAIN = "expected printable characters, no path separators, no leading dot"
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -37,14 +35,16 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def inside(folder: Path, name: str) -> Path:
-    """``folder / name`` for a name that comes from data; ValueError if it could lead out of the folder.
+def inside(folder: Path, name: str, suffix: str = "") -> Path:
+    """The file ``name + suffix`` in ``folder``; ValueError if the name, which comes from data, could lead elsewhere.
 
     Nor may it hold what is not printable: line ends, bytes that are not UTF-8.
     """
-    if not name.isprintable() or PureWindowsPath(name).name != name or name.startswith("."):  # also knows / and \\
-        raise ValueError(f"{name!r} cannot name a file in {folder}: {PLAIN}")
-    return Path(folder) / name
+    plain = isinstance(name, str) and name.isprintable() and PureWindowsPath(name).name == name  # also knows / and \\
+    if not plain or not name or name.startswith("."):
+        expected = "expected printable characters, no path separators, no leading dot"
+        raise ValueError(f"{name!r} cannot name a file in {folder}: {expected}")
+    return Path(folder) / (name + suffix)
 
 
 def save_tensors(content: Any, path: Path) -> None:

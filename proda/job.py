@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import ignite.distributed as idist
 import torch
 from ignite.utils import manual_seed
 
-from proda.config import as_dict
 from proda.files import save_json
 from proda.handlers.checkpoints import earlier_run
 
@@ -53,7 +53,7 @@ class Job:
         if idist.get_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             _print_and_write(self.log, self.folder / "train.log")
-            save_json({**as_dict(self.config), "run": self._provenance()}, self.folder / "config.json")
+            save_json({**asdict(self.config), "run": self._provenance()}, self.folder / "config.json")
         if changes:
             self.log.warning("this run began with other settings: %s", ", ".join(changes))
         summary = {
@@ -126,7 +126,7 @@ def _claim(folder: Path, config: Any) -> list[str]:
         before = json.loads((folder / "config.json").read_text())
     except ValueError:
         return []
-    now = as_dict(config)
+    now = asdict(config)
     return [
         f"--{name}={before[name]}, now {now[name]}"
         for name in now

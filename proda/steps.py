@@ -7,13 +7,14 @@ the weights files and of descriptions of own data, and the names of the images.
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 
-from proda import experiment as ex
-from proda.config import as_dict, make_config
+from proda import domains
+from proda.config import make_config
 from proda.files import save_json, sha256
 from proda.handlers.checkpoints import earlier_run
 from proda.job import FREE, LEFT, read_summary
@@ -40,7 +41,7 @@ def complete(experiment: str, flags: dict[str, Any], *, overwrite: bool = False)
     same, used = before.get("hash") == now["hash"], finished or bool(earlier_run(folder))
     idist.barrier()  # each process has looked before one of them writes
     if same and finished:
-        _tell(f"{folder}: up to date, skipped")
+        tell(f"{folder}: up to date, skipped")
         return read_summary(folder)
     if used and not same and not overwrite:
         raise ValueError(
@@ -61,6 +62,12 @@ def complete(experiment: str, flags: dict[str, Any], *, overwrite: bool = False)
     return read_summary(folder)
 
 
+def tell(text: str) -> None:
+    """A line on the terminal, once for all processes."""
+    if idist.get_rank() == 0:
+        print(text, flush=True)
+
+
 def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
     """What the result of an experiment depends on, and the SHA-256 of all of it under ``hash``."""
     module = load_experiment(experiment)
@@ -72,12 +79,12 @@ def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
                 f"--{name}={path}: no such file; expected the weights that {experiment} starts from"
             )
     content = {
-        "configuration": {n: v for n, v in as_dict(config).items() if n not in NOT_INPUTS and n not in files},
+        "configuration": {n: v for n, v in asdict(config).items() if n not in NOT_INPUTS and n not in files},
         "files": {name: sha256(path) for name, path in files.items()},
-        "descriptions": {n: sha256(v) for n in ("source", "target") if ex.own_data(v := getattr(config, n))},
+        "descriptions": {n: sha256(v) for n in ("source", "target") if domains.own_data(v := getattr(config, n))},
         "images": {
-            "source": _digest(ex.open_data(config, "source", "train", with_labels=True).names),
-            "target": _digest(ex.open_data(config, "target", "train", with_labels=False).names),
+            "source": _digest(domains.open_data(config, "source", "train", with_labels=True).names),
+            "target": _digest(domains.open_data(config, "target", "train", with_labels=False).names),
         },
     }
     return {**content, "hash": _digest(content)}
@@ -121,8 +128,3 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _tell(line: str) -> None:
-    if idist.get_rank() == 0:
-        print(line, flush=True)

@@ -1,6 +1,8 @@
 """Results as text for a terminal or a Markdown page."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import mean, stdev
 from typing import Any
 
 
@@ -43,3 +45,51 @@ def stage_table(stages: dict[str, dict[str, Any]]) -> str:
         for name, s in judged.items()
     ]
     return markdown_table(["stage", *scores, "label-free score", "seconds"], rows)
+
+
+def compare(runs: dict[str, list[dict[str, Any]]], *, control: str) -> dict[str, Any]:
+    """Scores of rows of runs, from their ``summary.json``, and the steps at which they fall where the paper's rise.
+
+    A row may have no run yet. No row is compared with that of the ``control``.
+    """
+    rows = {}
+    for row, summaries in runs.items():
+        if summaries:
+            scores = [summary["miou"] for summary in summaries]
+            deviation = stdev(scores) if len(scores) > 1 else None
+            rows[row] = {"miou": mean(scores), "deviation": deviation, "each": scores, "iou": _mean_iou(summaries)}
+    falls = []
+    order = [row for row in rows if row != control]
+    for before, row in pairwise(order):
+        pairs = list(zip(rows[before]["each"], rows[row]["each"], strict=False))  # a seed is compared with itself
+        change = mean(new - old for old, new in pairs)
+        if change <= 0:
+            rising = sum(new > old for old, new in pairs)
+            falls.append({"row": row, "before": before, "change": change, "rising": rising, "seeds": len(pairs)})
+    return {"rows": rows, "other_order_than_paper": falls}
+
+
+def _mean_iou(summaries: list[dict[str, Any]]) -> dict[str, float]:
+    """By class, over the runs in which it has a score."""
+    found = {name: [s["iou"][name] for s in summaries if s["iou"][name] is not None] for name in summaries[0]["iou"]}
+    return {name: mean(values) for name, values in found.items() if values}
+
+
+def comparison_page(summary: dict[str, Any], titles: dict[str, str], *, control: str, note: str) -> str:
+    """What :func:`compare` gave as Markdown: a table with a note, and where its order is not the paper's."""
+    lines, before = [], None
+    for row, result in summary["rows"].items():
+        value, deviation = 100 * result["miou"], result["deviation"]
+        gain = "" if before is None else f"{value - before:+.1f}"
+        spread = "" if deviation is None else f"{100 * deviation:.1f}"
+        lines.append([titles[row], f"{value:.1f}", spread, gain, " ".join(f"{100 * s:.1f}" for s in result["each"])])
+        before = before if row == control else value
+    text = markdown_table(["", "mIoU", "deviation", "gain", "each seed"], lines) + f"\n\n{note}\n"
+    if not summary["other_order_than_paper"]:
+        return text + "\nThe rows rise in the paper's order.\n"
+    text += "\nIn the paper every row is above the one before it. Here not:\n\n"
+    for fall in summary["other_order_than_paper"]:
+        row, earlier = titles[fall["row"]], titles[fall["before"]]
+        text += f"* {row}: {100 * fall['change']:+.1f} against {earlier}, above it in {fall['rising']} of "
+        text += f"{fall['seeds']} seeds\n"
+    return text

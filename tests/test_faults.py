@@ -269,9 +269,9 @@ def test_no_pseudo_label_store_runs_code(clean_data, weights, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "..", "a/b", "a\\b", "C:x", "a\0b", ".hidden", ""])
 def test_no_image_name_leads_out_of_the_output_folder(name, tmp_path):
-    with pytest.raises(ValueError, match="cannot name a pseudo label"):
+    with pytest.raises(ValueError, match="cannot name a file"):
         SoftLabelStore(tmp_path / "store", 3).write(name, torch.full((3, 2, 2), 1 / 3))
-    with pytest.raises(ValueError, match="cannot name a pseudo label"):
+    with pytest.raises(ValueError, match="cannot name a file"):
         HardLabelStore(tmp_path / "store").write(name, torch.zeros(2, 2).long(), torch.ones(2, 2))
     assert not list(tmp_path.rglob("*outside*")) and not Path("/tmp/outside").exists()
 

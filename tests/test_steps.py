@@ -61,7 +61,7 @@ class Step:
 def step(tmp_path, monkeypatch) -> Step:
     found = Step(tmp_path)
     monkeypatch.setattr(steps, "start", found.start)
-    monkeypatch.setattr(steps.ex, "open_data", found.open_data)
+    monkeypatch.setattr(steps.domains, "open_data", found.open_data)
     return found
 
 

@@ -1,14 +1,17 @@
 """Is the data fit for a run? The spot check that every run makes, and what ``experiments/check_data.py`` looks at."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from proda.data.datasets import LabelledFiles
+
+SHOWN = 20  # problems of a survey that its lines tell; its summary has all
 
 
 def spot_check(dataset: LabelledFiles, count: int = 8) -> list[tuple[int, int]]:
@@ -80,6 +83,38 @@ class Survey:
     def ignored(self) -> float:
         """Share of pixels without a class."""
         return 1 - self.pixels[: self.num_classes].sum() / self.pixels.sum() if self.labelled else 0.0
+
+    @property
+    def headline(self) -> str:
+        """How much there is."""
+        labels = f"{self.labelled} with labels, {100 * self.ignored:.1f}% of their pixels ignored"
+        labels = labels if self.labelled else "none with labels"
+        return f"{self.images} images; {labels}"
+
+    def lines(self, class_names: list[str], *, details: Path) -> Iterator[str]:
+        """Sizes, classes that are in no image, and the first problems; ``details`` is the file that has them all."""
+        sizes = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.sizes.most_common(5))
+        more = f", and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
+        yield f"  sizes: {sizes or 'none could be read'}{more}"
+        absent = [name for name, count in zip(class_names, self.images_with, strict=False) if count == 0]
+        if self.labelled and absent:
+            yield f"  in no image: {', '.join(absent)}"
+        for problem in self.problems[:SHOWN]:
+            yield f"  PROBLEM {problem}"
+        if len(self.problems) > SHOWN:
+            yield f"  and {len(self.problems) - SHOWN} problems more: {details}"
+
+    def summary(self, class_names: list[str]) -> dict[str, Any]:
+        """What ``summary.json`` says about the data set."""
+        return {
+            "images": self.images,
+            "labelled": self.labelled,
+            "sizes": {f"{w}x{h}": n for (w, h), n in self.sizes.most_common()},
+            "ignored": self.ignored,
+            "class_frequencies": dict(zip(class_names, self.frequencies.tolist(), strict=True)),
+            "images_with_class": dict(zip(class_names, self.images_with.tolist(), strict=False)),
+            "problems": self.problems,
+        }
 
 
 def survey(

@@ -17,7 +17,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +26,7 @@ from imagecodecs import png_decode
 from PIL import Image
 from torch import Tensor
 
-from proda.files import PLAIN, replacing, save_json
+from proda.files import inside, replacing, save_json
 
 # K classes; h, w network resolution; H, W image size.
 FORMAT = 1  # raise it whenever a file of an older version would be read wrongly
@@ -63,7 +63,7 @@ def open_store(
     folder = Path(folder)
     images = list(manifest.images)
     for name in images:
-        _check_name(name)
+        inside(folder, name)
     if len(set(images)) != len(images):
         twice = next(name for i, name in enumerate(images) if name in images[:i])
         raise ValueError(f"{folder}: two images are called {twice!r}; names must differ")
@@ -133,8 +133,7 @@ class _Store:
                     (self.folder / part / file).unlink(missing_ok=True)
 
     def _path(self, part: str, name: str) -> Path:
-        _check_name(name)
-        return self.folder / part / (name + self.parts[part])
+        return inside(self.folder / part, name, self.parts[part])
 
     def _delete(self) -> None:
         for part, suffix in self.parts.items():
@@ -289,13 +288,6 @@ class HardLabelStore(_Store):
         if codes.max() >= len(_CONFIDENCES):
             raise _damaged(confidence_path, f"level {codes.max()}, the highest is {len(_CONFIDENCES) - 1}")
         return torch.from_numpy(labels), torch.from_numpy(_CONFIDENCES.take(codes))
-
-
-def _check_name(name: str) -> None:
-    """Names come from data: one that is more than a file name could leave the folder."""
-    plain = isinstance(name, str) and name.isprintable() and PureWindowsPath(name).name == name  # also knows / and \
-    if not plain or not name or name.startswith("."):
-        raise ValueError(f"image name {name!r} cannot name a pseudo label: {PLAIN}")
 
 
 def _listing(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
+from ignite.utils import manual_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -102,7 +103,6 @@ def seeded_by_iteration(seed: int) -> Callable[[Engine], None]:
 
     So a resumed run needs no generator states to draw what an uninterrupted one would have drawn.
     """
-    from ignite.utils import manual_seed
 
     def reseed(engine: Engine) -> None:
         manual_seed((seed * 1_000_003 + engine.state.iteration * 1_009 + idist.get_rank()) % 2**32)

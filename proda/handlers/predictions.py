@@ -37,7 +37,7 @@ class SavePredictions:
             if self.colors is not None:
                 # all 256 of them, or Pillow packs several pixels to a byte
                 picture.putpalette(colorize(np.arange(256), self.colors).tobytes())
-            with replacing(inside(self.folder, f"{name}{self.suffix}")) as partial:
+            with replacing(inside(self.folder, name, self.suffix)) as partial:
                 picture.save(partial, "PNG")
 
 
@@ -58,5 +58,5 @@ class SaveOverlays:
             photo, colors = (
                 Image.fromarray(picture) for picture in (image_picture(image), colorize(values, self.colors))
             )
-            with replacing(inside(self.folder, f"{name}.jpg")) as partial:
+            with replacing(inside(self.folder, name, ".jpg")) as partial:
                 Image.blend(photo, colors, self.strength).save(partial, "JPEG", quality=90)

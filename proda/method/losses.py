@@ -4,9 +4,6 @@ Every loss takes tensors and returns a float32 scalar without a weight: the fact
 the caller's. Half-precision inputs are raised to float32 first, because logarithms of small probabilities are lost
 in bfloat16. Class labels are integers of any type; ``IGNORE`` marks pixels that take part in nothing.
 Means over pixels divide by the number of pixels that take part, or by ``pixels`` (a scalar tensor) where it is given:
-processes that share a global batch divide by the same number.
-
-``pixels`` of a masked mean is the number to divide by, if it is not that of the valid pixels at hand: several
 processes whose gradients are averaged divide by their mean number, so that every pixel of the batch weighs the same.
 
 B batch, K classes, h w height and width of the maps.
@@ -132,12 +129,6 @@ def generator_loss(disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
 def discriminator_loss(disc_source: Tensor, disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
     """Loss of the discriminator, a sum of two means: source is domain 0, target is domain 1."""
     return _domain_loss(disc_source, 0.0, kind) + _domain_loss(disc_target, 1.0, kind)
-
-
-def _divisor(valid: Tensor, pixels: Tensor | None) -> Tensor:
-    """The number of pixels to divide by; 1 for none, whose sum is 0 anyway."""
-    pixels = valid.sum() if pixels is None else pixels
-    return torch.where(pixels > 0, pixels, 1).float()
 
 
 def _domain_loss(output: Tensor, domain: float, kind: GanKind) -> Tensor:

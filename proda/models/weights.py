@@ -1,10 +1,9 @@
-"""Every checkpoint format that is read, and the one that is written; no code runs from any of them.
+"""Every checkpoint format that is read; no code runs from any of them.
 
 Read: our own checkpoints, released ``.pkl`` checkpoints of all stages and their prototype files, bare state dicts,
 ImageNet weights of torchvision, SimCLR checkpoints. Errors are one line: the file, what was found, what was expected.
 """
 
-import os
 import re
 import struct
 import zipfile
@@ -132,20 +131,6 @@ def prototypes_origin(path: str | Path) -> str:
     return origin if isinstance(origin, str) else ""
 
 
-def save_weights(path: str | Path, model: nn.Module, *, prototypes: Tensor | None = None, **info: object) -> None:
-    """Writes what :func:`load_weights` reads: the network, prototypes if any, and plain values such as ``num_classes``.
-
-    The file appears complete or not at all.
-    """
-    data = {"model": model.state_dict(), **info}
-    _write(path, data if prototypes is None else data | {"prototypes": prototypes})
-
-
-def save_prototypes(path: str | Path, prototypes: Tensor, counts: Tensor) -> None:
-    """Writes prototypes [K, D] and how many vectors each has seen [K], as :func:`load_prototypes` reads them."""
-    _write(path, {"prototypes": prototypes, "counts": counts})
-
-
 def load_imagenet(model: DeepLab, path: str | Path | None = None) -> str:
     """Fills the backbone with torchvision's ImageNet weights; returns one line saying how many tensors matched.
 
@@ -205,14 +190,6 @@ def _read(path: str | Path) -> Any:
         else:
             found = f"cannot be read ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]})"
         raise ValueError(f"{path}: {found}; expected tensors and plain values saved with torch.save") from None
-
-
-def _write(path: str | Path, data: object) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    torch.save(data, unfinished)
-    os.replace(unfinished, path)
 
 
 def _describe(data: object) -> str:

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from experiments import pseudo_labels
-from proda import experiment as ex
+from proda import domains
 from proda.config import ConfigError, DataConfig, TrainConfig, make_config
+from proda.data.labels import benchmark_labels
 from proda.data.own import list_files, read_description
 from proda.job import read_summary
 from proda.launch import main
@@ -159,7 +160,7 @@ def test_a_photograph_is_turned_upright(tmp_path):
     exif[0x0112] = 6  # the camera was held upright
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
     own = read_description(describe(tmp_path, '[train]\nimages = "*.jpg"\n'))
-    assert own.open("train", ex.benchmark_labels(19), with_labels=False)[0].image.size == (4, 8)
+    assert own.open("train", benchmark_labels(19), with_labels=False)[0].image.size == (4, 8)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_a_mistake_in_a_description_is_one_line_with_the_files_name(tmp_path, te
 def test_a_description_or_a_folder_that_is_not_there_is_named(tmp_path):
     assert "no such file" in error_of(lambda: read_description(tmp_path / "a.toml"), FileNotFoundError)
     own = read_description(describe(tmp_path, '[train]\nimages = "rgb"\n'))
-    space = ex.benchmark_labels(19)
+    space = benchmark_labels(19)
     assert "no images rgb for [train]" in error_of(
         lambda: own.open("train", space, with_labels=False), FileNotFoundError
     )
@@ -224,14 +225,14 @@ def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold
     target = str(describe(tmp_path, '[train]\nimages = "rgb"\n'))
     flags = {"target": target, "batch_size": batch_size, "mean_width": 80, "crop_width": 16, "crop_height": 8}
     settings = make_config(TrainConfig, flags)
-    assert len(ex.target_training(settings)) == 2  # crops have one size
+    assert len(domains.target_training(settings)) == 2  # crops have one size
     if refused:
-        assert error_of(lambda: ex.target_training(settings, full_image=True)) == (
+        assert error_of(lambda: domains.target_training(settings, full_image=True)) == (
             f"{target}: training images of 80x40 and 90x40; whole images of one batch must have one size (own data: "
             "size = [width, height] in the description)"
         )
     else:
-        assert len(ex.target_training(settings, full_image=True)) == 2
+        assert len(domains.target_training(settings, full_image=True)) == 2
 
 
 def test_a_file_name_that_no_prediction_could_have_is_told_before_work(tmp_path, capsys):
@@ -274,21 +275,21 @@ def test_the_source_decides_on_the_classes_and_the_target_on_its_ids(tmp_path):
         'classes = [{ name = "road", ids = 8 }, { name = "car", ids = 9 }]\n[train]\nimages = "rgb"\n',
         "coded.toml",
     )
-    assert ex.label_space(config(source=str(source), target=str(plain))).ids.tolist() == [3, 1]
-    space = ex.label_space(config(source=str(source), target=str(coded)))
+    assert domains.label_space(config(source=str(source), target=str(plain))).ids.tolist() == [3, 1]
+    space = domains.label_space(config(source=str(source), target=str(coded)))
     assert space.names == ["road", "car"] and space.ids.tolist() == [8, 9] and space.colors[1].tolist() == [0, 0, 142]
-    assert ex.label_space(config(source="synthia", target=str(plain))).ids[:3].tolist() == [7, 8, 11]
+    assert domains.label_space(config(source="synthia", target=str(plain))).ids[:3].tolist() == [7, 8, 11]
 
 
 def test_source_and_target_that_do_not_go_together_are_refused(tmp_path):
     source = str(simulator(tmp_path))
-    assert "needs a --target" in error_of(lambda: ex.target_set(config(source=source), "train"))
+    assert "needs a --target" in error_of(lambda: domains.target_set(config(source=source), "train"))
     other = describe(tmp_path, 'classes = [{ name = "car" }, { name = "road" }]\n[train]\nimages = "rgb"\n')
-    found = error_of(lambda: ex.label_space(config(source=source, target=str(other))))
+    found = error_of(lambda: domains.label_space(config(source=source, target=str(other))))
     assert "its classes are car, road; expected those of the source, in its order: road, car" in found
-    assert "has 2 classes" in error_of(lambda: ex.label_space(config(source=source, num_classes=19)))
+    assert "has 2 classes" in error_of(lambda: domains.label_space(config(source=source, num_classes=19)))
     assert "no classes" in error_of(
-        lambda: ex.label_space(config(source=str(describe(tmp_path, '[train]\nimages = "rgb"\n'))))
+        lambda: domains.label_space(config(source=str(describe(tmp_path, '[train]\nimages = "rgb"\n'))))
     )
 
 
@@ -301,7 +302,7 @@ def test_photographs_without_labels_stand_in_for_validation(tmp_path):
     for number in range(3):
         photo(tmp_path / f"rgb/{number}.jpg")
     target = str(describe(tmp_path, '[train]\nimages = "rgb"\n', "photos.toml"))
-    images = ex.validation_set(config(target=target))
+    images = domains.validation_set(config(target=target))
     assert len(images) == 3 and images[0].labels is None
 
 
@@ -313,7 +314,7 @@ def test_pseudo_labels_are_stale_when_the_description_or_the_precision_has_chang
         target.write_text(description)
         flags = {"weights": str(tmp_path / "model.pt"), "pseudo_labels": str(tmp_path / "labels")} | flags
         settings = make_config(pseudo_labels.Config, {"target": str(target), **flags})
-        return ex.label_store(settings, "hard", None, ["a"], flip=True)
+        return domains.label_store(settings, "hard", None, ["a"], flip=True)
 
     labels().write("a", torch.zeros(4, 8).long(), torch.ones(4, 8))
     assert labels().missing(["a"]) == []
@@ -326,7 +327,7 @@ def test_pseudo_labels_are_stale_when_the_description_or_the_precision_has_chang
 
 
 def test_pseudo_labels_of_a_benchmark_need_no_description():
-    assert ex.prediction_settings(config(amp="bf16")) == {"amp": "bf16"}
+    assert domains.prediction_settings(config(amp="bf16")) == {"amp": "bf16"}
 
 
 def blocks(language: str) -> list[str]:

@@ -209,11 +209,11 @@ def test_a_name_never_leaves_the_folder(tmp_path, name):
         (SoftLabelStore(inside, 3), (one_hot(),)),
         (HardLabelStore(inside), (torch.zeros(1, 1).long(), torch.ones(1, 1))),
     ):
-        with pytest.raises(ValueError, match="cannot name a pseudo label"):
+        with pytest.raises(ValueError, match="cannot name a file"):
             store.write(name, *content)
-        with pytest.raises(ValueError, match="cannot name a pseudo label"):
+        with pytest.raises(ValueError, match="cannot name a file"):
             store.read(name)
-    with pytest.raises(ValueError, match="cannot name a pseudo label"):
+    with pytest.raises(ValueError, match="cannot name a file"):
         open_store(inside, "soft", Manifest(3, "ab", {}, [name]))
     assert not list(tmp_path.iterdir())
 

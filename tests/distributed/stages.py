@@ -17,7 +17,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from proda import experiment as ex
+from proda import domains, networks
 from proda.config import DataConfig, RunConfig, make_config
 from proda.data.store import HardLabelStore, SoftLabelStore
 from proda.engines.evaluate import segmentation_evaluator
@@ -39,7 +39,7 @@ class Config(RunConfig):
 def run(local_rank: int, config: Config) -> dict:
     written: list[str] = []
     exchanges: Counter = Counter()
-    wrap = ex.parallel
+    wrap = networks.parallel
 
     def counted(*args, **settings):
         network = wrap(*args, **settings)
@@ -55,7 +55,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     record = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ex, "parallel", counted)
+        patch.setattr(networks, "parallel", counted)
         patch.setattr(prototypes, "COUNT_CAP", CAP)
         for store in (SoftLabelStore, HardLabelStore):
             patch.setattr(store, "write", _recorded(store.write, written))
@@ -84,9 +84,9 @@ def _confusion(config: Config) -> list[list[float]]:
     """Of the untrained weights on the validation images."""
     settings = {"data_root": config.data_root, "num_classes": 13, "backbone": "tiny", "val_batch_size": 2}
     settings = make_config(DataConfig, settings | {"num_workers": 0, "device": "cpu"})
-    network = ex.network_from(settings, config.weights, "weights")[0]
+    network = networks.network_from(settings, config.weights)
     evaluator = segmentation_evaluator(network, 13, Precision("cpu"), torch.device("cpu"))
-    evaluator.run(ex.whole_images(settings, ex.validation_set(settings)))
+    evaluator.run(domains.whole_images(settings, domains.validation_set(settings)))
     return evaluator.state.metrics["confusion"].tolist()
 
 

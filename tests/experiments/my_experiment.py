@@ -4,10 +4,11 @@ python run.py tests/experiments/my_experiment.py --weights=runs/warmup/last.pt
 """
 
 from dataclasses import dataclass
+from functools import partial
 
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 
-from proda import experiment as ex
+from proda import domains, networks, training
 from proda.config import TrainConfig
 from proda.engines.denoise import denoise_trainer
 from proda.engines.evaluate import segmentation_evaluator
@@ -48,30 +49,32 @@ class Diary:
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    source, images = ex.source_training(config), ex.target_set(config, "train")
-    warm, student = (ex.network_from(config, config.weights, "weights")[0].to(job.device) for _ in range(2))
-    epoch, iterations = ex.num_iterations(config, len(images))
-    soft_labels = ex.label_store(config, "soft", job, images.names)
-    job.open(ex.summary_lines(config, job, epoch, iterations))
+    source, images = domains.source_training(config), domains.target_set(config, "train")
+    val = domains.whole_images(config, domains.validation_set(config))
+    warm, student = (networks.network_from(config, config.weights).to(job.device) for _ in range(2))
+    length = training.run_length(config, len(images))
+    soft_labels = domains.label_store(config, "soft", job, images.names)
+    target = domains.target_training(config, full_image=True, strong=True, soft_labels=soft_labels)
+    job.open(training.summary_lines(config, length))
 
-    optimizer, precision = ex.sgd(config, student), Precision(job.device, config.amp)
-    teacher, named = EMATeacher(student), ex.named_images(config, images)
-    file = job.folder / "prototypes.pt"
-    prototypes = prepare_prototypes(file, warm, named(images.names), precision, job.device)
-    names = ex.label_space(config).names
+    optimizer, precision = networks.sgd(config, student), Precision(job.device, config.amp)
+    schedule = polynomial_decay(optimizer, length.iterations)
+    teacher, named = EMATeacher(student), domains.named_images(config, images)
+    prototypes = prepare_prototypes(job.folder / "prototypes.pt", warm, named(images.names), precision, job.device)
     trainer = denoise_trainer(student, teacher.ema_model, prototypes.values, optimizer, precision, job.device)
+    names, weights = domains.label_space(config).names, partial(networks.network_content, config, student)
     evaluator = segmentation_evaluator(student, len(names), precision, job.device)
-    val, weights = ex.whole_images(config, ex.validation_set(config)), lambda: ex.network_content(config, student)
     validation, diary = Validation(evaluator, val, names, weights, job.folder), Diary()
 
     diary.attach(trainer)
-    trainer.add_event_handler(Events.ITERATION_STARTED, polynomial_decay(optimizer, iterations))
+    training.attach_first(trainer, student, schedule, config)
     PseudoLabels(soft_labels, warm, named, precision, job.device).attach(trainer)
     PrototypeEMA(prototypes).attach(trainer)
     teacher.attach(trainer)
-    validation.attach(trainer, every=config.val_every)
 
-    target = ex.target_training(config, full_image=True, strong=True, soft_labels=soft_labels)
-    data = ex.batches(config, source, target, iterations=iterations, device=job.device)
-    trainer.run(data, max_iters=iterations, epoch_length=epoch)
-    return job.finish({**validation.summary(), "moments": diary.moments, "changed_labels": diary.changed})
+    state = {"student": student, "optimizer": optimizer, "schedule": schedule, "precision": precision}
+    state |= {"teacher": teacher, "prototypes": prototypes}
+    notes, optimizers = {"moments": diary.moments, "changed_labels": diary.changed}, {"student": optimizer}
+    return training.train(
+        job, trainer, source, target, validation, length, state=state, optimizers=optimizers, notes=notes
+    )

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from experiments import ablation
-from proda import experiment as ex
+from proda import domains
 from proda.launch import main
+from proda.tables import compare, comparison_page
 from tests import small_runs
 
 
@@ -19,13 +20,18 @@ def data(tmp_path_factory):
     return small_runs.write_data(tmp_path_factory.mktemp("streets"), num_val=2)
 
 
+def page(found: dict) -> str:
+    titles = {row: title for row, (title, *_) in ablation.ROWS.items()}
+    return comparison_page(found, titles, control=ablation.CONTROL, note=ablation.NOTE)
+
+
 def command(data, output, *flags: str) -> int:
     common = [f"--data_root={data}", f"--output={output}", "--scale=0.007", "--device=cpu"]
     return main(["experiments/ablation.py", *common, *flags])
 
 
 def test_it_runs_every_row_and_goes_on_after_an_interruption(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ex, "write_streets", lambda *_, **__: None)  # the tiny Streets are there
+    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)  # the tiny Streets are there
     assert command(data, tmp_path, "--seeds=1") == 0
     rows = read(tmp_path / "summary.json")["rows"]
     assert list(rows) == list(ablation.ROWS)
@@ -56,14 +62,15 @@ def test_a_row_that_falls_is_told_with_the_seeds_in_which_it_does():
     iou = {"road": 0.5, "rider": None}
     scores = {"source_only": [0.3, 0.4], "warmup": [0.4, 0.5], "self_training": [0.45, 0.43]}
     scores |= {ablation.CONTROL: [0.9, 0.9]}  # which is above all others, and compared with none
-    found = ablation.results({row: [{"miou": s, "iou": iou} for s in scores.get(row, [])] for row in ablation.ROWS})
+    runs = {row: [{"miou": s, "iou": iou} for s in scores.get(row, [])] for row in ablation.ROWS}
+    found = compare(runs, control=ablation.CONTROL)
     assert found["rows"]["warmup"]["miou"] == pytest.approx(0.45)
     assert found["rows"]["warmup"]["deviation"] == pytest.approx(0.05 * 2**0.5)
     assert found["rows"]["warmup"]["iou"] == {"road": 0.5}
     (fall,) = found["other_order_than_paper"]
     assert (fall["row"], fall["rising"], fall["seeds"]) == ("self_training", 1, 2)
     assert fall["change"] == pytest.approx(-0.01)
-    text = ablation.page(found)
+    text = page(found)
     assert "* conventional self-training: -1.0 against warm-up, above it in 1 of 2 seeds" in text
     assert "45.0 |       7.1 |" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| conventional self-training")]
@@ -72,4 +79,4 @@ def test_a_row_that_falls_is_told_with_the_seeds_in_which_it_does():
 
 def test_rows_that_rise_are_in_the_papers_order():
     runs = {row: [{"miou": k / 10, "iou": {}}] for k, row in enumerate(ablation.ROWS)}
-    assert "The rows rise in the paper's order." in ablation.page(ablation.results(runs))
+    assert "The rows rise in the paper's order." in page(compare(runs, control=ablation.CONTROL))

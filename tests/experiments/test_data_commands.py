@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from proda import experiment as ex
+from proda import domains
 from proda.config import make_config
 from proda.job import read_summary
 from proda.launch import load_experiment, main
@@ -133,7 +133,7 @@ def test_a_released_recipe_is_checked_and_judged_under_its_name(experiment):
     module = load_experiment(f"experiments/{experiment}.py")
     for preset, classes in (("gta5_released", 19), ("synthia_released", 16)):
         config = make_config(module.Config, {"preset": preset}, module.PRESETS)
-        assert len(ex.label_space(config).names) == classes
+        assert len(domains.label_space(config).names) == classes
 
 
 def test_a_split_without_labels_gives_predictions_and_no_score(inputs, tmp_path, capsys):

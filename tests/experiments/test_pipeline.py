@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from experiments import pipeline
-from proda import experiment as ex
+from proda import domains
 from proda.config import make_config
+from proda.files import sha256
 from proda.launch import main, start
 from tests import small_runs
 
@@ -24,7 +25,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _tiny_streets(monkeypatch) -> None:
-    monkeypatch.setattr(ex, "write_streets", lambda *_, **__: None)  # they are there
+    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)  # they are there
 
 
 def command(data: Path, output: Path, experiment: str = "pipeline", **more) -> int:
@@ -36,7 +37,7 @@ def command(data: Path, output: Path, experiment: str = "pipeline", **more) -> i
 def done(data, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ex, "write_streets", lambda *_, **__: None)
+        patch.setattr(domains, "write_streets", lambda *_, **__: None)
         assert command(data, output, until="stage1") == 0
         assert not (output / "stage2_distill").exists()
         assert command(data, output, from_stage="stage2") == 0
@@ -61,7 +62,7 @@ def test_every_stage_starts_from_what_the_one_before_has_left(done):
     assert stage3["weights"] == stage3["init_file"] == str(done / "stage2_distill/last.pt")
     assert [stage for stage in ALL if config_of(done, stage).get("train_on") == "target"] == ["oracle"]
     recorded = read(done / "stage1_denoise/inputs.json")
-    assert recorded["files"] == {"weights": ex.sha256(done / "warmup/last.pt")}
+    assert recorded["files"] == {"weights": sha256(done / "warmup/last.pt")}
     assert recorded["configuration"]["iterations"] == 2 and "output" not in recorded["configuration"]
 
 

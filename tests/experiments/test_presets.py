@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 
-from proda import experiment as ex
+from proda import domains, training
 from proda.config import make_config
 from proda.launch import load_experiment
 
@@ -159,7 +159,7 @@ def test_the_source_alone_picks_its_recipe_and_gta5_is_the_default(stage):
 def test_a_source_has_its_own_number_of_classes(stage, source, classes):
     module = load_experiment(f"experiments/{stage}.py")
     config = make_config(module.Config, {"preset": f"{source}_released"}, module.PRESETS)
-    assert len(ex.label_space(config).names) == classes
+    assert len(domains.label_space(config).names) == classes
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -167,7 +167,7 @@ def test_a_run_on_cityscapes_has_the_published_length(stage):
     module = load_experiment(f"experiments/{stage}.py")
     for preset in ("gta5", "gta5_released"):
         config = make_config(module.Config, {"preset": preset}, module.PRESETS)
-        assert ex.num_iterations(config, TARGET_IMAGES) == (743, 62_412)
+        assert training.run_length(config, TARGET_IMAGES) == (743, 62_412)
 
 
 def test_labels_and_prototypes_made_alone_are_those_that_the_stages_make():

@@ -7,10 +7,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from proda import experiment as ex
 from proda.data.labels import class_names
 from proda.data.streets import write_streets
-from proda.launch import main
+from proda.launch import ROOT, main
 from proda.models.weights import load_prototypes, load_weights
 from tests import small_runs
 
@@ -225,7 +224,7 @@ def test_a_loss_of_nan_ends_the_run_in_one_line_and_spoils_no_file(data, weights
 
 
 def test_every_experiment_is_tried_somewhere():
-    here = {path.stem for path in Path(ex.__file__).parent.parent.glob("experiments/[a-z]*.py")}
+    here = {path.stem for path in ROOT.glob("experiments/[a-z]*.py")}
     tried = {*TRAINING, "evaluate", "pseudo_labels", "prototypes"}
     elsewhere = {"ablation", "check_data", "pipeline", "predict", "quickstart"}  # have test files of their own
     assert here <= tried | elsewhere and tried <= here

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from proda.files import save_tensors
 from proda.models.deeplab import DeepLab
 from proda.models.discriminator import Discriminator
 from proda.models.weights import (
@@ -17,8 +18,6 @@ from proda.models.weights import (
     load_prototypes,
     load_simclr,
     load_weights,
-    save_prototypes,
-    save_weights,
 )
 
 
@@ -31,6 +30,11 @@ def released(model: nn.Module, prototypes: torch.Tensor | None = None, **entries
     vectors = torch.zeros(19, 256) if prototypes is None else prototypes
     entry = {"model_state": OrderedDict(model.state_dict()), "objective_vectors": vectors}
     return {"ResNet101": entry, "iter": 1000, "best_iou": np.float64(0.5375), **entries}
+
+
+def ours(model: nn.Module, **entries) -> dict:
+    """What the training stages save."""
+    return {"model": model.state_dict(), **entries}
 
 
 def assert_same(model: nn.Module, other: nn.Module) -> None:
@@ -140,7 +144,7 @@ def test_allow_list_is_gone_after_loading(tmp_path):
 
 def test_our_checkpoint_returns_what_was_saved(tmp_path):
     model, path, prototypes = network(13), tmp_path / "runs" / "best.pt", torch.rand(13, 16)
-    save_weights(path, model, prototypes=prototypes, num_classes=13, iteration=7, source="gta5")
+    save_tensors(ours(model, prototypes=prototypes, num_classes=13, iteration=7, source="gta5"), path)
     weights = load_weights(path)
     assert weights.info == {"num_classes": 13, "iteration": 7, "source": "gta5"}
     assert torch.equal(weights.prototypes, prototypes)
@@ -180,7 +184,7 @@ def test_released_prototype_file_is_a_bare_tensor(tmp_path, zip_container):
 
 def test_our_prototype_file_returns_what_was_saved(tmp_path):
     prototypes, path = torch.rand(19, 16), tmp_path / "prototypes.pt"
-    save_prototypes(path, prototypes, torch.ones(19))
+    torch.save({"prototypes": prototypes, "counts": torch.ones(19), "origin": ""}, path)
     assert torch.equal(load_prototypes(path), prototypes)
 
 
@@ -208,7 +212,7 @@ def test_file_without_prototypes_is_refused(tmp_path, data, found):
 
 def test_other_number_of_classes_is_named_and_nothing_is_copied(tmp_path):
     path, other = tmp_path / "best.pt", network(16)
-    save_weights(path, network(19))
+    torch.save(ours(network(19)), path)
     before = other.conv1.weight.clone()
     for strict in (True, False):
         with pytest.raises(ValueError, match=r"best.pt: found weights for 19 classes, expected 16 classes"):
@@ -224,7 +228,7 @@ def test_discriminator_of_another_number_of_classes_is_named(tmp_path):
 
 
 def test_checkpoint_without_a_discriminator_says_so(tmp_path):
-    save_weights(tmp_path / "stage1.pt", network())
+    torch.save(ours(network()), tmp_path / "stage1.pt")
     with pytest.raises(ValueError, match=r"stage1.pt: found no discriminator"):
         load_discriminator(Discriminator(19, width=2), tmp_path / "stage1.pt")
 
@@ -241,7 +245,7 @@ def test_no_matching_key_names_the_first_of_both_sides(tmp_path):
 
 
 def test_another_width_names_the_first_shape_that_differs(tmp_path):
-    save_weights(tmp_path / "best.pt", network())
+    torch.save(ours(network()), tmp_path / "best.pt")
     wider = DeepLab(19, blocks=(1, 1, 1, 1), width=4, head_channels=16)
     with pytest.raises(ValueError, match=r"conv1.weight, found \[2, 3, 7, 7\], expected \[4, 3, 7, 7\]"):
         load_into(wider, tmp_path / "best.pt", strict=False)
@@ -249,12 +253,12 @@ def test_another_width_names_the_first_shape_that_differs(tmp_path):
 
 def test_extra_batch_norm_of_one_side_is_an_error_unless_asked_for(tmp_path):
     model, path = network(bn_pretrain=True), tmp_path / "stage2.pt"
-    save_weights(path, model)
+    torch.save(ours(model), path)
     with pytest.raises(ValueError, match=r"first only in the file: bn_pretrain.weight"):
         load_into(network(), path)
     load_into(other := network(), path, strict=False)
     assert torch.equal(other.conv1.weight, model.conv1.weight)
-    save_weights(path, network())
+    torch.save(ours(network()), path)
     with pytest.raises(ValueError, match=r"first only in the network: bn_pretrain.weight"):
         load_into(network(bn_pretrain=True), path)
 
