@@ -3,8 +3,6 @@
 Every loss takes tensors and returns a float32 scalar without a weight: the factor of a term (0.01, 0.1, 10, ...) is
 the caller's. Half-precision inputs are raised to float32 first, because logarithms of small probabilities are lost
 in bfloat16. Class labels are integers of any type; ``IGNORE`` marks pixels that take part in nothing.
-Means over pixels divide by the number of pixels that take part, or by ``pixels`` (a scalar tensor) where it is given:
-processes that share a global batch divide by the same number.
 
 ``pixels`` of a masked mean is the number to divide by, if it is not that of the valid pixels at hand: several
 processes whose gradients are averaged divide by their mean number, so that every pixel of the batch weighs the same.
@@ -37,7 +35,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = Non
     whole = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
     total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction=whole).sum()
     pixels = (labels != IGNORE).sum() if pixels is None else pixels
-    return total / torch.where(pixels > 0, pixels, 1).float() + torch.where(pixels > 0, 0.0, empty)
+    return total / _divisor(pixels) + torch.where(pixels > 0, 0.0, empty)
 
 
 def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = None) -> Tensor:
@@ -51,8 +49,7 @@ def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | No
     p_label = p.gather(1, labels.long().where(valid, 0).unsqueeze(1)).squeeze(1)
     # log q is 0 at the label and the same large negative number at every other class.
     per_pixel = -math.log(SMALLEST_LABEL) * (p.sum(1) - p_label)
-    pixels = valid.sum() if pixels is None else pixels
-    return (per_pixel * valid).sum() / (pixels.float() + 1e-6)
+    return (per_pixel * valid).sum() / _divisor(valid.sum() if pixels is None else pixels)
 
 
 def symmetric_cross_entropy(
@@ -105,8 +102,8 @@ def structure_consistency(
     teacher = (-temperature * teacher_distances.detach().float()).softmax(1)
     divergence = F.kl_div(log_student, teacher, reduction="none").sum(1)
     valid = valid.reshape(divergence.shape).bool()
-    pixels = valid.sum() if pixels is None else pixels
-    return divergence.where(valid, 0).sum() / (torch.where(pixels > 0, pixels, 1).float() * student_distances.shape[1])
+    pixels = _divisor(valid.sum() if pixels is None else pixels)
+    return divergence.where(valid, 0).sum() / (pixels * student_distances.shape[1])
 
 
 def distillation(student_logits: Tensor, teacher_logits: Tensor, *, as_released: bool = False) -> Tensor:
@@ -134,9 +131,8 @@ def discriminator_loss(disc_source: Tensor, disc_target: Tensor, *, kind: GanKin
     return _domain_loss(disc_source, 0.0, kind) + _domain_loss(disc_target, 1.0, kind)
 
 
-def _divisor(valid: Tensor, pixels: Tensor | None) -> Tensor:
+def _divisor(pixels: Tensor) -> Tensor:
     """The number of pixels to divide by; 1 for none, whose sum is 0 anyway."""
-    pixels = valid.sum() if pixels is None else pixels
     return torch.where(pixels > 0, pixels, 1).float()
 
 
