@@ -156,7 +156,7 @@ def help_text(config_class: type, doc: str, presets: dict[str, dict] | None = No
     if presets:
         lines += [f"presets: {', '.join(presets)}", ""]
     width = max(len(f"--{field.name}={field.default}") for field in fields(config_class))
-    lines.append("flags:")
+    lines.append("flags (--config=FILE gives those in the config.json of another run, which single flags override):")
     for field in fields(config_class):
         lines.append(f"  {f'--{field.name}={field.default}':<{width}}  {docs[field.name]}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -16,7 +17,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,12 @@ from proda.config import ConfigError, default_output, help_text, make_config
 ROOT = Path(__file__).resolve().parent.parent
 # What a user or a machine can cause and one line explains; anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
-PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+PEER_GONE = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed"),
+    *("ncclRemoteError", "remote process exited", "Connection closed by remote peer"),  # as NCCL says it
+)
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NOT_REPEATED = ("run", "output", "resume", "overwrite", "stop_after")  # entries of config.json that --config leaves out
 GRACE = 15.0  # seconds that the other processes have to end by themselves once one has failed
 
 
@@ -49,7 +55,7 @@ def main(argv: list[str]) -> int:
         if {"-h", "--help"} & set(argv[1:]):
             print(help_text(module.Config, module.__doc__ or "", getattr(module, "PRESETS", None)))
             return 0
-        result = start(argv[0], parse_flags(argv[1:]))
+        result = start(argv[0], with_recorded(parse_flags(argv[1:])))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as end:
@@ -83,9 +89,14 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
         )
     joining = not spawn and any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")) and not idist.backend()
     backend = (config.backend or _default_backend(config)) if spawn or joining else None
+    group = _group_variables(os.environ, on_cpu=config.device == "cpu", spawn=spawn, gpus=gpus)
     if spawn:
-        return _spawn(experiment, config, backend)
-    with _quiet_ignite(), idist.Parallel(backend=backend) as parallel:
+        with _environment(group):
+            return _spawn(experiment, config, backend)
+    if joining and os.environ.get("SLURM_PROCID") == "0" and "RANK" not in os.environ:
+        tasks, job = os.environ.get("SLURM_NTASKS"), os.environ.get("SLURM_JOB_ID")
+        print(f"waiting for the {tasks} tasks of SLURM job {job}; srun starts them", file=sys.stderr, flush=True)
+    with _environment(group if joining else os.environ), _quiet_ignite(), idist.Parallel(backend=backend) as parallel:
         result = []
         run = lambda local_rank: result.append(module.run(local_rank, config))  # noqa: E731
         if joining and idist.get_world_size() > 1:
@@ -153,6 +164,48 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
         stray = next((word for word in arguments if not word.startswith("--")), " ".join(arguments))
         raise ConfigError(f"{stray!r}: expected flags of the form --name=value")
     return flags
+
+
+def with_recorded(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags with those that ``--config=FILE``, the config.json of an earlier run, adds to them."""
+    if not (path := flags.get("config")):
+        return flags
+    try:
+        recorded = json.loads(Path(path).read_text())
+        recorded = {name: value for name, value in recorded.items() if name not in NOT_REPEATED}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"--config={path}: expected the config.json of a run") from error
+    return recorded | {name: value for name, value in flags.items() if name != "config"}
+
+
+def _group_variables(environment: Mapping[str, str], *, on_cpu: bool, spawn: bool, gpus: int) -> dict[str, str]:
+    """The environment in which Ignite finds its place in the group of processes.
+
+    ``gpus``: how many this process sees.
+    """
+    found = dict(environment)
+    if spawn or all(name in found for name in TORCHRUN):
+        # In a SLURM job Ignite counts SLURM's tasks, and refuses processes that torchrun or we made of one of them.
+        found.pop("SLURM_JOB_ID", None)
+    if on_cpu:
+        found["CUDA_VISIBLE_DEVICES"] = ""  # Ignite would put networks on the GPUs that it sees
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if name in found and gpus and not spawn:  # a task that is shown its own GPU alone knows it as number 0
+            found[name] = str(int(found[name]) % gpus)
+    return found
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """``os.environ`` as given, and afterwards as it was."""
+    before, variables = dict(os.environ), dict(variables)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _spawn(experiment: str, config: Any, backend: str) -> None:

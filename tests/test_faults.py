@@ -20,6 +20,7 @@ from proda.data.store import HardLabelStore, SoftLabelStore
 from proda.handlers.checkpoints import damage, resume
 from proda.handlers.predictions import SaveOverlays, SavePredictions
 from proda.handlers.stopping import Stopped
+from proda.handlers.validation import Validation
 from proda.launch import main
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, flags, train
@@ -192,7 +193,7 @@ def test_a_loader_that_dies_ends_the_run_in_one_line(clean_data, weights, tmp_pa
     while not (tmp_path / "checkpoint_2.pt").exists():
         assert run.poll() is None, run.communicate()
         time.sleep(0.01)
-    os.kill(_loader_of(run.pid), 9)
+    os.kill(_children(run.pid)[0], 9)
     began = time.monotonic()
     _, err = run.communicate(timeout=60)
     assert time.monotonic() - began < 30 and run.returncode == 2
@@ -213,6 +214,48 @@ def test_a_fault_in_one_of_two_processes_ends_both_with_the_line_of_that_one(dat
     lines = [line for line in err.splitlines() if line.startswith("error")]
     assert len(lines) == 1 and lines[0].startswith(f"error: {image}: not a complete image"), err
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_both_processes_with_one_line(clean_data, weights, tmp_path):
+    run = small_runs.launch(
+        small_runs.command(
+            "source_only", clean_data, weights, tmp_path / "run", nproc_per_node=2, lr=1e18, checkpoint_every=1
+        )
+    )
+    while not (tmp_path / "run" / "checkpoint_1.pt").exists():
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+    began = time.monotonic()
+    _, err = run.communicate(timeout=60)
+    assert time.monotonic() - began < 30 and run.returncode == 2 and "Traceback" not in err, err
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert len(lines) == 1 and "the loss is not a finite number at iteration 2" in lines[0], err
+    assert not damage(tmp_path / "run" / "checkpoint_1.pt")
+
+
+@pytest.mark.slow
+def test_a_loader_that_dies_in_one_of_two_processes_ends_both(clean_data, weights, tmp_path):
+    command = small_runs.command(
+        "source_only", clean_data, weights, tmp_path, num_workers=2, iterations=4000, nproc_per_node=2, freeze_bn=True
+    )
+    run = small_runs.launch(command)
+    while not (tmp_path / "checkpoint_2.pt").exists():
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.01)
+    trainer = next(child for child in _children(run.pid) if _children(child))
+    os.kill(random.SystemRandom().choice(_children(trainer)), 9)
+    began = time.monotonic()
+    _, err = run.communicate(timeout=60)
+    assert time.monotonic() - began < 30 and run.returncode == 2, err
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert len(lines) == 1 and "DataLoader worker" in lines[0], err
+
+
+def test_fewer_validation_images_than_processes_is_one_line(monkeypatch):
+    monkeypatch.setattr("proda.handlers.validation.idist.get_world_size", lambda: 8)
+    with pytest.raises(ValueError, match=r"fewer validation images than processes \(8\)"):
+        Validation(Engine(lambda *_: None), [], [], dict, Path("unused"))
 
 
 # Nothing runs code, nothing leaves the folder
@@ -305,12 +348,13 @@ def _fails(stage, data, weights, folder, capsys, /, **more) -> str:
     return lines[0]
 
 
-def _loader_of(pid: int) -> int:
-    """A process that prepares batches for the training process ``pid``."""
+def _children(pid: int) -> list[int]:
+    """What ``pid`` has started: loaders of a training process, or training processes of a launcher."""
+    found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if int((path / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                return int(path.name)
+                found.append(int(path.name))
         except OSError:
             continue
-    raise AssertionError("no loader process")
+    return found

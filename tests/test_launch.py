@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from proda.launch import ROOT, load_experiment, main, parse_flags, start
+from proda.launch import ROOT, _group_variables, load_experiment, main, parse_flags, start
 from tests import small_runs
 
 EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/[a-z]*.py"))
@@ -166,6 +166,45 @@ def test_settings_that_do_not_fit_the_data(stage, more, message, data, capsys, t
     path = small_runs.write_weights(tmp_path / "before.pt")
     status, error = answer(capsys, f"experiments/{stage}.py", *flags_of(stage, data, str(path), **more))
     assert status == 2 and message in error
+
+
+def test_a_run_can_be_made_again_from_its_config(data, tmp_path):
+    weights = small_runs.write_weights(tmp_path / "before.pt")
+    flags = flags_of("source_only", data, str(weights), iterations=2, seed=3)
+    assert main([str(ROOT / "experiments/source_only.py"), *flags]) == 0
+    again = ["--config=run/config.json", "--output=again"]
+    assert main([str(ROOT / "experiments/source_only.py"), *again]) == 0
+    assert not small_runs.differing(small_runs.checkpoint(Path("again"), 2), small_runs.checkpoint(Path("run"), 2))
+    assert main([str(ROOT / "experiments/source_only.py"), *again, "--iterations=1", "--overwrite"]) == 0
+    assert small_runs.checkpoint(Path("again"), 1)["trainer"]["iteration"] == 1
+
+
+@pytest.mark.parametrize("content", ["no json", "[1]"])
+def test_a_config_that_is_none_is_one_line(content, capsys):
+    Path("config.json").write_text(content)
+    status, error = answer(capsys, STAGE_1, "--config=config.json")
+    assert status == 2 and "--config=config.json: expected the config.json of a run" in error
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NTASKS": "2"}
+OF_TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "settings", "found"),
+    [
+        (SLURM, {}, SLURM),
+        (OF_TORCHRUN, {"gpus": 4}, OF_TORCHRUN),
+        # torchrun in a task of a SLURM job, and processes that we spawn in one
+        (SLURM | OF_TORCHRUN, {}, {k: v for k, v in (SLURM | OF_TORCHRUN).items() if k != "SLURM_JOB_ID"}),
+        (SLURM, {"spawn": True}, {k: v for k, v in SLURM.items() if k != "SLURM_JOB_ID"}),
+        # srun --gpus-per-task=1 --gpu-bind=single:1
+        (SLURM, {"gpus": 1}, SLURM | {"SLURM_LOCALID": "0"}),
+        (OF_TORCHRUN, {"on_cpu": True}, OF_TORCHRUN | {"CUDA_VISIBLE_DEVICES": ""}),
+    ],
+)
+def test_variables_that_place_a_process_in_its_group(environment, settings, found):
+    assert _group_variables(environment, **{"on_cpu": False, "spawn": False, "gpus": 0, **settings}) == found
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

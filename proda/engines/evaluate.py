@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 from ignite.metrics import ConfusionMatrix, Metric
+from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
@@ -33,9 +33,9 @@ class LabelFreeScore(Metric):
         self._entropy = self._entropy + entropy.to(self._device)
         self._images = self._images + len(output[0])
 
+    @sync_all_reduce("_mean", "_entropy", "_images")
     def compute(self) -> float:
-        mean, entropy, count = (idist.all_reduce(part) for part in (self._mean, self._entropy, self._images))
-        mean, entropy = mean / count, entropy / count
+        mean, entropy = self._mean / self._images, self._entropy / self._images
         return float(-(mean * mean.clamp_min(1e-12).log()).sum() - entropy)
 
 

@@ -46,7 +46,7 @@ class Precision:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled() and state:  # empty: of a run without loss scaling, to be gone on with by --amp=fp16
             self.scaler.load_state_dict(state)
 
 
@@ -99,12 +99,13 @@ def mean_over_processes(count: Tensor) -> Tensor:
 
 
 def seeded_by_iteration(seed: int) -> Callable[[Engine], None]:
-    """A handler for ``ITERATION_STARTED``: all random numbers of an iteration follow from seed, iteration and rank.
+    """A handler for ``ITERATION_STARTED``: all random numbers of an iteration follow from seed and iteration.
 
-    So a resumed run needs no generator states to draw what an uninterrupted one would have drawn.
+    So a resumed run needs no generator states to draw what an uninterrupted one would have drawn. All processes draw
+    the same: what differs between the images of a batch is drawn for the global batch (see ``Dropout``).
     """
 
     def reseed(engine: Engine) -> None:
-        manual_seed((seed * 1_000_003 + engine.state.iteration * 1_009 + idist.get_rank()) % 2**32)
+        manual_seed((seed * 1_000_003 + engine.state.iteration * 1_009) % 2**32)
 
     return reseed

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,9 @@ class Validation:
         weights: Callable[[], dict[str, Any]],
         folder: Path,
     ) -> None:
+        processes = idist.get_world_size()
+        if processes > 1 and isinstance(batches, Sized) and not len(batches):
+            raise ValueError(f"fewer validation images than processes ({processes}): start fewer processes")
         self.evaluator, self.batches, self.class_names = evaluator, batches, class_names
         self.weights, self.folder = weights, Path(folder)
         self.results: list[dict[str, Any]] = []

@@ -34,7 +34,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = Non
     whole = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
     total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction=whole).sum()
     pixels = (labels != IGNORE).sum() if pixels is None else pixels
-    return total / torch.where(pixels > 0, pixels, 1).float() + torch.where(pixels > 0, 0.0, empty)
+    return total / _divisor(pixels) + torch.where(pixels > 0, 0.0, empty)
 
 
 def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = None) -> Tensor:
@@ -48,8 +48,7 @@ def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | No
     p_label = p.gather(1, labels.long().where(valid, 0).unsqueeze(1)).squeeze(1)
     # log q is 0 at the label and the same large negative number at every other class.
     per_pixel = -math.log(SMALLEST_LABEL) * (p.sum(1) - p_label)
-    pixels = valid.sum() if pixels is None else pixels
-    return (per_pixel * valid).sum() / (pixels.float() + 1e-6)
+    return (per_pixel * valid).sum() / _divisor(valid.sum() if pixels is None else pixels)
 
 
 def symmetric_cross_entropy(
@@ -102,8 +101,8 @@ def structure_consistency(
     teacher = (-temperature * teacher_distances.detach().float()).softmax(1)
     divergence = F.kl_div(log_student, teacher, reduction="none").sum(1)
     valid = valid.reshape(divergence.shape).bool()
-    pixels = valid.sum() if pixels is None else pixels
-    return divergence.where(valid, 0).sum() / (torch.where(pixels > 0, pixels, 1).float() * student_distances.shape[1])
+    pixels = _divisor(valid.sum() if pixels is None else pixels)
+    return divergence.where(valid, 0).sum() / (pixels * student_distances.shape[1])
 
 
 def distillation(student_logits: Tensor, teacher_logits: Tensor, *, as_released: bool = False) -> Tensor:
@@ -129,6 +128,11 @@ def generator_loss(disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
 def discriminator_loss(disc_source: Tensor, disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
     """Loss of the discriminator, a sum of two means: source is domain 0, target is domain 1."""
     return _domain_loss(disc_source, 0.0, kind) + _domain_loss(disc_target, 1.0, kind)
+
+
+def _divisor(pixels: Tensor) -> Tensor:
+    """The number of pixels to divide by; 1 for none, whose sum is 0 anyway."""
+    return torch.where(pixels > 0, pixels, 1).float()
 
 
 def _domain_loss(output: Tensor, domain: float, kind: GanKind) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
@@ -30,6 +31,21 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         statistics = (self.running_mean, self.running_var, self.weight, self.bias)
         return F.batch_norm(x, *statistics, self.training, self.momentum, self.eps)
+
+
+class Dropout(nn.Dropout2d):
+    """Dropout of whole channels that is drawn for the global batch, of which each process has one contiguous part.
+
+    So processes whose generators agree drop what one process would have dropped, and a single process draws what
+    torch's own layer draws.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        kept = F.dropout2d(x.new_ones(processes * len(x), x.shape[1], 1, 1), self.p)
+        return x * kept[rank * len(x) : (rank + 1) * len(x)]
 
 
 class SqueezeExcitation(nn.Module):
@@ -69,7 +85,7 @@ class Head(nn.Module):
             nn.Conv2d(concatenated, channels, 3, padding=1),
             nn.GroupNorm(groups, channels),  # no ReLU after it: features are of both signs
         )
-        self.head = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1, bias=False))
+        self.head = nn.Sequential(Dropout(dropout), nn.Conv2d(channels, num_classes, 1, bias=False))
 
     def forward(self, x: Tensor) -> Segmentation:
         x = self.bottleneck(torch.cat([branch(x) for branch in self.conv2d_list], dim=1))

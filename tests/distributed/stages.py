@@ -2,7 +2,7 @@
 
     python run.py tests/distributed/stages.py --nproc_per_node=2 --data_root=... --weights=... --output=...
 
-Batch norm is frozen or evaluated and dropout is off, so that the answer does not depend on how a batch is split.
+Batch norm is frozen or evaluated, as without synchronised statistics the answer depends on how a batch is split.
 """
 
 import json
@@ -33,6 +33,7 @@ CAP = 10  # of the counts of initial prototypes: reached in the second pass over
 class Config(RunConfig):
     data_root: str = ""  # as tests.small_runs writes it
     weights: str = ""  # as tests.small_runs writes them
+    double: bool = True  # compute in float64, where no rounding decides between two labels or two pixels
     stages: str = "source_only,warmup,stage1_denoise,stage2_distill,stage3_distill"  # which, separated by commas
 
 
@@ -55,19 +56,22 @@ def run(local_rank: int, config: Config) -> dict:
 
     record = {}
     with pytest.MonkeyPatch.context() as patch:
+        if config.double:
+            torch.set_default_dtype(torch.float64)
+            patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # what the method raises half precision by
         patch.setattr(networks, "parallel", counted)
         patch.setattr(prototypes, "COUNT_CAP", CAP)
         for store in (SoftLabelStore, HardLabelStore):
             patch.setattr(store, "write", _recorded(store.write, written))
         _all_stages(config, record, written, exchanges)
-    record["confusion"] = _confusion(config)
+        record["confusion"] = _confusion(config)
     (Path(config.output) / f"record_{idist.get_rank()}_of_{idist.get_world_size()}.json").write_text(json.dumps(record))
     return {}
 
 
 def _all_stages(config: Config, record: dict, written: list[str], exchanges: Counter) -> None:
     for stage in config.stages.strip("()").replace("'", "").split(","):
-        stage, more = stage.strip(), {"dropout": 0.0, "freeze_bn": True, "seed": config.seed}
+        stage, more = stage.strip(), {"dropout": 0.1, "freeze_bn": True, "seed": config.seed}
         more["lr"] = 0.005  # small: rounding grows with every step
         if stage == "stage1_denoise":
             # the published loss weights: hard labels of so young a network hang on rounding, and cross entropy on them

@@ -1,4 +1,8 @@
-"""The same global batch and seed give the same answer on any number of processes."""
+"""The same global batch and seed give the same answer on any number of processes.
+
+Compared in float64, to nine digits: gradients are summed up in another order, and nothing else differs. In float32 the
+same rounding decides now and then between two labels or two maxima, and the gradient jumps.
+"""
 
 import json
 import sys
@@ -54,7 +58,7 @@ def test_losses_of_every_iteration_agree(one, many, stage):
     assert expected and all(len(points) == ITERATIONS for points in expected.values())
     assert found.keys() == expected.keys()
     for name, points in expected.items():
-        assert found[name] == pytest.approx(points, rel=1e-4, abs=1e-5), name
+        assert found[name] == pytest.approx(points, rel=1e-6), name  # float32 in the file
 
 
 def test_student_teacher_optimizer_and_prototypes_agree_after_five_iterations(one, many, stage):
@@ -73,7 +77,7 @@ def test_training_moves_what_is_compared(one, inputs):
 def test_scores_of_the_trained_models_agree(one, many, stage):
     expected, found = (json.loads((run.folder / stage / "summary.json").read_text())["iou"] for run in (one, many))
     for name, iou in expected.items():
-        assert found[name] == (pytest.approx(iou, abs=2e-3) if iou is not None else None), name
+        assert found[name] == (pytest.approx(iou, abs=1e-12) if iou is not None else None), name
 
 
 def test_a_model_is_judged_the_same_to_the_last_pixel_where_images_do_not_divide_evenly(one, many):
@@ -101,7 +105,18 @@ def test_initial_prototypes_agree_although_the_cap_makes_their_order_matter(one,
     )
     assert expected["counts"].max() == CAP and expected["prototypes"].any()
     assert found["counts"].tolist() == expected["counts"].tolist()
-    torch.testing.assert_close(found["prototypes"], expected["prototypes"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["prototypes"], expected["prototypes"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_in_float32_little_differs(inputs, tmp_path):
+    settings = {"double": False, "stages": "stage1_denoise"}
+    for number, more in ((1, {}), (2, {"nproc_per_node": 2})):
+        _assert_well(_launch([sys.executable], _made(tmp_path / str(number)), inputs, **settings, **more))
+    one, two = (tmp_path / number / "stage1_denoise" for number in ("1", "2"))
+    for name, points in _losses(one).items():
+        assert _losses(two)[name] == pytest.approx(points, rel=1e-4, abs=1e-5), name
+    _assert_same_state(two, one, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -143,6 +158,11 @@ def _launch(python: list[str], output: Path, inputs: dict, *, environment: dict 
     return small_runs.launch(arguments, env=environment or {})
 
 
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def _assert_well(process) -> None:
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out[-2000:] + err[-4000:]
@@ -156,22 +176,15 @@ def _losses(folder: Path) -> dict[str, dict[int, float]]:
     return {tag: points for tag, points in small_runs.scalars(folder).items() if tag.startswith("train/loss")}
 
 
-def _assert_same_state(found: Path, expected: Path) -> None:
-    """Two checkpoints agree in everything, but for rounding: gradients are summed up in another order.
-
-    Gradients jump where rounding decides between two pixels or labels: weights changed by a ten-millionth move single
-    momenta of one process by 2e-6 to 3e-2 here. So the optimizer's state is compared as one vector (gradients that were
-    summed instead of averaged would change all of it); the weights take the learning rate's share of a jump.
-    """
+def _assert_same_state(found: Path, expected: Path, *, rtol: float = 1e-10, atol: float = 1e-12) -> None:
+    """Two checkpoints agree in everything, single momenta of the optimizer included."""
     many, one = (small_runs.numbers(small_runs.checkpoint(folder, ITERATIONS)) for folder in (found, expected))
     assert many.keys() == one.keys() and any(key.startswith(".student.") for key in one)
-    momenta = [key for key in one if "optimizer.state." in key and one[key].numel() > 1]
-    difference, size = (
-        torch.cat([(values(key)).double().flatten() for key in momenta]).norm()
-        for values in (lambda key: many[key] - one[key], one.get)
-    )
-    assert momenta and difference < 0.1 * size
-    for key in one.keys() - set(momenta):
+    assert any(key.endswith("momentum_buffer") for key in one)
+    for key, value in one.items():
+        if "momentum_buffer" in key and rtol > 1e-10:
+            assert (many[key] - value).norm() < 0.1 * value.norm() + atol, key  # single ones jump with a label
+            continue
         torch.testing.assert_close(
-            many[key], one[key], rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}", equal_nan=True
+            many[key], value, rtol=rtol, atol=atol, msg=lambda text, key=key: f"{key}: {text}", equal_nan=True
         )

@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from proda.models.deeplab import DeepLab, SqueezeExcitation, build_deeplab, freeze_batch_norm, parameter_groups
+from proda.models import deeplab
+from proda.models.deeplab import (
+    DeepLab,
+    Dropout,
+    SqueezeExcitation,
+    build_deeplab,
+    freeze_batch_norm,
+    parameter_groups,
+)
 
 
 def smallest(**settings) -> DeepLab:
@@ -31,6 +39,25 @@ def test_dropout_takes_whole_feature_channels_and_scales_the_others():
     assert (channels == 0).any() and (channels > 0).any()
     model.layer5.head[0].p = 0.0
     assert (model(torch.rand(2, 3, 32, 64)).features.abs().amax((2, 3)) > 0).all()
+
+
+def test_processes_with_equal_generators_drop_what_one_process_would(monkeypatch):
+    x, layer = torch.rand(4, 8, 2, 2), Dropout(0.5)
+
+    def dropped(part: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return layer(part)
+
+    expected = dropped(x)
+    torch.manual_seed(0)
+    assert torch.equal(expected, nn.Dropout2d(0.5)(x))
+    monkeypatch.setattr(deeplab.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(deeplab.dist, "get_world_size", lambda: 2)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setattr(deeplab.dist, "get_rank", lambda rank=rank: rank)
+        parts.append(dropped(x[2 * rank : 2 * rank + 2]))
+    assert torch.equal(torch.cat(parts), expected)
 
 
 def test_squeeze_excitation_multiplies_channels_by_a_gate():
