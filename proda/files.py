@@ -48,10 +48,11 @@ def inside(folder: Path, name: str, suffix: str = "") -> Path:
 
 
 def save_tensors(content: Any, path: Path) -> None:
-    """``torch.save`` through :func:`replacing`. OSError if it cannot be written."""
+    """``torch.save`` through :func:`replacing`; equal content gives equal bytes. OSError if it cannot be written."""
     with replacing(path) as partial:
         try:
-            torch.save(content, partial)
+            with open(partial, "wb") as file:  # torch writes the name it is given into the file
+                torch.save(content, file)
         except RuntimeError as error:  # what torch's writer makes of a full disk
             if shutil.disk_usage(partial.parent).free < 1 << 20:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 
 import pytest
 import torch
@@ -96,3 +97,10 @@ def test_the_checksum_of_tensors_changes_with_anything(other):
 def test_scalars_and_half_precision_have_checksums_too():
     assert sha256_of_tensors({"n": torch.tensor(3)}) != sha256_of_tensors({"n": torch.tensor(4)})
     assert len(sha256_of_tensors({"h": torch.ones(2, dtype=torch.bfloat16)})) == 64
+
+
+def test_equal_tensors_are_equal_files_whichever_process_writes_them(tmp_path, monkeypatch):
+    for process in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        save_tensors({"a": torch.arange(3)}, tmp_path / f"{process}.pt")
+    assert sha256(tmp_path / "1.pt") == sha256(tmp_path / "2.pt")
