@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Events
 
 from proda import domains, networks, training
-from proda.config import STREETS, AdaptConfig, pick
+from proda.config import STREETS_ADAPT, AdaptConfig, pick
 from proda.engines.adversarial import adversarial_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision
@@ -40,8 +40,9 @@ PRESETS = {
     "gta5_released": RELEASED,
     "synthia_released": {**RELEASED, "source": "synthia"},
     "streets": {
-        **STREETS,
+        **STREETS_ADAPT,
         "init": "weights",  # source-only stands in for ImageNet
+        "freeze_bn": False,  # the statistics it starts with are the source's own, and fit no other images
         "init_file": "runs/source_only/last.pt",
         "lr": 0.01,
         "iterations": 200,
