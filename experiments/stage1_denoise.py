@@ -17,7 +17,7 @@ from proda.engines.denoise import denoise_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision
 from proda.files import sha256
-from proda.handlers.batch_norm import target_statistics
+from proda.handlers.batch_norm import TargetStatistics
 from proda.handlers.ema import EMATeacher
 from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
@@ -114,7 +114,8 @@ def run(local_rank: int, config: Config) -> dict:
     # teacher. `train` attaches last what judges and saves.
     training.attach_first(trainer, network, schedule, config)
     if config.target_statistics:
-        target_statistics(trainer, network)
+        statistics = TargetStatistics(network, domains.statistics_images(config), precision, job.device)
+        statistics.attach(trainer, every=config.val_every)
     state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
     state |= {"teacher": teacher, "prototypes": prototypes}
     if soft_labels is not None:

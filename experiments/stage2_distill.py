@@ -16,7 +16,7 @@ from proda.data.store import check_threshold
 from proda.engines.distill import distill_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision
-from proda.handlers.batch_norm import target_statistics
+from proda.handlers.batch_norm import TargetStatistics
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
@@ -58,10 +58,9 @@ PRESETS = {
         "init_file": "runs/stage1_denoise/last.pt",
         "bn_pretrain": False,
         "threshold": 0.5,  # so young a network is rarely sure of thin classes: at 0.95 none of their pixels would stay
-        "distillation_weight": 10.0,  # the term is a mean over classes too, and the iterations are few
-        "lr": 0.03,
-        "iterations": 350,
-        "val_every": 175,
+        "lr": 0.05,
+        "iterations": 500,
+        "val_every": 250,
     },
 }
 
@@ -96,7 +95,8 @@ def run(local_rank: int, config: Config) -> dict:
     # Handlers of one event run in the order they are attached; `train` attaches last what judges and saves.
     training.attach_first(trainer, network, schedule, config)
     if config.target_statistics:
-        target_statistics(trainer, network)
+        statistics = TargetStatistics(network, domains.statistics_images(config), precision, job.device)
+        statistics.attach(trainer, every=config.val_every)
     labels.attach(trainer)
 
     state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}

@@ -16,7 +16,7 @@ from proda.config import STREETS_ADAPT, AdaptConfig, pick
 from proda.engines.adversarial import adversarial_trainer
 from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.update import Precision
-from proda.handlers.batch_norm import target_statistics
+from proda.handlers.batch_norm import TargetStatistics
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
 from proda.job import Job
@@ -78,7 +78,8 @@ def run(local_rank: int, config: Config) -> dict:
     # Handlers of one event run in the order they are attached; `train` attaches last what judges and saves.
     training.attach_first(trainer, network, schedule, config)
     if config.target_statistics:
-        target_statistics(trainer, network)
+        statistics = TargetStatistics(network, domains.statistics_images(config), precision, job.device)
+        statistics.attach(trainer, every=config.val_every)
     trainer.add_event_handler(Events.ITERATION_STARTED, judge_schedule)
 
     state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}

@@ -102,7 +102,7 @@ class TrainConfig(DataConfig):
 class AdaptConfig(TrainConfig):
     """Fields of every training stage that sees both domains."""
 
-    target_statistics: bool = False  # batch norm's running statistics come from target images alone
+    target_statistics: bool = False  # before validation batch norm's statistics are made anew from target images
 
 
 class ConfigError(ValueError):

@@ -21,7 +21,7 @@ from proda.data.streets import write_streets
 from proda.files import sha256
 from proda.job import Job
 
-LABEL_FREE_IMAGES = 100  # training images that stand in for validation images where there are none
+SOME_IMAGES = 100  # training images that stand in for validation images where there are none, and for statistics
 
 
 def data_root(config: DataConfig) -> Path:
@@ -121,18 +121,23 @@ def validation_set(config: DataConfig) -> Dataset:
         return target_set(config, "val", with_labels=True)
     if "val" in own.splits:
         return target_set(config, "val")
-    images = target_set(config, "train")
-    return Subset(images, np.unique(np.linspace(0, len(images) - 1, LABEL_FREE_IMAGES).astype(int)).tolist())
+    return _some(target_set(config, "train"))
 
 
-def whole_images(config: DataConfig, dataset: Dataset) -> DataLoader:
-    """Unaugmented images in order, each on one process."""
+def statistics_images(config: DataConfig) -> DataLoader:
+    """Whole target training images, unaugmented: some from all over the set, the same on every process."""
+    return whole_images(config, _some(target_set(config, "train")), shared_out=False)
+
+
+def whole_images(config: DataConfig, dataset: Dataset, *, shared_out: bool = True) -> DataLoader:
+    """Unaugmented images in order, each on one process, or all on each."""
+    rank, processes = (idist.get_rank(), idist.get_world_size()) if shared_out else (0, 1)
     return evaluation_loader(
         EvaluationSamples(dataset),
         batch_size=config.val_batch_size,
         num_workers=config.num_workers,
-        rank=idist.get_rank(),
-        world_size=idist.get_world_size(),
+        rank=rank,
+        world_size=processes,
     )
 
 
@@ -177,3 +182,7 @@ def prediction_settings(config: DataConfig) -> dict[str, Any]:
     own = own_data(config.target)
     described = {"description": sha256(own.path), "size": own.size} if own else {}
     return {"amp": config.amp, **described}
+
+
+def _some(images: LabelledFiles) -> Subset:
+    return Subset(images, np.unique(np.linspace(0, len(images) - 1, SOME_IMAGES).astype(int)).tolist())

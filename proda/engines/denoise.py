@@ -93,7 +93,6 @@ def denoise_trainer(
             logits = student(images(target)).logits
         logits = resize(logits, size)
         out.update(target_logits=logits.detach())
-        engine.fire_event(ProdaEvents.WEAK_FORWARD_DONE)
         loss_target = symmetric_cross_entropy(
             logits,
             labels,

@@ -15,7 +15,6 @@ class ProdaEvents(EventEnum):
     SOURCE_BACKWARD_DONE = "source_backward_done"  # gradients of the source loss are there
     TEACHER_FORWARD_DONE = "teacher_forward_done"  # the teacher has seen the target image
     LABELS_RECTIFIED = "labels_rectified"  # stage 1: soft labels times prototype weights, and their arg-max
-    WEAK_FORWARD_DONE = "weak_forward_done"  # stage 1: the student has seen the weak view, and not yet the strong one
     BACKWARD_DONE = "backward_done"  # all gradients of the iteration are there; clip or inspect them here
     OPTIMIZER_STEPPED = "optimizer_stepped"  # the student has moved
     DISCRIMINATOR_STEPPED = "discriminator_stepped"  # warm-up: the discriminator has moved

@@ -13,7 +13,6 @@ ITERATION = [
     "source_backward_done",
     "teacher_forward_done",
     "labels_rectified",
-    "weak_forward_done",
     "backward_done",
     "optimizer_stepped",
     "prototypes_updated",
