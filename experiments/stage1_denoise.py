@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ignite.engine import Events
+
 from proda import domains, networks, training
 from proda.config import STREETS_ADAPT, AdaptConfig, pick
 from proda.engines.denoise import denoise_trainer
@@ -115,7 +117,9 @@ def run(local_rank: int, config: Config) -> dict:
     training.attach_first(trainer, network, schedule, config)
     if config.target_statistics:
         statistics = TargetStatistics(network, domains.statistics_images(config), precision, job.device)
-        statistics.attach(trainer, every=config.val_every)
+        statistics.attach(evaluator)
+        if config.renew_labels_every:  # the student writes labels then
+            statistics.attach(trainer, Events.ITERATION_COMPLETED(every=config.renew_labels_every * length.epoch))
     state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
     state |= {"teacher": teacher, "prototypes": prototypes}
     if soft_labels is not None:

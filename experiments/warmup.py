@@ -79,7 +79,7 @@ def run(local_rank: int, config: Config) -> dict:
     training.attach_first(trainer, network, schedule, config)
     if config.target_statistics:
         statistics = TargetStatistics(network, domains.statistics_images(config), precision, job.device)
-        statistics.attach(trainer, every=config.val_every)
+        statistics.attach(evaluator)
     trainer.add_event_handler(Events.ITERATION_STARTED, judge_schedule)
 
     state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}

@@ -102,7 +102,7 @@ class TrainConfig(DataConfig):
 class AdaptConfig(TrainConfig):
     """Fields of every training stage that sees both domains."""
 
-    target_statistics: bool = False  # before validation batch norm's statistics are made anew from target images
+    target_statistics: bool = False  # before each validation, batch norm's statistics are made anew from target images
 
 
 class ConfigError(ValueError):
@@ -235,6 +235,14 @@ def _problems(config: Any) -> list[str]:
             found.append(f"--{name}={value}: expected one of {expected}")
     found += [f"--{n}={getattr(config, n)}: must be above 0" for n in _POSITIVE if getattr(config, n, 1) <= 0]
     found += [f"--{n}={getattr(config, n)}: must not be negative" for n in _NOT_NEGATIVE if getattr(config, n, 0) < 0]
+    if getattr(config, "target_statistics", False):
+        if config.freeze_bn:
+            found.append("--target_statistics has no effect with --freeze_bn: give --freeze_bn=False, or leave it out")
+        if getattr(config, "teacher_mode", "train") == "eval":
+            found.append(
+                "--teacher_mode=eval with --target_statistics: the teacher would normalise by statistics that are made "
+                "anew at validations alone; give one of the two"
+            )
     if getattr(config, "resume", False) and getattr(config, "overwrite", False):
         found.append("--resume and --overwrite: one goes on with the run in the output folder, the other deletes it")
     return found

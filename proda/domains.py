@@ -21,6 +21,7 @@ from proda.data.streets import write_streets
 from proda.files import sha256
 from proda.job import Job
 
+STATISTICS_BATCH = 10  # of the images for statistics: results depend on it, so no flag for speed decides it
 SOME_IMAGES = 100  # training images that stand in for validation images where there are none, and for statistics
 
 
@@ -126,18 +127,18 @@ def validation_set(config: DataConfig) -> Dataset:
 
 def statistics_images(config: DataConfig) -> DataLoader:
     """Whole target training images, unaugmented: some from all over the set, the same on every process."""
-    return whole_images(config, _some(target_set(config, "train")), shared_out=False)
+    images = EvaluationSamples(_some(target_set(config, "train")))
+    return evaluation_loader(images, batch_size=STATISTICS_BATCH, num_workers=config.num_workers)
 
 
-def whole_images(config: DataConfig, dataset: Dataset, *, shared_out: bool = True) -> DataLoader:
-    """Unaugmented images in order, each on one process, or all on each."""
-    rank, processes = (idist.get_rank(), idist.get_world_size()) if shared_out else (0, 1)
+def whole_images(config: DataConfig, dataset: Dataset) -> DataLoader:
+    """Unaugmented images in order, each on one process."""
     return evaluation_loader(
         EvaluationSamples(dataset),
         batch_size=config.val_batch_size,
         num_workers=config.num_workers,
-        rank=rank,
-        world_size=processes,
+        rank=idist.get_rank(),
+        world_size=idist.get_world_size(),
     )
 
 

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,7 +38,8 @@ PEER_GONE = (
     *("ncclRemoteError", "remote process exited", "Connection closed by remote peer"),  # as NCCL says it
 )
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-NOT_REPEATED = ("run", "output", "resume", "overwrite", "stop_after")  # entries of config.json that --config leaves out
+# Entries of config.json that --config leaves out: where and how a run is made, not what it is.
+NOT_REPEATED = ("run", "output", "resume", "overwrite", "stop_after", "nproc_per_node", "backend")
 GRACE = 15.0  # seconds that the other processes have to end by themselves once one has failed
 
 
@@ -55,7 +57,7 @@ def main(argv: list[str]) -> int:
         if {"-h", "--help"} & set(argv[1:]):
             print(help_text(module.Config, module.__doc__ or "", getattr(module, "PRESETS", None)))
             return 0
-        result = start(argv[0], with_recorded(parse_flags(argv[1:])))
+        result = start(argv[0], with_recorded(parse_flags(argv[1:]), module.Config))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as end:
@@ -87,14 +89,17 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
             f"--backend=nccl --nproc_per_node={config.nproc_per_node}: needs as many GPUs, found {gpus}; on CPUs "
             "--backend=gloo does it"
         )
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")  # how many torchrun has started on this machine
+    if not spawn and config.backend == "nccl" and gpus < int(here):
+        raise ConfigError(f"--backend=nccl: {here} processes on this machine need as many GPUs, found {gpus}")
     joining = not spawn and any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")) and not idist.backend()
     backend = (config.backend or _default_backend(config)) if spawn or joining else None
     group = _group_variables(os.environ, on_cpu=config.device == "cpu", spawn=spawn, gpus=gpus)
     if spawn:
         with _environment(group):
             return _spawn(experiment, config, backend)
-    if joining and os.environ.get("SLURM_PROCID") == "0" and "RANK" not in os.environ:
-        tasks, job = os.environ.get("SLURM_NTASKS"), os.environ.get("SLURM_JOB_ID")
+    tasks, job = os.environ.get("SLURM_NTASKS", "1"), os.environ.get("SLURM_JOB_ID")
+    if joining and tasks != "1" and os.environ.get("SLURM_PROCID") == "0" and "RANK" not in os.environ:
         print(f"waiting for the {tasks} tasks of SLURM job {job}; srun starts them", file=sys.stderr, flush=True)
     with _environment(group if joining else os.environ), _quiet_ignite(), idist.Parallel(backend=backend) as parallel:
         result = []
@@ -166,15 +171,24 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     return flags
 
 
-def with_recorded(flags: dict[str, Any]) -> dict[str, Any]:
+def with_recorded(flags: dict[str, Any], config_class: type) -> dict[str, Any]:
     """Flags with those that ``--config=FILE``, the config.json of an earlier run, adds to them."""
-    if not (path := flags.get("config")):
+    if "config" not in flags:
         return flags
+    place = f"--config={flags['config']}"
     try:
-        recorded = json.loads(Path(path).read_text())
+        recorded = json.loads(Path(str(flags["config"])).read_text())
         recorded = {name: value for name, value in recorded.items() if name not in NOT_REPEATED}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"--config={path}: expected the config.json of a run") from error
+    except OSError:
+        raise ConfigError(f"{place}: no such file; expected the config.json of a run") from None
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{place}: expected the config.json of a run") from error
+    if other := recorded.keys() - {field.name for field in fields(config_class)}:
+        raise ConfigError(f"{place}: {min(other)} is no flag of this experiment; expected the config.json of its run")
+    if "preset" in flags:
+        raise ConfigError(
+            f"--preset={flags['preset']} and {place}, which has every setting of a recipe: give one of them"
+        )
     return recorded | {name: value for name, value in flags.items() if name != "config"}
 
 

@@ -65,7 +65,10 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
         values["weights"] = str(weights)
     if stage in ("stage2_distill", "stage3_distill"):
         values["threshold"] = 0.2  # an untrained teacher is never sure
-    return values | more
+    if stage == "source_only":
+        return values | more
+    values = {**values, "freeze_bn": False, **more}
+    return {"target_statistics": not values["freeze_bn"] and values.get("teacher_mode") != "eval", **values}
 
 
 def train(stage: str, *args: Any, **more: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"proda.files"}  # everybody's
+BASE = {"proda.files"}  # everybody's but the method's
 KNOWN = {
     "method": {"method"},
     "models": {"method", "models"},
@@ -27,7 +27,8 @@ def imports(file: Path) -> set[str]:
 @pytest.mark.parametrize("package", KNOWN)
 def test_a_package_imports_none_that_builds_on_it(package):
     for file in (ROOT / "proda" / package).rglob("*.py"):
-        ours = {name for name in imports(file) if name.split(".")[0] == "proda"} - BASE
+        ours = {name for name in imports(file) if name.split(".")[0] == "proda"}
+        ours -= set() if package == "method" else BASE
         assert {name.split(".")[1] for name in ours} <= KNOWN[package], file
 
 

@@ -179,6 +179,22 @@ def test_a_run_can_be_made_again_from_its_config(data, tmp_path):
     assert small_runs.checkpoint(Path("again"), 1)["trainer"]["iteration"] == 1
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--config=nothing.json"], "--config=nothing.json: no such file; expected the config.json of a run"),
+        (["--config="], "--config=: no such file"),
+        (["--config=config.json"], "--config=config.json: gan is no flag of this experiment"),
+        (["--config=fits.json", "--preset=gta5_released"], "--preset=gta5_released and --config=fits.json"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_one_line(more, message, capsys):
+    Path("config.json").write_text('{"gan": "lsgan", "run": {}}')
+    Path("fits.json").write_text('{"seed": 1, "run": {}}')
+    status, error = answer(capsys, STAGE_1, *more)
+    assert status == 2 and message in error
+
+
 @pytest.mark.parametrize("content", ["no json", "[1]"])
 def test_a_config_that_is_none_is_one_line(content, capsys):
     Path("config.json").write_text(content)

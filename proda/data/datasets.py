@@ -105,7 +105,7 @@ class MissingLabelsError(FileNotFoundError):
     dataset: LabelledFiles
 
 
-def missing_labels(first: str, dataset: LabelledFiles) -> MissingLabelsError:
+def labels_missing(first: str, dataset: LabelledFiles) -> MissingLabelsError:
     """The error for a data set of which some ``label_files`` are None; ``first`` says where the first was expected."""
     count = dataset.label_files.count(None)
     error = MissingLabelsError(first + (f"; {count} of {len(dataset)} images are without" if count > 1 else ""))
@@ -288,7 +288,7 @@ def _check_labels(dataset: LabelledFiles, present: set[Path]) -> None:
     dataset.label_files = [path if path in present else None for path in expected]
     if None in dataset.label_files:
         first = dataset.label_files.index(None)
-        raise missing_labels(f"no label map {expected[first]} for the image {dataset.images[first]}", dataset)
+        raise labels_missing(f"no label map {expected[first]} for the image {dataset.images[first]}", dataset)
 
 
 def _brief(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from proda.data.datasets import Example, LabelledFiles, missing_labels
+from proda.data.datasets import Example, LabelledFiles, labels_missing
 from proda.data.labels import UNKNOWN, LabelSpace
 from proda.method import IGNORE
 
@@ -83,7 +83,7 @@ class Description(NamedTuple):
         )
         if labels and None in labels:
             key, places = keys[labels.index(None)], ", ".join(self.splits[split]["labels"])
-            raise missing_labels(f"{self.path}: no label map {key!r} in {places} for the image {images[key]}", data)
+            raise labels_missing(f"{self.path}: no label map {key!r} in {places} for the image {images[key]}", data)
         return data
 
     def _find(self, split: str, what: str, suffixes: tuple[str, ...]) -> dict[str, Path]:

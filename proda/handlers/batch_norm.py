@@ -1,6 +1,7 @@
 """Which images batch norm remembers."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -15,12 +16,13 @@ STATISTICS = ("running_mean", "running_var")
 
 
 class TargetStatistics:
-    """Before every validation, batch norm's running statistics become those of whole target images.
+    """Makes batch norm's running statistics anew from whole target images, before every validation.
 
     What training leaves there is a mixture of both domains' crops and of strong views. A network that was trained from
-    scratch has known no other images, and the mixture fits neither domain. The student is trained by the statistics of
-    its batches as before; validation, and whoever loads the weights, normalise by these. Without effect where batch
-    norm is frozen. Source: AdaBN (arXiv:1603.04779).
+    scratch has known no other images, and the mixture fits neither domain. Training itself, which normalises by the
+    statistics of each batch, goes on as without it. Statistics are those of all images together; in deeper layers they
+    depend on the size of ``batches`` a little, since the layers before normalise batch by batch. Nothing happens where
+    batch norm is frozen, and to a network that is not in training mode. Source: AdaBN (arXiv:1603.04779).
 
     Args:
         student: the bare network.
@@ -30,15 +32,13 @@ class TargetStatistics:
     def __init__(self, student: nn.Module, batches: Iterable, precision: Precision, device: torch.device) -> None:
         self.student, self.batches, self.precision, self.device = student, batches, precision, device
 
-    def attach(self, trainer: Engine, *, every: int) -> None:
-        """Attach it before the validation that comes ``every`` so many iterations."""
-        trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), self)
-        trainer.add_event_handler(Events.COMPLETED, self)
+    def attach(self, evaluator: Engine, event: Any = Events.STARTED) -> None:
+        evaluator.add_event_handler(event, self)
 
     @torch.no_grad()
-    def __call__(self, trainer: Engine) -> None:
+    def __call__(self, _: Engine) -> None:
         layers = [module for module in self.student.modules() if isinstance(module, BATCH_NORM) and module.training]
-        if not layers:  # frozen, or validated already at this iteration
+        if not layers:
             return
         momenta = [layer.momentum for layer in layers]
         self.student.eval()  # no dropout
@@ -50,15 +50,16 @@ class TargetStatistics:
             batch = to_device(batch, self.device)
             with self.precision.autocast():
                 self.student(images(batch))
-            mean, variance = (torch.cat([getattr(layer, name) for layer in layers]) for name in STATISTICS)
+            mean, variance = (torch.cat([getattr(m, name) for m in layers]).double() for name in STATISTICS)
             number = len(batch["image"])
             means, squares, count = means + number * mean, squares + number * (variance + mean**2), count + number
         mean = means / count
-        parts = [values.split([layer.num_features for layer in layers]) for values in (mean, squares / count - mean**2)]
-        for layer, momentum, mean, variance in zip(layers, momenta, *parts, strict=True):
+        variance = (squares / count - mean**2).clamp(min=0)
+        sizes = [layer.num_features for layer in layers]
+        for layer, momentum, *found in zip(layers, momenta, mean.split(sizes), variance.split(sizes), strict=True):
             layer.momentum = momentum
-            layer.running_mean.copy_(mean)
-            layer.running_var.copy_(variance)
+            for name, values in zip(STATISTICS, found, strict=True):
+                getattr(layer, name).copy_(values)
         self.student.train()
 
 

@@ -248,7 +248,7 @@ def test_a_file_name_that_no_prediction_could_have_is_told_before_work(tmp_path,
     torch.save({"model": build_deeplab("tiny", 19).state_dict()}, tmp_path / "model.pt")
     flags = [f"--output={tmp_path}/run", f"--weights={tmp_path}/model.pt", "--backbone=tiny", "--num_workers=0"]
     assert main([f"{ROOT}/experiments/predict.py", f"--images={tmp_path}/rgb", *flags]) == 2
-    assert f"'line\\nend.png' cannot name a file in {tmp_path}/run" in capsys.readouterr().err
+    assert f"'line\\nend' cannot name a file in {tmp_path}/run" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

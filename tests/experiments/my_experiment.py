@@ -51,28 +51,31 @@ def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
     source, images = domains.source_training(config), domains.target_set(config, "train")
     val = domains.whole_images(config, domains.validation_set(config))
-    warm, student = (networks.network_from(config, config.weights).to(job.device) for _ in range(2))
+    warm, network = (networks.network_from(config, config.weights, dropout=config.dropout) for _ in range(2))
     length = training.run_length(config, len(images))
     soft_labels = domains.label_store(config, "soft", job, images.names)
     target = domains.target_training(config, full_image=True, strong=True, soft_labels=soft_labels)
     job.open(training.summary_lines(config, length))
 
-    optimizer, precision = networks.sgd(config, student), Precision(job.device, config.amp)
-    schedule = polynomial_decay(optimizer, length.iterations)
-    teacher, named = EMATeacher(student), domains.named_images(config, images)
-    prototypes = prepare_prototypes(job.folder / "prototypes.pt", warm, named(images.names), precision, job.device)
-    trainer = denoise_trainer(student, teacher.ema_model, prototypes.values, optimizer, precision, job.device)
-    names, weights = domains.label_space(config).names, partial(networks.network_content, config, student)
-    evaluator = segmentation_evaluator(student, len(names), precision, job.device)
+    optimizer, precision = networks.sgd(config, network), Precision(job.device, config.amp)
+    schedule = polynomial_decay(optimizer, config.schedule_iterations or length.iterations)
+    student = networks.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
+    teacher, named = EMATeacher(network), domains.named_images(config, images)
+    file = job.folder / "prototypes.pt"
+    prototypes = prepare_prototypes(file, warm.to(job.device), named(images.names), precision, job.device)
+    moved = (student, teacher.ema_model, prototypes.values, optimizer)
+    trainer = denoise_trainer(*moved, precision, job.device, freeze_bn=config.freeze_bn)
+    names, weights = domains.label_space(config).names, partial(networks.network_content, config, network)
+    evaluator = segmentation_evaluator(network, len(names), precision, job.device)
     validation, diary = Validation(evaluator, val, names, weights, job.folder), Diary()
 
     diary.attach(trainer)
-    training.attach_first(trainer, student, schedule, config)
+    training.attach_first(trainer, network, schedule, config)
     PseudoLabels(soft_labels, warm, named, precision, job.device).attach(trainer)
     PrototypeEMA(prototypes).attach(trainer)
     teacher.attach(trainer)
 
-    state = {"student": student, "optimizer": optimizer, "schedule": schedule, "precision": precision}
+    state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
     state |= {"teacher": teacher, "prototypes": prototypes}
     notes, optimizers = {"moments": diary.moments, "changed_labels": diary.changed}, {"student": optimizer}
     return training.train(
