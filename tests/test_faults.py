@@ -138,11 +138,11 @@ def test_a_full_disk_costs_new_checkpoints_and_keeps_the_old(small_disk, clean_d
 def test_a_failing_writer_keeps_the_checkpoint_before(clean_data, weights, tmp_path, monkeypatch, capsys):
     save = torch.save
 
-    def failing(content, path, *args):
-        if "checkpoint_4" in str(path):
-            path.write_bytes(b"half of it")
-            raise OSError(errno.EIO, "Input/output error", str(path))
-        save(content, path, *args)
+    def failing(content, file, *args):
+        if "checkpoint_4" in file.name:
+            file.write(b"half of it")
+            raise OSError(errno.EIO, "Input/output error", file.name)
+        save(content, file, *args)
 
     monkeypatch.setattr(files.torch, "save", failing)
     train("source_only", clean_data, weights, tmp_path)
