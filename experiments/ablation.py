@@ -56,8 +56,8 @@ NOTE = (
     "mIoU in % of the last model on the target's validation images: mean over the seeds and standard deviation. "
     "Conventional self-training is plain cross entropy on fixed labels, without MRKLD, which comes with the symmetric "
     "cross entropy. The control is no row of the paper and the others' gains pass over it: stage 1 with all target "
-    "losses at zero, so what more training on the source gives by itself. (The warm-up has already brought batch norm's "
-    "statistics of the target.)"
+    "losses at zero, so what more training on the source gives by itself. (Batch norm's statistics of the target came "
+    "with the warm-up.)"
 )
 
 
