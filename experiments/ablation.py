@@ -1,4 +1,4 @@
-"""What each part of the method gives, in the form of the paper's table, on Streets: hours on a CPU.
+"""What each part of the method gives, in the form of the paper's table, on Streets: an hour on a CPU.
 
     python run.py experiments/ablation.py                      # 3 seeds
     python run.py experiments/ablation.py --seeds=1 --scale=0.5
