@@ -19,12 +19,12 @@ from statistics import median
 import torch
 from loaders import write_files
 
-from proda.data.datasets import open_dataset
+from proda.data.benchmarks import open_dataset
+from proda.data.label_store import Manifest, open_store
 from proda.data.labels import class_names
 from proda.data.loaders import EvaluationSamples, evaluation_loader
-from proda.data.store import Manifest, open_store
-from proda.engines.evaluate import segmentation_evaluator
-from proda.engines.update import Precision
+from proda.engines.inference import segmentation_evaluator
+from proda.engines.step import Precision
 from proda.handlers.pseudo_labels import write_pseudo_labels
 from proda.models.deeplab import build_deeplab
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from proda.data.store import HardLabelStore, SoftLabelStore
+from proda.data.label_store import HardLabelStore, SoftLabelStore
 
 K, STORED, FULL = 19, (129, 257), (1024, 2048)
 KINDS = {  # sharpness of the logits, size of the noise

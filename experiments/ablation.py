@@ -12,12 +12,12 @@ from pathlib import Path
 
 import ignite.distributed as idist
 
-from proda import domains
-from proda.config import STREETS_DATA, DataConfig, pick
-from proda.files import save_json
-from proda.launch import load_experiment
-from proda.steps import complete
-from proda.tables import compare, comparison_page
+from proda.experiment import domains
+from proda.experiment.config import STREETS_DATA, DataConfig, pick
+from proda.experiment.launch import load_experiment
+from proda.experiment.tables import compare, comparison_page
+from proda.experiment.up_to_date import complete
+from proda.utils.files import save_json
 
 # Conventional self-training: cross entropy on the soft labels' arg-max, which stays what the warm-up model says. The
 # regularizer MRKLD belongs to the symmetric loss and comes with it.

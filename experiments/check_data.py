@@ -14,15 +14,15 @@ from pathlib import Path
 import ignite.distributed as idist
 from tqdm import tqdm
 
-from proda import domains
-from proda.config import SOURCES, STREETS, DataConfig
+from proda.data.benchmarks import MissingLabelsError
 from proda.data.check import Survey, survey
-from proda.data.datasets import MissingLabelsError
 from proda.data.loaders import ONE_SIZE
-from proda.data.panels import frequency_picture
-from proda.files import inside
-from proda.job import Job
-from proda.tables import markdown_table
+from proda.experiment import domains
+from proda.experiment.config import SOURCES, STREETS, DataConfig
+from proda.experiment.job import Job
+from proda.experiment.tables import markdown_table
+from proda.utils.files import inside
+from proda.visualization import frequency_picture
 
 PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("target", "val")}
 

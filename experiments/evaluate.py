@@ -15,14 +15,14 @@ from pathlib import Path
 import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
-from proda import domains, networks
-from proda.config import SOURCES, STREETS_DATA, DataConfig, numbers
-from proda.data.panels import confusion_picture
-from proda.engines.evaluate import segmentation_evaluator
-from proda.engines.update import Precision
+from proda.engines.inference import segmentation_evaluator
+from proda.engines.step import Precision
+from proda.experiment import domains, networks
+from proda.experiment.config import SOURCES, STREETS_DATA, DataConfig, numbers
+from proda.experiment.job import Job
 from proda.handlers.predictions import SavePredictions
 from proda.handlers.validation import report
-from proda.job import Job
+from proda.visualization import confusion_picture
 
 
 @dataclass

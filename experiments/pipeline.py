@@ -13,12 +13,12 @@ from pathlib import Path
 
 import ignite.distributed as idist
 
-from proda.config import SOURCES, STREETS, DataConfig, make_config, pick
-from proda.files import save_json
-from proda.job import read_summary
-from proda.launch import load_experiment
-from proda.steps import complete, tell
-from proda.tables import stage_table
+from proda.experiment.config import SOURCES, STREETS, DataConfig, make_config, pick
+from proda.experiment.job import read_summary
+from proda.experiment.launch import load_experiment
+from proda.experiment.tables import stage_table
+from proda.experiment.up_to_date import complete, tell
+from proda.utils.files import save_json
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
 # Streets has no downloads: a network trained on its source stands in for ImageNet weights, stage 1's for SimCLR's. It

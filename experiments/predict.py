@@ -13,15 +13,15 @@ from pathlib import Path
 import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
-from proda import domains, networks
-from proda.config import SOURCES, STREETS_DATA, DataConfig, numbers
-from proda.data.datasets import LabelledFiles
-from proda.data.own import IMAGE_SUFFIXES, list_files
-from proda.engines.evaluate import segmentation_evaluator
-from proda.engines.update import Precision
-from proda.files import inside
+from proda.data.benchmarks import LabelledFiles
+from proda.data.own_data import IMAGE_SUFFIXES, list_files
+from proda.engines.inference import segmentation_evaluator
+from proda.engines.step import Precision
+from proda.experiment import domains, networks
+from proda.experiment.config import SOURCES, STREETS_DATA, DataConfig, numbers
+from proda.experiment.job import Job
 from proda.handlers.predictions import SaveOverlays, SavePredictions
-from proda.job import Job
+from proda.utils.files import inside
 
 
 @dataclass

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import ignite.distributed as idist
 
-from proda import domains, networks
-from proda.config import STREETS_DATA, DataConfig
-from proda.engines.update import Precision
-from proda.files import sha256
+from proda.engines.step import Precision
+from proda.experiment import domains, networks
+from proda.experiment.config import STREETS_DATA, DataConfig
+from proda.experiment.job import Job
 from proda.handlers.prototypes import Prototypes, initial_prototypes
-from proda.job import Job
+from proda.utils.files import sha256
 
 
 @dataclass

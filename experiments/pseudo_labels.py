@@ -8,11 +8,11 @@ Give the folder to a stage with --pseudo_labels. Run again after an interruption
 
 from dataclasses import dataclass
 
-from proda import domains, networks
-from proda.config import STREETS_DATA, DataConfig
-from proda.engines.update import Precision
+from proda.engines.step import Precision
+from proda.experiment import domains, networks
+from proda.experiment.config import STREETS_DATA, DataConfig
+from proda.experiment.job import Job
 from proda.handlers.pseudo_labels import missing_labels, write_pseudo_labels
-from proda.job import Job
 
 
 @dataclass

@@ -16,11 +16,11 @@ import torch
 from torch.utils.data import Subset
 
 from experiments import pipeline
-from proda import domains
-from proda.data.panels import grid, image_picture, label_picture
-from proda.engines.evaluate import predict
-from proda.engines.update import images
-from proda.networks import network_from
+from proda.engines.inference import predict
+from proda.engines.step import images
+from proda.experiment import domains
+from proda.experiment.networks import network_from
+from proda.visualization import grid, image_picture, label_picture
 
 
 @dataclass

@@ -9,15 +9,15 @@ Every adaptation has to beat the first and cannot hope to pass the second by muc
 from dataclasses import dataclass
 from functools import partial
 
-from proda import domains, networks, training
-from proda.config import STREETS, TrainConfig
 from proda.data.loaders import SourceTraining
-from proda.engines.evaluate import segmentation_evaluator
+from proda.engines.inference import segmentation_evaluator
+from proda.engines.step import Precision
 from proda.engines.supervised import supervised_trainer
-from proda.engines.update import Precision
+from proda.experiment import domains, networks, training
+from proda.experiment.config import STREETS, TrainConfig
+from proda.experiment.job import Job
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
-from proda.job import Job
 
 
 @dataclass

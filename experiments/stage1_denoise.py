@@ -13,19 +13,19 @@ from pathlib import Path
 
 from ignite.engine import Events
 
-from proda import domains, networks, training
-from proda.config import STREETS_ADAPT, AdaptConfig, pick
 from proda.engines.denoise import denoise_trainer
-from proda.engines.evaluate import segmentation_evaluator
-from proda.engines.update import Precision
-from proda.files import sha256
+from proda.engines.inference import segmentation_evaluator
+from proda.engines.step import Precision
+from proda.experiment import domains, networks, training
+from proda.experiment.config import STREETS_ADAPT, AdaptConfig, pick
+from proda.experiment.job import Job
 from proda.handlers.batch_norm import TargetStatistics
 from proda.handlers.ema import EMATeacher
 from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
-from proda.job import Job
+from proda.utils.files import sha256
 
 
 @dataclass

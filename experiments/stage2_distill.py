@@ -10,17 +10,17 @@ GTA5 -> Cityscapes: the released code reports 56.9 mIoU (SYNTHIA: 54.6 over 16 c
 from dataclasses import dataclass
 from functools import partial
 
-from proda import domains, networks, training
-from proda.config import STREETS_ADAPT, AdaptConfig, pick
-from proda.data.store import check_threshold
+from proda.data.label_store import check_threshold
 from proda.engines.distill import distill_trainer
-from proda.engines.evaluate import segmentation_evaluator
-from proda.engines.update import Precision
+from proda.engines.inference import segmentation_evaluator
+from proda.engines.step import Precision
+from proda.experiment import domains, networks, training
+from proda.experiment.config import STREETS_ADAPT, AdaptConfig, pick
+from proda.experiment.job import Job
 from proda.handlers.batch_norm import TargetStatistics
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
-from proda.job import Job
 
 
 @dataclass

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 from ignite.engine import Events
 
-from proda import domains, networks, training
-from proda.config import STREETS_ADAPT, AdaptConfig, pick
 from proda.engines.adversarial import adversarial_trainer
-from proda.engines.evaluate import segmentation_evaluator
-from proda.engines.update import Precision
+from proda.engines.inference import segmentation_evaluator
+from proda.engines.step import Precision
+from proda.experiment import domains, networks, training
+from proda.experiment.config import STREETS_ADAPT, AdaptConfig, pick
+from proda.experiment.job import Job
 from proda.handlers.batch_norm import TargetStatistics
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
-from proda.job import Job
 from proda.models.discriminator import Discriminator
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from proda.data.streets import write_streets
-from proda.launch import start
+from proda.experiment.launch import start
 from proda.models.deeplab import build_deeplab
+from proda.streets import write_streets
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("source_only", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill")

@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 
-from proda.config import make_config
-from proda.launch import load_experiment, parse_flags
+from proda.experiment.config import make_config
+from proda.experiment.launch import load_experiment, parse_flags
 from tests.small_runs import ROOT
 
 

@@ -15,13 +15,13 @@ import torch
 from ignite.engine import Engine
 from PIL import Image
 
-from proda import files
-from proda.data.store import HardLabelStore, SoftLabelStore
+from proda.data.label_store import HardLabelStore, SoftLabelStore
+from proda.experiment.launch import main
 from proda.handlers.checkpoints import damage, resume
 from proda.handlers.predictions import SaveOverlays, SavePredictions
 from proda.handlers.stopping import Stopped
 from proda.handlers.validation import Validation
-from proda.launch import main
+from proda.utils import files
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, flags, train
 

@@ -15,7 +15,7 @@ import pytest
 from ignite.engine import Engine
 from PIL import Image
 
-from proda.data.store import SoftLabelStore
+from proda.data.label_store import SoftLabelStore
 from proda.handlers.checkpoints import damage
 from proda.handlers.stopping import Stopped, StopRequests
 from tests import small_runs

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from proda.config import ConfigError
+from proda.experiment.config import ConfigError
+from proda.experiment.launch import start
 from proda.handlers.stopping import Stopped
-from proda.launch import start
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, scalars, train
 

@@ -26,7 +26,7 @@ from proda.data.augment import (
     weak_view_of_image,
     weak_view_of_labels,
 )
-from proda.data.datasets import Example
+from proda.data.benchmarks import Example
 from proda.method.pseudo_labels import confident_labels
 from proda.method.views import crop_soft_labels
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.step import Precision, accumulate_only, images, learn, move, resize
 from proda.engines.supervised import source_backward
-from proda.engines.update import Precision, accumulate_only, images, learn, move, resize
 from proda.method.losses import discriminator_loss, generator_loss
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.step import Precision, accumulate_only, images, learn, mean_over_processes, move, resize
 from proda.engines.supervised import source_backward
-from proda.engines.update import Precision, accumulate_only, images, learn, mean_over_processes, move, resize
 from proda.method import IGNORE
 from proda.method.losses import mrkld, structure_consistency, symmetric_cross_entropy
 from proda.method.prototypes import class_means, distances, prototype_weights

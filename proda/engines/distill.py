@@ -9,8 +9,8 @@ from torch import nn
 from proda.data.loaders import to_device
 from proda.engines.denoise import SCALE
 from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.step import Precision, accumulate_only, images, learn, mean_over_processes, move, resize
 from proda.engines.supervised import source_backward
-from proda.engines.update import Precision, accumulate_only, images, learn, mean_over_processes, move, resize
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
 from proda.method.views import downscale_labels, replay

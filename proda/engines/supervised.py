@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.update import Precision, images, learn, mean_over_processes, move, resize
+from proda.engines.step import Precision, images, learn, mean_over_processes, move, resize
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy
 

@@ -9,7 +9,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from proda.data.loaders import to_device
-from proda.engines.update import Precision, images
+from proda.engines.step import Precision, images
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # the synchronised class derives from it too
 STATISTICS = ("running_mean", "running_var")

@@ -13,7 +13,7 @@ from ignite.handlers import Checkpoint, global_step_from_engine
 from ignite.handlers.checkpoint import BaseSaveHandler
 from torch import Tensor
 
-from proda.files import save_tensors
+from proda.utils.files import save_tensors
 
 log = logging.getLogger("proda")
 

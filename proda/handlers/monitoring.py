@@ -14,8 +14,8 @@ from ignite.handlers.tensorboard_logger import OutputHandler
 from PIL import Image
 from torch.optim import Optimizer
 
-from proda.data.panels import confidence_picture, grid, image_picture, label_picture
 from proda.engines.events import ProdaEvents
+from proda.visualization import confidence_picture, grid, image_picture, label_picture
 
 log = logging.getLogger("proda")
 

@@ -7,8 +7,8 @@ from ignite.engine import Engine, Events
 from PIL import Image
 
 from proda.data.labels import colorize
-from proda.data.panels import image_picture
-from proda.files import inside, replacing
+from proda.utils.files import inside, replacing
+from proda.visualization import image_picture
 
 
 class SavePredictions:

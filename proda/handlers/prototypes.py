@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents
-from proda.engines.update import Precision, images
-from proda.files import save_tensors
+from proda.engines.step import Precision, images
 from proda.method.prototypes import class_means, update_prototypes
 from proda.models.deeplab import DeepLab
 from proda.models.weights import load_prototypes, prototypes_origin
+from proda.utils.files import save_tensors
 
 log = logging.getLogger("proda")
 

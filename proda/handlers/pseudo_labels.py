@@ -13,13 +13,13 @@ from ignite.metrics import ConfusionMatrix
 from torch import nn
 from tqdm import tqdm
 
+from proda.data.label_store import HardLabelStore, SoftLabelStore, open_store, read_manifest
 from proda.data.loaders import to_device
-from proda.data.store import HardLabelStore, SoftLabelStore, open_store, read_manifest
-from proda.engines.evaluate import predict
 from proda.engines.events import ProdaEvents
-from proda.engines.update import Precision, images, resize
-from proda.files import sha256_of_tensors
+from proda.engines.inference import predict
+from proda.engines.step import Precision, images, resize
 from proda.handlers.validation import report
+from proda.utils.files import sha256_of_tensors
 
 log = logging.getLogger("proda")
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from proda.data.labels import class_names as benchmark_names
 from proda.data.labels import class_subset
 from proda.engines.events import ProdaEvents
-from proda.files import save_tensors
 from proda.method.metrics import scores
+from proda.utils.files import save_tensors
 
 log = logging.getLogger("proda")
 

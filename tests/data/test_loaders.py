@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from proda.data.datasets import Example
+from proda.data.benchmarks import Example
 from proda.data.loaders import (
     EvaluationSamples,
     GlobalBatches,

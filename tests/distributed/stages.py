@@ -17,13 +17,13 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from proda import domains, networks
-from proda.config import DataConfig, RunConfig, make_config
-from proda.data.store import HardLabelStore, SoftLabelStore
-from proda.engines.evaluate import segmentation_evaluator
-from proda.engines.update import Precision
+from proda.data.label_store import HardLabelStore, SoftLabelStore
+from proda.engines.inference import segmentation_evaluator
+from proda.engines.step import Precision
+from proda.experiment import domains, networks
+from proda.experiment.config import DataConfig, RunConfig, make_config
+from proda.experiment.launch import start
 from proda.handlers import prototypes
-from proda.launch import start
 from tests.small_runs import flags
 
 CAP = 10  # of the counts of initial prototypes: reached in the second pass over eight images, so that order matters

@@ -4,8 +4,8 @@ import pytest
 import torch
 from ignite.engine import Events
 
+from proda.engines.step import Precision, resize
 from proda.engines.supervised import supervised_trainer
-from proda.engines.update import Precision, resize
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W
 

@@ -8,18 +8,18 @@ from functools import partial
 
 from ignite.engine import Engine
 
-from proda import domains, networks, training
-from proda.config import TrainConfig
 from proda.engines.denoise import denoise_trainer
-from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.events import ProdaEvents
-from proda.engines.update import Precision
+from proda.engines.inference import segmentation_evaluator
+from proda.engines.step import Precision
+from proda.experiment import domains, networks, training
+from proda.experiment.config import TrainConfig
+from proda.experiment.job import Job
 from proda.handlers.ema import EMATeacher
 from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import polynomial_decay
 from proda.handlers.validation import Validation
-from proda.job import Job
 
 
 @dataclass

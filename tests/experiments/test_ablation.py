@@ -5,9 +5,9 @@ import json
 import pytest
 
 from experiments import ablation
-from proda import domains
-from proda.launch import main
-from proda.tables import compare, comparison_page
+from proda.experiment import domains
+from proda.experiment.launch import main
+from proda.experiment.tables import compare, comparison_page
 from tests import small_runs
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from proda import domains
-from proda.config import make_config
-from proda.job import read_summary
-from proda.launch import load_experiment, main
+from proda.experiment import domains
+from proda.experiment.config import make_config
+from proda.experiment.job import read_summary
+from proda.experiment.launch import load_experiment, main
 from proda.models.deeplab import build_deeplab
 from tests import small_runs
 

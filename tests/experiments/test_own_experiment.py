@@ -5,7 +5,7 @@ import json
 import pytest
 
 from proda.engines.events import ProdaEvents
-from proda.launch import main
+from proda.experiment.launch import main
 from tests import small_runs
 
 FILE = "tests/experiments/my_experiment.py"

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from experiments import pipeline
-from proda import domains
-from proda.config import make_config
-from proda.files import sha256
-from proda.launch import main, start
+from proda.experiment import domains
+from proda.experiment.config import make_config
+from proda.experiment.launch import main, start
+from proda.utils.files import sha256
 from tests import small_runs
 
 ALL = list(pipeline.STREETS_STAGES)

@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 import pytest
 
-from proda import domains, training
-from proda.config import make_config
-from proda.launch import load_experiment
+from proda.experiment import domains, training
+from proda.experiment.config import make_config
+from proda.experiment.launch import load_experiment
 
 TARGET_IMAGES = 2975  # Cityscapes train
 # Where and how fast a run is made, and how it is watched.

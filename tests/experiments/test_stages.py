@@ -8,9 +8,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from proda.data.labels import class_names
-from proda.data.streets import write_streets
-from proda.launch import ROOT, main
+from proda.experiment.launch import ROOT, main
 from proda.models.weights import load_prototypes, load_weights
+from proda.streets import write_streets
 from tests import small_runs
 
 TRAINING = ["source_only", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill"]

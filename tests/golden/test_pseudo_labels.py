@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from proda.data.label_store import Manifest, open_store
 from proda.data.labels import palette
-from proda.data.store import Manifest, open_store
-from proda.engines.evaluate import predict
-from proda.engines.update import Precision
+from proda.engines.inference import predict
+from proda.engines.step import Precision
 from proda.handlers.pseudo_labels import write_pseudo_labels
 from proda.models.deeplab import DeepLab
 from tests.golden.arrays import GoldenArrays, assert_golden

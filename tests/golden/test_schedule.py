@@ -6,9 +6,9 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
+from proda.experiment.networks import sgd
 from proda.handlers.schedule import polynomial_decay
 from proda.models.deeplab import DeepLab
-from proda.networks import sgd
 from tests.golden.arrays import DATA
 
 GOLDEN = json.loads((DATA / "schedule.json").read_text())

@@ -8,8 +8,8 @@ import torch
 from ignite.engine import Engine, Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from proda.engines.evaluate import segmentation_evaluator
 from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.inference import segmentation_evaluator
 from proda.handlers.ema import EMATeacher
 from proda.handlers.monitoring import StopOnNan, TrainingPanels, losses, watch
 from tests import tiny

@@ -4,7 +4,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from proda.data.store import Manifest, open_store, read_manifest
+from proda.data.label_store import Manifest, open_store, read_manifest
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.handlers.pseudo_labels import PseudoLabels, missing_labels, write_pseudo_labels
 from tests import tiny

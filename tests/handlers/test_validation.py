@@ -9,9 +9,9 @@ from ignite.engine import Engine
 
 from proda.data.labels import class_names
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.files import save_json
 from proda.handlers.checkpoints import checkpoints, resume
 from proda.handlers.validation import Validation, report
+from proda.utils.files import save_json
 
 CLASSES = ["road", "sky", "train"]
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from proda.files import save_tensors
 from proda.models.deeplab import DeepLab
 from proda.models.discriminator import Discriminator
 from proda.models.weights import (
@@ -19,6 +18,7 @@ from proda.models.weights import (
     load_simclr,
     load_weights,
 )
+from proda.utils.files import save_tensors
 
 
 def network(num_classes: int = 19, **settings) -> DeepLab:

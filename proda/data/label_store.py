@@ -1,0 +1,379 @@
+"""Pseudo labels of a target training set on disk: small, exact where it counts, never half-written, never stale.
+
+A folder holds one kind of pseudo labels and ``manifest.json``, which says what they were made from:
+
+    soft    probabilities/NAME.probs              class probabilities at network resolution
+    hard    labels/NAME.png, confidence/NAME.png  arg-max and its probability at image size; both open in any viewer
+
+Several processes may write different images into one folder at once. A file appears whole or not at all, so that
+generation can be killed at any time and goes on with ``missing``. Nothing in a folder can run code.
+"""
+
+import io
+import json
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from imagecodecs import png_decode
+from PIL import Image
+from torch import Tensor
+
+from proda.utils.files import inside, replacing, save_json
+
+# K classes; h, w network resolution; H, W image size.
+FORMAT = 1  # raise it whenever a file of an older version would be read wrongly
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a set of pseudo labels was made from. Two sets with equal manifests are interchangeable."""
+
+    num_classes: int
+    weights: str  # SHA-256 of the weights that predicted them
+    settings: Mapping[str, Any]  # whatever else changes the labels (flip, amp, size, ...); JSON values
+    images: Sequence[str]  # names of all images of the set, each once
+
+
+def open_store(
+    folder: str | Path,
+    kind: str,
+    manifest: Manifest,
+    *,
+    palette: np.ndarray | None = None,
+    overwrite: bool = False,
+    remedy: str = "give another folder, or --overwrite",
+) -> "SoftLabelStore | HardLabelStore":
+    """Opens the folder for writing and reading: a new one, a half-written one to complete, or a complete one.
+
+    ``kind`` is "soft" or "hard"; ``palette`` uint8 [K, 3] colours hard labels. A folder with labels that were made
+    from anything else than ``manifest`` is refused with a ValueError that lists the differences and ends in
+    ``remedy``; ``overwrite`` deletes those labels (and no other file) instead. Processes may open a folder at the
+    same time, but with ``overwrite`` one of them has to be first.
+    """
+    if kind not in ("soft", "hard"):
+        raise ValueError(f"kind must be 'soft' or 'hard', got {kind!r}")
+    folder = Path(folder)
+    images = list(manifest.images)
+    for name in images:
+        inside(folder, name)
+    if len(set(images)) != len(images):
+        twice = next(name for i, name in enumerate(images) if name in images[:i])
+        raise ValueError(f"{folder}: two images are called {twice!r}; names must differ")
+    store = SoftLabelStore(folder, manifest.num_classes) if kind == "soft" else HardLabelStore(folder, palette)
+    expected = {"format": FORMAT, "kind": kind, **asdict(manifest), "images": images}
+    expected = json.loads(json.dumps(expected))  # as it will be read back: tuples become lists
+    path = folder / "manifest.json"
+    # Listed before the manifest is looked for: another process writes the manifest first, then anything else.
+    strangers = [file for file in _listing(folder) if not file.endswith(".part")]
+    if path.exists():
+        try:
+            difference = _difference(_read_json(path), expected)
+        except ValueError as error:
+            difference = str(error)
+        if not difference:
+            return store
+        if not overwrite:
+            raise ValueError(f"{path}: these pseudo labels are stale: {difference}; {remedy}")
+        # The labels go before their manifest: killed in between, the folder is still refused.
+        for part in (SoftLabelStore(folder, manifest.num_classes), HardLabelStore(folder)):
+            part._delete()
+    elif strangers:
+        raise ValueError(f"{folder}: holds files but no manifest.json, so it is no pseudo-label folder; {remedy}")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json(expected, path)
+    return store
+
+
+def read_manifest(folder: str | Path, kind: str) -> Manifest:
+    """What the labels in ``folder`` were made from. FileNotFoundError, or ValueError if they are of another kind."""
+    path = Path(folder) / "manifest.json"
+    found = _read_json(path)
+    for key, expected in (("format", FORMAT), ("kind", kind)):
+        if found[key] != expected:
+            raise ValueError(f"{path}: {key}: found {found[key]!r}, expected {expected!r}")
+    return Manifest(found["num_classes"], found["weights"], found["settings"], found["images"])
+
+
+class _Store:
+    """What both kinds share: where files lie, which are missing, and when a set is complete."""
+
+    kind: ClassVar[str]
+    parts: ClassVar[Mapping[str, str]]  # folder of files -> their suffix; an image has one file in each
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that are not (completely) written, in the same order."""
+        there = [
+            {file.removesuffix(suffix) for file in _listing(self.folder / part) if file.endswith(suffix)}
+            for part, suffix in self.parts.items()
+        ]
+        return [name for name in names if not all(name in files for files in there)]
+
+    def finish(self) -> None:
+        """Verifies that every image of the manifest is written; RuntimeError if not. Call it on one process, last."""
+        images = read_manifest(self.folder, self.kind).images
+        if missing := self.missing(images):
+            raise RuntimeError(
+                f"{self.folder}: {len(missing)} of {len(images)} pseudo labels are not written, first {missing[0]!r}; "
+                "run the same command again to complete them"
+            )
+        for part in self.parts:  # what killed writers left behind
+            for file in _listing(self.folder / part):
+                if file.endswith(".part"):
+                    (self.folder / part / file).unlink(missing_ok=True)
+
+    def _path(self, part: str, name: str) -> Path:
+        return inside(self.folder / part, name, self.parts[part])
+
+    def _delete(self) -> None:
+        for part, suffix in self.parts.items():
+            for file in _listing(self.folder / part):
+                if file.endswith((suffix, ".part")):
+                    (self.folder / part / file).unlink(missing_ok=True)
+
+
+# Soft labels keep the log-ratio of each class to the most likely one, which is what survives rectification: weights
+# multiply probabilities, so a class that is far behind here may still win. Code c in 0..1023 stands for the ratio
+# exp(-c (STEP + BEND c)): steps of 0.3% where classes compete, 5% at the end, 4e-11, beyond which all are equal.
+# Code 0 belongs to the arg-max alone, so the arg-max is exact.
+_STEP = 0.0025
+_BEND = (24 - 1023 * _STEP) / 1023**2
+_RATIOS = np.exp(-np.arange(1024) * (_STEP + _BEND * np.arange(1024))).astype(np.float32)
+_HEADER = struct.Struct("<8s3I")  # magic, K, h, w; then the compressed codes; then the CRC-32 of all before it
+_MAGIC = b"ProDAsl1"
+
+
+class SoftLabelStore(_Store):
+    """Class probabilities [K, h, w] of each image, in ten bits each and compressed.
+
+    19 x 129 x 257 take about 0.4 MB (float32: 2.5 MB). The arg-max is exact, probabilities are within 0.002, and the
+    ratio of two probabilities within 5% where neither is below 4e-11 of the largest.
+    """
+
+    kind = "soft"
+    parts: ClassVar = {"probabilities": ".probs"}
+
+    def __init__(self, folder: str | Path, num_classes: int) -> None:
+        super().__init__(folder)
+        self.num_classes = num_classes
+
+    def write(self, name: str, probabilities: Tensor) -> None:
+        """Stores float [K, h, w], non-negative and summing to 1 over K, on any device."""
+        path = self._path("probabilities", name)
+        if probabilities.ndim != 3 or len(probabilities) != self.num_classes:
+            raise ValueError(f"{path}: expected [{self.num_classes}, h, w], got {list(probabilities.shape)}")
+        probabilities = probabilities.detach().float()
+        total = probabilities.sum(0)
+        if not ((probabilities >= 0).all() and ((total - 1).abs() < 0.02).all()):  # half precision sums to 1 +- 0.01
+            raise ValueError(f"{path}: probabilities must be finite, >= 0 and sum to 1 over classes; are they logits?")
+        best = probabilities.argmax(0, keepdim=True)
+        log = probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+        ratio = log.gather(0, best) - log
+        codes = ((_STEP**2 + 4 * _BEND * ratio).sqrt() - _STEP) / (2 * _BEND)
+        codes = codes.round().clamp(1, 1023).scatter(0, best, 0).to(torch.int16).cpu().numpy()
+        # The upper eight bits vary slowly along a row and compress well as differences. The lower two are noise:
+        # four to a byte, the four quarters of the array beside each other.
+        upper = (codes >> 2).astype(np.uint8)
+        upper[..., 1:] -= upper[..., :-1].copy()
+        lower = (codes & 3).astype(np.uint8).reshape(-1)
+        lower = np.pad(lower, (0, -lower.size % 4)).reshape(4, -1)
+        lower = lower[0] | lower[1] << 2 | lower[2] << 4 | lower[3] << 6
+        compressor = zlib.compressobj(1, strategy=zlib.Z_RLE)  # differences have no repeats worth searching
+        data = _HEADER.pack(_MAGIC, *codes.shape) + compressor.compress(upper.tobytes() + lower.tobytes())
+        data += compressor.flush()
+        _write_whole(path, data + zlib.crc32(data).to_bytes(4, "little"))
+
+    def read(self, name: str) -> Tensor:
+        """Float32 [K, h, w], positive and summing to 1 over K; ValueError if the file is damaged or of another K."""
+        path = self._path("probabilities", name)
+        data = _read_bytes(path)
+        if not data.startswith(_MAGIC) or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+            raise _damaged(path, "its checksum differs")
+        _, K, h, w = _HEADER.unpack_from(data)
+        if self.num_classes != K:
+            raise ValueError(f"{path}: found {K} classes, expected {self.num_classes}")
+        size = K * h * w
+        content = np.frombuffer(zlib.decompress(memoryview(data)[_HEADER.size : -4]), dtype=np.uint8)
+        codes = content[:size].reshape(K, h, w).cumsum(2, dtype=np.uint8).astype(np.uint16).reshape(-1)
+        codes <<= 2
+        lower = content[size:]
+        codes |= np.concatenate([lower & 3, lower >> 2 & 3, lower >> 4 & 3, lower >> 6])[:size]
+        probabilities = _RATIOS.take(codes).reshape(K, h, w)
+        probabilities /= probabilities.sum(0)
+        return torch.from_numpy(probabilities)
+
+
+def _confidence_edges() -> np.ndarray:
+    """Upper ends of the confidence intervals, without the last: the values at which a decision may change.
+
+    At every n/100 ``confidence > n/100`` changes, and a little above it what the released code asks instead: whether
+    float16(confidence) > float16(n/100).
+    """
+    exact = np.arange(1, 100) / 100
+    half = exact.astype(np.float16)
+    tie = (half.astype(np.float64) + np.nextafter(half, np.float16(1))) / 2
+    # A tie goes to the even neighbour; where that is the upper one, the last value that rounds down lies below the tie.
+    released = np.where(tie.astype(np.float16) == half, tie, np.nextafter(tie.astype(np.float32), np.float32(0)))
+    return np.unique(np.concatenate([exact, released]).astype(np.float32))
+
+
+_EDGES = _confidence_edges()
+_CONFIDENCES = (np.concatenate([[0], _EDGES]) + np.concatenate([_EDGES, [1]])).astype(np.float32) / 2  # of each code
+
+
+def check_threshold(threshold: float) -> None:
+    """ValueError if stored confidences would not decide ``confidence > threshold`` exactly."""
+    if 0 < threshold < 1 and abs(threshold * 100 - round(threshold * 100)) > 1e-6:
+        raise ValueError(f"threshold must be a multiple of 0.01 for stored pseudo labels, got {threshold}")
+
+
+class HardLabelStore(_Store):
+    """Arg-max labels uint8 [H, W] as a palette PNG and their confidence [H, W] as a greyscale PNG of some 200 levels.
+
+    2048 x 1024 pixels take about 0.5 MB. Labels are exact. Confidence is within 0.005, and lies on the same side of
+    every threshold that is a multiple of 0.01, both in float32 and as the released code compares, in float16.
+    ``palette`` uint8 [K, 3] colours the labels for a viewer; without it they are grey.
+    """
+
+    kind = "hard"
+    parts: ClassVar = {"confidence": ".png", "labels": ".png"}
+
+    def __init__(self, folder: str | Path, palette: np.ndarray | None = None) -> None:
+        super().__init__(folder)
+        self.palette = palette
+
+    def write(self, name: str, labels: Tensor, confidence: Tensor) -> None:
+        """Stores integer labels [H, W] in 0..255 and confidence [H, W] in 0..1, on any device."""
+        confidence_path, labels_path = (self._path(part, name) for part in self.parts)
+        if labels.ndim != 2 or labels.shape != confidence.shape:
+            raise ValueError(
+                f"{labels_path}: expected labels and confidence of one shape [H, W], "
+                f"got {list(labels.shape)} and {list(confidence.shape)}"
+            )
+        low, high = labels.aminmax()
+        if labels.is_floating_point() or not 0 <= low <= high <= 255:
+            raise ValueError(f"{labels_path}: labels must be integers in 0..255, got {low.item()}..{high.item()}")
+        confidence = confidence.detach().float()
+        low, high = confidence.aminmax()
+        if not (low >= 0 and high <= 1 + 1e-5):  # false for NaN too
+            raise ValueError(f"{confidence_path}: confidence must be in 0..1, got {low.item()}..{high.item()}")
+        codes = torch.bucketize(confidence, torch.from_numpy(_EDGES).to(confidence.device), out_int32=True)
+        codes = Image.fromarray(codes.to(torch.uint8).cpu().numpy())
+        image = Image.fromarray(labels.to(torch.uint8).cpu().numpy())
+        if self.palette is not None:
+            colours = np.full((256, 3), 250, dtype=np.uint8)  # 256 of them, or Pillow packs several labels to a byte
+            colours[: len(self.palette)] = self.palette
+            image.putpalette(colours.tobytes())
+        # Run lengths suit what the PNG filters leave of a smooth field, and are five times faster than a search.
+        _write_whole(confidence_path, _png(codes, compress_level=1, compress_type=zlib.Z_RLE))
+        _write_whole(labels_path, _png(image, compress_level=6))
+
+    def read(self, name: str) -> tuple[Tensor, Tensor]:
+        """Labels uint8 [H, W] and confidence float32 [H, W]; ValueError if a file is damaged."""
+        confidence_path, labels_path = (self._path(part, name) for part in self.parts)
+        labels = _read_png(labels_path)
+        codes = _read_png(confidence_path)
+        if labels.shape != codes.shape:
+            raise _damaged(confidence_path, f"size {codes.shape} where {labels_path.name} has {labels.shape}")
+        if codes.max() >= len(_CONFIDENCES):
+            raise _damaged(confidence_path, f"level {codes.max()}, the highest is {len(_CONFIDENCES) - 1}")
+        return torch.from_numpy(labels), torch.from_numpy(_CONFIDENCES.take(codes))
+
+
+def _listing(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: not there; write the pseudo labels first, or check the folder") from None
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path}: damaged or truncated ({reason}); delete it and run again: only missing ones are written"
+    )
+
+
+def _png(image: Image.Image, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def _read_png(path: Path) -> np.ndarray:
+    content = _read_bytes(path)
+    data = io.BytesIO(content)
+    try:
+        Image.open(data, formats=["PNG"]).verify()  # checksums; decoding alone accepts altered bytes
+        if content[24:26] == b"\x08\x00":  # 8 bits of grey: imagecodecs is faster; palettes it would expand to colours
+            pixels = png_decode(content)
+        else:
+            data.seek(0)
+            with Image.open(data, formats=["PNG"]) as image:
+                pixels = np.array(image)
+    # all that Pillow raises, and imagecodecs (RuntimeError)
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, RuntimeError) as error:
+        raise _damaged(path, str(error)) from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 2:
+        raise _damaged(path, f"found {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W]")
+    return pixels
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read_bytes(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    keys = {"format", "kind", "num_classes", "weights", "settings", "images"}
+    if not isinstance(content, dict) or not keys <= content.keys():
+        raise ValueError(f"{path}: not a pseudo-label manifest, expected {', '.join(sorted(keys))}")
+    return content
+
+
+def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """What differs between two manifests in one line; empty if nothing does."""
+    differences = []
+    for key in ("format", "kind", "num_classes", "weights", "settings", "images"):
+        old, new = found[key], expected[key]
+        if old == new:
+            continue
+        if key == "settings" and isinstance(old, dict):
+            for setting in sorted(old.keys() | new.keys()):
+                if old.get(setting) != new.get(setting):
+                    differences.append(
+                        f"{setting}: found {_said(old.get(setting))}, expected {_said(new.get(setting))}"
+                    )
+        elif key == "images" and isinstance(old, list):
+            other = next(((a, b) for a, b in zip(old, new, strict=False) if a != b), ("the end", "the end"))
+            differences.append(
+                f"images: found {len(old)}, expected {len(new)}, first difference {other[0]!r} and {other[1]!r}"
+            )
+        elif key == "weights":
+            differences.append(f"weights: found SHA-256 {str(old)[:12]}, expected {new[:12]}")
+        else:
+            differences.append(f"{key}: found {old!r}, expected {new!r}")
+    return "; ".join(differences)
+
+
+def _said(setting: Any) -> str:
+    """As a message shows it; of a checksum the start is enough."""
+    checksum = isinstance(setting, str) and re.fullmatch("[0-9a-f]{64}", setting)
+    return f"SHA-256 {setting[:12]}" if checksum else repr(setting)

@@ -1,0 +1,1 @@
+"""From a command line to a finished run: settings, domains, networks, training, output folder."""

@@ -1,0 +1,140 @@
+"""Streets on disk, in the layouts and label encodings of GTA5, SYNTHIA and Cityscapes."""
+
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from proda.data.labels import CLASSES
+from proda.streets.scene import draw_scene
+from proda.streets.style import CAMERA, GAME
+from proda.utils.files import replacing, save_json
+
+VERSION = 3  # raise it with every change of the drawings: folders of another version are refused
+MARKER, UNFINISHED = "streets.json", "streets.unfinished.json"
+TRAIN_CITIES, VAL_CITIES = ("alderbach", "birkenau", "carlsfeld"), ("dornheim",)
+
+
+def write_streets(
+    root: Path,
+    *,
+    seed: int = 0,
+    source: str = "gta5",
+    num_train: int = 300,
+    num_val: int = 100,
+    size: tuple[int, int] = (256, 128),
+    progress: Callable[[list], Iterable] = iter,
+) -> None:
+    """Writes Streets under a data root, laid out as the real downloads unpack: a source set, and ``cityscapes``.
+
+    - ``gta5/images/00001.png`` and ``gta5/labels/00001.png`` (8-bit palette), or
+      ``synthia/RAND_CITYSCAPES/RGB/0000000.png`` and ``.../GT/LABELS/0000000.png`` (16-bit RGBA, the class first):
+      ``num_train`` scenes in the ``GAME`` style;
+    - ``cityscapes/leftImg8bit/SPLIT/CITY/...`` and ``cityscapes/gtFine/SPLIT/CITY/...``: ``num_train`` scenes of split
+      train and ``num_val`` of split val in the ``CAMERA`` style.
+
+    The same arguments always give the same files. A second call with them costs nothing, one after an interrupted call
+    draws what is missing. ``size`` is (width, height); ``progress`` wraps the list of scenes to be drawn, as tqdm does.
+
+    Raises ValueError, before anything is written, for an unknown source and where a folder holds other data or Streets
+    of other settings.
+    """
+    if source not in ("gta5", "synthia"):
+        raise ValueError(f"source must be gta5 or synthia, got {source!r}")
+    common = {"version": VERSION, "seed": seed, "size": list(size), "num_train": num_train}
+    root, scenes, settings = Path(root), [], {}
+    for dataset, style, own in ((source, GAME, {}), ("cityscapes", CAMERA, {"num_val": num_val})):
+        folder = root / dataset
+        # The style is known by a checksum: whoever tries other colours gets other folders, not the old pictures.
+        wanted = common | own | {"style": zlib.crc32(repr(style).encode())}
+        if not _complete(folder, wanted):
+            settings[folder] = wanted
+            for split, i, image, labels in _file_names(dataset, num_train, num_val):
+                entropy = [seed, split == "val", dataset == "cityscapes", i]
+                scenes.append((dataset, style, entropy, folder / image, folder / labels))
+    for folder, wanted in settings.items():
+        save_json(wanted, folder / UNFINISHED)
+    for dataset, style, entropy, image_path, labels_path in progress(scenes):
+        if image_path.exists():  # it is written after the labels, so they are there too
+            continue
+        image, labels = draw_scene(np.random.default_rng(entropy), style, size)
+        with replacing(labels_path) as path:
+            _save_labels(labels, dataset, path)
+        with replacing(image_path) as path:
+            image.save(path, "PNG", compress_level=3)
+    for folder, wanted in settings.items():
+        save_json(wanted, folder / MARKER)
+        (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def _complete(folder: Path, wanted: dict) -> bool:
+    """Whether a folder holds these Streets already; ValueError if it holds anything but them or the beginning of them.
+
+    A marker is there from the first scene on, so a run that was interrupted is never taken for a folder of real data.
+    """
+    for marker in (folder / MARKER, folder / UNFINISHED):
+        if marker.exists():
+            found = json.loads(marker.read_text())
+            differing = [
+                f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value
+            ]
+            if differing:
+                raise ValueError(
+                    f"{folder} holds Streets of other settings ({'; '.join(differing)}): delete it or take another root"
+                )
+            return marker.name == MARKER
+    # Hidden files do not count: a run killed over its very first file leaves one.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ValueError(f"{folder} holds other data (there is no {MARKER}): take another root for Streets")
+    return False
+
+
+def _file_names(dataset: str, num_train: int, num_val: int) -> list[tuple[str, int, str, str]]:
+    """(split, index in it, image, labels) of every scene; paths are relative to the dataset's folder."""
+    if dataset == "gta5":
+        return [("train", i, f"images/{i + 1:05d}.png", f"labels/{i + 1:05d}.png") for i in range(num_train)]
+    if dataset == "synthia":
+        folder = "RAND_CITYSCAPES"
+        return [("train", i, f"{folder}/RGB/{i:07d}.png", f"{folder}/GT/LABELS/{i:07d}.png") for i in range(num_train)]
+    files = []
+    for split, number, cities in (("train", num_train, TRAIN_CITIES), ("val", num_val, VAL_CITIES)):
+        for i in range(number):
+            city = cities[i * len(cities) // number]
+            stem = f"{split}/{city}/{city}_{i:06d}_000019"
+            files.append((split, i, f"leftImg8bit/{stem}_leftImg8bit.png", f"gtFine/{stem}_gtFine_labelIds.png"))
+    return files
+
+
+def _save_labels(labels: np.ndarray, dataset: str, path: Path) -> None:
+    """Writes labels, uint8 [H, W] of train ids, with a dataset's own ids and kind of PNG; IGNORE becomes id 0."""
+    ids = np.zeros(256, np.uint8)
+    ids[: len(CLASSES)] = [c.synthia if dataset == "synthia" else c.cityscapes for c in CLASSES]
+    if dataset == "synthia":
+        pixels = np.zeros((*labels.shape, 4), np.uint16)  # class, instance (Streets counts none), nothing, opacity
+        pixels[..., 0], pixels[..., 3] = ids[labels], 0xFFFF
+        path.write_bytes(_png16(pixels))
+        return
+    image = Image.fromarray(ids[labels])
+    if dataset == "gta5":
+        colours = np.zeros((256, 3), np.uint8)
+        colours[[c.cityscapes for c in CLASSES]] = [c.color for c in CLASSES]
+        image.putpalette(colours.tobytes())  # makes it a palette image; the pixels stay the ids
+    image.save(path, "PNG", compress_level=3)
+
+
+def _png16(pixels: np.ndarray) -> bytes:
+    """A PNG file of uint16 [H, W, 4]: RGBA with 16 bits a channel, which Pillow cannot write."""
+    height, width, _ = pixels.shape
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 6, 0, 0, 0)  # 16 bits, RGBA, not interlaced
+    rows = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
+    lines = np.insert(rows, 0, 0, axis=1)  # each begins with the number of its filter: none
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines, 3)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

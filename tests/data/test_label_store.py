@@ -1,0 +1,489 @@
+"""The pseudo-label store: closed forms, limits of quantisation, kills, stale folders, several processes."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, check_threshold, open_store, read_manifest
+from proda.method.pseudo_labels import confident_labels
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "pseudo_labels.npz"
+MANIFEST = Manifest(num_classes=3, weights="ab" * 32, settings={"flip": False, "size": (8, 16)}, images=["a", "b"])
+
+
+def street_like(K: int = 19, h: int = 65, w: int = 129, *, fine: float = 0.15) -> torch.Tensor:
+    """Probabilities of smooth regions with sharp borders and small objects; ``fine`` is noise from cell to cell."""
+    logits = torch.linspace(3, -6, K)[:, None, None] + fine * torch.randn(K, h, w)
+    for cells, size in ((2, 6.0), (6, 4.0), (20, 1.5)):
+        field = F.interpolate(torch.randn(1, K, cells, 2 * cells), size=(h, w), mode="bicubic")[0]
+        logits += size * field
+    for k in range(K):
+        y, x = (int(torch.randint(8, size - 8, ())) for size in (h, w))
+        logits[k, y - 3 : y + 3, x - 2 : x + 2] += 12
+    return logits.softmax(0)
+
+
+def one_hot() -> torch.Tensor:
+    return F.one_hot(torch.tensor([[0, 1], [2, 0]]), 3).permute(2, 0, 1).float()
+
+
+def test_a_sure_soft_label_comes_back_as_it_was(tmp_path):
+    store = SoftLabelStore(tmp_path, 3)
+    store.write("a", one_hot())
+    read = store.read("a")
+    assert read.dtype == torch.float32 and read.shape == (3, 2, 2)
+    assert torch.allclose(read, one_hot(), atol=1e-9) and (read > 0).all()  # positive: a product never vanishes
+
+
+def test_equal_probabilities_come_back_almost_equal_with_the_same_arg_max(tmp_path):
+    store = SoftLabelStore(tmp_path, 4)
+    store.write("a", torch.full((4, 1, 3), 0.25))
+    read = store.read("a")
+    assert torch.allclose(read, torch.full((4, 1, 3), 0.25), atol=0.001)
+    assert (read.argmax(0) == torch.full((4, 1, 3), 0.25).argmax(0)).all()
+
+
+@pytest.mark.parametrize("fine", [0.0, 0.15, 1.0])
+def test_soft_labels_keep_arg_max_selection_and_ratios(tmp_path, fine):
+    probabilities = street_like(fine=fine)
+    store = SoftLabelStore(tmp_path, 19)
+    store.write("a", probabilities)
+    read = store.read("a")
+    assert torch.allclose(read.sum(0), torch.ones(65, 129), atol=1e-5)
+    assert (read.argmax(0) == probabilities.argmax(0)).all()
+    assert (read - probabilities).abs().max() < 0.002
+    both = [p / p.amax(0) for p in (read, probabilities)]
+    kept = both[1] > 1e-10
+    assert (both[0][kept] / both[1][kept]).log().abs().max() < 0.025
+    assert both[0][~kept].max() < 1.05e-10
+
+    # What training sees: enlarged, and reweighted by something as decided as prototype weights.
+    weights = F.interpolate(torch.randn(1, 19, 9, 17), size=(65, 129), mode="bilinear")[0].mul(2).softmax(0)
+    for enlarge in (False, True):
+        for rectify in (False, True):
+            maps = [p * weights / (p * weights).sum(0) if rectify else p for p in (read, probabilities)]
+            if enlarge:
+                maps = [F.interpolate(p[None], size=(512, 1024), mode="bilinear", align_corners=True)[0] for p in maps]
+            (confidence, labels), (exact_confidence, exact_labels) = (p.max(0) for p in maps)
+            assert (labels == exact_labels).float().mean() >= 0.999
+            assert ((confidence > 0.95) == (exact_confidence > 0.95)).float().mean() >= 0.999
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 1), (3, 5, 1), (5, 3, 7), (19, 9, 17)])
+def test_any_shape_survives(tmp_path, shape):
+    probabilities = torch.randn(shape).mul(8).softmax(0)
+    store = SoftLabelStore(tmp_path, shape[0])
+    store.write("a", probabilities)
+    assert torch.allclose(store.read("a"), probabilities, atol=0.002)
+
+
+def test_half_precision_and_strided_probabilities_are_accepted(tmp_path):
+    probabilities = street_like(5, 17, 33)
+    store = SoftLabelStore(tmp_path, 5)
+    store.write("half", probabilities.bfloat16())
+    store.write("strided", probabilities.permute(1, 2, 0).contiguous().permute(2, 0, 1).requires_grad_())
+    assert torch.allclose(store.read("half"), probabilities, atol=0.01)
+    assert torch.allclose(store.read("strided"), probabilities, atol=0.002)
+
+
+def test_golden_pseudo_labels_survive(tmp_path):
+    golden = np.load(GOLDEN)
+    soft, hard = SoftLabelStore(tmp_path / "soft", 19), HardLabelStore(tmp_path / "hard")
+    for i, probabilities in enumerate(torch.from_numpy(golden["soft_labels"])):
+        soft.write(str(i), probabilities)
+        assert (soft.read(str(i)).argmax(0) == probabilities.argmax(0)).all()
+        assert (soft.read(str(i)) - probabilities).abs().max() < 0.002
+        labels, confidence = (torch.from_numpy(golden[key][i]) for key in ("pseudo_labels", "confidence"))
+        hard.write(str(i), labels, confidence)
+        read_labels, read_confidence = hard.read(str(i))
+        assert (read_labels == labels).all()
+        for threshold in (0.2, 0.25, 0.3):
+            for as_released in (False, True):
+                kept = confident_labels(read_labels, read_confidence, threshold=threshold, as_released=as_released)
+                expected = confident_labels(labels, confidence.float(), threshold=threshold, as_released=as_released)
+                assert (kept == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "message"),
+    [
+        (torch.randn(3, 4, 4) * 5, "are they logits"),
+        (torch.full((3, 4, 4), float("nan")), "must be finite"),
+        (torch.full((4, 4, 4), 0.25), r"expected \[3, h, w\], got \[4, 4, 4\]"),
+        (torch.full((1, 3, 4, 4), 0.33), r"expected \[3, h, w\], got \[1, 3, 4, 4\]"),
+    ],
+)
+def test_what_is_no_probability_is_refused(tmp_path, probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        SoftLabelStore(tmp_path, 3).write("a", probabilities)
+    assert not list(tmp_path.rglob("*.probs"))
+
+
+def test_hard_labels_are_exact_and_confidence_within_half_a_hundredth(tmp_path):
+    confidence, labels = street_like().max(0)
+    labels[:3] = 250
+    store = HardLabelStore(tmp_path)
+    store.write("a", labels, confidence)
+    read_labels, read_confidence = store.read("a")
+    assert read_labels.dtype == torch.uint8 and read_confidence.dtype == torch.float32
+    assert (read_labels == labels).all()
+    assert (read_confidence - confidence).abs().max() <= 0.005 + 1e-6
+
+
+@pytest.mark.parametrize("as_released", [False, True])
+def test_every_threshold_of_two_decimals_is_decided_exactly(tmp_path, as_released):
+    # Around each threshold: itself, its neighbours in float32, and those of the float16 tie that lies above it.
+    threshold = np.arange(1, 100) / 100
+    half = threshold.astype(np.float16)
+    tie = (half.astype(np.float32) + np.nextafter(half, np.float16(1)).astype(np.float32)) / 2
+    centres = np.concatenate([threshold.astype(np.float32), half.astype(np.float32), tie])
+    around = [centres, np.nextafter(centres, np.float32(0)), np.nextafter(centres, np.float32(1))]
+    confidence = torch.from_numpy(np.concatenate([*around, np.array([0, 1], np.float32)]))[None]
+    labels = torch.zeros_like(confidence, dtype=torch.uint8)
+    store = HardLabelStore(tmp_path)
+    store.write("a", labels, confidence)
+    _, read = store.read("a")
+    for value in threshold.tolist():
+        kept, expected = (
+            confident_labels(labels, c, threshold=value, as_released=as_released) for c in (read, confidence)
+        )
+        assert (kept == expected).all(), value
+
+
+def test_the_threshold_of_the_paper_keeps_just_above_and_drops_equal(tmp_path):
+    exactly, above = torch.tensor(0.95), torch.tensor(0.9500001)
+    store = HardLabelStore(tmp_path)
+    store.write("a", torch.tensor([[7, 7]]), torch.stack([exactly, above])[None])
+    labels, confidence = store.read("a")
+    assert confident_labels(labels, confidence, threshold=0.95).tolist() == [[250, 7]]
+
+
+def test_a_threshold_between_hundredths_is_named():
+    for threshold in (-1, 0, 0.5, 0.95, 0.29, 1):
+        check_threshold(threshold)
+    with pytest.raises(ValueError, match=r"multiple of 0.01.*got 0.968"):
+        check_threshold(0.968)
+
+
+def test_hard_labels_open_in_any_viewer_with_their_colours(tmp_path):
+    palette = np.array([[128, 64, 128], [0, 0, 142]], dtype=np.uint8)  # two colours: Pillow would pack eight to a byte
+    labels = torch.tensor([[0, 1], [250, 1]])
+    store = HardLabelStore(tmp_path, palette)
+    store.write("a", labels, torch.tensor([[0.5, 1.0], [0.0, 1.0]]))
+    with Image.open(tmp_path / "labels" / "a.png") as image:
+        colours = np.array(image.convert("RGB"))
+    assert colours.tolist() == [[[128, 64, 128], [0, 0, 142]], [[250, 250, 250], [0, 0, 142]]]
+    assert (store.read("a")[0] == labels).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "confidence", "message"),
+    [
+        (torch.zeros(2, 3).long(), torch.ones(2, 2), r"one shape.*\[2, 3\] and \[2, 2\]"),
+        (torch.full((2, 2), 256), torch.ones(2, 2), "integers in 0..255"),
+        (torch.full((2, 2), -1), torch.ones(2, 2), "integers in 0..255"),
+        (torch.zeros(2, 2).long(), torch.full((2, 2), float("nan")), "confidence must be in 0..1"),
+        (torch.zeros(2, 2).long(), torch.full((2, 2), 2.3), "confidence must be in 0..1"),  # a logit
+    ],
+)
+def test_hard_labels_that_cannot_be_are_refused(tmp_path, labels, confidence, message):
+    with pytest.raises(ValueError, match=message):
+        HardLabelStore(tmp_path).write("a", labels, confidence)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["../a", "..", ".", "", ".a", "a/b", "/etc/a", "a\\b", "C:a", "a\0b", "a\nb", "a/", 3])
+def test_a_name_never_leaves_the_folder(tmp_path, name):
+    inside = tmp_path / "inside"
+    for store, content in (
+        (SoftLabelStore(inside, 3), (one_hot(),)),
+        (HardLabelStore(inside), (torch.zeros(1, 1).long(), torch.ones(1, 1))),
+    ):
+        with pytest.raises(ValueError, match="cannot name a file"):
+            store.write(name, *content)
+        with pytest.raises(ValueError, match="cannot name a file"):
+            store.read(name)
+    with pytest.raises(ValueError, match="cannot name a file"):
+        open_store(inside, "soft", Manifest(3, "ab", {}, [name]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_ordinary_names_are_accepted(tmp_path):
+    store = SoftLabelStore(tmp_path, 3)
+    for name in ("aachen_000000_000019_leftImg8bit", "my photo (2).v1..png", "Straße", "2024-05-01T10:00:00"):
+        store.write(name, one_hot())
+        assert store.missing([name]) == []
+
+
+@pytest.mark.parametrize("change", ["cut", "empty", "altered", "pickle"])
+@pytest.mark.parametrize("part", ["probabilities/a.probs", "labels/a.png", "confidence/a.png"])
+def test_a_damaged_file_is_named_on_reading(tmp_path, part, change):
+    soft, hard = SoftLabelStore(tmp_path, 19), HardLabelStore(tmp_path)
+    probabilities = street_like()
+    soft.write("a", probabilities)
+    hard.write("a", probabilities.argmax(0), probabilities.amax(0))
+    path = tmp_path / part
+    data = path.read_bytes()
+    altered = bytearray(data)
+    altered[len(data) // 2] ^= 1
+    path.write_bytes(
+        {"cut": data[: len(data) * 2 // 3], "empty": b"", "altered": bytes(altered), "pickle": pickle.dumps([1])}[
+            change
+        ]
+    )
+    store = soft if part.endswith(".probs") else hard
+    with pytest.raises(ValueError, match="damaged or truncated") as error:
+        store.read("a")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_no_altered_byte_changes_a_label_unnoticed(tmp_path):
+    soft, hard = SoftLabelStore(tmp_path, 19), HardLabelStore(tmp_path)
+    probabilities = street_like(19, 17, 33)
+    soft.write("a", probabilities)
+    hard.write("a", probabilities.argmax(0), probabilities.amax(0))
+    reads = [lambda: soft.read("a"), lambda: torch.stack(hard.read("a"))]
+    before = [read() for read in reads]
+    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        for position in {*range(0, len(data), 11), *range(len(data) - 100, len(data))}:  # the end is decoded last
+            altered = bytearray(data)
+            altered[position] ^= 4
+            path.write_bytes(altered)
+            for read, expected in zip(reads, before, strict=True):
+                try:
+                    assert torch.equal(read(), expected), (path, position)
+                except ValueError as error:
+                    assert str(path) in str(error)
+        path.write_bytes(data)
+
+
+def test_a_label_that_is_not_there_and_one_of_other_classes_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a\.probs: not there"):
+        SoftLabelStore(tmp_path, 3).read("a")
+    SoftLabelStore(tmp_path, 3).write("a", one_hot())
+    with pytest.raises(ValueError, match=r"a\.probs: found 3 classes, expected 19"):
+        SoftLabelStore(tmp_path, 19).read("a")
+
+
+def test_confidence_of_another_size_is_noticed(tmp_path):
+    store = HardLabelStore(tmp_path)
+    for name, size in (("a", 4), ("b", 5)):
+        store.write(name, torch.zeros(size, 4).long(), torch.ones(size, 4))
+    os.replace(tmp_path / "confidence" / "b.png", tmp_path / "confidence" / "a.png")
+    with pytest.raises(ValueError, match=r"confidence/a\.png.*size"):
+        store.read("a")
+
+
+def test_a_new_store_is_completed_and_then_finished(tmp_path):
+    folder = tmp_path / "runs" / "labels"
+    store = open_store(folder, "soft", MANIFEST)
+    store.write("a", one_hot())
+    again = open_store(folder, "soft", MANIFEST)
+    assert again.missing(["b", "a"]) == ["b"]
+    with pytest.raises(RuntimeError, match="1 of 2 pseudo labels are not written, first 'b'"):
+        again.finish()
+    again.write("b", one_hot())
+    (folder / "probabilities" / ".b.probs.1.part").write_bytes(b"left by a killed process")
+    again.finish()
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["a.probs", "b.probs", "manifest.json"]
+    manifest = read_manifest(folder, "soft")
+    assert (manifest.num_classes, manifest.weights, manifest.images) == (3, "ab" * 32, ["a", "b"])
+
+
+def test_hard_labels_without_confidence_are_missing(tmp_path):
+    store = open_store(tmp_path, "hard", MANIFEST)
+    store.write("a", torch.zeros(2, 2).long(), torch.ones(2, 2))
+    (tmp_path / "confidence" / "a.png").unlink()
+    assert store.missing(["a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("soft", {"weights": "cd" * 32}, "weights: found SHA-256 abababababab, expected cdcdcdcdcdcd"),
+        ("soft", {"settings": {"flip": True, "size": (8, 16)}}, "flip: found False, expected True"),
+        ("soft", {"settings": {"flip": False}}, r"size: found \[8, 16\], expected None"),
+        (
+            "soft",
+            {"settings": {**MANIFEST.settings, "description": "ef" * 32}},
+            "found None, expected SHA-256 efefefefefef;",
+        ),
+        ("soft", {"num_classes": 4}, "num_classes: found 3, expected 4"),
+        ("soft", {"images": ["a", "c"]}, "images: found 2, expected 2, first difference 'b' and 'c'"),
+        ("soft", {"images": ["a", "b", "c"]}, "images: found 2, expected 3"),
+        ("hard", {}, "kind: found 'soft', expected 'hard'"),
+    ],
+)
+def test_a_stale_store_is_refused_and_replaced_only_when_asked(tmp_path, kind, change, message):
+    open_store(tmp_path, "soft", MANIFEST).write("a", one_hot())
+    (tmp_path / "notes.txt").write_text("mine")
+    manifest = Manifest(**{**vars(MANIFEST), **change})
+    with pytest.raises(ValueError, match=message) as error:
+        open_store(tmp_path, kind, manifest, remedy="or --redo")
+    text = str(error.value)
+    assert "manifest.json" in text and "stale" in text and text.endswith("or --redo") and "\n" not in text
+    assert (tmp_path / "probabilities" / "a.probs").exists()
+
+    store = open_store(tmp_path, kind, manifest, overwrite=True)
+    assert store.missing(manifest.images) == list(manifest.images)
+    assert read_manifest(tmp_path, kind).weights == manifest.weights
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_keeps_labels_that_are_up_to_date(tmp_path):
+    open_store(tmp_path, "soft", MANIFEST).write("a", one_hot())
+    assert open_store(tmp_path, "soft", MANIFEST, overwrite=True).missing(["a", "b"]) == ["b"]
+
+
+def test_a_folder_of_something_else_is_never_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="no manifest"):
+            open_store(tmp_path, "soft", MANIFEST, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"kind": "soft"}'])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json: not"):
+        open_store(tmp_path, "soft", MANIFEST)
+    with pytest.raises(ValueError, match=r"manifest\.json: not"):
+        read_manifest(tmp_path, "soft")
+
+
+def test_manifests_of_another_kind_or_with_a_name_twice_are_refused(tmp_path):
+    open_store(tmp_path / "soft", "soft", MANIFEST)
+    with pytest.raises(ValueError, match="kind: found 'soft', expected 'hard'"):
+        read_manifest(tmp_path / "soft", "hard")
+    with pytest.raises(ValueError, match="two images are called 'a'"):
+        open_store(tmp_path / "twice", "soft", Manifest(3, "ab", {}, ["a", "b", "a"]))
+    with pytest.raises(ValueError, match="kind must be 'soft' or 'hard', got 'both'"):
+        open_store(tmp_path / "both", "both", MANIFEST)
+
+
+def test_a_failing_disk_leaves_the_old_label_and_no_half_one(tmp_path, monkeypatch):
+    store = SoftLabelStore(tmp_path, 3)
+    store.write("a", one_hot())
+    before = (tmp_path / "probabilities" / "a.probs").read_bytes()
+
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for name in ("a", "b"):
+        with pytest.raises(OSError, match="No space left"):
+            store.write(name, one_hot().flip(0))
+    assert [path.name for path in (tmp_path / "probabilities").iterdir()] == ["a.probs"]
+    assert (tmp_path / "probabilities" / "a.probs").read_bytes() == before
+
+
+def _killed_half_way(folder: Path) -> None:
+    store = open_store(folder, "soft", MANIFEST)
+    store.write("a", one_hot())
+
+    def half(self, data):
+        with open(self, "wb") as file:
+            file.write(data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Path.write_bytes = half
+    store.write("b", one_hot())
+
+
+def _writes_for_ever(folder: Path) -> None:
+    store = HardLabelStore(folder)
+    confidence, labels = street_like(5, 200, 300).max(0)
+    while True:
+        for name in ("a", "b", "c"):
+            store.write(name, labels, confidence)
+
+
+def _writes_its_share(folder: Path, rank: int) -> None:
+    names = [f"image{i}" for i in range(12)]
+    store = open_store(folder, "soft", Manifest(3, "ab" * 32, {}, names))
+    for name in names[rank::2]:
+        store.write(name, one_hot().roll(rank, 0))
+    store.write("image11", one_hot().roll(1, 0))  # and one that both write
+
+
+def _run(function, *args) -> None:
+    torch.set_num_threads(1)  # threads do not survive a fork
+    function(*args)
+
+
+def _processes(*calls):
+    context = multiprocessing.get_context("fork")  # importing torch anew takes seconds
+    processes = [context.Process(target=_run, args=call) for call in calls]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def test_killed_and_parallel_writers_leave_whole_files(tmp_path):
+    killed, endless, shared = tmp_path / "killed", tmp_path / "endless", tmp_path / "shared"
+    half, loop, *ranks = _processes(
+        (_killed_half_way, killed),
+        (_writes_for_ever, endless),
+        (_writes_its_share, shared, 0),
+        (_writes_its_share, shared, 1),
+    )
+    try:
+        # Killed in the middle of a file: that one is missing, and the same command completes the set.
+        half.join(60)
+        assert half.exitcode == -signal.SIGKILL
+        store = open_store(killed, "soft", MANIFEST)
+        assert store.missing(MANIFEST.images) == ["b"]
+        assert (store.read("a").argmax(0) == one_hot().argmax(0)).all()
+        store.write("b", one_hot())
+        store.finish()
+        assert sorted(path.name for path in (killed / "probabilities").iterdir()) == ["a.probs", "b.probs"]
+
+        # Two processes in one folder.
+        for rank, process in enumerate(ranks):
+            process.join(60)
+            assert process.exitcode == 0, rank
+        store = SoftLabelStore(shared, 3)
+        store.finish()
+        for i in range(12):
+            assert (store.read(f"image{i}").argmax(0) == one_hot().roll(i % 2, 0).argmax(0)).all()
+
+        # Killed at any moment: whatever is there can be read.
+        deadline = time.monotonic() + 60
+        store = HardLabelStore(endless)
+        while store.missing(["a", "b"]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(float(np.random.default_rng().uniform(0, 0.1)))
+        loop.kill()
+        loop.join(60)
+        there = [name for name in ("a", "b", "c") if not store.missing([name])]
+        assert {"a", "b"} <= set(there)
+        for name in there:
+            assert store.read(name)[0].shape == (200, 300)
+    finally:
+        for process in (half, loop, *ranks):
+            process.kill()
+
+
+def test_a_store_travels_to_a_worker_process(tmp_path):
+    for store in (SoftLabelStore(tmp_path, 3), HardLabelStore(tmp_path, np.zeros((3, 3), np.uint8))):
+        assert pickle.loads(pickle.dumps(store)).folder == tmp_path
+
+
+def test_the_manifest_is_plain_json(tmp_path):
+    open_store(tmp_path, "hard", MANIFEST)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    assert content["kind"] == "hard" and content["settings"] == {"flip": False, "size": [8, 16]}

@@ -1,0 +1,396 @@
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments import pseudo_labels
+from proda.data.labels import benchmark_labels
+from proda.data.own_data import list_files, read_description
+from proda.experiment import domains
+from proda.experiment.config import ConfigError, DataConfig, TrainConfig, make_config
+from proda.experiment.job import read_summary
+from proda.experiment.launch import main
+from proda.method import IGNORE
+from proda.models.deeplab import build_deeplab
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "own_data.md"
+CLASSES = '[{ name = "road", ids = [3, 4] }, { name = "car", ids = 1, color = [0, 0, 142] }]'
+
+
+def save(path: Path, pixels) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+    return path
+
+
+def photo(path: Path, size=(8, 4)) -> Path:
+    return save(path, np.full((size[1], size[0], 3), 90))
+
+
+def describe(folder: Path, text: str, name: str = "data.toml") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def simulator(folder: Path, ids=(0, 1, 3, 4), extra: str = "") -> Path:
+    photo(folder / "rgb/a.jpg", (4, 1))
+    save(folder / "ids/a.png", [list(ids)])
+    return describe(
+        folder, f'classes = {CLASSES}\nignore = 0\n{extra}\n[train]\nimages = "rgb"\nlabels = "ids"\n', "simulator.toml"
+    )
+
+
+def error_of(call, kind=ValueError) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_ids_become_class_numbers_and_ignored_ones_no_class(tmp_path):
+    own = read_description(simulator(tmp_path))
+    image, labels, name = own.open("train", own.space, with_labels=True)[0]
+    assert labels.tolist() == [[IGNORE, 1, 0, 0]] and labels.dtype == np.uint8
+    assert image.mode == "RGB" and image.size == (4, 1) and name == "a"
+    assert own.space.names == ["road", "car"] and own.space.colors[1].tolist() == [0, 0, 142]
+    assert own.space.ids.tolist() == [3, 1]  # what is written for a class: its lowest id
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "JPG"])
+def test_images_of_every_common_kind_are_found(tmp_path, suffix):
+    photo(tmp_path / f"a/b/x.{suffix}")
+    (tmp_path / "a/readme.txt").write_text("")
+    photo(tmp_path / "a/.thumbnails/x.png")
+    assert list(list_files(tmp_path, "a")) == ["b/x"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("rgb", "ids"),
+        ("rgb/**/*.jpg", "ids/**/*.png"),
+        ("rgb/*/*.jpg", "ids"),
+        (["rgb/night", "rgb/day"], ["ids"]),
+    ],
+)
+def test_an_image_and_its_label_map_find_each_other_by_what_the_pattern_stands_for(tmp_path, images, labels):
+    for folder, ids in (("night", 3), ("day", 1)):
+        photo(tmp_path / f"rgb/{folder}/a_{folder}.jpg", (2, 1))
+        save(tmp_path / f"ids/{'' if isinstance(images, list) else folder}/a_{folder}.png", [[ids, ids]])
+    own = read_description(
+        describe(
+            tmp_path, f"classes = {CLASSES}\n[train]\nimages = {json.dumps(images)}\nlabels = {json.dumps(labels)}\n"
+        )
+    )
+    data = own.open("train", own.space, with_labels=True)
+    assert {name[-5:]: labels[0, 0] for _, labels, name in data} == {"night": 0, "a_day": 1}
+
+
+def test_the_parts_of_a_name_around_the_star_may_differ(tmp_path):
+    photo(tmp_path / "left/ulm/3_left.png", (1, 1))
+    save(tmp_path / "fine/ulm/3_fine_ids.png", [[1]])
+    own = read_description(
+        describe(
+            tmp_path,
+            f'classes = {CLASSES}\n[train]\nimages = "left/*/*_left.png"\nlabels = "fine/*/*_fine_ids.png"\n',
+        )
+    )
+    assert own.open("train", own.space, with_labels=True)[0].name == "ulm-3"
+
+
+@pytest.mark.parametrize(
+    ("place", "keys"),
+    [
+        ("../shots/*.jpg", ["a b", "ü"]),
+        ("./../shots//*.jpg", ["a b", "ü"]),
+        ("{absolute}/*", ["a b", "ü"]),  # a last star leaves out the suffix
+        ("../shots/**", ["a b", "run[1]/c?d", "ü"]),
+        ("../shots/run[1]/*.jpg", ["c?d"]),  # brackets and question marks are part of a name
+        ("../shots/run[1]/*?*.jpg", ["c/d"]),
+        ("../linked", ["a b", "run[1]/c?d", "ü"]),
+        ("../shots/*/x.jpg", []),
+        ("../nowhere/*.jpg", []),
+    ],
+)
+def test_a_pattern_may_begin_anywhere_and_only_the_star_is_special(tmp_path, place, keys):
+    shots = tmp_path / ".hidden" / "shots"  # where the data lie is not looked at, only what is below
+    for name in ("a b", "ü", "run[1]/c?d", ".trash/e", "run1/.f"):
+        photo(shots / f"{name}.jpg")
+    (tmp_path / ".hidden/here").mkdir()
+    (tmp_path / ".hidden/linked").mkdir()
+    for path in shots.glob("[!.]*"):
+        (tmp_path / ".hidden/linked" / path.name).symlink_to(path)
+    assert sorted(list_files(tmp_path / ".hidden/here", place.format(absolute=shots))) == keys
+
+
+def test_a_star_in_place_of_the_suffix_brings_image_and_label_map_together(tmp_path):
+    path = simulator(tmp_path)
+    path.write_text(path.read_text().replace('"rgb"', '"rgb/*"').replace('"ids"', '"ids/*"'))
+    own = read_description(path)
+    assert own.open("train", own.space, with_labels=True)[0].name == "a"
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])  # an editor of Windows marks UTF-8
+def test_a_description_may_begin_with_a_byte_order_mark(tmp_path, start):
+    (tmp_path / "data.toml").write_bytes(start + '[train]\r\nimages = "straße"\r\n'.encode())
+    assert read_description(tmp_path / "data.toml").splits == {"train": {"images": ["straße"]}}
+
+
+def test_a_description_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "data.toml").write_bytes('[train]\nimages = "straße"\n'.encode("latin1"))
+    found = error_of(lambda: read_description(tmp_path / "data.toml"))
+    assert found.startswith(f"{tmp_path}/data.toml: not TOML ('utf-8' codec can't decode")
+
+
+def test_size_brings_images_and_labels_to_one_size_without_new_ids(tmp_path):
+    own = read_description(simulator(tmp_path, extra="size = [2, 2]"))
+    image, labels, _ = own.open("train", own.space, with_labels=True)[0]
+    assert image.size == (2, 2) and labels.shape == (2, 2) and set(labels.flat) <= {0, 1, IGNORE}
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
+    own = read_description(describe(tmp_path, '[train]\nimages = "*.jpg"\n'))
+    assert own.open("train", benchmark_labels(19), with_labels=False)[0].image.size == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes = [", "not TOML"),
+        ('[train]\nimage = "a"', "[train] needs images = ..."),
+        ('[trian]\nimages = "a"', "unknown key 'trian'; the nearest is 'train'"),
+        ("", "neither [train] nor [val]"),
+        ('classes = [{ name = "a" }]\n[train]\nimages = "a"', "expected a list of 2 to 250 entries"),
+        (
+            'classes = [{ name = "a" }, { name = "a" }]\n[train]\nimages = "a"',
+            "expected a name that no other class has",
+        ),
+        (
+            'classes = [{ name = "a", ids = [1] }, { name = "b" }]\n[train]\nimages = "a"',
+            "id 1 of class b belongs to a",
+        ),
+        (
+            'ignore = 0\nclasses = [{ name = "a" }, { name = "b" }]\n[train]\nimages = "a"',
+            "id 0 of class a belongs to i",
+        ),
+        (
+            'classes = [{ name = "a", id = 3 }, { name = "b" }]\n[train]\nimages = "a"',
+            "unknown key 'id'; the nearest is",
+        ),
+        ('classes = [{ name = "a", ids = 256 }, { name = "b" }]\n[train]\nimages = "a"', "expected ids in 0..255"),
+        ('classes = [{ name = "a", color = 3 }, { name = "b" }]\n[train]\nimages = "a"', "expected [red, green, blue]"),
+        ('size = [3]\n[train]\nimages = "a"', "expected [width, height]"),
+        ("[train]\nimages = 3", "expected a folder, a pattern, or a list of them"),
+    ],
+)
+def test_a_mistake_in_a_description_is_one_line_with_the_files_name(tmp_path, text, message):
+    path = describe(tmp_path, text)
+    found = error_of(lambda: read_description(path))
+    assert found.startswith(f"{path}: ") and message in found
+
+
+def test_a_description_or_a_folder_that_is_not_there_is_named(tmp_path):
+    assert "no such file" in error_of(lambda: read_description(tmp_path / "a.toml"), FileNotFoundError)
+    own = read_description(describe(tmp_path, '[train]\nimages = "rgb"\n'))
+    space = benchmark_labels(19)
+    assert "no images rgb for [train]" in error_of(
+        lambda: own.open("train", space, with_labels=False), FileNotFoundError
+    )
+    assert "no [val]" in error_of(lambda: own.open("val", space, with_labels=False), FileNotFoundError)
+
+
+def test_images_without_label_maps_are_counted_and_one_is_named(tmp_path):
+    own = read_description(simulator(tmp_path))
+    for name in "bc":
+        photo(tmp_path / f"rgb/{name}.jpg")
+    found = error_of(lambda: own.open("train", own.space, with_labels=True), FileNotFoundError)
+    assert "no label map 'b' in ids for the image" in found and found.endswith("2 of 3 images are without")
+
+
+@pytest.mark.parametrize(("batch_size", "refused"), [(2, True), (1, False)])
+def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold_whole_ones(
+    tmp_path, batch_size, refused
+):
+    photo(tmp_path / "rgb/a.jpg", (80, 40)), photo(tmp_path / "rgb/b.jpg", (90, 40))
+    target = str(describe(tmp_path, '[train]\nimages = "rgb"\n'))
+    flags = {"target": target, "batch_size": batch_size, "mean_width": 80, "crop_width": 16, "crop_height": 8}
+    settings = make_config(TrainConfig, flags)
+    assert len(domains.target_training(settings)) == 2  # crops have one size
+    if refused:
+        assert error_of(lambda: domains.target_training(settings, full_image=True)) == (
+            f"{target}: training images of 80x40 and 90x40; whole images of one batch must have one size (own data: "
+            "size = [width, height] in the description)"
+        )
+    else:
+        assert len(domains.target_training(settings, full_image=True)) == 2
+
+
+def test_a_file_name_that_no_prediction_could_have_is_told_before_work(tmp_path, capsys):
+    photo(tmp_path / "rgb/good.jpg", (80, 40)), photo(tmp_path / "rgb/line\nend.jpg", (80, 40))
+    target = describe(tmp_path, '[train]\nimages = "rgb"\n')
+    flags = [f"--output={tmp_path}/check", f"--target={target}", "--parts=train", "--num_workers=0"]
+    flags += ["--mean_width=80", "--crop_width=16", "--crop_height=8"]
+    assert main([f"{ROOT}/experiments/check_data.py", *flags]) == 1
+    assert read_summary(tmp_path / "check")["train"]["problems"] == [
+        f"{target}: 'line\\nend' cannot name a file in pseudo_labels: expected printable characters, no path "
+        "separators, no leading dot"
+    ]
+    torch.save({"model": build_deeplab("tiny", 19).state_dict()}, tmp_path / "model.pt")
+    flags = [f"--output={tmp_path}/run", f"--weights={tmp_path}/model.pt", "--backbone=tiny", "--num_workers=0"]
+    assert main([f"{ROOT}/experiments/predict.py", f"--images={tmp_path}/rgb", *flags]) == 2
+    assert f"'line\\nend' cannot name a file in {tmp_path}/run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    photo(tmp_path / "rgb/a.jpg"), photo(tmp_path / "rgb/a.png")
+    assert "have the same name 'a'" in error_of(lambda: list_files(tmp_path, "rgb"))
+
+
+def test_an_id_that_is_nowhere_in_the_description_is_refused(tmp_path):
+    own = read_description(simulator(tmp_path, ids=(0, 1, 3, 9)))
+    data = own.open("train", own.space, with_labels=True)
+    assert error_of(lambda: data[0]) == f"{tmp_path}/ids/a.png: unknown label id 9, expected ids 0..1, 3..4"
+
+
+def config(**flags) -> DataConfig:
+    return make_config(DataConfig, flags)
+
+
+def test_the_source_decides_on_the_classes_and_the_target_on_its_ids(tmp_path):
+    source = simulator(tmp_path)
+    plain = describe(tmp_path, '[train]\nimages = "rgb"\n', "plain.toml")
+    coded = describe(
+        tmp_path,
+        'classes = [{ name = "road", ids = 8 }, { name = "car", ids = 9 }]\n[train]\nimages = "rgb"\n',
+        "coded.toml",
+    )
+    assert domains.label_space(config(source=str(source), target=str(plain))).ids.tolist() == [3, 1]
+    space = domains.label_space(config(source=str(source), target=str(coded)))
+    assert space.names == ["road", "car"] and space.ids.tolist() == [8, 9] and space.colors[1].tolist() == [0, 0, 142]
+    assert domains.label_space(config(source="synthia", target=str(plain))).ids[:3].tolist() == [7, 8, 11]
+
+
+def test_source_and_target_that_do_not_go_together_are_refused(tmp_path):
+    source = str(simulator(tmp_path))
+    assert "needs a --target" in error_of(lambda: domains.target_set(config(source=source), "train"))
+    other = describe(tmp_path, 'classes = [{ name = "car" }, { name = "road" }]\n[train]\nimages = "rgb"\n')
+    found = error_of(lambda: domains.label_space(config(source=source, target=str(other))))
+    assert "its classes are car, road; expected those of the source, in its order: road, car" in found
+    assert "has 2 classes" in error_of(lambda: domains.label_space(config(source=source, num_classes=19)))
+    assert "no classes" in error_of(
+        lambda: domains.label_space(config(source=str(describe(tmp_path, '[train]\nimages = "rgb"\n'))))
+    )
+
+
+def test_a_flag_takes_a_benchmark_or_a_toml_file():
+    with pytest.raises(ConfigError, match=r"--target=photos: expected one of 'cityscapes', or a file NAME.toml"):
+        config(target="photos")
+
+
+def test_photographs_without_labels_stand_in_for_validation(tmp_path):
+    for number in range(3):
+        photo(tmp_path / f"rgb/{number}.jpg")
+    target = str(describe(tmp_path, '[train]\nimages = "rgb"\n', "photos.toml"))
+    images = domains.validation_set(config(target=target))
+    assert len(images) == 3 and images[0].labels is None
+
+
+def test_pseudo_labels_are_stale_when_the_description_or_the_precision_has_changed(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    target, text = tmp_path / "photos.toml", 'size = [8, 4]\n[train]\nimages = "rgb"\n'
+
+    def labels(description: str = text, **flags):
+        target.write_text(description)
+        flags = {"weights": str(tmp_path / "model.pt"), "pseudo_labels": str(tmp_path / "labels")} | flags
+        settings = make_config(pseudo_labels.Config, {"target": str(target), **flags})
+        return domains.label_store(settings, "hard", None, ["a"], flip=True)
+
+    labels().write("a", torch.zeros(4, 8).long(), torch.ones(4, 8))
+    assert labels().missing(["a"]) == []
+    assert "amp: found 'off', expected 'bf16'; remove the folder" in error_of(lambda: labels(amp="bf16"))
+    found = error_of(lambda: labels(text.replace("[8, 4]", "[16, 8]")))
+    assert "stale: description: found SHA-256 " in found and "; size: found [8, 4], expected [16, 8]; remove" in found
+    elsewhere = tmp_path / "moved.toml"  # only its content counts
+    elsewhere.write_text(text)
+    assert labels(target=str(elsewhere)).missing(["a"]) == []
+
+
+def test_pseudo_labels_of_a_benchmark_need_no_description():
+    assert domains.prediction_settings(config(amp="bf16")) == {"amp": "bf16"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """A folder in which every code block of the document has been run, in order."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    variables: dict[str, str] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for language, text in re.findall(r"```(python|toml|bash)\n(.*?)```", DOCUMENT.read_text(), re.DOTALL):
+            if language == "python":
+                exec(compile(text, str(DOCUMENT), "exec"), {})
+            elif language == "toml":
+                Path(text.splitlines()[0].removeprefix("# ")).write_text(text)
+            else:
+                for line in text.splitlines():
+                    line = re.sub(r"\$(\w+)", lambda match: variables[match[1]], line)
+                    if assignment := re.fullmatch(r'(\w+)="(.*)"', line):
+                        variables[assignment[1]] = assignment[2]
+                    else:
+                        command = shlex.split(line)
+                        assert command[:2] == ["python", "run.py"]
+                        assert main(command[2:]) == 0, line
+    return folder
+
+
+def test_every_command_of_the_document_runs_and_its_outputs_are_where_it_says(followed):
+    assert {"check_data", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill"} <= {
+        path.name for path in (followed / "runs").iterdir()
+    }
+    for file in ("check_data/classes.png", "evaluate/confusion.png", "warmup/label_free.pt", "warmup/best.pt"):
+        assert (followed / "runs" / file).is_file(), file
+
+
+def test_results_of_own_data_carry_the_classes_of_the_description(followed):
+    names = [entry["name"] for entry in tomllib.loads(blocks("toml")[0])["classes"]]
+    assert list(read_summary(followed / "runs/evaluate")["iou"]) == names
+    assert read_summary(followed / "runs/evaluate")["miou"] > 0
+    check = read_summary(followed / "runs/check_data")
+    assert check["source"]["images"] == 8 and check["train"]["labelled"] == 0 and check["val"]["labelled"] == 4
+    assert sum(check["source"]["class_frequencies"].values()) == pytest.approx(1)
+
+
+def test_predictions_of_own_images_are_class_numbers_and_overlays(followed):
+    for number in range(4):
+        labels = Image.open(followed / f"runs/predict/labels/{number:03}.png")
+        assert labels.mode == "P" and labels.size == (256, 128) and np.asarray(labels).max() < 8
+        assert Image.open(followed / f"runs/predict/overlays/{number:03}.jpg").size == (256, 128)
+
+
+def test_training_does_without_labels_of_the_target(followed, monkeypatch, capsys):
+    monkeypatch.chdir(followed)
+    Path("bare.toml").write_text('[train]\nimages = "photos/train"\n')
+    flags = "--source=my_simulator.toml --target=bare.toml --backbone=tiny --num_workers=0 --mean_width=275"
+    flags += " --crop_width=112 --crop_height=64 --iterations=1 --batch_size=2 --init=random --output=runs/bare"
+    assert main(["experiments/warmup.py", *flags.split()]) == 0
+    out = capsys.readouterr().out
+    assert "skipped, bare.toml has no labels under [val]; the label-free score is still reported" in out
+    summary = read_summary("runs/bare")
+    assert summary["miou"] is None and summary["label_free"] > 0
+    assert not Path("runs/bare/best.pt").exists() and Path("runs/bare/label_free.pt").exists()

@@ -1,0 +1,70 @@
+"""Judging a network."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from proda.engines.inference import predict, segmentation_evaluator
+from proda.models.deeplab import Segmentation
+from tests.tiny import CPU, PRECISION
+
+
+class Painted(nn.Module):
+    """Says class 0 on the left half and class 1 on the right, as surely as ``sharpness`` tells, at half the size."""
+
+    def __init__(self, sharpness: float = 50.0) -> None:
+        super().__init__()
+        self.sharpness = sharpness
+
+    def forward(self, image: torch.Tensor) -> Segmentation:
+        count, _, height, width = image.shape
+        left = (torch.arange(width // 2) < width // 4).float().expand(count, height // 2, width // 2)
+        logits = self.sharpness * torch.stack([left, 1 - left, torch.zeros_like(left) - 1], dim=1)
+        return Segmentation(logits, logits)
+
+
+def batch(labels: torch.Tensor) -> dict:
+    return {"image": torch.zeros(len(labels), 3, 4, 8, dtype=torch.uint8), "labels": labels, "name": ["x"]}
+
+
+def test_the_confusion_matrix_has_truth_in_rows_and_leaves_ignored_pixels_out():
+    labels = torch.zeros(1, 4, 8, dtype=torch.uint8)
+    labels[:, 0] = 250
+    labels[:, 1] = 2
+    evaluator = segmentation_evaluator(Painted(), 3, PRECISION, CPU)
+    confusion = evaluator.run([batch(labels)]).metrics["confusion"]
+    assert confusion.sum() == 24
+    assert confusion[0, :2].sum() == 16 and confusion[2, :2].sum() == 8 and confusion[:, 2].sum() == 0
+
+
+def test_the_label_free_score_is_log_k_for_sure_and_even_and_zero_for_undecided_predictions():
+    labels = torch.zeros(2, 4, 8, dtype=torch.uint8)
+    sure = segmentation_evaluator(Painted(1e4), 3, PRECISION, CPU).run([batch(labels)] * 2).metrics["label_free"]
+    assert sure == pytest.approx(math.log(2), abs=1e-3)
+    undecided = segmentation_evaluator(Painted(0.0), 3, PRECISION, CPU).run([batch(labels)]).metrics["label_free"]
+    assert undecided == pytest.approx(0, abs=1e-6)
+
+
+def test_flipped_predictions_of_a_network_that_cannot_tell_sides_meet_in_the_middle():
+    image = torch.zeros(1, 3, 4, 8)
+    assert torch.equal(predict(Painted(), image, (4, 8)).argmax(1)[0, 0], torch.tensor([0] * 4 + [1] * 4))
+    averaged = predict(Painted(), image, (4, 8), flip=True)
+    torch.testing.assert_close(averaged[:, 0], averaged[:, 1])
+    torch.testing.assert_close(averaged.sum(1), torch.ones(1, 4, 8))
+
+
+def test_scales_are_averaged():
+    seen = []
+    network = Painted()
+    network.register_forward_hook(lambda _module, inputs, _output: seen.append(tuple(inputs[0].shape[-2:])))
+    result = predict(network, torch.zeros(1, 3, 8, 16), (8, 16), scales=(0.5, 1.0))
+    assert seen == [(4, 8), (8, 16)] and result.shape == (1, 3, 8, 16)
+    torch.testing.assert_close(result.sum(1), torch.ones(1, 8, 16))
+
+
+def test_the_network_is_judged_in_evaluation_mode_without_gradient():
+    network = Painted().train()
+    state = segmentation_evaluator(network, 3, PRECISION, CPU).run([batch(torch.zeros(1, 4, 8, dtype=torch.uint8))])
+    assert not network.training and not state.output["probabilities"].requires_grad

@@ -1,0 +1,226 @@
+import dataclasses
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from proda.data.benchmarks import GTA5, Cityscapes, Synthia
+from proda.data.labels import CLASSES, class_subset
+from proda.method import IGNORE
+from proda.streets import CAMERA, GAME, draw_scene, write_streets
+from proda.streets.files import MARKER, UNFINISHED
+
+SMALL = {"num_train": 3, "num_val": 2, "size": (64, 32)}
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden/data/labels.json").read_text())
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def scene(style, seed: int, size=(256, 128)) -> tuple[np.ndarray, np.ndarray]:
+    image, labels = draw_scene(np.random.default_rng(seed), style, size)
+    return np.asarray(image), labels
+
+
+def read_png16(path: Path) -> np.ndarray:
+    """uint16 [H, W, 4] of an unfiltered 16-bit RGBA file with one IDAT chunk, every checksum verified."""
+    data, chunks, at = path.read_bytes(), {}, 8
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        assert struct.unpack_from(">I", data, at + 8 + length) == (zlib.crc32(kind + body),)
+        chunks[kind], at = body, at + 12 + length
+    width, height, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    assert rest == [16, 6, 0, 0, 0]
+    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
+    assert not lines[:, 0].any()  # no filters
+    return lines[:, 1:].copy().view(">u2").reshape(height, width, 4)
+
+
+@pytest.mark.parametrize("style", [GAME, CAMERA], ids=["game", "camera"])
+def test_a_scene_depends_on_the_seed_alone(style):
+    (image, labels), (again, labels_again), (other, _) = scene(style, 3), scene(style, 3), scene(style, 4)
+    assert (image == again).all() and (labels == labels_again).all()
+    assert (image != other).mean() > 0.5
+
+
+@pytest.mark.parametrize("size", [(256, 128), (96, 48), (101, 57)])
+def test_image_and_labels_have_the_size_asked_for(size):
+    image, labels = scene(CAMERA, 0, size)
+    assert image.shape == (size[1], size[0], 3) and image.dtype == np.uint8
+    assert labels.shape == (size[1], size[0]) and labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("style", [GAME, CAMERA], ids=["game", "camera"])
+def test_all_thirteen_classes_occur_and_no_other_values_than_train_ids(style):
+    pixels = np.zeros(256, int)
+    for seed in range(40):
+        pixels += np.bincount(scene(style, seed)[1].ravel(), minlength=256)
+    share = pixels / pixels.sum()
+    assert set(np.nonzero(pixels)[0].tolist()) <= {*range(len(CLASSES)), IGNORE}
+    assert share[class_subset(13)].min() > 0.002  # the rarest has more than 60 pixels an image
+    names = [c.name for c in CLASSES]
+    assert share[names.index("road")] > 0.2 and share[names.index("pole")] > 0.002
+    assert (share[IGNORE] > 0) == style.bonnet
+
+
+def test_a_street_is_the_right_way_up():
+    for seed in range(5):
+        _, labels = scene(GAME, seed)
+        height = {name: np.nonzero(labels == i)[0].mean() for i, name in ((0, "road"), (2, "building"), (10, "sky"))}
+        assert height["sky"] < height["building"] < height["road"]
+
+
+def test_the_labels_lie_where_the_things_are_drawn():
+    """Sky is blue in the game: where the label says sky, and hardly anywhere that it says road."""
+    clear = dataclasses.replace(GAME, clouds=0.0)
+    image, labels = scene(clear, 1)
+    blue = image[..., 2].astype(int) - image[..., 0] > 25
+    assert blue[labels == 10].mean() > 0.9 > 0.1 > blue[labels == 0].mean()
+
+
+def test_the_camera_is_noisier_and_paler_than_the_game():
+    def noise_and_colour(style):
+        noise, colour = [], []
+        for seed in range(8):
+            image, labels = scene(style, seed)
+            image = image.astype(float)
+            road = (labels[:, 1:] == 0) & (labels[:, :-1] == 0)
+            noise.append(np.median(np.abs(np.diff(image[..., 1], axis=1))[road]))  # no edges in the median
+            colour.append((image.max(-1) - image.min(-1)).mean())
+        return np.mean(noise), np.mean(colour)
+
+    (game_noise, game_colour), (camera_noise, camera_colour) = noise_and_colour(GAME), noise_and_colour(CAMERA)
+    assert camera_noise > 2 * game_noise and camera_colour < 0.9 * game_colour
+
+
+def test_gta5_and_cityscapes_files_are_laid_out_as_the_downloads(tmp_path):
+    write_streets(tmp_path, **SMALL)
+    city = "cityscapes/{0}/{1}/{2}/{2}_{3:06d}_000019_{4}.png"
+    expected = {f"gta5/{folder}/{i:05d}.png" for folder in ("images", "labels") for i in (1, 2, 3)}
+    towns = [("train", t, i) for i, t in enumerate(("alderbach", "birkenau", "carlsfeld"))]
+    towns += [("val", "dornheim", i) for i in (0, 1)]
+    for split, town, i in towns:
+        expected.add(city.format("leftImg8bit", split, town, i, "leftImg8bit"))
+        expected.add(city.format("gtFine", split, town, i, "gtFine_labelIds"))
+    assert set(contents(tmp_path)) == expected | {f"gta5/{MARKER}", f"cityscapes/{MARKER}"}
+    assert Image.open(tmp_path / "gta5/labels/00001.png").mode == "P"
+    assert Image.open(tmp_path / city.format("gtFine", *towns[0], "gtFine_labelIds")).mode == "L"
+
+
+@pytest.mark.parametrize("source", ["gta5", "synthia"])
+def test_the_readers_of_the_real_data_read_back_what_was_drawn(tmp_path, source):
+    write_streets(tmp_path, source=source, seed=7, num_train=3, num_val=2)
+    sets = [
+        (
+            GTA5(tmp_path / "gta5", num_classes=19)
+            if source == "gta5"
+            else Synthia(tmp_path / "synthia", num_classes=19)
+        ),
+        Cityscapes(tmp_path / "cityscapes", "train", num_classes=19, with_labels=True),
+        Cityscapes(tmp_path / "cityscapes", "val", num_classes=19, with_labels=True),
+    ]
+    for dataset, style, number, entropy in zip(
+        sets, (GAME, CAMERA, CAMERA), (3, 3, 2), ((0, 0), (0, 1), (1, 1)), strict=True
+    ):
+        assert len(dataset) == number
+        for i, example in enumerate(dataset):
+            image, labels = draw_scene(np.random.default_rng([7, *entropy, i]), style)
+            assert (np.asarray(example.image) == np.asarray(image)).all()
+            assert (example.labels == labels).all()
+
+
+def test_synthia_labels_are_16_bit_with_the_class_in_the_first_channel(tmp_path):
+    write_streets(tmp_path, source="synthia", **SMALL)
+    pixels = read_png16(tmp_path / "synthia/RAND_CITYSCAPES/GT/LABELS/0000001.png")
+    _, labels = draw_scene(np.random.default_rng([0, 0, 0, 1]), GAME, (64, 32))
+    to_raw = np.zeros(256, int)
+    for raw, train in GOLDEN["synthia"]["classes"]["19"]["raw_to_train"].items():
+        to_raw[train] = int(raw)
+    assert (pixels[..., 0] == to_raw[labels]).all()
+    assert (pixels[..., 3] == 65535).all()
+
+
+def test_gta5_and_cityscapes_files_hold_the_golden_ids(tmp_path):
+    write_streets(tmp_path, **SMALL)
+    to_raw = np.zeros(256, int)
+    for raw, train in GOLDEN["gta5"]["raw_to_train"].items():
+        to_raw[train] = int(raw)
+    town = tmp_path / "cityscapes/gtFine/val/dornheim/dornheim_000001_000019_gtFine_labelIds.png"
+    for path, style, entropy in ((tmp_path / "gta5/labels/00002.png", GAME, (0, 0)), (town, CAMERA, (1, 1))):
+        _, labels = draw_scene(np.random.default_rng([0, *entropy, 1]), style, (64, 32))
+        assert (np.asarray(Image.open(path)) == to_raw[labels]).all()
+
+
+def test_a_second_call_draws_nothing(tmp_path, monkeypatch):
+    write_streets(tmp_path, **SMALL)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    monkeypatch.setattr("proda.streets.files.draw_scene", None)
+    write_streets(tmp_path, **SMALL)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_an_interrupted_call_is_completed_to_the_same_files(tmp_path):
+    write_streets(tmp_path / "whole", **SMALL)
+
+    def interrupted(scenes):
+        yield from scenes[:4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_streets(tmp_path / "broken", progress=interrupted, **SMALL)
+    left = contents(tmp_path / "broken")
+    assert f"gta5/{UNFINISHED}" in left and not any(name.endswith(MARKER) for name in left)
+    write_streets(tmp_path / "broken", **SMALL)
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_the_other_source_joins_the_same_root(tmp_path):
+    write_streets(tmp_path, **SMALL)
+    before = contents(tmp_path)
+    write_streets(tmp_path, source="synthia", **SMALL)
+    after = contents(tmp_path)
+    assert before.items() <= after.items()
+    assert all(name.startswith("synthia/") for name in after.keys() - before.keys())
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_streets_of_other_settings_are_refused_and_nothing_is_written(tmp_path, finished):
+    write_streets(tmp_path, seed=1, **SMALL)
+    if not finished:
+        (tmp_path / "gta5" / MARKER).rename(tmp_path / "gta5" / UNFINISHED)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"gta5 holds Streets of other settings \(seed 1, not 2\)"):
+        write_streets(tmp_path, seed=2, **SMALL)
+    assert contents(tmp_path) == before
+
+
+def test_streets_of_another_style_are_refused(tmp_path, monkeypatch):
+    write_streets(tmp_path, **SMALL)
+    monkeypatch.setattr("proda.streets.files.CAMERA", dataclasses.replace(CAMERA, haze=0.1))
+    with pytest.raises(ValueError, match=r"cityscapes holds Streets of other settings \(style"):
+        write_streets(tmp_path, **SMALL)
+
+
+def test_folders_of_other_data_are_refused_and_nothing_is_written(tmp_path):
+    (tmp_path / "cityscapes/leftImg8bit").mkdir(parents=True)
+    with pytest.raises(ValueError, match="cityscapes holds other data"):
+        write_streets(tmp_path, **SMALL)
+    assert not (tmp_path / "gta5").exists()
+
+
+def test_a_run_killed_over_its_first_file_does_not_lock_the_folder(tmp_path):
+    (tmp_path / "gta5").mkdir()
+    (tmp_path / f"gta5/.{UNFINISHED}.1234.part").touch()
+    write_streets(tmp_path, **SMALL)
+    assert (tmp_path / "gta5" / MARKER).exists()
+
+
+def test_an_unknown_source_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="source must be gta5 or synthia, got 'carla'"):
+        write_streets(tmp_path, source="carla")
