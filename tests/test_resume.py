@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from proda.experiment.config import ConfigError
+from proda.experiment.config import UserError
 from proda.experiment.launch import start
 from proda.handlers.stopping import Stopped
 from tests import small_runs
@@ -158,7 +158,7 @@ def test_overwrite_makes_new_pseudo_labels_and_prototypes_for_new_weights(data, 
 
 
 def test_resume_and_overwrite_exclude_each_other(data, weights, tmp_path):
-    with pytest.raises(ConfigError, match="--resume and --overwrite"):
+    with pytest.raises(UserError, match="--resume and --overwrite"):
         train("source_only", data, weights, tmp_path, resume=True, overwrite=True)
     assert not any(tmp_path.iterdir())
 

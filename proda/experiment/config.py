@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from proda.utils.errors import UserError
+
 # Presets of an experiment of which they decide the source alone: it judges a released recipe's model as any other.
 SOURCES = {
     "gta5": {},
@@ -105,10 +107,6 @@ class AdaptConfig(TrainConfig):
     target_statistics: bool = False  # before each validation, batch norm's statistics are made anew from target images
 
 
-class ConfigError(ValueError):
-    """A flag that cannot be used: one clear line for the user."""
-
-
 def field_docs(config_class: type) -> dict[str, str]:
     """The trailing comment of every field, base classes first."""
     docs: dict[str, str] = {}
@@ -133,7 +131,7 @@ def make_config(config_class: type, flags: dict[str, Any], presets: dict[str, di
         presets: recipe name -> field values; ``flags["preset"]``, else ``flags["source"]``, picks one.
 
     Raises:
-        ConfigError: a flag that does not exist (names the nearest), a value of the wrong type, an unknown preset.
+        UserError: a flag that does not exist (names the nearest), a value of the wrong type, an unknown preset.
     """
     presets = presets or {}
     types = {field.name: field.type for field in fields(config_class)}
@@ -141,11 +139,11 @@ def make_config(config_class: type, flags: dict[str, Any], presets: dict[str, di
     source = values.get("source", "")
     recipe = values.get("preset") or getattr(config_class, "preset", "") or (source if source in presets else "")
     if recipe and recipe not in presets:
-        raise ConfigError(f"--preset={recipe}: no such recipe; expected one of {', '.join(presets) or '(none)'}")
+        raise UserError(f"--preset={recipe}: no such recipe; expected one of {', '.join(presets) or '(none)'}")
     chosen = {"preset": recipe, **presets.get(recipe, {})} if recipe else {}
     config = config_class(**{**chosen, **values})
     for problem in _problems(config):
-        raise ConfigError(problem)
+        raise UserError(problem)
     return config
 
 
@@ -190,7 +188,7 @@ def default_output(experiment_file: str) -> str:
 def _checked(name: str, value: Any, types: dict[str, type]) -> Any:
     if name not in types:
         near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
-        raise ConfigError(f"unknown flag --{name}; the nearest is --{near[0]} (--help lists all)")
+        raise UserError(f"unknown flag --{name}; the nearest is --{near[0]} (--help lists all)")
     expected = types[name]
     if expected is str and isinstance(value, tuple | list):  # Fire's reading of a,b,c
         value = ",".join(map(str, value))
@@ -199,7 +197,7 @@ def _checked(name: str, value: Any, types: dict[str, type]) -> Any:
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not expected:
-        raise ConfigError(f"--{name}={value!r}: expected {expected.__name__}, found {type(value).__name__}")
+        raise UserError(f"--{name}={value!r}: expected {expected.__name__}, found {type(value).__name__}")
     return value
 
 

@@ -28,7 +28,8 @@ import ignite.distributed as idist
 import torch
 from tqdm import tqdm
 
-from proda.experiment.config import ConfigError, default_output, help_text, make_config
+from proda.experiment.config import default_output, help_text, make_config
+from proda.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # What a user or a machine can cause and one line explains; anything else is a bug and keeps its traceback.
@@ -81,17 +82,17 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
     config = make_config(module.Config, flags, getattr(module, "PRESETS", None))
     config.output = config.output or default_output(experiment)
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device=cuda: this machine has no CUDA device; use --device=cpu")
+        raise UserError("--device=cuda: this machine has no CUDA device; use --device=cpu")
     spawn = config.nproc_per_node > 1
     gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
     if spawn and config.backend == "nccl" and gpus < config.nproc_per_node:
-        raise ConfigError(
+        raise UserError(
             f"--backend=nccl --nproc_per_node={config.nproc_per_node}: needs as many GPUs, found {gpus}; on CPUs "
             "--backend=gloo does it"
         )
     here = os.environ.get("LOCAL_WORLD_SIZE", "1")  # how many torchrun has started on this machine
     if not spawn and config.backend == "nccl" and gpus < int(here):
-        raise ConfigError(f"--backend=nccl: {here} processes on this machine need as many GPUs, found {gpus}")
+        raise UserError(f"--backend=nccl: {here} processes on this machine need as many GPUs, found {gpus}")
     joining = not spawn and any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")) and not idist.backend()
     backend = (config.backend or _default_backend(config)) if spawn or joining else None
     group = _group_variables(os.environ, on_cpu=config.device == "cpu", spawn=spawn, gpus=gpus)
@@ -167,7 +168,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
         flags = None
     if not isinstance(flags, dict):
         stray = next((word for word in arguments if not word.startswith("--")), " ".join(arguments))
-        raise ConfigError(f"{stray!r}: expected flags of the form --name=value")
+        raise UserError(f"{stray!r}: expected flags of the form --name=value")
     return flags
 
 
@@ -180,13 +181,13 @@ def with_recorded(flags: dict[str, Any], config_class: type) -> dict[str, Any]:
         recorded = json.loads(Path(str(flags["config"])).read_text())
         recorded = {name: value for name, value in recorded.items() if name not in NOT_REPEATED}
     except OSError:
-        raise ConfigError(f"{place}: no such file; expected the config.json of a run") from None
+        raise UserError(f"{place}: no such file; expected the config.json of a run") from None
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{place}: expected the config.json of a run") from error
+        raise UserError(f"{place}: expected the config.json of a run") from error
     if other := recorded.keys() - {field.name for field in fields(config_class)}:
-        raise ConfigError(f"{place}: {min(other)} is no flag of this experiment; expected the config.json of its run")
+        raise UserError(f"{place}: {min(other)} is no flag of this experiment; expected the config.json of its run")
     if "preset" in flags:
-        raise ConfigError(
+        raise UserError(
             f"--preset={flags['preset']} and {place}, which has every setting of a recipe: give one of them"
         )
     return recorded | {name: value for name, value in flags.items() if name != "config"}

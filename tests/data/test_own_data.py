@@ -13,11 +13,12 @@ from experiments import pseudo_labels
 from proda.data.labels import benchmark_labels
 from proda.data.own_data import list_files, read_description
 from proda.experiment import domains
-from proda.experiment.config import ConfigError, DataConfig, TrainConfig, make_config
+from proda.experiment.config import DataConfig, TrainConfig, make_config
 from proda.experiment.job import read_summary
 from proda.experiment.launch import main
 from proda.method import IGNORE
 from proda.models.deeplab import build_deeplab
+from proda.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "own_data.md"
@@ -294,7 +295,7 @@ def test_source_and_target_that_do_not_go_together_are_refused(tmp_path):
 
 
 def test_a_flag_takes_a_benchmark_or_a_toml_file():
-    with pytest.raises(ConfigError, match=r"--target=photos: expected one of 'cityscapes', or a file NAME.toml"):
+    with pytest.raises(UserError, match=r"--target=photos: expected one of 'cityscapes', or a file NAME.toml"):
         config(target="photos")
 
 

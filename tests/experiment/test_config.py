@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from proda.experiment.config import ConfigError, TrainConfig, field_docs, help_text, make_config
+from proda.experiment.config import TrainConfig, field_docs, help_text, make_config
+from proda.utils.errors import UserError
 
 
 @dataclass
@@ -44,7 +45,7 @@ def test_the_source_alone_picks_its_recipe():
     ],
 )
 def test_a_bad_flag_is_one_line_that_says_what_was_found_and_expected(flags, message):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         make_config(Config, flags, PRESETS)
     assert message in str(error.value) and "\n" not in str(error.value)
 
