@@ -24,7 +24,7 @@ from proda.data.label_store import Manifest, open_store
 from proda.data.labels import class_names
 from proda.data.loaders import EvaluationSamples, evaluation_loader
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.step import Precision
+from proda.engines.optimization import Precision
 from proda.handlers.pseudo_labels import write_pseudo_labels
 from proda.models.deeplab import build_deeplab
 

@@ -11,56 +11,57 @@ the Cityscapes server and scripts expect.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.step import Precision
-from proda.experiment import domains, networks
-from proda.experiment.config import SOURCES, STREETS_DATA, DataConfig, numbers
+from proda.engines.optimization import Precision
+from proda.experiment.config import DataConfig, parse_scales
+from proda.experiment.domains import Domains
 from proda.experiment.job import Job
+from proda.experiment.networks import load_network
+from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SavePredictions
-from proda.handlers.validation import report
+from proda.metrics import report
 from proda.visualization import confusion_picture
 
 
 @dataclass
 class Config(DataConfig):
-    weights: str = ""  # the network to judge
-    split: str = "val"  # images to judge it on: val, train, or test, which has no labels
-    flip: bool = False  # average the image's and its mirror image's prediction
+    weights: str = ""  # the network to evaluate
+    split: Literal["val", "train", "test"] = "val"  # images to evaluate it on; test has no labels
+    flip: bool = False  # average the predictions for the image and for its mirror image
     scales: str = "1"  # sizes of the image to average over, separated by commas: 0.75,1,1.25
     predictions: str = ""  # folder for predictions as label ids, NAME_pred_labelIds.png; none if empty
 
 
-PRESETS = {**SOURCES, "streets": STREETS_DATA}
+PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA}
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job = Job(config)
-    scales, space = numbers(config.scales, "scales"), domains.label_space(config)
-    own = domains.own_data(config.target)
-    labelled = own.has_labels(config.split) if own else config.split != "test"
-    images = domains.whole_images(config, domains.target_set(config, config.split, with_labels=labelled))
-    network = networks.network_from(config, config.weights).to(job.device)
+    job, data = Job(config), Domains(config)
+    names, scales = data.classes.names, parse_scales(config.scales, "scales")
+    labelled = data.own_target.has_labels(config.split) if data.own_target else config.split != "test"
+    images = data.whole_images(data.images(config.split, with_labels=labelled))
+    network = load_network(config, data.classes, job.device)
     job.open({"weights": config.weights, "images": f"{len(images.dataset)} {config.target} {config.split}"})
 
     precision = Precision(job.device, config.amp)
-    evaluator = segmentation_evaluator(
-        network, len(space.names), precision, job.device, flip=config.flip, scales=scales
-    )
+    evaluator = segmentation_evaluator(network, precision, flip=config.flip, scales=scales)
     if config.predictions:
-        SavePredictions(Path(config.predictions), suffix="_pred_labelIds.png", ids=space.ids).attach(evaluator)
+        folder = Path(config.predictions)
+        SavePredictions(folder, suffix="_pred_labelIds.png", ids=data.classes.ids).attach(evaluator)
     if idist.get_rank() == 0:
         ProgressBar(desc="evaluation").attach(evaluator)
     evaluator.run(images)
 
     metrics = evaluator.state.metrics
-    result = report(metrics["confusion"], space.names) | {"label_free": metrics["label_free"]}
+    result = report(metrics["confusion"], names) | {"label_free": metrics["label_free"]}
     if labelled:
         if idist.get_rank() == 0:
-            confusion_picture(metrics["confusion"].cpu().numpy(), space.names).save(job.folder / "confusion.png")
+            confusion_picture(metrics["confusion"].cpu().numpy(), names).save(job.folder / "confusion.png")
         for name, iou in result["iou"].items():
             job.log.info("%-16s %s", name, "absent" if iou != iou else f"{100 * iou:6.2f}")
         for name in ("miou", "miou_13"):

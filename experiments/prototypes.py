@@ -1,4 +1,4 @@
-"""Class prototypes of the target training images, by themselves: mean features under the network's own arg-max.
+"""Class prototypes of the target training images on their own: mean features under the network's own arg-max.
 
     python run.py experiments/prototypes.py --weights=runs/warmup/last.pt
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import ignite.distributed as idist
 
-from proda.engines.step import Precision
-from proda.experiment import domains, networks
-from proda.experiment.config import STREETS_DATA, DataConfig
+from proda.engines.optimization import Precision
+from proda.experiment.config import DataConfig
+from proda.experiment.domains import Domains
 from proda.experiment.job import Job
+from proda.experiment.networks import load_network
+from proda.experiment.recipes import STREETS_DATA
 from proda.handlers.prototypes import Prototypes, initial_prototypes
-from proda.utils.files import sha256
+from proda.models.weights import save_prototypes
 
 
 @dataclass
@@ -34,17 +36,16 @@ PRESETS = {
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job = Job(config)
-    images = domains.whole_images(config, domains.target_set(config, "train"))
-    network = networks.network_from(config, config.weights).to(job.device)
+    job, data = Job(config), Domains(config)
+    network, images = load_network(config, data.classes, job.device), data.whole_target()
     job.open({"weights": config.weights, "images": len(images.dataset)})
 
-    prototypes = Prototypes.of(network, job.device)
-    initial_prototypes(prototypes, network, images, Precision(job.device, config.amp), job.device, passes=config.passes)
+    prototypes = Prototypes(network.num_classes, network.num_features, job.device)
+    initial_prototypes(prototypes, network, images, Precision(job.device, config.amp), passes=config.passes)
     if idist.get_rank() == 0:
-        prototypes.save(job.folder / "prototypes.pt", origin=sha256(config.weights))
-    names = domains.label_space(config).names
-    counts = dict(zip(names, prototypes.counts.tolist(), strict=True))
+        made_from = {**data.made_from(network), "passes": config.passes}
+        save_prototypes(job.folder / "prototypes.pt", prototypes.values, prototypes.counts, made_from=made_from)
+    counts = dict(zip(data.classes.names, prototypes.counts.tolist(), strict=True))
     for name, count in counts.items():
         job.log.info("%-16s in %4.0f images", name, count)
     return job.finish({"images_with_class": counts})

@@ -4,7 +4,7 @@
     python run.py experiments/quickstart.py --source=synthia --seed=1 --output=runs/quickstart_1
 
 Draws the two domains, then runs experiments/pipeline.py on them, with the oracle that target labels would give, and
-ends with a table and OUTPUT/panel.png. The same command again goes on where it was stopped; --overwrite starts anew.
+ends with a table and OUTPUT/panel.png. The same command again continues where it was stopped; --overwrite starts again.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from torch.utils.data import Subset
 
 from experiments import pipeline
 from proda.engines.inference import predict
-from proda.engines.step import images
-from proda.experiment import domains
-from proda.experiment.networks import network_from
+from proda.engines.optimization import to_float
+from proda.experiment.domains import Domains
+from proda.models.weights import load_network
 from proda.visualization import grid, image_picture, label_picture
 
 
@@ -43,15 +43,15 @@ def run(local_rank: int, config: Config) -> dict:
 @torch.no_grad()
 def draw_panel(config: Config, stages: list[str]) -> None:
     """``panel.png``: for some validation images, input, ground truth and the prediction of every stage."""
-    val = domains.target_set(config, "val", with_labels=True)
-    batches = domains.whole_images(config, Subset(val, np.linspace(0, len(val) - 1, config.panel_images).astype(int)))
-    colors = domains.label_space(config).colors
-    files = [Path(config.output) / stage / "last.pt" for stage in stages]
-    networks = [network_from(config, str(file)).eval() for file in files]
+    data = Domains(config)
+    val = data.images("val", with_labels=True)
+    batches = data.whole_images(Subset(val, np.linspace(0, len(val) - 1, config.panel_images).astype(int)))
+    colors, options = data.classes.colors, {"backbone": config.backbone, "class_names": data.classes.names}
+    networks = [load_network(Path(config.output) / stage / "last.pt", **options).eval() for stage in stages]
     rows = []
     for batch in batches:
         size = tuple(batch["labels"].shape[-2:])
-        predictions = [predict(network, images(batch), size).argmax(1) for network in networks]
+        predictions = [predict(network, to_float(batch["image"]), size).argmax(1) for network in networks]
         for picture, truth, *predicted in zip(batch["image"], batch["labels"], *predictions, strict=True):
             rows.append([image_picture(picture), *(label_picture(labels, colors) for labels in (truth, *predicted))])
     width, height = rows[0][0].shape[1], rows[0][0].shape[0]

@@ -7,24 +7,30 @@ Every adaptation has to beat the first and cannot hope to pass the second by muc
 """
 
 from dataclasses import dataclass
-from functools import partial
+from typing import Literal
 
-from proda.data.loaders import SourceTraining
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.step import Precision
-from proda.engines.supervised import supervised_trainer
-from proda.experiment import domains, networks, training
-from proda.experiment.config import STREETS, TrainConfig
+from proda.engines.optimization import Precision
+from proda.engines.supervised import StudentOptions, supervised_trainer
+from proda.experiment import training
+from proda.experiment.config import TrainConfig
+from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.handlers.schedule import polynomial_decay
+from proda.experiment.networks import InitOptions, initial_network, parallel, sgd
+from proda.experiment.recipes import STREETS
+from proda.handlers.board import Board
+from proda.handlers.checkpoints import Checkpoints
+from proda.handlers.kept_models import KeptModels
+from proda.handlers.nan import StopOnNan
+from proda.handlers.schedule import ClipGradients, PolynomialDecay
+from proda.handlers.seeding import SeedIterations
+from proda.handlers.statistics import AverageStatistics
 from proda.handlers.validation import Validation
 
 
 @dataclass
-class Config(TrainConfig):
-    train_on: str = "source"  # domain whose labels are learnt: source, or target for the oracle
-    init: str = "imagenet"  # where the backbone starts: imagenet, simclr, random, or weights (all of --init_file)
-    init_file: str = ""  # file for --init; torchvision's own ImageNet weights if empty
+class Config(StudentOptions, InitOptions, TrainConfig):
+    train_on: Literal["source", "target"] = "source"  # domain whose labels are learnt: source, or target for the oracle
 
 
 PRESETS = {
@@ -36,29 +42,31 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    if config.train_on == "source":
-        source = domains.source_training(config)
-    elif config.train_on == "target":
-        source = SourceTraining(domains.target_set(config, "train", with_labels=True), **domains.views(config))
-    else:
-        raise ValueError(f"--train_on={config.train_on}: expected source or target")
-    val = domains.whole_images(config, domains.validation_set(config))
-    length = training.run_length(config, len(source))
 
-    network = networks.initial_network(config, config.init, config.init_file)
-    optimizer = networks.sgd(config, network)
-    student = networks.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
-    precision = Precision(job.device, config.amp)
-    schedule = polynomial_decay(optimizer, config.schedule_iterations or length.iterations)
-    job.open(training.summary_lines(config, length))
+    # Data: labelled crops of one domain.
+    data = Domains(config)
+    crops = data.source_crops() if config.train_on == "source" else data.oracle_crops()
+    batches = data.training_batches(crops, None)
 
-    names = domains.label_space(config).names
-    trainer = supervised_trainer(student, optimizer, precision, job.device, freeze_bn=config.freeze_bn)
-    evaluator = segmentation_evaluator(network, len(names), precision, job.device)
-    weights = partial(networks.network_content, config, network)
-    validation = Validation(evaluator, val, names, weights, job.folder)
+    # Network and engines: one iteration of training, and of validation.
+    network = initial_network(config, data.classes, job.device)
+    job.open(training.summary_lines(config, data, batches))
+    precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
+    trainer = supervised_trainer(student, optimizer, precision, config)
+    evaluator = segmentation_evaluator(network, precision)
 
-    training.attach_first(trainer, network, schedule, config)
-    state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
-    optimizers = {"student": optimizer}
-    return training.train(job, trainer, source, None, validation, length, state=state, optimizers=optimizers)
+    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
+    SeedIterations(config.seed).attach(trainer)
+    PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
+    ClipGradients(network, config.grad_clip).attach(trainer)
+    AverageStatistics(network).attach(trainer)
+    StopOnNan().attach(trainer)
+    checkpoints = Checkpoints(job.folder)
+    checkpoints.attach(trainer, every=config.checkpoint_every)
+    validation = Validation(evaluator, data.validation_batches(), data.classes.names)
+    validation.attach(trainer, every=config.val_every)
+    models = KeptModels(validation, network, data.classes.names, job.folder)
+    models.attach(trainer)
+    board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
+    board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
+    return training.run(job, trainer, batches, checkpoints, validation, models, board)

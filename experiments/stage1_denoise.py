@@ -1,54 +1,61 @@
-"""Stage 1: train on pseudo labels that prototypes denoise as training goes (ProDA, arXiv:2101.10979).
+"""Stage 1: train on pseudo labels that prototypes denoise during training (ProDA, arXiv:2101.10979).
 
     python run.py experiments/stage1_denoise.py --weights=runs/warmup/last.pt
     python run.py experiments/stage1_denoise.py --source=synthia
 
-Soft labels and prototypes of the warm-up model are made at the start where they are not there yet.
+Soft labels and prototypes of the warm-up model are computed at the start where they are missing.
 GTA5 -> Cityscapes: the released code reports 53.7 mIoU with 4 GPUs of 16 GB (SYNTHIA: 51.9 over 16 classes).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from ignite.engine import Events
-
-from proda.engines.denoise import denoise_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.step import Precision
-from proda.experiment import domains, networks, training
-from proda.experiment.config import STREETS_ADAPT, AdaptConfig, pick
+from proda.engines.optimization import Precision
+from proda.experiment import training
+from proda.experiment.config import AdaptConfig
+from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.handlers.batch_norm import TargetStatistics
-from proda.handlers.ema import EMATeacher
+from proda.experiment.networks import load_network, parallel, sgd
+from proda.experiment.recipes import STREETS_ADAPT
+from proda.handlers.board import Board
+from proda.handlers.checkpoints import Checkpoints
+from proda.handlers.kept_models import KeptModels
+from proda.handlers.nan import StopOnNan
 from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
-from proda.handlers.schedule import polynomial_decay
+from proda.handlers.schedule import ClipGradients, PolynomialDecay
+from proda.handlers.seeding import SeedIterations
+from proda.handlers.statistics import AdaBN, AverageStatistics
+from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
-from proda.utils.files import sha256
 
 
 @dataclass
-class Config(AdaptConfig):
-    weights: str = "runs/warmup/last.pt"  # warm-up model: first student, first teacher, labels and prototypes
-    lr: float = 1e-4  # of all parameters
-    head_lr_factor: float = 1.0  # one parameter group
-    pseudo_labels: str = ""  # folder of its soft labels, written where they are missing; OUTPUT/pseudo_labels if empty
-    prototypes: str = ""  # file of its prototypes, written if it is missing; OUTPUT/prototypes.pt if empty
+class Config(DenoiseOptions, AdaptConfig):
+    weights: str = "runs/warmup/last.pt"  # warm-up model: first student and teacher, soft labels and prototypes
+    lr: float = 1e-4  # learning rate of all parameters at the start
+    head_lr_factor: float = 1.0  # the head learns this much faster; 1 puts all parameters in one group
+    pseudo_labels: str = ""  # folder of soft labels, written where they are missing; OUTPUT/pseudo_labels if empty
+    prototypes: str = ""  # file of prototypes, written if it is missing; OUTPUT/prototypes.pt if empty
     prototype_passes: int = 1  # passes over the target images for the first prototypes; 4 as released
-    online_soft_labels: bool = False  # store none: the frozen warm-up model predicts them anew in every iteration
-    renew_labels_every: int = 0  # epochs after which the student writes new soft labels; 0: never, as published
-    teacher_momentum: float = 0.001  # share of the student that enters the teacher at every iteration
-    teacher_mode: str = "train"  # train: batch statistics and dropout, as published; or eval
     prototype_momentum: float = 1e-4  # share of an image's class mean that enters its prototype; 0: fixed prototypes
-    rectification: bool = True  # weigh the soft labels by the prototypes; without it: conventional self-training
-    temperature: float = 1.0  # multiplies the distances to the prototypes
-    threshold: float = 0.0  # rectified labels less probable than this are ignored
-    ce_weight: float = 0.1  # cross entropy on rectified labels
-    rce_weight: float = 1.0  # reverse cross entropy on rectified labels
-    regularizer_weight: float = 0.1  # MRKLD
-    consistency_weight: float = 10.0  # target structure learning between weak and strong view
-    replay_as_released: bool = False  # strong view's geometry on maps with the released code's order and offsets
+    teacher_momentum: float = 0.001  # share of the student that enters the teacher at every step
+    online_soft_labels: bool = False  # store no labels: the frozen warm-up model predicts them in every iteration
+    renew_labels_every: int = 0  # epochs after which the student writes new soft labels; 0: never, as published
+
+    def problems(self) -> Iterator[str]:
+        """One line for each combination of flags that no run can use."""
+        yield from super().problems()
+        if self.online_soft_labels and self.renew_labels_every:
+            yield "--renew_labels_every renews stored labels; with --online_soft_labels there are none"
+        if self.adabn and self.teacher_mode == "eval":
+            yield (
+                "--teacher_mode=eval with --adabn: the teacher would normalise by statistics that are recomputed only "
+                "at validations; give one of the two"
+            )
 
 
 RELEASED = {
@@ -61,7 +68,7 @@ PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
     "gta5_released": RELEASED,
-    "synthia_released": {**RELEASED, "source": "synthia", "regularizer_weight": 0.0},
+    "synthia_released": {**RELEASED, "source": "synthia", "mrkld_weight": 0.0},
     "streets": {
         **STREETS_ADAPT,
         "lr": 0.03,
@@ -73,64 +80,54 @@ PRESETS = {
         # the reverse term learns slowly: with the published 0.1 and 1.0 thin classes are lost in so few iterations
         "ce_weight": 1.0,
         "rce_weight": 0.1,
-        "consistency_weight": 1.0,  # with the published 10, too little of so short a training is left for the labels
+        "structure_weight": 1.0,  # with the published 10, too little of so short a training is left for the labels
     },
 }
 
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    source, labelled = domains.source_training(config), domains.labelled_if_possible(config, "train")
-    val = domains.whole_images(config, domains.validation_set(config))
-    warm, network = (networks.network_from(config, config.weights, dropout=config.dropout) for _ in range(2))
-    length = training.run_length(config, len(labelled))
-    if config.online_soft_labels and config.renew_labels_every:
-        raise ValueError("--renew_labels_every renews stored labels; with --online_soft_labels there are none")
-    soft_labels = None if config.online_soft_labels else domains.label_store(config, "soft", job, labelled.names)
-    job.open(training.summary_lines(config, length))
 
-    optimizer = networks.sgd(config, network)
-    student = networks.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
+    # Data: labelled source crops; target photographs as weak, strong and whole views, with their soft labels.
+    data = Domains(config)
+    warmup, network = (load_network(config, data.classes, job.device) for _ in range(2))
+    store = None if config.online_soft_labels else data.label_store("soft", job.folder / "pseudo_labels", warmup)
+    target = data.target_views(full_image=True, strong=True, soft_labels=store)
+    batches = data.training_batches(data.source_crops(), target)
+    job.open(training.summary_lines(config, data, batches))
+
+    # Networks: student, mean teacher and prototypes all start from the warm-up model.
+    precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
     teacher = EMATeacher(network, config.teacher_momentum)
-    precision = Precision(job.device, config.amp)
-    schedule = polynomial_decay(optimizer, config.schedule_iterations or length.iterations)
+    file, made_from = Path(config.prototypes or job.folder / "prototypes.pt"), data.made_from(warmup)
+    prototypes = prepare_prototypes(file, warmup, data.whole_target(), precision, config.prototype_passes, made_from)
 
-    names, images = domains.label_space(config).names, domains.named_images(config, labelled)
-    target = domains.target_training(config, full_image=True, strong=True, soft_labels=soft_labels)
-    file = Path(config.prototypes or job.folder / "prototypes.pt")
-    made = {"passes": config.prototype_passes, "origin": sha256(config.weights)}
-    prototypes = prepare_prototypes(file, warm.to(job.device), images(labelled.names), precision, job.device, **made)
+    # Engines: one iteration of training, and of validation. Config has the fields of DenoiseOptions.
+    labeller = warmup if config.online_soft_labels else None
+    trainer = denoise_trainer(student, teacher.ema_model, prototypes.values, optimizer, precision, config, labeller)
+    evaluator = segmentation_evaluator(network, precision)
 
-    # the trainer's arguments have the flags' names
-    settings = pick(config, "ce_weight", "rce_weight", "regularizer_weight", "consistency_weight", "freeze_bn")
-    settings |= pick(config, "rectification", "temperature", "threshold", "teacher_mode", "replay_as_released")
-    labeller = warm if config.online_soft_labels else None
-    trainer = denoise_trainer(
-        student, teacher.ema_model, prototypes.values, optimizer, precision, job.device, labeller=labeller, **settings
-    )
-    evaluator = segmentation_evaluator(network, len(names), precision, job.device)
-    weights = partial(networks.network_content, config, network, prototypes=prototypes.values)
-    validation = Validation(evaluator, val, names, weights, job.folder)
-
-    # Handlers of one event run in the order they are attached. The student has moved; now the prototypes, then the
-    # teacher. `train` attaches last what judges and saves.
-    training.attach_first(trainer, network, schedule, config)
-    if config.target_statistics:
-        statistics = TargetStatistics(network, domains.statistics_images(config), precision, job.device)
-        statistics.attach(evaluator)
-        if config.renew_labels_every:  # the student writes labels then
-            statistics.attach(trainer, Events.ITERATION_COMPLETED(every=config.renew_labels_every * length.epoch))
-    state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
-    state |= {"teacher": teacher, "prototypes": prototypes}
-    if soft_labels is not None:
-        renewal = {"student": network, "folder": job.folder / "pseudo_labels"}
-        renewal |= {"renew_data": partial(training.batches, config, source, target, length, job.device)}
-        labels = PseudoLabels(soft_labels, warm, images, precision, job.device, class_names=names, **renewal)
-        labels.attach(trainer, every=config.renew_labels_every)
-        state["pseudo_labels"] = labels
-    if config.prototype_momentum > 0 and (config.rectification or config.consistency_weight > 0):
-        PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
+    # The method: soft labels before the first iteration; after each step the prototypes (equation 6) and the teacher.
+    if store is not None:
+        labels = PseudoLabels(store, warmup, data.whole_target, precision, data.classes.names)
+        labels.attach(trainer, config.renew_labels_every, student=network, batches=batches, folder=job.folder)
+    PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
     teacher.attach(trainer)
+    if config.adabn:
+        AdaBN(network, data.statistics_batches(), precision).attach(trainer, evaluator)
 
-    optimizers = {"student": optimizer}
-    return training.train(job, trainer, source, target, validation, length, state=state, optimizers=optimizers)
+    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
+    SeedIterations(config.seed).attach(trainer)
+    PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
+    ClipGradients(network, config.grad_clip).attach(trainer)
+    AverageStatistics(network).attach(trainer)
+    StopOnNan().attach(trainer)
+    checkpoints = Checkpoints(job.folder)
+    checkpoints.attach(trainer, every=config.checkpoint_every)
+    validation = Validation(evaluator, data.validation_batches(), data.classes.names)
+    validation.attach(trainer, every=config.val_every)
+    models = KeptModels(validation, network, data.classes.names, job.folder, prototypes=prototypes.values)
+    models.attach(trainer)
+    board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
+    board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
+    return training.run(job, trainer, batches, checkpoints, validation, models, board)

@@ -1,46 +1,56 @@
 """Stage 2: distil the stage-1 model into a student that starts from self-supervised weights (ProDA, arXiv:2101.10979).
 
-    python run.py experiments/stage2_distill.py --weights=runs/stage1_denoise/last.pt --init_file=r101_1x_sk0.pth
+    python run.py experiments/stage2_distill.py --teacher=runs/stage1_denoise/last.pt --init_file=r101_1x_sk0.pth
     python run.py experiments/stage2_distill.py --source=synthia --init_file=r101_1x_sk0.pth
 
-Hard pseudo labels of the teacher are made at the start where they are not there yet.
+Hard pseudo labels of the teacher are written at the start where they are missing.
 GTA5 -> Cityscapes: the released code reports 56.9 mIoU (SYNTHIA: 54.6 over 16 classes).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
-from proda.data.label_store import check_threshold
-from proda.engines.distill import distill_trainer
+from proda.data.label_store import threshold_problem
+from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.step import Precision
-from proda.experiment import domains, networks, training
-from proda.experiment.config import STREETS_ADAPT, AdaptConfig, pick
+from proda.engines.optimization import Precision
+from proda.experiment import training
+from proda.experiment.config import AdaptConfig
+from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.handlers.batch_norm import TargetStatistics
+from proda.experiment.networks import InitKind, InitOptions, initial_network, load_network, parallel, sgd
+from proda.experiment.recipes import STREETS_ADAPT
+from proda.handlers.board import Board
+from proda.handlers.checkpoints import Checkpoints
+from proda.handlers.kept_models import KeptModels
+from proda.handlers.nan import StopOnNan
 from proda.handlers.pseudo_labels import PseudoLabels
-from proda.handlers.schedule import polynomial_decay
+from proda.handlers.schedule import ClipGradients, PolynomialDecay
+from proda.handlers.seeding import SeedIterations
+from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.validation import Validation
 
 
 @dataclass
-class Config(AdaptConfig):
-    weights: str = "runs/stage1_denoise/last.pt"  # the teacher: frozen, and the maker of the pseudo labels
-    init: str = "simclr"  # where the student starts: simclr, imagenet, random, or weights (all of --init_file)
-    init_file: str = ""  # file for --init: SimCLRv2 r101 1x, converted to PyTorch
+class Config(DistillOptions, InitOptions, AdaptConfig):
+    teacher: str = "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the pseudo labels
+    init: InitKind = "simclr"  # where the student starts: simclr, imagenet, random, or weights (all of --init_file)
     bn_pretrain: bool = True  # one more batch norm after the backbone: self-supervised features have another scale
-    lr: float = 6e-4  # of the student's backbone at the start
+    lr: float = 6e-4  # learning rate of the student's backbone at the start
     pseudo_labels: str = ""  # folder of hard labels, written where they are missing; OUTPUT/pseudo_labels if empty
-    flip: bool = True  # pseudo labels average the image's and its mirror image's prediction
+    flip: bool = True  # pseudo labels average the predictions for the image and for its mirror image
     threshold: float = 0.95  # pseudo labels that are not more confident than this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
-    distillation_weight: float = 1.0  # of the KL divergence from the teacher's output
-    distillation_as_released: bool = False  # probabilities where the student's log-probabilities belong
-    replay_as_released: bool = False  # strong view's geometry on maps with the released code's order and offsets
+
+    def problems(self) -> Iterator[str]:
+        """One line for each combination of flags that no run can use."""
+        yield from super().problems()
+        if message := threshold_problem(self.threshold):
+            yield message
 
 
 RELEASED = {
-    "weights": "runs/stage1_denoise/best.pt",
+    "teacher": "runs/stage1_denoise/best.pt",
     "repeat_backbone_parameters": True,
     "schedule_iterations": 90_000,
     "threshold_as_released": True,
@@ -67,38 +77,42 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    check_threshold(config.threshold)
-    source, labelled = domains.source_training(config), domains.labelled_if_possible(config, "train")
-    val = domains.whole_images(config, domains.validation_set(config))
-    teacher = networks.network_from(config, config.weights, dropout=config.dropout)
-    network = networks.initial_network(config, config.init, config.init_file, bn_pretrain=config.bn_pretrain)
-    length = training.run_length(config, len(labelled))
-    hard_labels = domains.label_store(config, "hard", job, labelled.names, flip=config.flip)
-    job.open(training.summary_lines(config, length))
 
-    optimizer = networks.sgd(config, network)
-    student = networks.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
-    precision = Precision(job.device, config.amp)
-    schedule = polynomial_decay(optimizer, config.schedule_iterations or length.iterations)
+    # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
+    data = Domains(config)
+    teacher = load_network(config, data.classes, job.device, flag="teacher")
+    store = data.label_store("hard", job.folder / "pseudo_labels", teacher, flip=config.flip)
+    confident = {"threshold": config.threshold, "threshold_as_released": config.threshold_as_released}
+    target = data.target_views(strong=True, pseudo_labels=store, **confident)
+    batches = data.training_batches(data.source_crops(), target)
 
-    names, images = domains.label_space(config).names, domains.named_images(config, labelled)
-    thresholds = pick(config, "threshold", "threshold_as_released")
-    target = domains.target_training(config, strong=True, pseudo_labels=hard_labels, **thresholds)
+    # Networks: the student starts from self-supervised weights (stage 2) or from its teacher (stage 3).
+    network = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
+    job.open(training.summary_lines(config, data, batches))
+    precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
 
-    settings = pick(config, "distillation_weight", "distillation_as_released", "freeze_bn", "replay_as_released")
-    trainer = distill_trainer(student, teacher.to(job.device), optimizer, precision, job.device, **settings)
-    evaluator = segmentation_evaluator(network, len(names), precision, job.device)
-    weights = partial(networks.network_content, config, network)
-    validation = Validation(evaluator, val, names, weights, job.folder)
-    labels = PseudoLabels(hard_labels, teacher, images, precision, job.device, flip=config.flip, class_names=names)
+    # Engines: one iteration of training, and of validation. Config has the fields of DistillOptions.
+    trainer = distill_trainer(student, teacher, optimizer, precision, config)
+    evaluator = segmentation_evaluator(network, precision)
 
-    # Handlers of one event run in the order they are attached; `train` attaches last what judges and saves.
-    training.attach_first(trainer, network, schedule, config)
-    if config.target_statistics:
-        statistics = TargetStatistics(network, domains.statistics_images(config), precision, job.device)
-        statistics.attach(evaluator)
-    labels.attach(trainer)
+    # The method: the teacher's hard labels before the first iteration; it does not change.
+    names = data.classes.names
+    PseudoLabels(store, teacher, data.whole_target, precision, names, flip=config.flip).attach(trainer)
+    if config.adabn:
+        AdaBN(network, data.statistics_batches(), precision).attach(trainer, evaluator)
 
-    state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
-    optimizers = {"student": optimizer}
-    return training.train(job, trainer, source, target, validation, length, state=state, optimizers=optimizers)
+    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
+    SeedIterations(config.seed).attach(trainer)
+    PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
+    ClipGradients(network, config.grad_clip).attach(trainer)
+    AverageStatistics(network).attach(trainer)
+    StopOnNan().attach(trainer)
+    checkpoints = Checkpoints(job.folder)
+    checkpoints.attach(trainer, every=config.checkpoint_every)
+    validation = Validation(evaluator, data.validation_batches(), data.classes.names)
+    validation.attach(trainer, every=config.val_every)
+    models = KeptModels(validation, network, data.classes.names, job.folder)
+    models.attach(trainer)
+    board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
+    board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
+    return training.run(job, trainer, batches, checkpoints, validation, models, board)

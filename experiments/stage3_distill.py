@@ -1,6 +1,6 @@
 """Stage 3: distil once more, from the stage-2 model into a student that starts as its copy (ProDA, arXiv:2101.10979).
 
-    python run.py experiments/stage3_distill.py --weights=runs/stage2_distill/last.pt
+    python run.py experiments/stage3_distill.py --teacher=runs/stage2_distill/last.pt
     python run.py experiments/stage3_distill.py --source=synthia
 
 The iteration is that of stage 2; the teacher is its student, and the new student starts from the same weights.
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from experiments.stage2_distill import PRESETS as STAGE2_PRESETS
 from experiments.stage2_distill import Config as Stage2Config
 from experiments.stage2_distill import run
+from proda.experiment.networks import InitKind
 
 __all__ = ["PRESETS", "Config", "run"]
 
 
 @dataclass
 class Config(Stage2Config):
-    weights: str = "runs/stage2_distill/last.pt"  # the teacher: frozen, and the maker of the pseudo labels
-    init: str = "weights"  # where the student starts: weights (all of --init_file), simclr, imagenet or random
+    teacher: str = "runs/stage2_distill/last.pt"  # weights of the frozen teacher, which also writes the pseudo labels
+    init: InitKind = "weights"  # where the student starts: weights (all of --init_file), simclr, imagenet or random
     init_file: str = "runs/stage2_distill/last.pt"  # file for --init: the stage-2 model, as published
 
 
-_FILES = {"weights": "runs/stage2_distill/best.pt", "init_file": "runs/stage2_distill/best.pt"}
+_FILES = {"teacher": "runs/stage2_distill/best.pt", "init_file": "runs/stage2_distill/best.pt"}
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},

@@ -3,34 +3,37 @@
     python run.py experiments/warmup.py                       # GTA5; the released code reports 43.3 mIoU
     python run.py experiments/warmup.py --source=synthia      # 41.4 over 16 classes
 
-The model it ends with is the first student, teacher and labeller of stage 1.
+Stage 1 starts from the model that this leaves: its first student and teacher, soft labels and prototypes.
 """
 
 from dataclasses import dataclass
 
 import torch
-from ignite.engine import Events
 
-from proda.engines.adversarial import adversarial_trainer
+from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
+from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.step import Precision
-from proda.experiment import domains, networks, training
-from proda.experiment.config import STREETS_ADAPT, AdaptConfig, pick
+from proda.engines.optimization import Precision
+from proda.experiment import training
+from proda.experiment.config import AdaptConfig
+from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.handlers.batch_norm import TargetStatistics
-from proda.handlers.schedule import polynomial_decay
+from proda.experiment.networks import InitOptions, initial_network, parallel, sgd
+from proda.experiment.recipes import STREETS_ADAPT
+from proda.handlers.board import Board
+from proda.handlers.checkpoints import Checkpoints
+from proda.handlers.kept_models import KeptModels
+from proda.handlers.nan import StopOnNan
+from proda.handlers.schedule import ClipGradients, PolynomialDecay
+from proda.handlers.seeding import SeedIterations
+from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.validation import Validation
 from proda.models.discriminator import Discriminator
 
 
 @dataclass
-class Config(AdaptConfig):
-    init: str = "imagenet"  # where the network starts: imagenet, simclr, random, or weights (all of --init_file)
-    init_file: str = ""  # file for --init; torchvision's own ImageNet weights if empty
-    freeze_bn: bool = True  # the student's batch norm keeps the statistics and scales it starts with
-    adversarial_weight: float = 0.01  # of the generator's loss beside the source cross entropy
-    gan: str = "lsgan"  # lsgan or vanilla
-    discriminator_lr: float = 1e-4  # Adam with betas 0.9, 0.99
+class Config(AdversarialOptions, InitOptions, AdaptConfig):
+    discriminator_lr: float = 1e-4  # learning rate of the discriminator's Adam, betas 0.9 and 0.99
 
 
 RELEASED = {"repeat_backbone_parameters": True, "schedule_iterations": 90_000}
@@ -53,37 +56,41 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    source, target = domains.source_training(config), domains.target_training(config)
-    val = domains.whole_images(config, domains.validation_set(config))
-    length = training.run_length(config, len(target))
 
-    network = networks.initial_network(config, config.init, config.init_file)
-    optimizer = networks.sgd(config, network)
-    student = networks.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
-    names = domains.label_space(config).names
-    judge = Discriminator(len(names))
-    judge_optimizer = torch.optim.Adam(judge.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
-    discriminator = networks.parallel(judge, job.device, sync_bn=False)
-    precision = Precision(job.device, config.amp)
-    horizon = config.schedule_iterations or length.iterations
-    schedule, judge_schedule = polynomial_decay(optimizer, horizon), polynomial_decay(judge_optimizer, horizon)
-    job.open(training.summary_lines(config, length))
+    # Data: labelled source crops, and crops of target photographs.
+    data = Domains(config)
+    batches = data.training_batches(data.source_crops(), data.target_views())
 
-    settings = pick(config, "adversarial_weight", "gan", "freeze_bn")
-    trainer = adversarial_trainer(student, discriminator, optimizer, judge_optimizer, precision, job.device, **settings)
-    evaluator = segmentation_evaluator(network, len(names), precision, job.device)
-    weights = lambda: networks.network_content(config, network, discriminator=judge.state_dict())  # noqa: E731
-    validation = Validation(evaluator, val, names, weights, job.folder)
+    # Networks: the segmentation network, and a discriminator that judges from which domain its predictions are.
+    network = initial_network(config, data.classes, job.device)
+    critic = Discriminator(len(data.classes.names)).to(job.device)
+    job.open(training.summary_lines(config, data, batches))
+    precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
 
-    # Handlers of one event run in the order they are attached; `train` attaches last what judges and saves.
-    training.attach_first(trainer, network, schedule, config)
-    if config.target_statistics:
-        statistics = TargetStatistics(network, domains.statistics_images(config), precision, job.device)
-        statistics.attach(evaluator)
-    trainer.add_event_handler(Events.ITERATION_STARTED, judge_schedule)
+    # Engines: one iteration of training, and of validation. Config has the fields of AdversarialOptions.
+    discriminator = parallel(config, critic)
+    trainer = adversarial_trainer(student, discriminator, optimizer, critic_optimizer, precision, config)
+    evaluator = segmentation_evaluator(network, precision)
 
-    state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
-    state |= {"discriminator": judge, "discriminator_optimizer": judge_optimizer}
-    state |= {"discriminator_schedule": judge_schedule}
-    optimizers = {"student": optimizer, "discriminator": judge_optimizer}
-    return training.train(job, trainer, source, target, validation, length, state=state, optimizers=optimizers)
+    # The method: the discriminator's learning rate follows its own steps.
+    schedule = PolynomialDecay(critic_optimizer, config.schedule_iterations or batches.iterations)
+    schedule.attach(trainer, ProdaEvents.DISCRIMINATOR_STEPPED, name="discriminator_schedule")
+    if config.adabn:
+        AdaBN(network, data.statistics_batches(), precision).attach(trainer, evaluator)
+
+    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
+    SeedIterations(config.seed).attach(trainer)
+    PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
+    ClipGradients(network, config.grad_clip).attach(trainer)
+    AverageStatistics(network).attach(trainer)
+    StopOnNan().attach(trainer)
+    checkpoints = Checkpoints(job.folder)
+    checkpoints.attach(trainer, every=config.checkpoint_every)
+    validation = Validation(evaluator, data.validation_batches(), data.classes.names)
+    validation.attach(trainer, every=config.val_every)
+    models = KeptModels(validation, network, data.classes.names, job.folder, discriminator=critic)
+    models.attach(trainer)
+    board = Board(job.folder, evaluator, {"student": optimizer, "discriminator": critic_optimizer}, data.classes.colors)
+    board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
+    return training.run(job, trainer, batches, checkpoints, validation, models, board)

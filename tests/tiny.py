@@ -7,7 +7,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from proda.engines.events import ProdaEvents
-from proda.engines.step import Precision
+from proda.engines.optimization import Precision
 from proda.method import IGNORE
 from proda.method.views import Operation, StrongView, WeakView
 from proda.models.deeplab import DeepLab, build_deeplab

@@ -29,6 +29,7 @@ from proda.data.augment import (
 from proda.data.benchmarks import Example
 from proda.method.pseudo_labels import confident_labels
 from proda.method.views import crop_soft_labels
+from proda.utils.errors import UserError
 
 # First number of every seed. NumPy takes (1, 2) and (1, 2, 0) for the same seed, so the kinds must not share it.
 _ORDER, _VIEWS = 1, 2
@@ -264,6 +265,57 @@ def training_batches(
         collate_fn=collate,
         worker_init_fn=outlive_stop_signals,
     )
+
+
+class TrainingBatches:
+    """The batches of a whole training run, and its length.
+
+    ``epoch_length``: iterations of one pass over the target images (the source's where there is no target); the
+    incomplete last batch is dropped. ``iterations``: of the run.
+
+    Args:
+        iterations: length of the run; 0 for ``epochs`` passes.
+        options: as ``training_batches`` takes them.
+
+    Raises UserError if ``batch_size`` cannot be split over the processes, or exceeds a data set.
+    """
+
+    def __init__(
+        self,
+        source: Dataset,
+        target: Dataset | None,
+        *,
+        batch_size: int,
+        epochs: int,
+        iterations: int = 0,
+        world_size: int = 1,
+        **options: Any,
+    ) -> None:
+        if batch_size % world_size:
+            raise UserError(f"--batch_size={batch_size} cannot be split evenly over {world_size} processes")
+        for name, dataset in (("source", source), ("target", target)):
+            if dataset is not None and len(dataset) < batch_size:
+                raise UserError(f"--batch_size={batch_size} exceeds the {len(dataset)} training images of the {name}")
+        self.source, self.target, self.batch_size = source, target, batch_size
+        self.epoch_length = len(source if target is None else target) // batch_size
+        self.iterations = iterations or epochs * self.epoch_length
+        self.options = {**options, "world_size": world_size}
+
+    @property
+    def images_per_iteration(self) -> int:
+        """Images of both domains in one global iteration."""
+        return self.batch_size * (1 if self.target is None else 2)
+
+    def loader(self, start: int = 0) -> Loader:
+        """Batches from iteration ``start`` to the end of the run."""
+        return training_batches(
+            self.source,
+            self.target,
+            batch_size=self.batch_size,
+            iterations=self.iterations,
+            start_iteration=start,
+            **self.options,
+        )
 
 
 def evaluation_loader(

@@ -1,9 +1,10 @@
 """Warm-up: source labels, and a discriminator that makes target predictions look like source predictions.
 
-AdaptSegNet-style output-space alignment (ProDA section 4, "warm up"); source is domain 0, target domain 1.
+Output-space alignment as in AdaptSegNet (ProDA section 4, "warm up"); the source is domain 0, the target domain 1.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine
@@ -11,9 +12,18 @@ from torch import nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.step import Precision, accumulate_only, images, learn, move, resize
-from proda.engines.supervised import source_backward
+from proda.engines.optimization import Precision, backward, optimizer_step, resize, set_train_mode, to_float
+from proda.engines.supervised import StudentOptions, source_backward, student_of
 from proda.method.losses import discriminator_loss, generator_loss
+
+
+@dataclass
+class AdversarialOptions(StudentOptions):
+    """What the warm-up's trainer asks; published values."""
+
+    freeze_bn: bool = True  # the student's batch norm keeps the statistics, scales and shifts that it starts with
+    adversarial_weight: float = 0.01  # weight of the adversarial loss next to the source cross entropy
+    gan: Literal["lsgan", "vanilla"] = "lsgan"  # the adversarial loss: least squares, or binary cross entropy
 
 
 def adversarial_trainer(
@@ -22,57 +32,57 @@ def adversarial_trainer(
     optimizer: torch.optim.Optimizer,
     discriminator_optimizer: torch.optim.Optimizer,
     precision: Precision,
-    device: torch.device,
-    *,
-    adversarial_weight: float = 0.01,
-    gan: str = "lsgan",
-    freeze_bn: bool = True,
+    options: AdversarialOptions | None = None,
 ) -> Engine:
     """Batches: ``{"source": {"image", "labels"}, "target": {"image"}}``.
 
-    Output: ``loss`` = ``loss_source`` + ``loss_adversarial`` (weighted), ``loss_discriminator``, ``source_logits`` and
-    ``target_logits`` [B, K, H, W] at image size.
+    Output: ``loss`` and its parts ``loss_source`` and ``loss_adversarial`` (weighted), ``loss_discriminator``;
+    ``source_logits`` and ``target_logits`` [B, K, H, W] at image size. At ``LOSSES_READY``, ``engine.state.graph``
+    holds ``target_logits`` [B, K, H, W].
 
     The discriminator always runs in float32: its gradients are small and it costs little. It learns from the logits
-    computed before the student's step. With ``freeze_bn`` batch norm normalises by its running statistics and learns
-    nothing.
+    computed before the student's step.
     """
+    options = options or AdversarialOptions()
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
-        batch = to_device(batch, device)
-        engine.state.batch, engine.state.output = batch, {}
-        out = engine.state.output
-        source, target = batch["source"], batch["target"]
-
-        learn(student, freeze_bn=freeze_bn)
+        engine.state.batch = batch = to_device(batch, precision.device)
+        engine.state.output = out = {}
+        target = batch["target"]["image"]
+        set_train_mode(student, freeze_bn=options.freeze_bn)
         optimizer.zero_grad(set_to_none=True)
-        with accumulate_only(student):
-            source_logits = source_backward(engine, student, source, precision)
 
+        source_logits = source_backward(engine, student, batch["source"], precision)
+
+        # The student learns to make the discriminator take target predictions for source predictions.
         discriminator.requires_grad_(False)
         with precision.autocast():
-            target_logits = student(images(target)).logits
-        target_logits = resize(target_logits, target["image"].shape[-2:])
-        judged = discriminator(target_logits.softmax(1))
-        loss_adversarial = adversarial_weight * generator_loss(judged, kind=gan)
-        precision.backward(loss_adversarial)
-        target_logits = target_logits.detach()
-        out.update(
-            loss_adversarial=loss_adversarial.detach(),
-            loss=out["loss_source"] + loss_adversarial.detach(),
-            target_logits=target_logits,
-        )
-        move(engine, student, optimizer, precision)
+            target_logits = student(to_float(target)).logits
+        target_logits = resize(target_logits, target.shape[-2:])
+        fooled = generator_loss(discriminator(target_logits.softmax(1)), kind=options.gan)
+        losses = {"adversarial": options.adversarial_weight * fooled}
+        out.update(target_logits=target_logits.detach())
+        out.update(backward(engine, losses, {"target_logits": target_logits}, precision))
+        out["loss"] = out["loss_source"] + out["loss"]
+        optimizer_step(engine, optimizer, precision)
 
+        # The discriminator learns to tell them apart. One forward pass serves both domains: the network has no batch
+        # statistics, and DDP expects one forward pass for each backward pass.
         discriminator.requires_grad_(True)
         discriminator_optimizer.zero_grad(set_to_none=True)
-        # one forward pass for both domains: the network has no batch statistics, and DDP wants one a backward
-        judged_source, judged_target = discriminator(torch.cat([source_logits, target_logits]).softmax(1)).chunk(2)
-        loss_discriminator = discriminator_loss(judged_source, judged_target, kind=gan)
-        loss_discriminator.backward()
+        logits = torch.cat([source_logits, target_logits.detach()])
+        loss = discriminator_loss(*discriminator(logits.softmax(1)).chunk(2), kind=options.gan)
+        loss.backward()
         discriminator_optimizer.step()
-        out.update(loss_discriminator=loss_discriminator.detach())
+        out.update(loss_discriminator=loss.detach())
         engine.fire_event(ProdaEvents.DISCRIMINATOR_STEPPED)
         return out
 
-    return proda_engine(step)
+    return proda_engine(
+        step,
+        student=student_of(student),
+        optimizer=optimizer,
+        precision=precision,
+        discriminator=student_of(discriminator),
+        discriminator_optimizer=discriminator_optimizer,
+    )

@@ -1,6 +1,7 @@
-"""Stage 1: pseudo labels denoised online by prototypes, and a target space made compact (ProDA sections 3.1, 3.2)."""
+"""Stage 1: pseudo labels denoised online by prototypes, and a compact target feature space (ProDA sections 3.1, 3.2)."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine
@@ -8,15 +9,36 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.step import Precision, accumulate_only, images, learn, mean_over_processes, move, resize
-from proda.engines.supervised import source_backward
+from proda.engines.optimization import (
+    Precision,
+    backward,
+    mean_over_processes,
+    optimizer_step,
+    resize,
+    set_train_mode,
+    to_float,
+)
+from proda.engines.supervised import StudentOptions, source_backward, student_of
 from proda.method import IGNORE
 from proda.method.losses import mrkld, structure_consistency, symmetric_cross_entropy
 from proda.method.prototypes import class_means, distances, prototype_weights
 from proda.method.pseudo_labels import hard_labels, rectify
-from proda.method.views import crop_soft_label_batch, replay, weak_view
+from proda.method.views import SCALE, crop_soft_label_batch, replay, weak_view
 
-SCALE = 4  # label maps and features of target views live at a quarter of the image's resolution
+
+@dataclass
+class DenoiseOptions(StudentOptions):
+    """What stage 1's trainer asks; published values."""
+
+    rectification: bool = True  # weight the soft labels by the prototypes; without: conventional self-training
+    temperature: float = 1.0  # multiplies the distances to the prototypes
+    threshold: float = 0.0  # rectified labels less probable than this are ignored
+    ce_weight: float = 0.1  # cross entropy on the rectified labels
+    rce_weight: float = 1.0  # reverse cross entropy on the rectified labels
+    mrkld_weight: float = 0.1  # the regulariser MRKLD: KL divergence of the prediction from the uniform one
+    structure_weight: float = 10.0  # target structure learning: consistency of weak and strong view
+    teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics and dropout, as published
+    replay_as_released: bool = False  # move maps to the strong view in the released code's order and with its offsets
 
 
 def denoise_trainer(
@@ -25,128 +47,154 @@ def denoise_trainer(
     prototypes: Tensor,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
-    device: torch.device,
-    *,
-    rectification: bool = True,
-    temperature: float = 1.0,
-    threshold: float = 0.0,
-    ce_weight: float = 0.1,
-    rce_weight: float = 1.0,
-    regularizer_weight: float = 0.1,
-    consistency_weight: float = 10.0,
-    teacher_mode: str = "train",
-    freeze_bn: bool = False,
-    replay_as_released: bool = False,
+    options: DenoiseOptions | None = None,
     labeller: nn.Module | None = None,
 ) -> Engine:
-    """The denoising engine. ``prototypes`` float32 [K, D] is read here and moved by a handler.
+    """The trainer of stage 1. It reads ``prototypes`` float32 [K, D]; handlers move them, and the teacher.
 
     Batches: ``{"source": {"image", "labels"}, "target": {"image", "strong_image", "full_image", "soft_labels",
-    "weak_view", "strong_view"}}``; soft labels at the crop's quarter resolution (or above: they are reduced).
+    "weak_view", "strong_view"}}``, soft labels [B, K, h, w] of the crop. h and w are a quarter of the crop's sides.
 
-    Output, h and w being a quarter of the crop:
-        ``loss`` and its parts ``loss_source``, ``loss_target`` (symmetric cross entropy), ``loss_regularizer``,
-        ``loss_consistency``: scalars; the parts are unweighted, but for ``loss_target``.
+    Output:
+        ``loss``, and the terms it is the sum of: ``loss_source``, ``loss_target`` (symmetric cross entropy),
+        ``loss_mrkld``, ``loss_structure``; scalars, weighted.
         ``class_means`` float32 [B, K, D] and ``class_present`` bool [B, K]: of the teacher's features on each full
         image, under its own arg-max.
         ``prototype_weights`` [B, K, h, w] (equation 4), ``rectified`` [B, K, h, w] probabilities (equation 3),
         ``pseudo_labels`` long [B, h, w] before, ``rectified_labels`` long [B, h, w] after rectification.
         ``target_logits`` [B, K, h, w] of the student on the weak view, ``source_logits`` [B, K, H, W].
+    ``engine.state.graph`` at ``LOSSES_READY``:
+        ``target_logits`` [B, K, h, w] and ``target_features`` [B, D, h', w'] (network stride) of the weak view, and
+        ``strong_features`` [B, D, h, w] of the strong view where structure learning is on.
 
-    With ``labeller``, the frozen network of the stage before, soft labels are its prediction on the full image, made
-    anew in every iteration, and batches hold none. With ``rectification=False`` the soft labels are trained on as they
-    are (conventional self-training), and with ``consistency_weight=0`` no strong view is computed; with neither, the
-    teacher is not run.
+    A handler of ``LABELS_RECTIFIED`` may replace ``output["rectified_labels"]``. With ``labeller``, the frozen network
+    of the stage before, soft labels are its prediction on the full image, computed in every iteration, and batches
+    hold none. Without rectification the soft labels are trained on as they are (conventional self-training); with
+    ``structure_weight=0`` no strong view is computed; with neither, the teacher does not run.
     """
-    needs_teacher = rectification or consistency_weight > 0
+    options = options or DenoiseOptions()
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
-        batch = to_device(batch, device)
-        engine.state.batch, engine.state.output = batch, {}
-        out = engine.state.output
-        source, target = batch["source"], batch["target"]
-        size = tuple(side // SCALE for side in target["image"].shape[-2:])
-
-        learn(student, freeze_bn=freeze_bn)
+        engine.state.batch = batch = to_device(batch, precision.device)
+        engine.state.output = out = {}
+        target = batch["target"]
+        set_train_mode(student, freeze_bn=options.freeze_bn)
         optimizer.zero_grad(set_to_none=True)
-        with accumulate_only(student):
-            source_backward(engine, student, source, precision)
 
-        if needs_teacher:
-            teacher.train(teacher_mode == "train")
-            teacher_distances = _teacher_forward(teacher, prototypes, target, precision, out)
-            engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
+        source_backward(engine, student, batch["source"], precision)
 
+        teacher_distances = None
+        if options.rectification or options.structure_weight > 0:
+            teacher.train(options.teacher_mode == "train")
+            teacher_distances = _teacher_distances(engine, teacher, prototypes, target, precision)
         soft_labels = target["soft_labels"] if labeller is None else _predict_soft_labels(labeller, target, precision)
-        soft_labels = resize(soft_labels, size)
-        rectified = soft_labels
-        if rectification:
-            weights = prototype_weights(teacher_distances, temperature=temperature)
-            rectified = rectify(soft_labels, weights)
-            out.update(prototype_weights=weights)
-        labels = hard_labels(rectified, threshold=threshold)
-        out.update(rectified=rectified, pseudo_labels=soft_labels.argmax(1), rectified_labels=labels)
-        engine.fire_event(ProdaEvents.LABELS_RECTIFIED)
-        labels = out["rectified_labels"]  # a handler may have put its own in their place
+        labels = _rectified_labels(engine, resize(soft_labels, _map_size(target["image"])), teacher_distances, options)
 
-        with precision.autocast():
-            logits = student(images(target)).logits
-        logits = resize(logits, size)
-        out.update(target_logits=logits.detach())
-        loss_target = symmetric_cross_entropy(
-            logits,
-            labels,
-            ce_weight=ce_weight,
-            rce_weight=rce_weight,
-            pixels=mean_over_processes((labels != IGNORE).sum()),
-        )
-        loss_regularizer = mrkld(logits)
-        loss = loss_target + regularizer_weight * loss_regularizer
-        loss_consistency = torch.zeros((), device=device)
-        if consistency_weight > 0:
-            with precision.autocast():
-                features = student(images(target, "strong_image")).features
-            moved, valid = replay(teacher_distances, target["strong_view"], scale=SCALE, released=replay_as_released)
-            valid = valid.squeeze(1)
-            loss_consistency = structure_consistency(
-                distances(resize(features, size), prototypes),
-                moved,
-                valid,
-                temperature=temperature,
-                pixels=mean_over_processes(valid.sum()),
+        losses, graph = _weak_view_losses(student, labels, target, precision, options)
+        out.update(target_logits=graph["target_logits"].detach())
+        if options.structure_weight > 0:
+            structure, graph["strong_features"] = _structure_loss(
+                student, teacher_distances, prototypes, target, precision, options
             )
-            loss = loss + consistency_weight * loss_consistency
-        precision.backward(loss)
-        out.update(
-            loss=out["loss_source"] + loss.detach(),
-            loss_target=loss_target.detach(),
-            loss_regularizer=loss_regularizer.detach(),
-            loss_consistency=loss_consistency.detach(),
-        )
-        move(engine, student, optimizer, precision)
+            losses["structure"] = options.structure_weight * structure
+        out.update(backward(engine, losses, graph, precision))
+        out["loss"] = out["loss_source"] + out["loss"]
+        optimizer_step(engine, optimizer, precision)
         return out
 
-    return proda_engine(step)
+    return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)
 
 
 @torch.no_grad()
-def _teacher_forward(
-    teacher: nn.Module, prototypes: Tensor, target: dict[str, Any], precision: Precision, out: dict[str, Any]
+def _teacher_distances(
+    engine: Engine, teacher: nn.Module, prototypes: Tensor, target: dict[str, Any], precision: Precision
 ) -> Tensor:
-    """The teacher on the full image: class means for the prototypes, and distances [B, K, h, w] in the weak view."""
+    """Distances [B, K, h, w] from the teacher's features to the prototypes, in the weak view.
+
+    The teacher sees the full image, as released: its features there give the class means that move the prototypes.
+    """
     with precision.autocast():
-        full = teacher(images(target, "full_image"))
-    full_size = tuple(side // SCALE for side in target["full_image"].shape[-2:])
-    features = resize(full.features, full_size)
-    means = class_means(features, resize(full.logits, full_size))
-    out.update(class_means=means.means, class_present=means.present)
-    return distances(weak_view(features, target["weak_view"], scale=SCALE), prototypes)
+        full = teacher(to_float(target["full_image"]))
+    size = _map_size(target["full_image"])
+    features = resize(full.features, size)
+    means = class_means(features, resize(full.logits, size))
+    engine.state.output.update(class_means=means.means, class_present=means.present)
+    engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
+    return distances(weak_view(features, target["weak_view"]), prototypes)
+
+
+def _rectified_labels(
+    engine: Engine, soft_labels: Tensor, teacher_distances: Tensor | None, options: DenoiseOptions
+) -> Tensor:
+    """Denoised pseudo labels, long [B, h, w]: soft labels [B, K, h, w] times prototype weights (equations 3 and 4)."""
+    out, rectified = engine.state.output, soft_labels
+    if options.rectification:
+        weights = prototype_weights(teacher_distances, temperature=options.temperature)
+        rectified = rectify(soft_labels, weights)
+        out.update(prototype_weights=weights)
+    labels = hard_labels(rectified, threshold=options.threshold)
+    out.update(rectified=rectified, pseudo_labels=soft_labels.argmax(1), rectified_labels=labels)
+    engine.fire_event(ProdaEvents.LABELS_RECTIFIED)
+    return out["rectified_labels"]  # a handler may have replaced them
+
+
+def _weak_view_losses(
+    student: nn.Module, labels: Tensor, target: dict[str, Any], precision: Precision, options: DenoiseOptions
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Symmetric cross entropy on the labels and the regulariser, weighted; and the tensors they come from.
+
+    Source: equation 5 of the paper for the symmetric cross entropy; MRKLD from CRST (arXiv:1908.09822).
+    """
+    with precision.autocast():
+        prediction = student(to_float(target["image"]))
+    logits = resize(prediction.logits, tuple(labels.shape[-2:]))
+    symmetric = symmetric_cross_entropy(
+        logits,
+        labels,
+        ce_weight=options.ce_weight,
+        rce_weight=options.rce_weight,
+        pixels=mean_over_processes((labels != IGNORE).sum()),
+    )
+    losses = {"target": symmetric, "mrkld": options.mrkld_weight * mrkld(logits)}
+    return losses, {"target_logits": logits, "target_features": prediction.features}
+
+
+def _structure_loss(
+    student: nn.Module,
+    teacher_distances: Tensor,
+    prototypes: Tensor,
+    target: dict[str, Any],
+    precision: Precision,
+    options: DenoiseOptions,
+) -> tuple[Tensor, Tensor]:
+    """KL divergence between the teacher's prototypical assignment of the weak view and the student's of the strong one.
+
+    Returns the loss (equations 7 to 9) and the student's features [B, D, h, w] of the strong view.
+    """
+    with precision.autocast():
+        features = student(to_float(target["strong_image"])).features
+    features = resize(features, tuple(teacher_distances.shape[-2:]))
+    moved, valid = replay(teacher_distances, target["strong_view"], released=options.replay_as_released)
+    valid = valid.squeeze(1)
+    loss = structure_consistency(
+        distances(features, prototypes),
+        moved,
+        valid,
+        temperature=options.temperature,
+        pixels=mean_over_processes(valid.sum()),
+    )
+    return loss, features
 
 
 @torch.no_grad()
 def _predict_soft_labels(labeller: nn.Module, target: dict[str, Any], precision: Precision) -> Tensor:
-    """Probabilities [B, K, h, w] in the weak view: what a store would have held, sampled as the loader would have."""
+    """Probabilities [B, K, h, w] in the weak view: what a label store would have held, sampled as the loader does."""
     labeller.eval()
     with precision.autocast():
-        probabilities = labeller(images(target, "full_image")).logits.float().softmax(1)
-    return crop_soft_label_batch(probabilities, target["weak_view"], tuple(target["image"].shape[-2:]), scale=SCALE)
+        probabilities = labeller(to_float(target["full_image"])).logits.float().softmax(1)
+    return crop_soft_label_batch(probabilities, target["weak_view"], tuple(target["image"].shape[-2:]))
+
+
+def _map_size(images: Tensor) -> tuple[int, int]:
+    """Height and width of the maps that belong to images [B, 3, H, W]: a quarter of the images'."""
+    return images.shape[-2] // SCALE, images.shape[-1] // SCALE

@@ -1,19 +1,36 @@
 """Stages 2 and 3: a frozen teacher's hard pseudo labels and its soft output, into a new student (ProDA section 3.3)."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from ignite.engine import Engine
-from torch import nn
+from torch import Tensor, nn
 
 from proda.data.loaders import to_device
-from proda.engines.denoise import SCALE
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.step import Precision, accumulate_only, images, learn, mean_over_processes, move, resize
-from proda.engines.supervised import source_backward
+from proda.engines.optimization import (
+    Precision,
+    backward,
+    mean_over_processes,
+    optimizer_step,
+    resize,
+    set_train_mode,
+    to_float,
+)
+from proda.engines.supervised import StudentOptions, source_backward, student_of
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
 from proda.method.views import downscale_labels, replay
+
+
+@dataclass
+class DistillOptions(StudentOptions):
+    """What the trainer of stages 2 and 3 asks; published values."""
+
+    distillation_weight: float = 1.0  # weight of the KL divergence from the teacher's output
+    distillation_as_released: bool = False  # put probabilities where the student's log-probabilities belong
+    replay_as_released: bool = False  # move maps to the strong view in the released code's order and with its offsets
 
 
 def distill_trainer(
@@ -21,62 +38,58 @@ def distill_trainer(
     teacher: nn.Module,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
-    device: torch.device,
-    *,
-    distillation_weight: float = 1.0,
-    distillation_as_released: bool = False,
-    freeze_bn: bool = False,
-    replay_as_released: bool = False,
+    options: DistillOptions | None = None,
 ) -> Engine:
-    """The distilling engine; the teacher is in evaluation mode and never changes.
+    """The trainer of stages 2 and 3; the teacher is in evaluation mode and never changes.
 
     Batches: ``{"source": {"image", "labels"}, "target": {"strong_image", "strong_view", "pseudo_labels"}}``; pseudo
     labels uint8 [B, H, W] of the weak view, ``IGNORE`` where not confident.
 
-    Output: ``loss`` and its parts ``loss_source``, ``loss_target``, ``loss_distillation`` (unweighted): scalars;
+    Output: ``loss`` and its parts ``loss_source``, ``loss_target``, ``loss_distillation`` (weighted): scalars;
     ``pseudo_labels`` long [B, H/4, W/4] moved to the strong view, ``target_logits`` [B, K, H/4, W/4] of the student and
     ``teacher_logits`` [B, K, H/8, W/8], both on the strong view; ``source_logits`` [B, K, H, W].
+    ``engine.state.graph`` at ``LOSSES_READY``: ``target_logits`` [B, K, H/4, W/4] and ``target_features``
+    [B, D, H/8, W/8] of the student.
     """
+    options = options or DistillOptions()
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
-        batch = to_device(batch, device)
-        engine.state.batch, engine.state.output = batch, {}
-        out = engine.state.output
-        source, target = batch["source"], batch["target"]
-
-        learn(student, freeze_bn=freeze_bn)
+        engine.state.batch = batch = to_device(batch, precision.device)
+        engine.state.output = out = {}
+        target = batch["target"]
+        set_train_mode(student, freeze_bn=options.freeze_bn)
         optimizer.zero_grad(set_to_none=True)
-        with accumulate_only(student):
-            source_backward(engine, student, source, precision)
 
-        strong = images(target, "strong_image")
+        source_backward(engine, student, batch["source"], precision)
+
+        strong_image = to_float(target["strong_image"])
         teacher.eval()
         with torch.no_grad(), precision.autocast():
-            teacher_logits = teacher(strong).logits
-        out.update(teacher_logits=teacher_logits)
+            out.update(teacher_logits=teacher(strong_image).logits)
         engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
-
-        labels = downscale_labels(target["pseudo_labels"].long(), scale=SCALE)
-        labels, _ = replay(labels.unsqueeze(1), target["strong_view"], scale=SCALE, released=replay_as_released)
-        labels = labels.squeeze(1)
-        out.update(pseudo_labels=labels)
+        out.update(pseudo_labels=_labels_of_strong_view(target, options))
 
         with precision.autocast():
-            logits = student(strong).logits
-        quarter = resize(logits, labels.shape[-2:])
-        loss_target = cross_entropy(quarter, labels, pixels=mean_over_processes((labels != IGNORE).sum()))
-        loss_distillation = distillation(
-            quarter, resize(teacher_logits, labels.shape[-2:]), as_released=distillation_as_released
-        )
-        loss = loss_target + distillation_weight * loss_distillation
-        precision.backward(loss)
-        out.update(
-            loss=out["loss_source"] + loss.detach(),
-            loss_target=loss_target.detach(),
-            loss_distillation=loss_distillation.detach(),
-            target_logits=quarter.detach(),
-        )
-        move(engine, student, optimizer, precision)
+            prediction = student(strong_image)
+        labels, size = out["pseudo_labels"], tuple(out["pseudo_labels"].shape[-2:])
+        logits = resize(prediction.logits, size)
+        losses = {
+            "target": cross_entropy(logits, labels, pixels=mean_over_processes((labels != IGNORE).sum())),
+            "distillation": options.distillation_weight
+            * distillation(logits, resize(out["teacher_logits"], size), as_released=options.distillation_as_released),
+        }
+        out.update(target_logits=logits.detach())
+        graph = {"target_logits": logits, "target_features": prediction.features}
+        out.update(backward(engine, losses, graph, precision))
+        out["loss"] = out["loss_source"] + out["loss"]
+        optimizer_step(engine, optimizer, precision)
         return out
 
-    return proda_engine(step)
+    return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)
+
+
+def _labels_of_strong_view(target: dict[str, Any], options: DistillOptions) -> Tensor:
+    """The pseudo labels of the weak view, reduced to a quarter and moved as the strong view moved the image."""
+    labels = downscale_labels(target["pseudo_labels"].long())
+    moved, _ = replay(labels.unsqueeze(1), target["strong_view"], released=options.replay_as_released)
+    return moved.squeeze(1)

@@ -1,42 +1,19 @@
-"""Evaluation: predictions at the labels' resolution, compared without gradients."""
+"""Inference: predictions at the labels' resolution, and the engine that scores them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.metrics import ConfusionMatrix, Metric
-from ignite.metrics.metric import sync_all_reduce
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
-from proda.engines.step import Precision, images, resize
+from proda.engines.optimization import Precision, resize, to_float
 from proda.method import IGNORE
-from proda.method.metrics import mutual_information
 from proda.method.pseudo_labels import flip_averaged
-
-
-class LabelFreeScore(Metric):
-    """How good predictions look without labels: mutual information of pixel and class, in nats, 0..log K.
-
-    Confident predictions raise it, predicting few classes lowers it. Output: (probabilities [B, K, H, W], anything).
-    """
-
-    def reset(self) -> None:
-        self._mean = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._entropy = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._images = torch.zeros((), dtype=torch.float64, device=self._device)
-
-    def update(self, output: Sequence[Tensor]) -> None:
-        mean, entropy = mutual_information(output[0])
-        self._mean = self._mean + mean.to(self._device)
-        self._entropy = self._entropy + entropy.to(self._device)
-        self._images = self._images + len(output[0])
-
-    @sync_all_reduce("_mean", "_entropy", "_images")
-    def compute(self) -> float:
-        mean, entropy = self._mean / self._images, self._entropy / self._images
-        return float(-(mean * mean.clamp_min(1e-12).log()).sum() - entropy)
+from proda.metrics import LabelFreeScore
+from proda.models.network import SegmentationNetwork
 
 
 def predict(
@@ -72,10 +49,8 @@ def predict(
 
 
 def segmentation_evaluator(
-    network: nn.Module,
-    num_classes: int,
+    network: SegmentationNetwork,
     precision: Precision,
-    device: torch.device,
     *,
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
@@ -83,25 +58,41 @@ def segmentation_evaluator(
     """Batches: ``{"image", "labels", "name"}``. Output: ``probabilities`` [B, K, H, W] and ``labels`` long [B, H, W].
 
     Metrics: ``confusion`` (float64 [K, K], rows true) and ``label_free`` (see ``LabelFreeScore``). Batches may come
-    without labels: these are then ``IGNORE`` everywhere, and of the metrics only ``label_free`` says anything.
+    without labels: these are then ``IGNORE`` everywhere, and only ``label_free`` means anything.
+    The network is in evaluation mode during the run and in its previous modes afterwards. The last output is dropped
+    at the end: full-size probabilities are the largest tensors of a run.
     """
 
     @torch.no_grad()
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Tensor]:
-        batch = to_device(batch, device)
-        engine.state.batch = batch
+        engine.state.batch = batch = to_device(batch, precision.device)
         network.eval()
+        image = batch["image"]
         with precision.autocast():
-            size = batch["image"].shape[-2:]
-            probabilities = predict(network, images(batch), size, flip=flip, scales=scales)
-        labels = batch["labels"].long() if "labels" in batch else torch.full_like(batch["image"][:, 0], IGNORE).long()
+            probabilities = predict(network, to_float(image), tuple(image.shape[-2:]), flip=flip, scales=scales)
+        labels = batch["labels"].long() if "labels" in batch else torch.full_like(image[:, 0], IGNORE).long()
         return {"probabilities": probabilities, "labels": labels}
 
     engine = Engine(step)
+    modes: dict[nn.Module, bool] = {}
+
+    @engine.on(Events.STARTED)
+    def note_modes() -> None:
+        modes.update((module, module.training) for module in network.modules())
+
+    @engine.on(Events.COMPLETED)
+    def restore(engine: Engine) -> None:
+        for module, training in modes.items():
+            module.training = training
+        engine.state.output = engine.state.batch = None
+
+    def probabilities_and_labels(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return output["probabilities"], output["labels"]
+
     # ConfusionMatrix leaves out labels that are no class, IGNORE among them.
     metrics: dict[str, Metric] = {
-        "confusion": ConfusionMatrix(num_classes, output_transform=lambda out: (out["probabilities"], out["labels"])),
-        "label_free": LabelFreeScore(output_transform=lambda out: (out["probabilities"], out["labels"])),
+        "confusion": ConfusionMatrix(network.num_classes, output_transform=probabilities_and_labels),
+        "label_free": LabelFreeScore(output_transform=probabilities_and_labels),
     }
     for name, metric in metrics.items():
         metric.attach(engine, name)

@@ -1,5 +1,6 @@
 """Training on labels: the source-only lower bound and, on target labels, the oracle."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,23 +9,45 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.step import Precision, images, learn, mean_over_processes, move, resize
+from proda.engines.optimization import (
+    Precision,
+    backward,
+    mean_over_processes,
+    no_grad_sync,
+    optimizer_step,
+    resize,
+    set_train_mode,
+    to_float,
+)
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy
 
 
-def source_backward(engine: Engine, student: nn.Module, source: dict[str, Any], precision: Precision) -> Tensor:
-    """Cross entropy on the labelled batch at full crop resolution, and its gradients.
+@dataclass
+class StudentOptions:
+    """What every trainer asks about its student."""
 
-    Adds to ``engine.state.output``: ``loss_source`` scalar, ``source_logits`` [B, K, H, W] float32.
-    Returns the upsampled logits, with their graph freed.
-    """
+    freeze_bn: bool = False  # the student's batch norm keeps the statistics, scales and shifts that it starts with
+
+
+def source_loss(student: nn.Module, source: dict[str, Any], precision: Precision) -> tuple[Tensor, Tensor]:
+    """Cross entropy (scalar) on a labelled batch at full crop resolution, and the upsampled logits [B, K, H, W]."""
     labels = source["labels"].long()
     with precision.autocast():
-        logits = student(images(source)).logits
+        logits = student(to_float(source["image"])).logits
     logits = resize(logits, labels.shape[-2:])
-    loss = cross_entropy(logits, labels, pixels=mean_over_processes((labels != IGNORE).sum()))
-    precision.backward(loss)
+    return cross_entropy(logits, labels, pixels=mean_over_processes((labels != IGNORE).sum())), logits
+
+
+def source_backward(engine: Engine, student: nn.Module, source: dict[str, Any], precision: Precision) -> Tensor:
+    """The gradients of the source loss, kept local until the target's join them; fires ``SOURCE_BACKWARD_DONE``.
+
+    Adds ``loss_source`` (scalar) and ``source_logits`` [B, K, H, W] float32 to ``engine.state.output``.
+    Returns the logits, detached.
+    """
+    with no_grad_sync(student):
+        loss, logits = source_loss(student, source, precision)
+        precision.backward(loss)
     engine.state.output.update(loss_source=loss.detach(), source_logits=logits.detach())
     engine.fire_event(ProdaEvents.SOURCE_BACKWARD_DONE)
     return logits.detach()
@@ -34,20 +57,30 @@ def supervised_trainer(
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
-    device: torch.device,
-    *,
-    freeze_bn: bool = False,
+    options: StudentOptions | None = None,
 ) -> Engine:
-    """Batches: ``{"source": {"image", "labels"}}``. Output: ``loss``, ``loss_source``, ``source_logits``."""
+    """Batches: ``{"source": {"image", "labels"}}``. Output: ``loss``, ``loss_source``, ``source_logits``.
+
+    At ``LOSSES_READY``, ``engine.state.graph`` holds ``source_logits`` [B, K, H, W].
+    """
+    options = options or StudentOptions()
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
-        batch = to_device(batch, device)
-        engine.state.batch, engine.state.output = batch, {}
-        learn(student, freeze_bn=freeze_bn)
+        engine.state.batch = batch = to_device(batch, precision.device)
+        engine.state.output = out = {}
+        set_train_mode(student, freeze_bn=options.freeze_bn)
         optimizer.zero_grad(set_to_none=True)
-        source_backward(engine, student, batch["source"], precision)
-        engine.state.output.update(loss=engine.state.output["loss_source"])
-        move(engine, student, optimizer, precision)
-        return engine.state.output
 
-    return proda_engine(step)
+        loss, logits = source_loss(student, batch["source"], precision)
+        out.update(source_logits=logits.detach())
+        out.update(backward(engine, {"source": loss}, {"source_logits": logits}, precision))
+        engine.fire_event(ProdaEvents.SOURCE_BACKWARD_DONE)
+        optimizer_step(engine, optimizer, precision)
+        return out
+
+    return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)
+
+
+def student_of(student: nn.Module) -> nn.Module:
+    """The bare network inside the wrapper that exchanges gradients between processes."""
+    return student.module if isinstance(student, nn.parallel.DistributedDataParallel) else student

@@ -1,12 +1,15 @@
 """The images and labels of source and target, as the flags of an experiment name them."""
 
+import copy
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from proda.data.augment import draw_weak_view
@@ -14,19 +17,213 @@ from proda.data.benchmarks import LabelledFiles, open_dataset
 from proda.data.check import spot_check
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, open_store
 from proda.data.labels import LabelSpace, benchmark_labels
-from proda.data.loaders import ONE_SIZE, EvaluationSamples, SourceTraining, TargetTraining, evaluation_loader
+from proda.data.loaders import (
+    ONE_SIZE,
+    EvaluationSamples,
+    SourceTraining,
+    TargetTraining,
+    TrainingBatches,
+    evaluation_loader,
+)
 from proda.data.own_data import Description, read_description
-from proda.experiment.config import DataConfig, TrainConfig, pick, resolve_num_classes
-from proda.experiment.job import Job
+from proda.experiment.config import DataConfig, TrainConfig
+from proda.models.network import SegmentationNetwork
 from proda.streets import write_streets
+from proda.utils.errors import UserError
 from proda.utils.files import sha256
 
-STATISTICS_BATCH = 10  # of the images for statistics: results depend on it, so no flag for speed decides it
-SOME_IMAGES = 100  # training images that stand in for validation images where there are none, and for statistics
+STATISTICS_BATCH = 10  # images in one batch for AdaBN: results depend on it, so no flag for speed sets it
+SOME_IMAGES = 100  # training images that replace validation images where there are none, and those for AdaBN
+
+
+class Domains:
+    """Source, target and validation images of a run; each folder is listed once, when it is first needed.
+
+    ``classes``: names and colours of the classes, which the source decides, and their ids in the target's label files.
+
+    Raises:
+        UserError: source, target and ``--num_classes`` do not agree, or a folder does not hold what it should.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.own_source, self.own_target = own_data(config.source), own_data(config.target)
+        if self.own_source is not None and self.own_target is None:
+            raise UserError(f"--source={config.source} needs a --target: a description of the photographs (NAME.toml)")
+        self.classes = _label_space(config, self.own_source, self.own_target)
+        self.root = data_root(config)
+
+    # Images as they are on the disk
+
+    @cached_property
+    def source(self) -> LabelledFiles:
+        """The labelled training images of the source."""
+        return self.open("source", "train", with_labels=True)
+
+    @cached_property
+    def labelled_target(self) -> LabelledFiles:
+        """The target's training images, with ground truth where its files exist: only to score pseudo labels, and
+        for the oracle."""
+        try:
+            dataset = self.open("target", "train", with_labels=True)
+        except FileNotFoundError:
+            dataset = self.open("target", "train", with_labels=False)
+        spot_check(dataset)
+        return dataset
+
+    @cached_property
+    def target(self) -> LabelledFiles:
+        """The target's training images, without labels."""
+        images = copy.copy(self.labelled_target)
+        images.label_files = None
+        return images
+
+    @cached_property
+    def validation(self) -> Dataset:
+        """What training is validated on: the labelled validation images.
+
+        Own data may have none. Then these are images without labels, for the label-free score: those of [val], or
+        else some of [train].
+        """
+        own = self.own_target
+        if own is not None and "val" not in own.splits:
+            return _some(self.target)
+        return self.images("val", with_labels=own is None or own.has_labels("val"))
+
+    def images(self, split: str, *, with_labels: bool) -> LabelledFiles:
+        """The target's images of a split; a few are read to see that it can be done."""
+        dataset = self.open("target", split, with_labels=with_labels)
+        spot_check(dataset)
+        return dataset
+
+    def open(self, domain: str, split: str, *, with_labels: bool) -> LabelledFiles:
+        """Lists a split of ``domain``, "source" or "target"; no file is read."""
+        own = self.own_source if domain == "source" else self.own_target
+        if own is not None:
+            space = own.space if domain == "source" else self.classes
+            return own.open(split, space, with_labels=with_labels)
+        name, count = getattr(self.config, domain), len(self.classes.names)
+        return open_dataset(name, self.root, split, num_classes=count, with_labels=with_labels)
+
+    # Samples and batches
+
+    def source_crops(self) -> Dataset:
+        """Labelled crops of the source."""
+        self.check_views(spot_check(self.source))
+        return SourceTraining(self.source, **self._views())
+
+    def oracle_crops(self) -> Dataset:
+        """Labelled crops of the target, for the oracle alone."""
+        images = self.images("train", with_labels=True)
+        self.check_views(spot_check(images))
+        return SourceTraining(images, **self._views())
+
+    def target_views(self, **parts: Any) -> Dataset:
+        """Unlabelled views of the target; ``parts`` as ``TargetTraining`` takes them."""
+        sizes = spot_check(self.target)
+        self.check_views(sizes)
+        if parts.get("full_image") and len(sizes) > 1 and self.config.batch_size > idist.get_world_size():
+            found = " and ".join(f"{width}x{height}" for height, width in sizes)
+            raise UserError(f"{self.config.target}: training images of {found}; {ONE_SIZE}")
+        return TargetTraining(self.target, **self._views(), **parts)
+
+    def training_batches(self, source: Dataset, target: Dataset | None) -> TrainingBatches:
+        """Batches of a training run, each process its part."""
+        config: TrainConfig = self.config
+        return TrainingBatches(
+            source,
+            target,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            iterations=config.iterations,
+            seed=config.seed,
+            num_workers=config.num_workers,
+            rank=idist.get_rank(),
+            world_size=idist.get_world_size(),
+            pin_memory=config.device != "cpu" and torch.cuda.is_available(),
+        )
+
+    def whole_target(self, names: Sequence[str] | None = None) -> DataLoader:
+        """Whole target training images in order, all or those with the given ``names``, each on one process."""
+        images: Dataset = self.labelled_target
+        if names is not None:
+            places = {name: place for place, name in enumerate(images.names)}
+            images = Subset(images, [places[name] for name in names])
+        return self.whole_images(images)
+
+    def validation_batches(self) -> DataLoader:
+        """Whole validation images in order, each on one process."""
+        return self.whole_images(self.validation)
+
+    def statistics_batches(self) -> DataLoader:
+        """Whole target training images from all over the set, the same on every process."""
+        images = EvaluationSamples(_some(self.target))
+        return evaluation_loader(images, batch_size=STATISTICS_BATCH, num_workers=self.config.num_workers)
+
+    def whole_images(self, dataset: Dataset) -> DataLoader:
+        """Unaugmented images in order, each on one process."""
+        return evaluation_loader(
+            EvaluationSamples(dataset),
+            batch_size=self.config.val_batch_size,
+            num_workers=self.config.num_workers,
+            rank=idist.get_rank(),
+            world_size=idist.get_world_size(),
+        )
+
+    def check_views(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """UserError if images of these sizes (height, width) are too small for the views."""
+        for size in sizes:
+            draw_weak_view(np.random.default_rng(0), size, **self._views())
+
+    def _views(self) -> dict[str, int]:
+        config = self.config
+        return {
+            "mean_width": config.mean_width,
+            "crop_height": config.crop_height,
+            "crop_width": config.crop_width,
+        }
+
+    # What results depend on
+
+    def label_store(
+        self, kind: str, folder: Path, network: SegmentationNetwork, **settings: Any
+    ) -> SoftLabelStore | HardLabelStore:
+        """The store of the pseudo labels that ``network`` predicts for the target's training images.
+
+        ``kind``: soft or hard. ``folder``: where ``--pseudo_labels`` names no other. ``settings``: whatever else the
+        labels depend on.
+        """
+        own_folder = not self.config.pseudo_labels
+        with idist.one_rank_first():  # what is overwritten has to be gone before the others look
+            return open_store(
+                folder if own_folder else Path(self.config.pseudo_labels),
+                kind,
+                Manifest(
+                    len(self.classes.names), network.origin, self.prediction_settings() | settings, self.target.names
+                ),
+                palette=self.classes.colors,
+                overwrite=own_folder and getattr(self.config, "overwrite", False),
+                remedy="remove the folder, or give another --pseudo_labels",
+            )
+
+    def made_from(self, network: SegmentationNetwork) -> dict[str, Any]:
+        """What the prototypes of ``network`` depend on, besides the number of passes."""
+        return {
+            "weights": network.origin,
+            "images": self.target.names,
+            "classes": self.classes.names,
+            **self.prediction_settings(),
+        }
+
+    def prediction_settings(self) -> dict[str, Any]:
+        """What predictions on the target's training images depend on, besides the weights and the images."""
+        own = self.own_target
+        described = {"description": sha256(own.path), "size": own.size} if own else {}
+        return {"amp": self.config.amp, **described}
 
 
 def data_root(config: DataConfig) -> Path:
-    """Where the data sets are; with ``--preset=streets`` they are drawn first if they are not there yet."""
+    """Where the data sets are; with ``--preset=streets`` they are drawn first if they are missing."""
     root = Path(config.data_root or os.environ.get("PRODA_DATA") or "data")
     if config.preset == "streets":
         with idist.one_rank_first():
@@ -34,155 +231,28 @@ def data_root(config: DataConfig) -> Path:
     return root
 
 
-def views(config: Any) -> dict[str, int]:
-    """The flags that say how views are cut out of images, as the training sets take them."""
-    return pick(config, "mean_width", "crop_height", "crop_width")
-
-
 def own_data(name: str) -> Description | None:
     """The description file that ``--source`` or ``--target`` names, None for a benchmark."""
     return read_description(name) if name.endswith(".toml") else None
 
 
-def label_space(config: DataConfig) -> LabelSpace:
-    """Names and colours of the classes of a run, which the source decides, and their ids in the target's label files.
-
-    Raises:
-        ValueError: source, target and ``--num_classes`` do not agree.
-    """
-    source, target = own_data(config.source), own_data(config.target)
+def _label_space(config: DataConfig, source: Description | None, target: Description | None) -> LabelSpace:
     if source is None:
-        space = benchmark_labels(resolve_num_classes(config))
+        space = benchmark_labels(config.num_classes or (16 if config.source == "synthia" else 19))
     elif source.space is None:
-        raise ValueError(f"{source.path}: no classes = [...]; the source has to list them")
+        raise UserError(f"{source.path}: no classes = [...]; the source has to list them")
     else:
         space = source.space
     if config.num_classes not in (0, len(space.names)):
-        raise ValueError(f"--num_classes={config.num_classes}: {config.source} has {len(space.names)} classes")
+        raise UserError(f"--num_classes={config.num_classes}: {config.source} has {len(space.names)} classes")
     if target is not None and target.space is not None:
         if target.space.names != space.names:
-            raise ValueError(
+            raise UserError(
                 f"{target.path}: its classes are {', '.join(target.space.names)}; expected those of the source, in "
                 f"its order: {', '.join(space.names)}"
             )
         space = space._replace(table=target.space.table)
     return space
-
-
-def open_data(config: DataConfig, domain: str, split: str, *, with_labels: bool) -> LabelledFiles:
-    """The images of a split of ``domain``, which is "source" or "target"; none is read yet."""
-    name, space = getattr(config, domain), label_space(config)
-    own = own_data(name)
-    if own is None and own_data(config.source):
-        raise ValueError(f"--source={config.source} needs a --target: a description of the photographs (NAME.toml)")
-    if own is None:
-        return open_dataset(name, data_root(config), split, num_classes=len(space.names), with_labels=with_labels)
-    return own.open(split, own.space if domain == "source" else space, with_labels=with_labels)
-
-
-def check_views(config: Any, sizes: Iterable[tuple[int, int]]) -> None:
-    """ValueError if images of these sizes (height, width) are too small for the views."""
-    for size in sizes:
-        draw_weak_view(np.random.default_rng(0), size, **views(config))
-
-
-def source_training(config: TrainConfig) -> Dataset:
-    """Labelled crops of the source domain; some examples are read to see that it can be done."""
-    dataset = open_data(config, "source", "train", with_labels=True)
-    check_views(config, spot_check(dataset))
-    return SourceTraining(dataset, **views(config))
-
-
-def target_training(config: TrainConfig, **parts: Any) -> Dataset:
-    """Unlabelled views of the target domain; ``parts`` as ``TargetTraining`` takes them."""
-    dataset = open_data(config, "target", "train", with_labels=False)
-    sizes = spot_check(dataset)
-    check_views(config, sizes)
-    if parts.get("full_image") and len(sizes) > 1 and config.batch_size > idist.get_world_size():
-        found = " and ".join(f"{width}x{height}" for height, width in sizes)
-        raise ValueError(f"{config.target}: training images of {found}; {ONE_SIZE}")
-    return TargetTraining(dataset, **views(config), **parts)
-
-
-def target_set(config: DataConfig, split: str, *, with_labels: bool = False) -> LabelledFiles:
-    """The target domain's images of a split; labels only for whoever judges, never for adaptation."""
-    dataset = open_data(config, "target", split, with_labels=with_labels)
-    spot_check(dataset)
-    return dataset
-
-
-def validation_set(config: DataConfig) -> Dataset:
-    """What training is judged on: the labelled validation images.
-
-    Own data may have none. Then there are images without labels, for the label-free score: those of [val], or else
-    some of [train].
-    """
-    own = own_data(config.target)
-    if own is None or own.has_labels("val"):
-        return target_set(config, "val", with_labels=True)
-    if "val" in own.splits:
-        return target_set(config, "val")
-    return _some(target_set(config, "train"))
-
-
-def statistics_images(config: DataConfig) -> DataLoader:
-    """Whole target training images, unaugmented: some from all over the set, the same on every process."""
-    images = EvaluationSamples(_some(target_set(config, "train")))
-    return evaluation_loader(images, batch_size=STATISTICS_BATCH, num_workers=config.num_workers)
-
-
-def whole_images(config: DataConfig, dataset: Dataset) -> DataLoader:
-    """Unaugmented images in order, each on one process."""
-    return evaluation_loader(
-        EvaluationSamples(dataset),
-        batch_size=config.val_batch_size,
-        num_workers=config.num_workers,
-        rank=idist.get_rank(),
-        world_size=idist.get_world_size(),
-    )
-
-
-def named_images(config: DataConfig, dataset: Dataset) -> Callable[[list[str]], DataLoader]:
-    """Batches of the whole images with given names, in this order."""
-    return lambda names: whole_images(config, Subset(dataset, [dataset.names.index(name) for name in names]))
-
-
-def labelled_if_possible(config: DataConfig, split: str) -> Dataset:
-    """The target images with their ground truth where its files are there: pseudo labels are judged by it, no more."""
-    try:
-        return target_set(config, split, with_labels=True)
-    except FileNotFoundError:
-        return target_set(config, split)
-
-
-def label_store(config: Any, kind: str, job: Job, names: list[str], **settings: Any) -> SoftLabelStore | HardLabelStore:
-    """The store of the pseudo labels that the network in ``--weights`` makes; ``kind`` is soft or hard.
-
-    In ``--pseudo_labels``, or else in the run's own folder. ``settings``: what decides the labels beside the weights,
-    the images and :func:`prediction_settings`.
-    """
-    space, settings = label_space(config), prediction_settings(config) | settings
-    own = not config.pseudo_labels
-    with idist.one_rank_first():  # to overwrite has to be over before the others look
-        return open_store(
-            Path(config.pseudo_labels or job.folder / "pseudo_labels"),
-            kind,
-            Manifest(len(space.names), sha256(config.weights), settings, names),
-            palette=space.colors,
-            overwrite=own and getattr(config, "overwrite", False),
-            remedy="remove the folder, or give another --pseudo_labels",
-        )
-
-
-def prediction_settings(config: DataConfig) -> dict[str, Any]:
-    """What a network's predictions on the target's training images depend on, its weights and their names aside.
-
-    For own data the content of the description counts, not its place; the size that it gives is told by itself, so
-    that a message can name it.
-    """
-    own = own_data(config.target)
-    described = {"description": sha256(own.path), "size": own.size} if own else {}
-    return {"amp": config.amp, **described}
 
 
 def _some(images: LabelledFiles) -> Subset:

@@ -1,22 +1,22 @@
-"""The prototypes' life: computed once from the warm-up model, then a moving average as training goes."""
+"""Class prototypes: computed from the warm-up model, then updated as a moving average during training."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
-from proda.engines.events import ProdaEvents
-from proda.engines.step import Precision, images
+from proda.engines.events import ProdaEvents, remember
+from proda.engines.optimization import Precision, to_float
 from proda.method.prototypes import class_means, update_prototypes
-from proda.models.deeplab import DeepLab
-from proda.models.weights import load_prototypes, prototypes_origin
-from proda.utils.files import save_tensors
+from proda.models.network import SegmentationNetwork
+from proda.models.weights import load_prototypes, prototypes_record, save_prototypes
+from proda.utils.errors import UserError
 
 log = logging.getLogger("proda")
 
@@ -31,15 +31,9 @@ class Prototypes:
     ``values`` sees every update. A class that was never seen has zeros and count 0.
     """
 
-    def __init__(self, num_classes: int, features: int, device: torch.device | str = "cpu") -> None:
-        self.values = torch.zeros(num_classes, features, device=device)
-        self.counts = torch.zeros(num_classes, device=device)
-
-    @classmethod
-    def of(cls, network: DeepLab, device: torch.device | str) -> "Prototypes":
-        """As many, and as long, as the network's classes and features."""
-        classifier = network.layer5.head[-1]
-        return cls(classifier.out_channels, classifier.in_channels, device)
+    def __init__(self, num_classes: int, num_features: int, device: torch.device | str = "cpu") -> None:
+        self.values = torch.zeros(num_classes, num_features, device=precision.device)
+        self.counts = torch.zeros(num_classes, device=precision.device)
 
     def update(self, means: Tensor, present: Tensor, *, momentum: float | None) -> None:
         """N updates in turn: ``means`` [N, K, D], ``present`` bool [N, K]; see ``update_prototypes``."""
@@ -57,17 +51,14 @@ class Prototypes:
         self.values.copy_(state["prototypes"])
         self.counts.copy_(state.get("counts", torch.zeros_like(self.counts)))
 
-    def save(self, path: Path, *, origin: str = "") -> None:
-        """``origin``: SHA-256 of the weights that they were computed from."""
-        save_tensors({name: value.cpu() for name, value in self.state_dict().items()} | {"origin": origin}, path)
-
 
 class PrototypeEMA:
     """Moves every prototype towards the class means of the batch, image by image (ProDA equation 6).
 
-    Reads ``output["class_means"]`` [B, K, D] and ``output["class_present"]`` bool [B, K]; fires ``PROTOTYPES_UPDATED``.
-    ``momentum`` is the share of the new value: 1e-4 is the paper's lambda = 0.9999. The images of all processes come
-    in the order of the global batch, so the result does not depend on the number of processes.
+    Reads ``output["class_means"]`` [B, K, D] and ``output["class_present"]`` bool [B, K] after each step of the
+    optimizer; fires ``PROTOTYPES_UPDATED``. ``momentum`` is the share of the new value: 1e-4 is the paper's
+    lambda = 0.9999; 0 keeps the prototypes fixed. The images of all processes come in the order of the global batch,
+    so the result does not depend on the number of processes.
     """
 
     def __init__(self, prototypes: Prototypes, momentum: float = 1e-4) -> None:
@@ -75,15 +66,18 @@ class PrototypeEMA:
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
+        if "class_means" not in engine.state.output:
+            return  # nothing in this run needs the teacher, so it did not run
         means, present = engine.state.output["class_means"], engine.state.output["class_present"]
         if idist.get_world_size() > 1:
             means, present = idist.all_gather(means), idist.all_gather(present.to(torch.uint8)).bool()
         self.prototypes.update(means, present, momentum=self.momentum)
         engine.fire_event(ProdaEvents.PROTOTYPES_UPDATED)
 
-    def attach(self, engine: Engine, event: Events = Events.ITERATION_COMPLETED) -> None:
-        """The released code's order is: the student, the prototypes, then the teacher; attach them in it."""
-        engine.add_event_handler(event, self)
+    def attach(self, engine: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:
+        if self.momentum > 0:
+            engine.add_event_handler(event, self)
+        remember(engine, prototypes=self.prototypes)
 
 
 @torch.no_grad()
@@ -92,7 +86,6 @@ def initial_prototypes(
     network: nn.Module,
     batches: Iterable[dict[str, Any]],
     precision: Precision,
-    device: torch.device,
     *,
     passes: int = 1,
 ) -> None:
@@ -105,18 +98,18 @@ def initial_prototypes(
     """
     network.eval()
     shape = (0, *prototypes.values.shape)
-    means = [torch.zeros(shape, device=device)]
-    present = [torch.zeros(shape[:2], dtype=torch.bool, device=device)]
+    means = [torch.zeros(shape, device=precision.device)]
+    present = [torch.zeros(shape[:2], dtype=torch.bool, device=precision.device)]
     for batch in batches:
-        batch = to_device(batch, device)
+        batch = to_device(batch, precision.device)
         with precision.autocast():
-            result = network(images(batch))
+            result = network(to_float(batch["image"]))
         found = class_means(result.features, result.logits)
         means.append(found.means)
         present.append(found.present)
     # Every process updates with the images of all, in their order: the cap makes the result depend on it.
     all_means, all_present = _in_order(torch.cat(means)), _in_order(torch.cat(present).to(torch.uint8)).bool()
-    for _ in range(passes):  # the network stands still, so every pass sees the same means
+    for _ in range(passes):  # the network does not change, so every pass sees the same means
         for part, there in zip(all_means.split(IMAGES_AT_ONCE), all_present.split(IMAGES_AT_ONCE), strict=True):
             prototypes.update(part, there, momentum=None)
 
@@ -135,37 +128,47 @@ def _in_order(values: Tensor) -> Tensor:
 
 def prepare_prototypes(
     file: Path,
-    network: DeepLab,
+    network: SegmentationNetwork,
     batches: Iterable[dict[str, Any]],
     precision: Precision,
-    device: torch.device,
-    *,
-    passes: int = 1,
-    origin: str = "",
+    passes: int,
+    made_from: Mapping[str, Any],
 ) -> Prototypes:
     """The prototypes in ``file``; computed from ``network`` and written there first if there is no such file.
 
-    Their counts start at 0, as in the published training (a moving average does not look at them). ``origin`` is the
-    SHA-256 of the network's weights. ValueError for a file of other weights (where it says so: released ones do not),
-    or with another number of classes or features.
+    Their counts start at 0, as in the published training (a moving average does not use them).
+
+    Args:
+        made_from: what the prototypes depend on (weights, images, classes, ...), by name: JSON values, stored in the
+            file and compared with those of an existing one. Released files do not record it.
+
+    Raises:
+        UserError: a file that was made from something else, or with another number of classes or features.
     """
-    prototypes = Prototypes.of(network, device)
+    prototypes = Prototypes(network.num_classes, network.num_features, precision.device)
+    made_from = {**made_from, "passes": passes}
     if not file.is_file():
         log.info("computing prototypes into %s", file)
-        initial_prototypes(prototypes, network, batches, precision, device, passes=passes)
-        with idist.one_rank_first():
-            if idist.get_rank() == 0:
-                prototypes.save(file, origin=origin)
+        initial_prototypes(prototypes, network, batches, precision, passes=passes)
+        if idist.get_rank() == 0:
+            save_prototypes(file, prototypes.values, prototypes.counts, made_from=made_from)
+        idist.barrier()
     else:
-        values, made_from = load_prototypes(file), prototypes_origin(file)
-        if made_from and origin and made_from != origin:
-            raise ValueError(
-                f"{file}: prototypes of other weights, found SHA-256 {made_from[:12]}, expected {origin[:12]}; "
-                "remove the file, or give another --prototypes"
-            )
+        values, recorded = load_prototypes(file), prototypes_record(file)
+        for name in sorted(recorded.keys() & made_from.keys()):
+            if recorded[name] != made_from[name]:
+                raise UserError(
+                    f"{file}: prototypes made from other {name}: found {_brief(recorded[name])}, expected "
+                    f"{_brief(made_from[name])}; remove the file, or give another --prototypes"
+                )
         try:
             prototypes.load_state_dict({"prototypes": values})
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise UserError(f"{file}: {error}") from error
     prototypes.counts.zero_()
     return prototypes
+
+
+def _brief(value: Any) -> str:
+    """A value as a message shows it; the beginning is enough of a checksum."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

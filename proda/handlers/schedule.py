@@ -1,16 +1,39 @@
-"""The learning-rate schedule."""
+"""What comes with every step of an optimizer: the learning-rate schedule and the limit on gradients."""
 
-from ignite.handlers import LRScheduler
+from typing import Any
+
+from ignite.engine import Engine
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from proda.engines.events import ProdaEvents, remember
 
 POWER = 0.9
 
 
-def polynomial_decay(optimizer: Optimizer, iterations: int) -> LRScheduler:
-    """lr(i) = base * (1 - i / iterations) ** 0.9 after i finished iterations; 0 from ``iterations`` on.
+class PolynomialDecay:
+    """lr(i) = base * (1 - i / iterations) ** 0.9 after i steps of the optimizer; 0 from ``iterations`` on."""
 
-    Attach to ``Events.ITERATION_STARTED``.
-    """
-    # Not torch's PolynomialLR: it multiplies up rounding errors over 90,000 iterations.
-    return LRScheduler(LambdaLR(optimizer, lambda i: max(1 - i / iterations, 0.0) ** POWER))
+    def __init__(self, optimizer: Optimizer, iterations: int) -> None:
+        # Not torch's PolynomialLR: it multiplies up rounding errors over 90,000 iterations.
+        self.scheduler = LambdaLR(optimizer, lambda i: max(1 - i / iterations, 0.0) ** POWER)
+
+    def attach(self, trainer: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED, *, name: str = "schedule") -> None:
+        """``event``: the optimizer's step. ``name``: of the schedule in the checkpoint."""
+        trainer.add_event_handler(event, self.scheduler.step)
+        remember(trainer, **{name: self.scheduler})
+
+
+class ClipGradients:
+    """Scales the gradients of ``network`` down to the norm ``largest``; does nothing where that is 0."""
+
+    def __init__(self, network: nn.Module, largest: float) -> None:
+        self.network, self.largest = network, largest
+
+    def attach(self, trainer: Engine) -> None:
+        if self.largest > 0:
+            trainer.add_event_handler(ProdaEvents.BACKWARD_DONE, self)
+
+    def __call__(self, _: Engine) -> None:
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.largest)

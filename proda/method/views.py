@@ -19,6 +19,8 @@ from torch import Tensor
 
 from proda.method import IGNORE
 
+SCALE = 4  # label maps and features of target views have a quarter of the image's resolution
+
 
 class WeakView(NamedTuple):
     """Resize, crop and flip, in pixels of the image. All int64 (``flipped`` bool), [B] or 0-dim for one sample."""
@@ -52,7 +54,7 @@ class StrongView(NamedTuple):
     cutout: Tensor  # int64 [B, 4], x0 y0 x1 y1 in pixels of the image, both corners inside; all -1 for none
 
 
-def weak_view(maps: Tensor, view: WeakView, *, scale: int = 4, size: tuple[int, int] | None = None) -> Tensor:
+def weak_view(maps: Tensor, view: WeakView, *, scale: int = SCALE, size: tuple[int, int] | None = None) -> Tensor:
     """Maps of full images, moved to the weak view by bilinear sampling.
 
     ``maps`` [B, C, h, w], 1/``scale`` of the full images; returns float32 [B, C, height / scale, width / scale].
@@ -67,7 +69,7 @@ def weak_view(maps: Tensor, view: WeakView, *, scale: int = 4, size: tuple[int, 
     return _sample_crop(maps, y, x, view.resized_height // scale, view.resized_width // scale, view.flipped)
 
 
-def crop_soft_labels(soft: Tensor, view: WeakView, *, scale: int = 4) -> Tensor:
+def crop_soft_labels(soft: Tensor, view: WeakView, *, scale: int = SCALE) -> Tensor:
     """Stored soft labels of one full image, cropped to its weak view in one bilinear sampling.
 
     ``soft`` [K, h, w] of any floating type and resolution, ``view`` of one sample; returns float32
@@ -78,20 +80,20 @@ def crop_soft_labels(soft: Tensor, view: WeakView, *, scale: int = 4) -> Tensor:
     return crop_soft_label_batch(soft[None], view, (int(view.height), int(view.width)), scale=scale)[0]
 
 
-def crop_soft_label_batch(soft: Tensor, view: WeakView, size: tuple[int, int], *, scale: int = 4) -> Tensor:
+def crop_soft_label_batch(soft: Tensor, view: WeakView, size: tuple[int, int], *, scale: int = SCALE) -> Tensor:
     """``crop_soft_labels`` of a batch: [B, K, h, w] and views [B] to [B, K, ``size`` / scale], ``size`` the crop's."""
     y = view.top[:, None] + torch.linspace(0, size[0] - 1, size[0] // scale, device=soft.device)
     x = view.left[:, None] + torch.linspace(0, size[1] - 1, size[1] // scale, device=soft.device)
     return _sample_crop(soft, y, x, view.resized_height, view.resized_width, view.flipped)
 
 
-def downscale_labels(labels: Tensor, scale: int = 4) -> Tensor:
+def downscale_labels(labels: Tensor, scale: int = SCALE) -> Tensor:
     """Nearest subsampling of labels [..., H, W]: rows and columns 0, scale, 2 * scale, ..."""
     return labels[..., ::scale, ::scale]
 
 
 def replay(
-    maps: Tensor, view: StrongView, *, scale: int = 4, released: bool = False, padding: float = IGNORE
+    maps: Tensor, view: StrongView, *, scale: int = SCALE, released: bool = False, padding: float = IGNORE
 ) -> tuple[Tensor, Tensor]:
     """Maps of weak views, moved as the strong view moved the image, by nearest sampling.
 

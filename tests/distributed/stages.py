@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.step import Precision
+from proda.engines.optimization import Precision
 from proda.experiment import domains, networks
 from proda.experiment.config import DataConfig, RunConfig, make_config
 from proda.experiment.launch import start

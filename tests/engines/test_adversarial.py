@@ -5,7 +5,7 @@ import torch
 
 from proda.engines.adversarial import adversarial_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.step import Precision
+from proda.engines.optimization import Precision
 from proda.models.discriminator import Discriminator
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W

@@ -6,7 +6,7 @@ from ignite.engine import Events
 
 from proda.engines.denoise import denoise_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.step import Precision
+from proda.engines.optimization import Precision
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.method.views import WeakView, crop_soft_labels
 from tests import tiny

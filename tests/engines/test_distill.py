@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from proda.engines.distill import distill_trainer
-from proda.engines.step import Precision
+from proda.engines.optimization import Precision
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from proda.engines.step import Precision, resize
+from proda.engines.optimization import Precision, resize
 from proda.engines.supervised import supervised_trainer
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W

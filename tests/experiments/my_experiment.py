@@ -11,7 +11,7 @@ from ignite.engine import Engine
 from proda.engines.denoise import denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.step import Precision
+from proda.engines.optimization import Precision
 from proda.experiment import domains, networks, training
 from proda.experiment.config import TrainConfig
 from proda.experiment.job import Job

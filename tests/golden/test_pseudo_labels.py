@@ -8,7 +8,7 @@ from PIL import Image
 from proda.data.label_store import Manifest, open_store
 from proda.data.labels import palette
 from proda.engines.inference import predict
-from proda.engines.step import Precision
+from proda.engines.optimization import Precision
 from proda.handlers.pseudo_labels import write_pseudo_labels
 from proda.models.deeplab import DeepLab
 from tests.golden.arrays import GoldenArrays, assert_golden

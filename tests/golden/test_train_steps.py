@@ -12,7 +12,7 @@ from proda.engines.adversarial import adversarial_trainer
 from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.step import Precision, resize
+from proda.engines.optimization import Precision, resize
 from proda.handlers.ema import EMATeacher
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import polynomial_decay

@@ -1,36 +1,41 @@
 """The mean teacher of stage 1."""
 
+from typing import Any
+
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from ignite.handlers import EMAHandler
 from torch import nn
 
+from proda.engines.events import ProdaEvents, remember
+
 
 class EMATeacher(EMAHandler):
-    """Ignite's ``EMAHandler`` whose teacher also takes over the student's buffers, by value.
+    """Ignite's ``EMAHandler`` whose teacher also copies the student's buffers, by value.
 
     Ignite's own ``handle_buffers="copy"`` lets teacher and student share the buffers' storage, so that a teacher in
     training mode would write into the student's batch-norm statistics.
 
     ``momentum`` is the share of the student in each update: 0.001 is the paper's alpha = 0.999. The teacher network is
-    ``ema_model``; it starts as a copy of the student. It remembers weights, so it goes into the checkpoint.
+    ``ema_model``; it starts as a copy of the student and follows each step of the student's optimizer.
     """
 
     def __init__(self, student: nn.Module, momentum: float = 0.001) -> None:
         super().__init__(student, momentum=momentum, handle_buffers="ema_train")
         self.ema_model.requires_grad_(False)
 
-    def attach(self, engine: Engine, event: Events = Events.ITERATION_COMPLETED) -> None:  # type: ignore[override]
+    def attach(self, engine: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:  # type: ignore[override]
         super().attach(engine, name="ema_momentum", warn_if_exists=False, event=event)
         engine.add_event_handler(event, self.copy_buffers)
+        remember(engine, teacher=self)
 
     @torch.no_grad()
     def copy_buffers(self) -> None:
         for ours, theirs in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
             ours.copy_(theirs)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return self.ema_model.state_dict()
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ema_model.load_state_dict(state)

@@ -5,7 +5,7 @@ import torch
 from ignite.engine import Engine
 
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.step import Precision, images, move, resize, seeded_by_iteration
+from proda.engines.optimization import Precision, images, move, resize, seeded_by_iteration
 from tests import tiny
 from tests.tiny import CPU
 

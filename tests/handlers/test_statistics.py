@@ -5,7 +5,7 @@ from ignite.engine import Events
 
 from proda.engines.distill import distill_trainer
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.step import images
+from proda.engines.optimization import images
 from proda.handlers.batch_norm import TargetStatistics
 from tests import tiny
 from tests.tiny import CPU, PRECISION

@@ -1,0 +1,92 @@
+"""Image panels in TensorBoard: what the student sees, predicts and is taught, and what it predicts in validation."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+from proda.engines.events import ProdaEvents
+from proda.visualization import confidence_picture, grid, image_picture, label_picture
+
+PANEL_ROWS = 4
+PANEL_SIZE = (320, 160)  # width and height of each picture of a validation panel, pixels
+
+
+class TrainingPanels:
+    """Puts pictures of the batch into TensorBoard: what the student sees, predicts and is taught.
+
+    Reads ``engine.state.batch`` and whatever ``engine.state.output`` holds of ``target_logits``, ``source_logits``,
+    ``pseudo_labels``, ``rectified_labels`` and ``rectified``.
+    """
+
+    def __init__(self, writer: SummaryWriter, colors: np.ndarray) -> None:
+        self.writer, self.colors = writer, colors
+
+    def attach(self, trainer: Engine, *, every: int) -> None:
+        """``every``: iterations between panels; 0 for none."""
+        if every > 0:
+            trainer.add_event_handler(
+                Events.ITERATION_COMPLETED(every=every) | Events.ITERATION_COMPLETED(once=1), self
+            )
+
+    def __call__(self, engine: Engine) -> None:
+        for name, titles, rows in self._panels(engine.state.batch, engine.state.output):
+            height, width = rows[0][0].shape[:2]
+            panel = grid(rows, titles, (max(width, 160), max(width, 160) * height // width))
+            self.writer.add_image(name, np.asarray(panel), engine.state.iteration, dataformats="HWC")
+
+    def _panels(self, batch: dict[str, Any], out: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list]]]:
+        if "source" in batch and "source_logits" in out:
+            source = batch["source"]
+            prediction = out["source_logits"].argmax(1)
+            rows = [
+                [image_picture(image), label_picture(truth, self.colors), label_picture(predicted, self.colors)]
+                for image, truth, predicted in list(zip(source["image"], source["labels"], prediction, strict=True))
+            ]
+            yield "train/source", ["source image", "ground truth", "prediction"], rows[:PANEL_ROWS]
+        if "target" in batch and "target_logits" in out:
+            target, confidence = batch["target"], out["target_logits"].softmax(1)
+            # stage 2 and 3 teach on the strong view, the others on the weak one
+            seen = "strong_image" if "teacher_logits" in out else "image"
+            columns = {
+                seen.replace("_", " "): [image_picture(image) for image in target[seen]],
+                "prediction": [label_picture(labels, self.colors) for labels in confidence.argmax(1)],
+                "confidence": [confidence_picture(value) for value in confidence.amax(1)],
+            }
+            for title, key in (("pseudo label", "pseudo_labels"), ("rectified", "rectified_labels")):
+                if key in out:
+                    columns[title] = [label_picture(labels, self.colors) for labels in out[key]]
+            if "strong_image" in target and seen == "image":
+                columns["strong view"] = [image_picture(image) for image in target["strong_image"]]
+            yield "train/target", list(columns), list(map(list, zip(*columns.values(), strict=True)))[:PANEL_ROWS]
+
+
+class ValidationPanels:
+    """Puts the first validation images into TensorBoard: input, ground truth, prediction, confidence."""
+
+    def __init__(self, writer: SummaryWriter, colors: np.ndarray) -> None:
+        self.writer, self.colors = writer, colors
+        self.rows: list[list[np.ndarray]] = []
+
+    def attach(self, trainer: Engine, evaluator: Engine) -> None:
+        evaluator.add_event_handler(Events.STARTED, lambda: self.rows.clear())
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        trainer.add_event_handler(ProdaEvents.VALIDATED, self.write)
+
+    def collect(self, evaluator: Engine) -> None:
+        if len(self.rows) < PANEL_ROWS:
+            confidence, prediction = evaluator.state.output["probabilities"].max(1)
+            columns = (evaluator.state.batch["image"], evaluator.state.output["labels"], prediction, confidence)
+            for image, truth, predicted, sure in zip(*columns, strict=True):
+                pictures = (image_picture(image), label_picture(truth, self.colors))
+                pictures += (label_picture(predicted, self.colors), confidence_picture(sure))
+                # small at once: full-size pictures of a whole batch would stay in memory
+                self.rows.append([np.asarray(Image.fromarray(picture).resize(PANEL_SIZE, 0)) for picture in pictures])
+            del self.rows[PANEL_ROWS:]
+
+    def write(self, trainer: Engine) -> None:
+        panel = grid(self.rows, ["target image", "ground truth", "prediction", "confidence"], PANEL_SIZE)
+        self.writer.add_image("val/panel", np.asarray(panel), trainer.state.iteration, dataformats="HWC")

@@ -1,0 +1,21 @@
+"""Random numbers that follow from the iteration alone."""
+
+from ignite.engine import Engine, Events
+from ignite.utils import manual_seed
+
+
+class SeedIterations:
+    """Seeds all generators at the start of each iteration from the run's seed and the iteration's number.
+
+    So a resumed run needs no generator states to draw what an uninterrupted one would have drawn. All processes draw
+    the same numbers: what differs between the images of a batch is drawn for the global batch (see ``Dropout``).
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def attach(self, trainer: Engine) -> None:
+        trainer.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, trainer: Engine) -> None:
+        manual_seed((self.seed * 1_000_003 + trainer.state.iteration * 1_009) % 2**32)

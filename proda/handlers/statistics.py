@@ -1,0 +1,87 @@
+"""Batch-norm running statistics: of the target for validation, and the same on all processes."""
+
+from collections.abc import Iterable
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from proda.data.loaders import to_device
+from proda.engines.events import ProdaEvents
+from proda.engines.optimization import Precision, to_float
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm  # the synchronised class derives from it too
+STATISTICS = ("running_mean", "running_var")
+
+
+class AdaBN:
+    """Recomputes batch norm's running statistics on whole target images, before validations and before new labels.
+
+    What training leaves there is a mixture of both domains' crops and of strong views. A network that was trained from
+    scratch has known no other images, and the mixture fits neither domain. Training itself normalises by the
+    statistics of each batch and does not change. Statistics are those of all images together; in deeper layers they
+    depend slightly on the size of ``batches``, since the layers before normalise batch by batch. Nothing happens where
+    batch norm is frozen, nor to a network that is not in training mode. Source: AdaBN (arXiv:1603.04779).
+
+    Args:
+        student: the bare network.
+        batches: ``{"image"}`` of target images, the same on every process, so that all processes find the same.
+    """
+
+    def __init__(self, student: nn.Module, batches: Iterable, precision: Precision) -> None:
+        self.student, self.batches, self.precision = student, batches, precision
+
+    def attach(self, trainer: Engine, evaluator: Engine) -> None:
+        evaluator.add_event_handler(Events.STARTED, self)
+        trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_DUE, self)
+
+    @torch.no_grad()
+    def __call__(self, _: Engine) -> None:
+        layers = [module for module in self.student.modules() if isinstance(module, BATCH_NORM) and module.training]
+        if not layers:
+            return
+        momenta = [layer.momentum for layer in layers]
+        self.student.eval()  # no dropout
+        for layer in layers:
+            layer.train()
+            layer.momentum = 1.0  # running statistics are those of the last batch
+        count, means, squares = 0, 0.0, 0.0
+        for batch in self.batches:
+            batch = to_device(batch, self.precision.device)
+            with self.precision.autocast():
+                self.student(to_float(batch["image"]))
+            mean, variance = (torch.cat([getattr(m, name) for m in layers]).double() for name in STATISTICS)
+            number = len(batch["image"])
+            means, squares, count = means + number * mean, squares + number * (variance + mean**2), count + number
+        mean = means / count
+        variance = (squares / count - mean**2).clamp(min=0)
+        sizes = [layer.num_features for layer in layers]
+        for layer, momentum, *found in zip(layers, momenta, mean.split(sizes), variance.split(sizes), strict=True):
+            layer.momentum = momentum
+            for name, values in zip(STATISTICS, found, strict=True):
+                getattr(layer, name).copy_(values)
+        self.student.train()
+
+
+class AverageStatistics:
+    """Averages running statistics over the processes in every iteration, before anything follows the student.
+
+    For batch norm that is neither synchronised nor frozen: otherwise each process would keep statistics of its own
+    images and be validated with them, and only those of rank 0 would be saved. Does nothing with one process.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        layers = (m for m in student.modules() if isinstance(m, BATCH_NORM) and not isinstance(m, nn.SyncBatchNorm))
+        self.layers = list(layers)
+
+    def attach(self, trainer: Engine) -> None:
+        if idist.get_world_size() > 1:
+            trainer.add_event_handler(ProdaEvents.BACKWARD_DONE, self)
+
+    def __call__(self, _: Engine) -> None:
+        buffers = [b for layer in self.layers if layer.training for b in (layer.running_mean, layer.running_var)]
+        if buffers:
+            means = idist.all_reduce(torch.cat(buffers)) / idist.get_world_size()
+            for buffer, mean in zip(buffers, means.split([len(b) for b in buffers]), strict=True):
+                buffer.copy_(mean)

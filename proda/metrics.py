@@ -1,0 +1,58 @@
+"""Scores of a run: the report of a confusion matrix, and a score that needs no labels."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.metrics import Metric
+from ignite.metrics.metric import sync_all_reduce
+from torch import Tensor
+
+from proda.data.labels import class_names as benchmark_names
+from proda.data.labels import class_subset
+from proda.method.metrics import mutual_information, scores
+
+
+def report(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+    """Scores of a confusion matrix [K, K] under the names that ``summary.json`` uses; fractions, NaN where undefined."""
+    result = scores(confusion)
+    values = {
+        "miou": result.mean_iou.item(),
+        "iou": dict(zip(class_names, result.iou.tolist(), strict=True)),
+        "overall_accuracy": result.overall_accuracy.item(),
+        "mean_accuracy": result.mean_accuracy.item(),
+        "frequency_weighted_iou": result.frequency_weighted_iou.item(),
+    }
+    if list(class_names) == benchmark_names(16):
+        values["miou_13"] = result.iou[class_subset(13, of=16)].nanmean().item()
+    return values
+
+
+def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Scores with the classes' as ``iou/NAME``; those that are undefined, as of an absent class, are left out."""
+    flat = {name: value for name, value in scores.items() if name != "iou"}
+    flat |= {f"iou/{name}": value for name, value in scores.get("iou", {}).items()}
+    return {name: value for name, value in flat.items() if value == value}
+
+
+class LabelFreeScore(Metric):
+    """How good predictions look without labels: mutual information of pixel and class, in nats, 0..log K.
+
+    Confident predictions raise it, predicting few classes lowers it. Output: (probabilities [B, K, H, W], anything).
+    """
+
+    def reset(self) -> None:
+        self._mean = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._entropy = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._images = torch.zeros((), dtype=torch.float64, device=self._device)
+
+    def update(self, output: Sequence[Tensor]) -> None:
+        mean, entropy = mutual_information(output[0])
+        self._mean = self._mean + mean.to(self._device)
+        self._entropy = self._entropy + entropy.to(self._device)
+        self._images = self._images + len(output[0])
+
+    @sync_all_reduce("_mean", "_entropy", "_images")
+    def compute(self) -> float:
+        mean, entropy = self._mean / self._images, self._entropy / self._images
+        return float(-(mean * mean.clamp_min(1e-12).log()).sum() - entropy)
