@@ -125,7 +125,7 @@ def option_types(options: type) -> dict[str, OptionType]:
         except TypeError:
             raise UserError(
                 f"{where}.{field.name}: no option can be {_spelling(hints[field.name])}; expected str, int, float, "
-                "bool, Literal[...], or a type of proda.utils.options (PathText for files and folders), or one of them | None"
+                "bool, Literal[...] or a type of proda.utils.options (PathText for files and folders); | None may follow"
             ) from None
     for base in options.__mro__[1:]:
         for name, before in option_types(base).items() if is_dataclass(base) else ():
