@@ -1,110 +1,123 @@
 """Settings of an experiment: a flat dataclass whose fields are the command-line flags.
 
-An experiment module has a ``Config`` dataclass, every field with a type, a default and a trailing comment that says
-what it is, and optionally ``PRESETS``: recipe name -> the fields that differ from the defaults. The dataclasses
-below hold the fields that several experiments share.
+An experiment module has a ``Config`` dataclass, every field with a type that says what is allowed (see
+:mod:`proda.utils.options`), a default and a trailing comment that says what it is, and optionally ``PRESETS``: recipe
+name -> the fields that differ from the defaults. The dataclasses below hold the fields that several experiments share.
 """
 
 import ast
 import difflib
 import inspect
+import re
 import textwrap
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+# The old names, until every experiment file imports from recipes.
+from proda.experiment.recipes import EVALUATION_PRESETS as SOURCES  # noqa: F401
+from proda.experiment.recipes import STREETS, STREETS_ADAPT, STREETS_DATA  # noqa: F401
 from proda.utils.errors import UserError
+from proda.utils.options import (
+    Bounds,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Options,
+    OptionType,
+    PathText,
+    PositiveInt,
+    file_of,
+    option_types,
+)
 
-# Presets of an experiment of which they decide the source alone: it judges a released recipe's model as any other.
-SOURCES = {
-    "gta5": {},
-    "synthia": {"source": "synthia"},
-    "gta5_released": {},
-    "synthia_released": {"source": "synthia"},
-}
-# Width and height of Streets, the embedded data, are an eighth of Cityscapes'; so are the views.
-STREETS_DATA = {
-    "data_root": "data/streets",
-    "num_classes": 13,
-    "backbone": "tiny",
-    "num_workers": 0,
-    "val_batch_size": 10,
-}
-STREETS = {
-    **STREETS_DATA,
-    "mean_width": 275,
-    "crop_width": 112,
-    "crop_height": 64,
-    "dropout": 0.0,  # 32 feature channels have none to spare
-    "head_lr_factor": 1.0,  # the backbone is as new as the head
-    "log_every": 10,
-    "panels_every": 100,
-}
-# Trained from scratch, batch norm has known no other images: mixed statistics of both domains fit neither.
-STREETS_ADAPT = {**STREETS, "target_statistics": True}
+BENCHMARKS = {"source": ("gta5", "synthia"), "target": ("cityscapes",)}
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Options):
     """Fields of every experiment."""
 
     preset: str = ""  # whole recipe: one of the presets listed above; single flags override it
-    output: str = ""  # folder for all that the run writes; runs/<experiment> if empty
-    seed: int = 0  # fixes weights, data order, augmentation and dropout
-    device: str = "auto"  # cpu, cuda, or auto: cuda where there is one
-    num_workers: int = 4  # data loading processes of each training process; 0 loads in the training process
-    amp: str = "off"  # mixed precision: off, bf16 or fp16
-    deterministic: bool = False  # deterministic algorithms only: slower on a GPU
-    nproc_per_node: int = 0  # processes to start on this machine; 0: no spawning
-    backend: str = ""  # nccl or gloo for several processes; chosen by device if empty
+    output: PathText = ""  # folder for all that the run writes; runs/<experiment> if empty
+    seed: Annotated[int, Bounds(0, 2**31 - 1)] = 0  # fixes weights, data order, augmentation and dropout
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
+    num_workers: NonNegativeInt = 4  # data loading processes of each training process; 0 loads in the training process
+    amp: Literal["off", "bf16", "fp16"] = "off"  # mixed precision
+    deterministic: bool = False  # use deterministic algorithms only: slower on a GPU
+    nproc_per_node: NonNegativeInt = 0  # processes to start on this machine; 0: no spawning
+    backend: Literal["", "nccl", "gloo"] = ""  # of several processes; chosen by device if empty
 
 
 @dataclass
 class DataConfig(RunConfig):
     """Fields of every experiment that reads images."""
 
-    data_root: str = ""  # holds cityscapes/, gta5/, synthia/; $PRODA_DATA, else data/, if empty
-    source: str = "gta5"  # labelled synthetic domain: gta5, synthia, or a description of one's own (docs/own_data.md)
-    target: str = "cityscapes"  # unlabelled domain: cityscapes, or a description of one's own (docs/own_data.md)
-    num_classes: int = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, and all that a description of one's own has
-    backbone: str = "resnet101"  # resnet101, resnet50 or tiny
-    val_batch_size: int = 1  # images in one evaluation step of one process
+    data_root: PathText = ""  # holds cityscapes/, gta5/, synthia/; $PRODA_DATA, else data/, if empty
+    source: PathText = "gta5"  # labelled synthetic domain: gta5, synthia, or a description file (docs/own_data.md)
+    target: PathText = "cityscapes"  # unlabelled domain: cityscapes, or a description file (docs/own_data.md)
+    num_classes: NonNegativeInt = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, all of a description file
+    backbone: Literal["resnet101", "resnet50", "tiny"] = "resnet101"  # of the segmentation network
+    val_batch_size: PositiveInt = 1  # images in one evaluation step of one process
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        for name, known in BENCHMARKS.items():
+            value = getattr(self, name)
+            if value not in known and not value.endswith(".toml"):
+                yield f"--{name}={value}: expected one of {', '.join(map(repr, known))}, or a file NAME.toml"
 
 
 @dataclass
 class TrainConfig(DataConfig):
     """Fields of every training stage; published values."""
 
-    batch_size: int = 4  # global batch of each domain, split over the processes
-    epochs: int = 84  # passes over the target training images
-    iterations: int = 0  # length in iterations instead of epochs, if above 0
-    schedule_iterations: int = 0  # iteration at which the learning rate reaches zero; 0: the last one
-    lr: float = 2.5e-4  # learning rate of the backbone at the start
-    head_lr_factor: float = 10.0  # the head learns this much faster; 1 puts all parameters in one group
+    batch_size: PositiveInt = 4  # global batch of each domain, split over the processes
+    epochs: PositiveInt = 84  # passes over the target training images
+    iterations: NonNegativeInt = 0  # length in iterations instead of epochs, if above 0
+    schedule_iterations: NonNegativeInt = 0  # iteration at which the learning rate reaches zero; 0: the last one
+    lr: NonNegativeFloat = 2.5e-4  # learning rate of the backbone at the start
+    head_lr_factor: NonNegativeFloat = 10.0  # the head learns this much faster; 1 puts all parameters in one group
     repeat_backbone_parameters: bool = False  # as released: most backbone parameters step 3 or 4 times an iteration
-    momentum: float = 0.9  # of SGD
-    weight_decay: float = 2e-4  # of SGD
-    grad_clip: float = 0.0  # largest gradient norm; 0: no clipping
+    momentum: Fraction = 0.9  # of SGD
+    weight_decay: NonNegativeFloat = 2e-4  # of SGD
+    grad_clip: NonNegativeFloat = 0.0  # largest gradient norm; 0: no clipping
     sync_bn: bool = True  # batch statistics over all processes (GPU only)
     freeze_bn: bool = False  # the student's batch norm keeps the statistics and scales it starts with
-    mean_width: int = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
-    crop_width: int = 896  # pixels
-    crop_height: int = 512  # pixels
-    dropout: float = 0.1  # channel dropout before the classifier
-    val_every: int = 1000  # iterations between validations
-    checkpoint_every: int = 1000  # iterations between full checkpoints
+    mean_width: PositiveInt = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
+    crop_width: PositiveInt = 896  # pixels
+    crop_height: PositiveInt = 512  # pixels
+    dropout: Fraction = 0.1  # channel dropout before the classifier
+    val_every: PositiveInt = 1000  # iterations between validations
+    checkpoint_every: PositiveInt = 1000  # iterations between full checkpoints
     resume: bool = False  # go on from the last good checkpoint in the output folder
     overwrite: bool = False  # delete what another run has left in the output folder
-    log_every: int = 50  # iterations between scalars in TensorBoard
-    panels_every: int = 1000  # iterations between image panels in TensorBoard; 0: none
-    stop_after: int = 0  # save and leave after this iteration of a longer run, as a preemption would; 0: never
+    log_every: PositiveInt = 50  # iterations between scalars in TensorBoard
+    panels_every: NonNegativeInt = 1000  # iterations between image panels in TensorBoard; 0: none
+    stop_after: NonNegativeInt = 0  # save and leave after this iteration, as a preemption would; 0: never
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.resume and self.overwrite:
+            yield "--resume and --overwrite: one goes on with the run in the output folder, the other deletes it"
 
 
 @dataclass
 class AdaptConfig(TrainConfig):
     """Fields of every training stage that sees both domains."""
 
-    target_statistics: bool = False  # before each validation, batch norm's statistics are made anew from target images
+    target_statistics: bool = False  # recompute batch norm's statistics on target images before each validation
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.target_statistics and self.freeze_bn:
+            yield "--target_statistics has no effect with --freeze_bn: give --freeze_bn=False, or leave it out"
+        if self.target_statistics and getattr(self, "teacher_mode", "train") == "eval":
+            yield (
+                "--teacher_mode=eval with --target_statistics: the teacher would normalise by statistics that are "
+                "recomputed at validations only; give one of the two"
+            )
 
 
 def field_docs(config_class: type) -> dict[str, str]:
@@ -117,47 +130,49 @@ def field_docs(config_class: type) -> dict[str, str]:
         lines = source.splitlines()
         for node in ast.parse(source).body[0].body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                line = lines[node.end_lineno - 1]
-                docs[node.target.id] = line[node.end_col_offset :].lstrip(" #").strip()
+                line = lines[node.end_lineno - 1].encode()  # Python counts columns in bytes
+                docs[node.target.id] = line[node.end_col_offset :].decode().lstrip(" #").strip()
     return docs
 
 
-def make_config(config_class: type, flags: dict[str, Any], presets: dict[str, dict] | None = None) -> Any:
+def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[str, dict] | None = None) -> Any:
     """``config_class`` from defaults, then the preset's values, then the flags.
 
     Args:
-        config_class: a flat dataclass; field types among ``str``, ``int``, ``float``, ``bool``.
-        flags: flag name -> value as the command line parser understood it.
+        config_class: a flat dataclass of options (see :mod:`proda.utils.options`).
+        flags: flag name -> value, or its text.
         presets: recipe name -> field values; ``flags["preset"]``, else ``flags["source"]``, picks one.
 
     Raises:
-        UserError: a flag that does not exist (names the nearest), a value of the wrong type, an unknown preset.
+        UserError: a flag that does not exist (names the nearest), a value that the field cannot hold or that does not
+            go with others, an unknown preset; for a preset or default that is wrong it names the file.
     """
-    presets = presets or {}
-    types = {field.name: field.type for field in fields(config_class)}
-    values = {name: _checked(name, value, types) for name, value in flags.items()}
+    presets, types, file = presets or {}, option_types(config_class), file_of(config_class)
+    if unknown := [name for name in flags if name not in types]:
+        near = _nearest(unknown[0], config_class)
+        raise UserError(f"unknown flag --{unknown[0]}{near and f'; the nearest is --{near}'} (--help lists all)")
+    values = {name: _read(types[name], value, f"--{name}") for name, value in flags.items()}
     source = values.get("source", "")
     recipe = values.get("preset") or getattr(config_class, "preset", "") or (source if source in presets else "")
     if recipe and recipe not in presets:
         raise UserError(f"--preset={recipe}: no such recipe; expected one of {', '.join(presets) or '(none)'}")
-    chosen = {"preset": recipe, **presets.get(recipe, {})} if recipe else {}
+    chosen = {"preset": recipe} if recipe else {}
+    for name, value in presets.get(recipe, {}).items():
+        place = f"{file}: preset {recipe}: {name}"
+        if name not in types:
+            near = _nearest(name, config_class)
+            raise UserError(f"{place}: {config_class.__name__} has no such field{near and f'; the nearest is {near}'}")
+        chosen[name] = _read(types[name], value, place)
+    for field in fields(config_class):
+        if field.name not in chosen and field.name not in values:
+            place = f"{file}: {config_class.__name__}.{field.name}"
+            if field.default is MISSING:
+                raise UserError(f"{place}: every field of an experiment has a default")
+            chosen[field.name] = _read(types[field.name], field.default, place)
     config = config_class(**{**chosen, **values})
-    for problem in _problems(config):
+    for problem in config.problems():
         raise UserError(problem)
     return config
-
-
-def help_text(config_class: type, doc: str, presets: dict[str, dict] | None = None) -> str:
-    """What ``--help`` prints: the experiment's docstring, its presets, then each flag with default and doc."""
-    docs = field_docs(config_class)
-    lines = [doc.strip(), ""]
-    if presets:
-        lines += [f"presets: {', '.join(presets)}", ""]
-    width = max(len(f"--{field.name}={field.default}") for field in fields(config_class))
-    lines.append("flags (--config=FILE gives those in the config.json of another run, which single flags override):")
-    for field in fields(config_class):
-        lines.append(f"  {f'--{field.name}={field.default}':<{width}}  {docs[field.name]}")
-    return "\n".join(lines)
 
 
 def resolve_num_classes(config: DataConfig) -> int:
@@ -170,77 +185,38 @@ def pick(config: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def numbers(text: str, flag: str) -> tuple[float, ...]:
-    """A flag's numbers separated by commas, each from 0.1 to 10."""
+def parse_scales(text: str, flag: str = "scales") -> tuple[float, ...]:
+    """Image scales separated by commas, each from 0.1 to 10; UserError names the flag."""
     try:
-        values = tuple(float(part) for part in text.strip("()").split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
     if not values or not all(0.1 <= value <= 10 for value in values):
-        raise ValueError(f"--{flag}={text}: expected numbers from 0.1 to 10, separated by commas")
+        raise UserError(f"--{flag}={text}: expected numbers from 0.1 to 10, separated by commas")
     return values
+
+
+numbers = parse_scales  # the old name, until evaluate and predict use the new one
 
 
 def default_output(experiment_file: str) -> str:
     return str(Path("runs") / Path(experiment_file).stem)
 
 
-def _checked(name: str, value: Any, types: dict[str, type]) -> Any:
-    if name not in types:
-        near = difflib.get_close_matches(name, types, n=1, cutoff=0.0)
-        raise UserError(f"unknown flag --{name}; the nearest is --{near[0]} (--help lists all)")
-    expected = types[name]
-    if expected is str and isinstance(value, tuple | list):  # Fire's reading of a,b,c
-        value = ",".join(map(str, value))
-    if expected is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not expected:
-        raise UserError(f"--{name}={value!r}: expected {expected.__name__}, found {type(value).__name__}")
-    return value
+def _read(option: OptionType, value: Any, place: str) -> Any:
+    try:
+        return option.read(value)
+    except ValueError as error:
+        raise UserError(f"{place}={value}: {error}") from None
 
 
-_CHOICES = {
-    "amp": ("off", "bf16", "fp16"),
-    "source": ("gta5", "synthia"),
-    "target": ("cityscapes",),
-    "num_classes": (0, 13, 16, 19),
-    "device": ("auto", "cpu", "cuda"),
-    "backend": ("", "nccl", "gloo"),
-    "backbone": ("resnet101", "resnet50", "tiny"),
-    "gan": ("lsgan", "vanilla"),
-    "teacher_mode": ("train", "eval"),
-}
-_POSITIVE = (
-    *("batch_size", "epochs", "val_batch_size", "crop_width", "crop_height", "mean_width", "temperature"),
-    *("val_every", "checkpoint_every", "log_every", "passes", "prototype_passes"),
-)
-_NOT_NEGATIVE = (
-    *("iterations", "num_workers", "lr", "seed", "nproc_per_node", "schedule_iterations", "grad_clip", "momentum"),
-    *("weight_decay", "panels_every", "stop_after", "renew_labels_every", "prototype_momentum"),
-)
+def _nearest(name: str, config_class: type) -> str:
+    """The field that is most like ``name``; empty if none is.
 
-
-def _problems(config: Any) -> list[str]:
-    """One line for each value that no run can use."""
-    found = []
-    for name, choices in _CHOICES.items():
-        value = getattr(config, name, choices[0])
-        own = name in ("source", "target")  # a description of own data, by the name of its file
-        if value not in choices and not (own and value.endswith(".toml")):
-            expected = ", ".join(repr(choice) for choice in choices) + (", or a file NAME.toml" if own else "")
-            found.append(f"--{name}={value}: expected one of {expected}")
-    found += [f"--{n}={getattr(config, n)}: must be above 0" for n in _POSITIVE if getattr(config, n, 1) <= 0]
-    found += [f"--{n}={getattr(config, n)}: must not be negative" for n in _NOT_NEGATIVE if getattr(config, n, 0) < 0]
-    if getattr(config, "target_statistics", False):
-        if config.freeze_bn:
-            found.append("--target_statistics has no effect with --freeze_bn: give --freeze_bn=False, or leave it out")
-        if getattr(config, "teacher_mode", "train") == "eval":
-            found.append(
-                "--teacher_mode=eval with --target_statistics: the teacher would normalise by statistics that are made "
-                "anew at validations alone; give one of the two"
-            )
-    if getattr(config, "resume", False) and getattr(config, "overwrite", False):
-        found.append("--resume and --overwrite: one goes on with the run in the output folder, the other deletes it")
-    return found
+    A field is known by its name and by as many words at the start of its doc as ``name`` has: learning_rate is --lr.
+    """
+    words = len(re.split("[-_]", name))
+    known = {"_".join(doc.lower().split()[:words]): field for field, doc in reversed(field_docs(config_class).items())}
+    known |= {field.name: field.name for field in fields(config_class)}
+    found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.65)
+    return known[found[0]] if found else ""

@@ -1,11 +1,15 @@
-"""Flags, presets and their errors."""
+"""Defaults, presets and flags; each value that cannot be used is one line."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 
-from proda.experiment.config import TrainConfig, field_docs, help_text, make_config
+from proda.experiment.config import AdaptConfig, DataConfig, TrainConfig, field_docs, make_config, parse_scales
 from proda.utils.errors import UserError
+from proda.utils.options import Options, option_types
+from tests.small_runs import ROOT
 
 
 @dataclass
@@ -31,17 +35,25 @@ def test_the_source_alone_picks_its_recipe():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"batchsize": 4}, "unknown flag --batchsize; the nearest is --batch_size"),
-        ({"lr": "fast"}, "--lr='fast': expected float, found str"),
-        ({"batch_size": 2.5}, "--batch_size=2.5: expected int, found float"),
-        ({"batch_size": True}, "expected int, found bool"),
-        ({"weights": True}, "--weights=True: expected str, found bool"),
-        ({"rectification": 1}, "--rectification=1: expected bool, found int"),
+        ({"lr": "fast"}, "--lr=fast: expected a number of at least 0"),
+        ({"batch_size": 2.5}, "--batch_size=2.5: expected a whole number above 0"),
+        ({"batch_size": True}, "--batch_size=True: expected a whole number above 0"),
+        ({"iterations": "1e3"}, "--iterations=1e3: expected a whole number of at least 0"),
+        ({"weights": "True"}, "--weights=True: expected text"),
+        ({"output": 7}, "--output=7: expected text"),
+        ({"rectification": 1}, "--rectification=1: expected True or False"),
+        ({"resume": "yes"}, "--resume=yes: expected True or False"),
         ({"preset": "gta"}, "--preset=gta: no such recipe; expected one of gta5, synthia"),
         ({"amp": "fp8"}, "--amp=fp8: expected one of 'off', 'bf16', 'fp16'"),
-        ({"num_classes": 12}, "--num_classes=12: expected one of"),
-        ({"batch_size": 0}, "--batch_size=0: must be above 0"),
-        ({"lr": -1.0}, "--lr=-1.0: must not be negative"),
+        ({"source": "photos"}, "--source=photos: expected one of 'gta5', 'synthia', or a file NAME.toml"),
+        ({"num_classes": -1}, "--num_classes=-1: expected a whole number of at least 0"),
+        ({"batch_size": 0}, "--batch_size=0: expected a whole number above 0"),
+        ({"lr": -1.0}, "--lr=-1.0: expected a number of at least 0"),
+        ({"lr": "nan"}, "--lr=nan: expected a finite number"),
+        ({"lr": float("inf")}, "--lr=inf: expected a finite number"),
+        ({"momentum": 5}, "--momentum=5: expected a number from 0 to 1"),
+        ({"seed": 2**40}, "--seed=1099511627776: expected a whole number from 0 to 2147483647"),
+        ({"resume": True, "overwrite": True}, "--resume and --overwrite: one goes on"),
     ],
 )
 def test_a_bad_flag_is_one_line_that_says_what_was_found_and_expected(flags, message):
@@ -50,23 +62,119 @@ def test_a_bad_flag_is_one_line_that_says_what_was_found_and_expected(flags, mes
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_integer_is_taken_for_a_float_and_a_number_for_a_name():
-    config = make_config(Config, {"lr": 1, "output": 7})
-    assert config.lr == 1.0 and isinstance(config.lr, float) and config.output == "7"
+@pytest.mark.parametrize(
+    ("flag", "found"),
+    [
+        ("batchsize", "the nearest is --batch_size"),
+        ("learning_rte", "the nearest is --lr"),  # by its doc: "learning rate of the backbone at the start"
+        ("learning-rate", "the nearest is --lr"),
+        ("workers", "the nearest is --num_workers"),
+        ("Weights", "the nearest is --weights"),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest_by_name_or_doc(flag, found):
+    with pytest.raises(UserError, match=f"unknown flag --{flag}; {found} "):
+        make_config(Config, {flag: 1})
 
 
-def test_every_field_has_a_doc_and_help_shows_flag_default_and_doc():
+@pytest.mark.parametrize("flag", ["gpus", "x", "colour", ""])
+def test_an_unknown_flag_that_is_like_none_names_none(flag):
+    with pytest.raises(UserError, match=rf"unknown flag --{flag} \(--help lists all\)"):
+        make_config(Config, {flag: 1})
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ({"learning_rate": 1.0}, "preset mine: learning_rate: Config has no such field; the nearest is lr"),
+        ({"lr": -1}, "preset mine: lr=-1: expected a number of at least 0"),
+        ({"resume": "yes"}, "preset mine: resume=yes: expected True or False"),
+    ],
+)
+def test_a_wrong_preset_names_file_and_preset(preset, message):
+    with pytest.raises(UserError) as error:
+        make_config(Config, {"preset": "mine"}, {"mine": preset})
+    assert str(error.value) == f"{__file__}: {message}"
+
+
+def test_a_wrong_default_names_file_and_field():
+    @dataclass
+    class Wrong(TrainConfig):
+        epochs: int = "many"  # passes
+
+    with pytest.raises(UserError) as error:
+        make_config(Wrong, {})
+    assert str(error.value) == f"{__file__}: Wrong.epochs=many: expected a whole number"
+
+
+def test_text_stays_text_and_numbers_are_read_as_the_field_says():
+    flags = {"output": "2026_11_24", "weights": "1.10", "lr": "1", "resume": "true", "seed": "0"}
+    config = make_config(Config, flags)
+    assert (config.output, config.weights, config.lr, config.resume) == ("2026_11_24", "1.10", 1.0, True)
+    assert isinstance(config.lr, float) and type(config.seed) is int
+    assert isinstance(make_config(Config, {"lr": 1}).lr, float)
+
+
+def test_the_home_folder_is_expanded_in_paths_wherever_they_come_from(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = make_config(Config, {"output": "~/run", "preset": "mine"}, {"mine": {"data_root": "~/data"}})
+    assert (config.output, config.data_root) == ("/home/me/run", "/home/me/data")
+    assert make_config(Config, {"weights": "~/a.pt"}).weights == "~/a.pt"  # no path, as far as its type says
+
+
+def test_rules_of_several_fields_hold_whatever_the_order_of_inheritance():
+    @dataclass
+    class EngineOptions(Options):
+        teacher_mode: str = "train"  # of the teacher
+
+        def problems(self):
+            yield from super().problems()
+            if self.teacher_mode == "none":
+                yield "no teacher"
+
+    @dataclass
+    class Both(EngineOptions, AdaptConfig):
+        pass
+
+    with pytest.raises(UserError, match="no teacher"):
+        make_config(Both, {"teacher_mode": "none"})
+    with pytest.raises(UserError, match="--target_statistics has no effect with --freeze_bn"):
+        make_config(Both, {"target_statistics": True, "freeze_bn": True})
+    assert list(EngineOptions().problems()) == []
+
+
+def test_every_field_says_what_it_may_hold():
+    for name, option in option_types(AdaptConfig).items():
+        bounded = option.choices or str(option.bounds) or option.is_path or option.kind is bool
+        assert bounded or name in ("preset",), f"{name}: {option}"
+
+
+def test_every_field_has_a_doc():
     docs = field_docs(Config)
     assert all(docs[name] for name in Config.__dataclass_fields__), docs
-    text = help_text(Config, "What it does.", PRESETS)
-    assert text.startswith("What it does.") and "gta5, synthia" in text
-    line = next(line for line in text.splitlines() if "--weights=" in line)
-    assert "--weights=a.pt" in line and "where to start" in line
 
 
 def test_a_doc_may_hold_a_hash_and_a_string_default_too():
     @dataclass
     class Odd:
         color: str = "#fff"  # the #1 colour
+        street: str = "Nürnberger Straße"  # in Zürich
 
-    assert field_docs(Odd) == {"color": "the #1 colour"}
+    assert field_docs(Odd) == {"color": "the #1 colour", "street": "in Zürich"}
+
+
+def test_scales_are_numbers_separated_by_commas():
+    assert parse_scales("0.75, 1,1.25") == (0.75, 1.0, 1.25)
+    for wrong in ("", "a", "0", "1,20", "nan"):
+        with pytest.raises(UserError, match=f"--scales={wrong}: expected numbers from 0.1 to 10"):
+            parse_scales(wrong)
+
+
+def test_a_description_file_may_be_the_source():
+    assert make_config(DataConfig, {"source": "~/a.toml"}).source.endswith("/a.toml")
+
+
+def test_the_list_of_experiments_needs_no_torch():
+    """``--help`` answers at once."""
+    code = "import sys; from proda.experiment.launch import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0

@@ -1,12 +1,18 @@
 """The command line: what it takes, and the one line that it answers a mistake with."""
 
+import json
+import os
+import shutil
+import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from proda.experiment.launch import ROOT, _group_variables, load_experiment, main, parse_flags, start
+from proda.experiment.launch import ROOT, explain, load_experiment, main, start
+from proda.utils.errors import MissingFileError, UserError
 from tests import small_runs
 
 EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/[a-z]*.py"))
@@ -60,17 +66,17 @@ def test_an_unknown_flag_names_the_nearest(experiment, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--lr=fast"], "--lr='fast': expected float, found str"),
-        (["--batch_size=2.5"], "--batch_size=2.5: expected int, found float"),
-        (["--weights"], "--weights=True: expected str, found bool"),
-        (["--resume=yes"], "--resume='yes': expected bool, found str"),
+        (["--lr=fast"], "--lr=fast: expected a number of at least 0"),
+        (["--batch_size=2.5"], "--batch_size=2.5: expected a whole number above 0"),
+        (["--weights"], "--weights=True: expected text"),
+        (["--resume=yes"], "--resume=yes: expected True or False"),
         (["--preset=gta"], "no such recipe; expected one of gta5, synthia, gta5_released"),
         (["lr=0.1"], "'lr=0.1': expected flags of the form --name=value"),
         (["--lr=0.1", "stray"], "'stray': expected flags of the form --name=value"),
-        (["--teacher_mode=evaluate"], "--teacher_mode=evaluate: expected one of 'train', 'eval'"),
-        (["--checkpoint_every=0"], "--checkpoint_every=0: must be above 0"),
-        (["--log_every=-1"], "--log_every=-1: must be above 0"),
+        (["--config=nothing.json"], "--config=nothing.json: no such file; expected the config.json of a run"),
+        (["--checkpoint_every=0"], "--checkpoint_every=0: expected a whole number above 0"),
         (["--backbone=resnet18"], "--backbone=resnet18: expected one of 'resnet101'"),
+        (["--learning_rte=1"], "unknown flag --learning_rte; the nearest is --lr"),
     ],
 )
 def test_a_flag_that_cannot_be_used(flags, message, capsys):
@@ -87,13 +93,7 @@ def test_an_experiment_that_is_not_there(name, capsys):
 def test_a_file_that_is_no_experiment(capsys, tmp_path):
     (tmp_path / "not_an_experiment.py").write_text("x = 1\n")
     status, error = answer(capsys, str(tmp_path / "not_an_experiment.py"), "--lr=1")
-    assert status == 2 and "an experiment defines a dataclass Config and run" in error
-
-
-def test_more_processes_of_nccl_than_gpus_is_one_line(capsys):
-    many = torch.cuda.device_count() + 2
-    status, error = answer(capsys, STAGE_1, f"--nproc_per_node={many}", "--backend=nccl")
-    assert status == 2 and f"--nproc_per_node={many}: needs as many GPUs, found {many - 2}" in error
+    assert status == 2 and "not_an_experiment.py: expected a dataclass Config(RunConfig) and a function run" in error
 
 
 # those two draw their data, check_data reports it, and the pipeline asks for the SimCLR file before
@@ -179,99 +179,285 @@ def test_a_run_can_be_made_again_from_its_config(data, tmp_path):
     assert small_runs.checkpoint(Path("again"), 1)["trainer"]["iteration"] == 1
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--config=nothing.json"], "--config=nothing.json: no such file; expected the config.json of a run"),
-        (["--config="], "--config=: no such file"),
-        (["--config=config.json"], "--config=config.json: gan is no flag of this experiment"),
-        (["--config=fits.json", "--preset=gta5_released"], "--preset=gta5_released and --config=fits.json"),
-    ],
-)
-def test_a_config_that_cannot_be_used_is_one_line(more, message, capsys):
-    Path("config.json").write_text('{"gan": "lsgan", "run": {}}')
-    Path("fits.json").write_text('{"seed": 1, "run": {}}')
-    status, error = answer(capsys, STAGE_1, *more)
-    assert status == 2 and message in error
-
-
-@pytest.mark.parametrize("content", ["no json", "[1]"])
-def test_a_config_that_is_none_is_one_line(content, capsys):
-    Path("config.json").write_text(content)
-    status, error = answer(capsys, STAGE_1, "--config=config.json")
-    assert status == 2 and "--config=config.json: expected the config.json of a run" in error
-
-
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NTASKS": "2"}
-OF_TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "settings", "found"),
-    [
-        (SLURM, {}, SLURM),
-        (OF_TORCHRUN, {"gpus": 4}, OF_TORCHRUN),
-        # torchrun in a task of a SLURM job, and processes that we spawn in one
-        (SLURM | OF_TORCHRUN, {}, {k: v for k, v in (SLURM | OF_TORCHRUN).items() if k != "SLURM_JOB_ID"}),
-        (SLURM, {"spawn": True}, {k: v for k, v in SLURM.items() if k != "SLURM_JOB_ID"}),
-        # srun --gpus-per-task=1 --gpu-bind=single:1
-        (SLURM, {"gpus": 1}, SLURM | {"SLURM_LOCALID": "0"}),
-        (OF_TORCHRUN, {"on_cpu": True}, OF_TORCHRUN | {"CUDA_VISIBLE_DEVICES": ""}),
-    ],
-)
-def test_variables_that_place_a_process_in_its_group(environment, settings, found):
-    assert _group_variables(environment, **{"on_cpu": False, "spawn": False, "gpus": 0, **settings}) == found
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_where_there_is_none(capsys):
     status, error = answer(capsys, STAGE_1, "--device=cuda")
     assert status == 2 and "this machine has no CUDA device" in error
 
 
-def test_flags_are_read_as_numbers_words_and_switches():
-    arguments = ["--lr=1e-3", "--batch-size", "8", "--resume", "--output=runs/my-run", "--seed=0"]
-    expected = {"lr": 1e-3, "batch_size": 8, "resume": True, "output": "runs/my-run", "seed": 0}
-    assert parse_flags(arguments) == expected
+OWN = """\
+from dataclasses import dataclass
+from proda.experiment.config import RunConfig
+@dataclass
+class Config(RunConfig):
+    {fields}
+def run(local_rank, config):
+    {body}
+"""
+
+
+def own(path: Path, *, fields: str = "word: str = 'hello'  # what to say", body: str, before: str = "") -> str:
+    """An experiment of a user's own."""
+    path.write_text(before + OWN.format(fields=fields, body=body))
+    return str(path)
 
 
 def test_an_experiment_outside_the_repository_runs_and_gives_its_result(tmp_path, capsys):
-    (tmp_path / "my_own.py").write_text(
-        '"""Mine."""\n'
-        "from dataclasses import dataclass\n"
-        "from proda.experiment.config import RunConfig\n"
-        "@dataclass\n"
-        "class Config(RunConfig):\n"
-        "    word: str = 'hello'  # what to say\n"
-        "def run(local_rank, config):\n"
-        "    return {'said': config.word, 'output': config.output, 'rank': local_rank}\n"
-    )
-    result = start(str(tmp_path / "my_own.py"), {"word": "hi"})
-    assert result == {"said": "hi", "output": str(Path("runs/my_own")), "rank": 0}
-    assert main([str(tmp_path / "my_own.py"), "--help"]) == 0
+    body = "return {'said': config.word, 'output': config.output, 'rank': local_rank}"
+    file = own(tmp_path / "my_own.py", body=body)
+    assert start(file, {"word": "hi"}) == {"said": "hi", "output": str(Path("runs/my_own")), "rank": 0}
+    assert main([file, "--help"]) == 0
     assert "--word=hello" in capsys.readouterr().out
+
+
+def test_text_on_the_command_line_stays_text(tmp_path, capsys):
+    file = own(tmp_path / "says.py", body="print(repr(config.word), config.output)")
+    for text in ("1.10", "2026_11_24", "1e3", "a,b", "[x", "'q'", "None"):
+        assert main([file, f"--word={text}", f"--output={text}"]) == 0
+        assert capsys.readouterr().out == f"{text!r} {text}\n"
+
+
+@pytest.mark.parametrize("name", ["exp_v1.2.py", "json.py", "torch.py", "stage1_denoise.py", "mit Leerzeichen-ü.py"])
+def test_an_experiment_may_have_any_name(name, tmp_path):
+    file = own(tmp_path / name, body="import json, torch; return json.dumps(1), torch.__name__, config.output")
+    assert start(file, {}) == ("1", "torch", str(Path("runs", Path(name).stem)))
+
+
+def test_a_file_beside_an_experiment_can_be_imported_and_hides_none_of_the_library(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "queue.py").write_text("raise AssertionError('not the queue of the standard library')\n")
+    (tmp_path / "my_losses_beside.py").write_text("entropy = 7\n")
+    file = own(tmp_path / "mine.py", body="import my_losses_beside; return my_losses_beside.entropy")
+    assert start(file, {}) == 7
+    monkeypatch.delitem(sys.modules, "queue")
+    assert __import__("queue").Queue
 
 
 def test_two_experiments_of_one_name_are_not_confused(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "same_name.py").write_text(f"class Config: ...\nrun = lambda *_: '{folder}'\n")
-    assert load_experiment(str(tmp_path / "one" / "same_name.py")).run() == "one"
-    with pytest.raises(ValueError, match=r"two/same_name.py: another module is called same_name .*another name"):
-        load_experiment(str(tmp_path / "two" / "same_name.py"))
+        own(tmp_path / folder / "same_name.py", body=f"return '{folder}'")
+    assert [start(str(tmp_path / folder / "same_name.py"), {}) for folder in ("one", "two")] == ["one", "two"]
 
 
-def test_a_bug_keeps_its_traceback(tmp_path):
-    (tmp_path / "with_a_bug.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from proda.experiment.config import RunConfig\n"
-        "@dataclass\n"
-        "class Config(RunConfig): ...\n"
-        "def run(local_rank, config):\n"
-        "    return {}['absent']\n"
+@pytest.mark.parametrize(
+    ("fields", "flag", "result"),
+    [
+        ("depth: int | None = None  # layers", "--depth=3", 3),
+        ("mode: Literal['a', 'b'] = 'a'  # way", "--mode=b", "b"),
+        ("share: Fraction = 0.5  # part", "--share=1", 1.0),
+    ],
+)
+def test_types_of_fields(fields, flag, result, tmp_path, capsys):
+    before = (
+        "from __future__ import annotations\nfrom typing import Literal\nfrom proda.utils.options import Fraction\n"
     )
-    with pytest.raises(KeyError, match="absent"):
-        main([str(tmp_path / "with_a_bug.py")])
+    name = fields.split(":")[0]
+    file = own(tmp_path / "typed.py", fields=fields, before=before, body=f"print(repr(config.{name}))")
+    assert main([file, flag]) == 0
+    assert capsys.readouterr().out == f"{result!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("names: list[str] = ()  # a", "Config.names: no option can be list[str]"),
+        ("place: 'Path' = ''  # a", "a field's type is unknown (name 'Path' is not defined)"),
+        ("device: int = 0  # a", "Config.device is int, but in RunConfig it is one of 'auto', 'cpu', 'cuda'"),
+        ("count: int  # a", "non-default argument"),
+    ],
+)
+def test_types_that_no_flag_can_have_are_one_line(fields, message, tmp_path, capsys):
+    file = own(tmp_path / "untyped.py", fields=fields, body="pass")
+    if "non-default" in message:  # Python's own error, while the file is imported
+        with pytest.raises(TypeError, match=message):
+            main([file])
+        return
+    assert main([file]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_config_without_its_decorator_is_one_line(tmp_path, capsys):
+    file = tmp_path / "undecorated.py"
+    file.write_text(OWN.format(fields="word: str = ''  # a", body="pass").replace("@dataclass\n", ""))
+    status, error = answer(capsys, str(file), "--word=x")
+    assert status == 2 and "write @dataclass above it" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "bug"),
+    [
+        ("KeyError('absent')", KeyError),
+        ("ValueError('mine')", ValueError),
+        ("FileNotFoundError(2, 'No such file', 'mine.txt')", FileNotFoundError),
+        ("RuntimeError('Caught RuntimeError in DataLoader worker process 0.\\nOriginal Traceback')", RuntimeError),
+        ("UserError('mine.toml: found a, expected b')", None),
+        ("OSError(28, 'No space left on device', 'mine.pt')", None),
+        ("PermissionError(13, 'Permission denied', 'mine.pt')", None),
+        ("MemoryError()", None),
+        ("RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')", None),
+        ("FloatingPointError('the loss is not a finite number')", None),
+    ],
+)
+def test_a_bug_keeps_its_traceback_and_what_a_user_can_mend_is_one_line(error, bug, tmp_path, capsys, monkeypatch):
+    body = f"from proda.utils.errors import UserError; raise {error}"
+    file = own(tmp_path / "raises.py", body=body)
+    if bug:
+        with pytest.raises(bug):
+            main([file])
+        return
+    monkeypatch.delenv("PRODA_TRACEBACK", raising=False)
+    status, line = answer(capsys, file)
+    assert status == 2 and (("mine" not in error) or "mine" in line)
+    monkeypatch.setenv("PRODA_TRACEBACK", "1")
+    assert main([file]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_exit_status_of_a_bug_is_1_in_one_process_and_in_two(tmp_path):
+    file = own(tmp_path / "buggy.py", body="raise KeyError('absent')")
+    for flags in ([], ["--nproc_per_node=2", "--device=cpu"]):
+        run = small_runs.launch([sys.executable, "run.py", file, *flags])
+        _, err = run.communicate(timeout=100)
+        assert run.returncode == 1 and "Traceback" in err and "KeyError: 'absent'" in err, err
+
+
+def test_what_an_experiment_file_defines_can_be_sent_to_other_processes(tmp_path):
+    """To those that we start, and to loaders that are no forks."""
+    data = "class Data:\n    def __len__(self): return 2\n    def __getitem__(self, i): return i\n"
+    body = (
+        "from torch.utils.data import DataLoader; "
+        "print(sum(DataLoader(Data(), num_workers=1, multiprocessing_context='spawn')).item() + config.number, flush=True)"
+    )
+    file = own(tmp_path / "sends_v1.2.py", fields="number: int = 1  # added", before=data, body=body)
+    run = small_runs.launch([sys.executable, "run.py", file, "--nproc_per_node=2", "--device=cpu", "--number=5"])
+    out, err = run.communicate(timeout=200)
+    assert run.returncode == 0 and out == "6\n6\n", err
+
+
+@pytest.mark.parametrize("name", ["stage1_denoise", "stage1_denoise.py", "experiments/stage1_denoise.py"])
+def test_our_experiments_are_known_in_every_folder(name):
+    assert load_experiment(name).__file__ == str(ROOT / STAGE_1)
+
+
+def test_a_file_in_the_working_folder_comes_before_ours(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    own(tmp_path / "experiments" / "warmup.py", body="return 'mine'")
+    assert start("experiments/warmup.py", {}) == "mine"
+
+
+@pytest.mark.parametrize("name", ["pipeline", "quickstart", "ablation"])
+def test_experiments_that_start_others_find_them_from_every_folder(name, capsys):
+    """They come as far as the first stage's missing weights or data."""
+    Path("here.pt").touch()
+    flags = ["--data_root=nowhere", "--source=own.toml", "--output=run", "--num_classes=0"]
+    flags += ["--simclr=here.pt"] if name == "pipeline" else []
+    assert main([name, *flags]) == 2
+    assert "own.toml" in capsys.readouterr().err
+
+
+def test_an_experiment_is_copied(capsys, tmp_path):
+    assert main(["copy", "stage1_denoise", "mine.py"]) == 0
+    assert Path("mine.py").read_text() == (ROOT / STAGE_1).read_text() and "mine.py" in capsys.readouterr().out
+    assert load_experiment("mine.py").Config.__module__ != load_experiment("stage1_denoise").Config.__module__
+    for arguments, message in (
+        (["stage1_denoise", "mine.py"], "mine.py: there is such a file already"),
+        (["stage1_denoise"], "copy: expected an experiment and a new file"),
+        (["stage9", "other.py"], "stage9: no such experiment file"),
+    ):
+        assert main(["copy", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+RESTARTABLE = "resume: bool = False  # a\n    overwrite: bool = False  # b\n    seed: int = 0  # c"
+
+
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+@pytest.mark.parametrize(
+    ("count", "begun", "flags", "expected"),
+    [
+        ("1", {}, {}, (True, False)),
+        ("2", {}, {"overwrite": True}, (True, False)),
+        ("0", {}, {"overwrite": True}, (False, True)),
+        ("1", {"seed": 8}, {"overwrite": True}, (False, True)),  # another run: the first life had begun nothing
+        ("1", {"seed": 8}, {}, (False, False)),  # as the first life, it will be refused
+        ("1", None, {}, (False, False)),
+        ("1", [], {}, (False, False)),
+    ],
+)
+def test_a_restart_goes_on_with_what_the_first_life_began(
+    variable, count, begun, flags, expected, tmp_path, monkeypatch, capsys
+):
+    file = own(tmp_path / "restarts.py", fields=RESTARTABLE, body="return config")
+    Path("run").mkdir()
+    if begun is not None:
+        first = asdict(start(file, {"output": "run", **flags}))
+        Path("run/config.json").write_text(json.dumps(first | begun | {"run": {}} if isinstance(begun, dict) else []))
+    monkeypatch.setenv(variable, count)
+    config = start(file, {"output": "run", **flags})
+    assert (config.resume, config.overwrite) == expected
+    line = f"{variable}={count}: going on with the run in run\n"
+    assert capsys.readouterr().out == (line if expected[0] else "")
+
+
+@pytest.mark.slow
+def test_a_run_that_torchrun_restarts_ends_as_one_that_was_not_killed(data, tmp_path):
+    """Killed at the fourth step of its first life; there is a checkpoint of iteration 2."""
+    weights = small_runs.write_weights(tmp_path / "before.pt")
+    file = tmp_path / "killed.py"
+    file.write_text(
+        "import os, torch\n"
+        "from experiments.source_only import PRESETS, Config, run as whole\n"
+        "def run(local_rank, config):\n"
+        "    steps = []\n"
+        "    def count(*_):\n"
+        "        steps.append(1)\n"
+        "        if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and len(steps) == 4:\n"
+        "            os.kill(os.getpid(), 9)\n"
+        "    torch.optim.optimizer.register_optimizer_step_pre_hook(count)\n"
+        "    return whole(local_rank, config)\n"
+    )
+    flags = flags_of("source_only", data, str(weights), output=str(tmp_path / "run"), overwrite=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "--max_restarts=1"]
+    run = small_runs.launch([*torchrun, "run.py", str(file), *flags])
+    out, err = run.communicate(timeout=200)
+    assert run.returncode == 0, err
+    assert "TORCHELASTIC_RESTART_COUNT=1: going on" in out and "resumed from" in out
+    assert main(["source_only", *flags_of("source_only", data, str(weights), output=str(tmp_path / "whole"))]) == 0
+    one, other = (small_runs.checkpoint(tmp_path / folder, 5) for folder in ("run", "whole"))
+    assert not small_runs.differing(one["student"], other["student"])
+
+
+@pytest.mark.slow
+def test_a_wheel_works_without_the_clone(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "installed"
+    names = ("proda", "experiments", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+    source.mkdir()
+    for name in names:
+        place = ROOT / name
+        (shutil.copytree if place.is_dir() else shutil.copy)(place, source / name)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--no-build-isolation", f"--target={target}", str(source)], check=True)
+    assert (target / "proda/py.typed").is_file() and not (target / "tests").exists()
+
+    (tmp_path / "queue.py").write_text("raise AssertionError('not the queue of the standard library')\n")
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+
+    def answer_of(*command: str) -> str:
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+        run = subprocess.run([*command], **options)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    assert "stage1_denoise" in answer_of(sys.executable, "-m", "proda")
+    assert "--teacher_momentum" in answer_of(sys.executable, "-m", "proda", "stage1_denoise", "--help")
+    assert "--init_file" in answer_of(
+        sys.executable, str(target / "bin/proda"), "experiments/stage3_distill.py", "--help"
+    )
+    answer_of(sys.executable, "-m", "proda", "copy", "stage3_distill", "mine.py")
+    assert "--init_file" in answer_of(sys.executable, "-m", "proda", "mine.py", "--help")
+    where = "import proda, experiments; print(proda.__file__, experiments.__file__)"
+    assert answer_of(sys.executable, "-P", "-c", where).count(str(target)) == 2
 
 
 def test_run_py_is_the_launcher(monkeypatch, capsys):

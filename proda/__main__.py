@@ -1,0 +1,16 @@
+"""``python -m proda`` and the command ``proda``: what run.py does, in any folder."""
+
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    sys.path.append(sys.path.pop(0))  # the working folder: a queue.py in it must not hide the standard library's
+
+from proda.experiment.launch import main
+
+
+def run() -> None:
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,231 @@
+"""One process or many: the group that torchrun or SLURM has made is joined, or processes are started here."""
+
+import contextlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+
+from proda.experiment.config import RunConfig
+from proda.utils.errors import UserError
+
+PEER_GONE = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed"),
+    *("ncclRemoteError", "remote process exited", "Connection closed by remote peer"),  # as NCCL says it
+)
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+GRACE = 15.0  # seconds that the other processes have to end by themselves once one has failed
+Explain = Callable[[BaseException], str]  # one line about an error that is no bug; empty for a bug
+
+
+def run_in_group(run: Callable[[int], Any], config: RunConfig, explain: Explain) -> Any:
+    """Calls ``run(local_rank)`` in this process, in the group that it belongs to, or in ``--nproc_per_node`` processes.
+
+    ``run`` and ``explain`` must be picklable where processes are started; the result is then None.
+
+    Raises:
+        UserError: the device or the backend does not fit this machine.
+        SystemExit: one of several processes has failed; its line has been printed.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device=cuda: this machine has no CUDA device; use --device=cpu")
+    spawn = config.nproc_per_node > 1
+    gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
+    joining = not spawn and any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")) and not idist.backend()
+    backend = config.backend or (("nccl" if gpus else "gloo") if spawn or joining else None)
+    _check_gpus(gpus, backend, config.nproc_per_node if spawn else 0)
+    group = _group_variables(os.environ, on_cpu=config.device == "cpu", spawn=spawn, gpus=gpus)
+    if spawn:
+        threads = None if gpus else max(1, (os.cpu_count() or 1) // config.nproc_per_node)
+        with _environment(group):
+            return _spawn(run, config.nproc_per_node, backend, threads, explain)
+    tasks, job = os.environ.get("SLURM_NTASKS", "1"), os.environ.get("SLURM_JOB_ID")
+    if joining and tasks != "1" and os.environ.get("SLURM_PROCID") == "0" and "RANK" not in os.environ:
+        print(f"waiting for the {tasks} tasks of SLURM job {job}; srun starts them", file=sys.stderr, flush=True)
+    with (
+        _environment(group if joining else os.environ),
+        _quiet_ignite(),
+        idist.Parallel(backend=backend if joining else None) as parallel,
+    ):
+        result = []
+        keep = lambda local_rank: result.append(run(local_rank))  # noqa: E731
+        if joining and idist.get_world_size() > 1:
+            report = lambda line, _: print(line, file=sys.stderr, flush=True)  # noqa: E731
+            _as_one_of_many(lambda: parallel.run(keep), report, explain)
+        else:
+            parallel.run(keep)
+        return result[0]
+
+
+def _check_gpus(gpus: int, backend: str | None, spawned: int) -> None:
+    """UserError where the processes of this machine need more GPUs than it shows.
+
+    NCCL needs one for each. Ignite puts a process that we start on the GPU of its number, whatever the backend;
+    torchrun's processes may share one with gloo.
+    """
+    number = spawned or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun has started so many on this machine
+    if gpus < number and (backend == "nccl" or (spawned and gpus)):
+        flag = f"--nproc_per_node={spawned}: " if spawned else ""
+        raise UserError(
+            f"{flag}{number} processes on this machine need as many GPUs (--backend={backend}), found {gpus}; start "
+            "fewer, or take --device=cpu --backend=gloo"
+        )
+
+
+def _group_variables(environment: Mapping[str, str], *, on_cpu: bool, spawn: bool, gpus: int) -> dict[str, str]:
+    """The environment in which Ignite finds its place in the group of processes.
+
+    ``gpus``: how many this process sees.
+    """
+    found = dict(environment)
+    if spawn or all(name in found for name in TORCHRUN):
+        # In a SLURM job Ignite counts SLURM's tasks, and refuses processes that torchrun or we made of one of them.
+        found.pop("SLURM_JOB_ID", None)
+    if on_cpu:
+        found["CUDA_VISIBLE_DEVICES"] = ""  # Ignite would put networks on the GPUs that it sees
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if name in found and gpus and not spawn:  # a task that is shown its own GPU alone knows it as number 0
+            found[name] = str(int(found[name]) % gpus)
+    return found
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """``os.environ`` as given, and afterwards as it was."""
+    before, variables = dict(os.environ), dict(variables)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _spawn(run: Callable[[int], Any], number: int, backend: str | None, threads: int | None, explain: Explain) -> None:
+    """Calls ``run`` in ``number`` new processes; SystemExit with one line on stderr if one of them fails.
+
+    A signal to this process goes to all of them. What they have to say comes through a queue, so that a mistake that
+    each of them meets is told once.
+    """
+    reports = multiprocessing.get_context("spawn").SimpleQueue()
+    port = int(os.environ.get("MASTER_PORT") or _free_port())
+    older = set(multiprocessing.active_children())
+    children: list = []
+    received: list[int] = []
+
+    def forward(signal_number: int, _: Any) -> None:
+        received.append(signal_number)
+        for child in children:
+            if child.is_alive():
+                # Never SIGINT: Ctrl-C has reached them from the terminal already, and a second one means "at once".
+                os.kill(child.pid, signal.SIGTERM)
+
+    previous = {caught: signal.signal(caught, forward) for caught in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with (
+            _quiet_ignite(),
+            idist.Parallel(backend=backend, nproc_per_node=number, master_port=port, join=False) as many,
+        ):
+            many.run(_child, run, threads, explain, reports)
+        children += set(multiprocessing.active_children()) - older
+        if received:  # before there were any to pass it on to
+            forward(received[-1], None)
+        _wait_for(children)
+    finally:
+        for caught, handler in previous.items():
+            signal.signal(caught, handler)
+    said = []
+    while not reports.empty():
+        said.append(reports.get())
+    codes = [child.exitcode for child in children]
+    if received and not any(status == 2 for _, status in said):
+        raise SystemExit(128 + received[0])
+    if any(codes):
+        lines = [line for line, status in said if status == 2] or [
+            f"error: a process was ended by signal {-code}" for code in codes if code < 0 and code != -signal.SIGKILL
+        ]
+        if not lines and -signal.SIGKILL in codes:
+            lines = ["error: a process was killed (signal 9): memory may have run out; --resume goes on"]
+        lines = lines or [line for line, _ in said]
+        print("\n".join(dict.fromkeys(lines)), file=sys.stderr, flush=True)
+        raise SystemExit(max(code if code > 0 else 1 for code in codes if code))
+
+
+def _wait_for(children: list) -> None:
+    """Until all have ended. Once one has failed the others, which may wait for it for ever, have ``GRACE`` seconds."""
+    deadline = None
+    while running := [child for child in children if child.is_alive()]:
+        multiprocessing.connection.wait([child.sentinel for child in running], timeout=0.5)
+        if deadline is None and any(child.exitcode for child in children):
+            deadline = time.monotonic() + GRACE
+        if deadline is not None and time.monotonic() > deadline:
+            for child in running:
+                child.kill()
+
+
+def _child(local_rank: int, run: Callable[[int], Any], threads: int | None, explain: Explain, reports: Any) -> None:
+    """Body of one spawned process."""
+    if threads and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
+    with _quiet_ignite():
+        _as_one_of_many(lambda: run(local_rank), lambda line, status: reports.put((line, status)), explain)
+
+
+def _as_one_of_many(run: Callable[[], Any], report: Callable[[str, int], None], explain: Explain) -> None:
+    """Runs one process of several. An error ends it at once: the others may wait in a collective for it.
+
+    An orderly shutdown of the process group could wait for them in turn.
+    """
+    try:
+        run()
+        return
+    except SystemExit as end:
+        if getattr(end, "together", False):  # all processes leave here, having saved
+            idist.finalize()
+            raise
+        status = end.code if isinstance(end.code, int) else 1
+    except Exception as error:
+        line, status = explain(error), 2
+        if not line and any(sign in str(error) for sign in PEER_GONE):
+            line, status = "error: another process of this run has ended", 1
+        elif not line:
+            traceback.print_exc()
+            line, status = f"error: {type(error).__name__}: {error}", 1
+        else:
+            line = f"error: {line}"
+        report(line, status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _quiet_ignite() -> Iterator[None]:
+    """Ignite's launcher logs about itself, and its engine every exception; the summary and the error line say more."""
+    names = ("distributed.launcher.Parallel", "distributed.auto.auto_model", "engine.engine.Engine")
+    loggers = [logging.getLogger(f"ignite.{name}") for name in names]
+    previous = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, previous, strict=True):
+            logger.disabled = disabled

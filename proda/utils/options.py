@@ -1,0 +1,167 @@
+"""What an option may hold stands in its annotation: ``batch_size: PositiveInt = 4  # global batch``.
+
+Options are fields of dataclasses that derive from :class:`Options`. A field is ``str``, ``int``, ``float`` or ``bool``,
+a ``Literal`` of such values, or one of the aliases below; ``| None`` may be added. Other bounds are written
+``Annotated[float, Bounds(0.1, 10)]``.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from proda.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Smallest and largest value of a number, both allowed; ``above`` is a lower limit that is not allowed itself."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and value > self.above
+
+    def __str__(self) -> str:
+        if self.low > -math.inf and self.high < math.inf:
+            return f"from {self.low} to {self.high}"
+        limits = {"above": self.above, "of at least": self.low, "of at most": self.high}
+        return " and ".join(f"{words} {limit}" for words, limit in limits.items() if math.isfinite(limit))
+
+
+_PATH = object()  # marks text that names a file or folder
+
+PositiveInt = Annotated[int, Bounds(above=0)]
+NonNegativeInt = Annotated[int, Bounds(low=0)]
+PositiveFloat = Annotated[float, Bounds(above=0)]
+NonNegativeFloat = Annotated[float, Bounds(low=0)]
+Fraction = Annotated[float, Bounds(0, 1)]
+PathText = Annotated[str, _PATH]  # a file or folder as text: ``~`` at the start is the home folder
+
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+
+
+class Options:
+    """Base of dataclasses of options; may be inherited from more than once."""
+
+    def problems(self) -> Iterator[str]:
+        """One line for each combination of values that cannot be used. Overriding methods yield from ``super()``'s."""
+        yield from ()
+
+
+@dataclass(frozen=True)
+class OptionType:
+    """What a field may hold."""
+
+    kind: type  # str, int, float or bool
+    choices: tuple[Any, ...] = ()  # all values allowed; any if empty
+    bounds: Bounds = Bounds()
+    optional: bool = False  # None is allowed
+    is_path: bool = False
+
+    def __str__(self) -> str:
+        words = f"{_NAMES[self.kind]} {self.bounds}".rstrip()
+        if self.choices:
+            words = f"one of {', '.join(map(repr, self.choices))}"
+        return f"{words}, or None" if self.optional else words
+
+    def read(self, value: Any) -> Any:
+        """``value`` as the field holds it; text, as a command line gives it, becomes a number, True, False or None.
+
+        Raises:
+            ValueError: the field cannot hold it; the message says what is expected.
+        """
+        if self.optional and (value is None or value == "None"):
+            return None
+        if self.is_path and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if isinstance(value, str):
+            value = self._parsed(value)
+        elif self.kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not self.kind or (self.choices and value not in self.choices):
+            raise ValueError(f"expected {self}")
+        if self.kind is float and not math.isfinite(value):
+            raise ValueError("expected a finite number")
+        if self.kind in (int, float) and value not in self.bounds:
+            raise ValueError(f"expected {self}")
+        return value
+
+    def _parsed(self, text: str) -> Any:
+        if self.kind is bool:
+            return {"true": True, "false": False}.get(text.lower())
+        if self.kind is str:
+            if text in ("True", "False"):  # a flag without its value
+                return None
+            return os.path.expanduser(text) if self.is_path else text
+        try:
+            return self.kind(text)
+        except ValueError:
+            return None
+
+
+@cache
+def option_types(options: type) -> dict[str, OptionType]:
+    """Field name -> what the field may hold, for a dataclass of options.
+
+    Raises:
+        UserError: a field's type is none that an option can have, or differs from that of the same field in a base.
+    """
+    where = f"{file_of(options)}: {options.__qualname__}"
+    try:
+        hints = get_type_hints(options, include_extras=True)
+    except NameError as error:
+        raise UserError(f"{where}: a field's type is unknown ({error})") from None
+    found = {}
+    for field in fields(options):
+        try:
+            found[field.name] = _option_type(hints[field.name])
+        except TypeError:
+            raise UserError(
+                f"{where}.{field.name}: no option can be {_spelling(hints[field.name])}; expected str, int, float, "
+                "bool, Literal[...] or a type of proda.utils.options (PathText for files and folders); | None may follow"
+            ) from None
+    for base in options.__mro__[1:]:
+        for name, before in option_types(base).items() if is_dataclass(base) else ():
+            now = found[name]
+            if now.kind is not before.kind or now.optional > before.optional:
+                raise UserError(
+                    f"{where}.{name} is {_spelling(hints[name])}, but in {base.__qualname__} it is {before}: "
+                    "give the field another name"
+                )
+    return found
+
+
+def file_of(options: type) -> str:
+    """The file in which a class stands."""
+    return getattr(sys.modules.get(options.__module__), "__file__", None) or options.__module__
+
+
+def _option_type(annotation: Any) -> OptionType:
+    """TypeError for an annotation that no option can have."""
+    arguments, origin = get_args(annotation), get_origin(annotation)
+    if origin is Annotated:
+        result = _option_type(arguments[0])
+        for mark in arguments[1:]:
+            if isinstance(mark, Bounds):
+                result = replace(result, bounds=mark)
+            elif mark is _PATH:
+                result = replace(result, is_path=True)
+        return result
+    if origin in (Union, UnionType) and len(arguments) == 2 and NoneType in arguments:
+        return replace(_option_type(next(a for a in arguments if a is not NoneType)), optional=True)
+    if origin is Literal and len({type(choice) for choice in arguments}) == 1:
+        return replace(_option_type(type(arguments[0])), choices=arguments)
+    if not isinstance(annotation, type) or annotation not in _NAMES:
+        raise TypeError(annotation)
+    return OptionType(annotation)
+
+
+def _spelling(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)

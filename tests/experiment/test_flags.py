@@ -1,0 +1,68 @@
+"""The command line: flags as text, those of an earlier run, and ``--help``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from proda.experiment.config import TrainConfig
+from proda.experiment.flags import help_text, parse_flags, with_recorded
+from proda.utils.errors import UserError
+
+
+@dataclass
+class Config(TrainConfig):
+    weights: str = "a.pt"  # where to start
+
+
+def test_flags_are_text_as_it_was_written():
+    arguments = ["--lr=1e-3", "--batch-size", "8", "--resume", "--output=1.10", "--seed=2026_11_24", "--scales=1,2"]
+    expected = {"lr": "1e-3", "batch_size": "8", "resume": "True", "output": "1.10", "seed": "2026_11_24"}
+    assert parse_flags(arguments) == {**expected, "scales": "1,2"}
+    assert parse_flags(["--noresume", "--output=[x", "--name='a'", "--path=~/a=b"]) == {
+        **{"resume": "False", "output": "[x", "name": "'a'", "path": "~/a=b"}
+    }
+
+
+@pytest.mark.parametrize("arguments", [["lr=0.1"], ["--lr=0.1", "stray"], ["x", "--", "--trace"]])
+def test_what_is_no_flag_is_one_line(arguments, capsys):
+    with pytest.raises(UserError, match="expected flags of the form --name=value"):
+        parse_flags(arguments)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_shows_flag_default_doc_and_choices():
+    text = help_text(Config, "What it does.", {"gta5": {}, "synthia": {}})
+    assert text.startswith("What it does.") and "gta5, synthia" in text
+    lines = {line.split("=")[0].strip(): line for line in text.splitlines() if "=" in line}
+    assert "--weights=a.pt" in lines["--weights"] and "where to start" in lines["--weights"]
+    assert lines["--amp"].endswith("mixed precision (off, bf16, fp16)")
+    assert "PRODA_TRACEBACK=1" in "".join(text.splitlines()[-2:])
+
+
+def test_a_config_gives_flags_which_single_flags_override(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.json").write_text('{"seed": 1, "lr": 0.5, "output": "x", "resume": true, "run": {}}')
+    assert with_recorded({"config": "~/config.json", "lr": "1"}, Config) == {"seed": 1, "lr": "1"}
+    assert with_recorded({"lr": "1"}, Config) == {"lr": "1"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"config": "nothing.json"}, "--config=nothing.json: no such file; expected the config.json of a run"),
+        ({"config": ""}, "--config=: no such file"),
+        ({"config": "other.json"}, "--config=other.json: gan is no flag of this experiment"),
+        ({"config": "fits.json", "preset": "gta5"}, "--preset=gta5 and --config=fits.json"),
+        ({"config": "text.json"}, "--config=text.json: expected the config.json of a run"),
+        ({"config": "list.json"}, "--config=list.json: expected the config.json of a run"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_one_line(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    contents = {"other": '{"gan": "lsgan", "run": {}}', "fits": '{"seed": 1, "run": {}}', "text": "no", "list": "[1]"}
+    for name, content in contents.items():
+        Path(f"{name}.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        with_recorded(flags, Config)
+    assert str(error.value).startswith(message)
