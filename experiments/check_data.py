@@ -14,9 +14,9 @@ from pathlib import Path
 import ignite.distributed as idist
 from tqdm import tqdm
 
-from proda.data.benchmarks import MissingLabelsError
 from proda.data.check import Survey, survey
-from proda.data.loaders import ONE_SIZE
+from proda.data.labelled_files import MissingLabelsError
+from proda.data.loaders import SAME_SIZE_NEEDED
 from proda.experiment import domains
 from proda.experiment.config import SOURCES, STREETS, DataConfig
 from proda.experiment.job import Job
@@ -95,7 +95,7 @@ def check(config: Config, part: str) -> Survey:
     except ValueError as error:
         result.problems.append(str(error))
     if part == "train" and len(result.sizes) > 1:
-        result.problems.append(f"{config.target}: training images of {len(result.sizes)} sizes; {ONE_SIZE}")
+        result.problems.append(f"{config.target}: training images of {len(result.sizes)} sizes; {SAME_SIZE_NEEDED}")
     if part == "source" and result.labelled and not result.frequencies.any():
         result.problems.append(f"{config.source}: no pixel of the source has a class")
     return result

@@ -9,7 +9,7 @@ Every adaptation has to beat the first and cannot hope to pass the second by muc
 from dataclasses import dataclass
 from functools import partial
 
-from proda.data.loaders import SourceTraining
+from proda.data.samples import SourceTraining
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.step import Precision
 from proda.engines.supervised import supervised_trainer

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from proda.data.benchmarks import LabelledFiles
+from proda.data.labelled_files import LabelledFiles
 
 SHOWN = 20  # problems of a survey that its lines tell; its summary has all
 

@@ -10,12 +10,15 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from proda.data.augment import draw_weak_view
-from proda.data.benchmarks import LabelledFiles, open_dataset
+from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, open_store
+from proda.data.labelled_files import LabelledFiles
 from proda.data.labels import LabelSpace, benchmark_labels
-from proda.data.loaders import ONE_SIZE, EvaluationSamples, SourceTraining, TargetTraining, evaluation_loader
+from proda.data.loaders import SAME_SIZE_NEEDED as ONE_SIZE
+from proda.data.loaders import evaluation_loader
 from proda.data.own_data import Description, read_description
+from proda.data.samples import EvaluationSamples, SourceTraining, TargetTraining
 from proda.experiment.config import DataConfig, TrainConfig, pick, resolve_num_classes
 from proda.experiment.job import Job
 from proda.streets import write_streets

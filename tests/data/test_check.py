@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proda.data.benchmarks import LabelledFiles
 from proda.data.check import Survey, spot_check, survey
+from proda.data.labelled_files import LabelledFiles
 from proda.data.labels import UNKNOWN
 from proda.method import IGNORE
 
