@@ -248,8 +248,14 @@ def test_a_truncated_image_is_named(tmp_path):
 def test_a_file_that_is_no_image_is_named(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("hello")
-    assert error_of(ValueError, lambda: read_image(path)) == f"{path}: not a complete image (none of PNG, JPEG, WEBP, TIFF, BMP)"
-    assert error_of(ValueError, lambda: read_ids(path)) == f"{path}: not a complete label map (none of PNG, JPEG, WEBP, TIFF, BMP)"
+    assert (
+        error_of(ValueError, lambda: read_image(path))
+        == f"{path}: not a complete image (none of PNG, JPEG, WEBP, TIFF, BMP)"
+    )
+    assert (
+        error_of(ValueError, lambda: read_ids(path))
+        == f"{path}: not a complete label map (none of PNG, JPEG, WEBP, TIFF, BMP)"
+    )
 
 
 @pytest.mark.parametrize("bits", [8, 16])
