@@ -24,10 +24,11 @@ from PIL import Image
 from store import K, enlarged, predictions
 from torch import Tensor
 
-from proda.data.benchmarks import open_dataset, read_image
+from proda.data.benchmarks import open_dataset
+from proda.data.image_files import read_image
 from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.data.labels import CLASSES
-from proda.data.loaders import EvaluationSamples, SampleIndex, SourceTraining, TargetTraining
+from proda.data.samples import EvaluationSamples, SampleIndex, SourceTraining, TargetTraining
 
 SIZES = {"cityscapes": (2048, 1024), "gta5": (1914, 1052), "synthia": (1280, 760)}  # width, height
 LOADERS = {  # name -> (CPU-seconds, MB) wanted; None: no target

@@ -22,7 +22,8 @@ from loaders import write_files
 from proda.data.benchmarks import open_dataset
 from proda.data.label_store import Manifest, open_store
 from proda.data.labels import class_names
-from proda.data.loaders import EvaluationSamples, evaluation_loader
+from proda.data.loaders import evaluation_loader
+from proda.data.samples import EvaluationSamples
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.handlers.pseudo_labels import write_pseudo_labels

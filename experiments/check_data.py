@@ -4,7 +4,8 @@
     python run.py experiments/check_data.py --source=synthia --parts=source
     python run.py experiments/check_data.py --source=my_simulator.toml --target=my_photos.toml
 
-Exit status 1 if something would break a run. OUTPUT/classes.png shows the classes of source and target side by side.
+Exit status 1 if something would break a run. OUTPUT/bad_files.txt lists the images that cannot be used, and
+OUTPUT/classes.png shows the classes of source and target side by side.
 Files are read in --num_workers processes; it is no job for several GPUs. Training makes a spot check by itself.
 """
 
@@ -14,13 +15,14 @@ from pathlib import Path
 import ignite.distributed as idist
 from tqdm import tqdm
 
-from proda.data.benchmarks import MissingLabelsError
-from proda.data.check import Survey, survey
-from proda.data.loaders import ONE_SIZE
+from proda.data.check import DatasetReport, inspect_files
+from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
+from proda.data.loaders import SAME_SIZE_NEEDED
 from proda.experiment import domains
 from proda.experiment.config import SOURCES, STREETS, DataConfig
 from proda.experiment.job import Job
 from proda.experiment.tables import markdown_table
+from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import inside
 from proda.visualization import frequency_picture
 
@@ -43,73 +45,87 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     if idist.get_world_size() > 1:  # each would read all and write the same files
-        raise ValueError(
+        raise UserError(
             f"check_data was started in {idist.get_world_size()} processes: start it in one, without --nproc_per_node "
             "or torchrun; it reads files in parallel with more --num_workers"
         )
     job = Job(config)
     parts = config.parts.strip("()").replace(" ", "").replace("'", "").split(",")
     if unknown := [part for part in parts if part not in PARTS]:
-        raise ValueError(f"--parts={config.parts}: no part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
+        raise UserError(f"--parts={config.parts}: no part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
     space = domains.label_space(config)
     job.open({"source -> target": f"{config.source} -> {config.target}, {len(space.names)} classes"})
 
-    surveys = {}
+    reports = {}
     for part in parts:
         own = domains.own_data(getattr(config, PARTS[part][0]))
         if own is not None and part == "val" and "val" not in own.splits:
             job.log.info("\nval: none, %s has no [val]; training will do without validation", own.path)
             continue
-        surveys[part] = check(config, part)
-        job.log.info("\n%s (%s): %s", part, getattr(config, PARTS[part][0]), surveys[part].headline)
-        for line in surveys[part].lines(space.names, details=job.folder / "summary.json"):
+        reports[part] = check(config, part)
+        job.log.info("\n%s (%s): %s", part, getattr(config, PARTS[part][0]), reports[part].headline)
+        for line in reports[part].lines(space.names, details=job.folder / "summary.json"):
             job.log.info("%s", line)
-    shares = {f"{part} ({getattr(config, PARTS[part][0])})": s.frequencies for part, s in surveys.items() if s.labelled}
+    shares = {f"{part} ({getattr(config, PARTS[part][0])})": s.frequencies for part, s in reports.items() if s.labelled}
     if shares:
         frequency_picture(shares, space.names, space.colors).save(job.folder / "classes.png")
         rows = [[name, *(f"{100 * v[k]:.3f}" for v in shares.values())] for k, name in enumerate(space.names)]
         job.log.info("\n%s\n", markdown_table(["% of labelled pixels", *shares], rows))
-    broken = sum(len(result.problems) for result in surveys.values())
+    write_skip_list(job.folder / "bad_files.txt", {part: report.bad_names for part, report in reports.items()})
+    broken = sum(len(result.problems) for result in reports.values())
     job.log.info("problems that would break a run: %s", broken or "none found")
-    return job.finish({"exit_status": int(broken > 0), **{part: s.summary(space.names) for part, s in surveys.items()}})
+    return job.finish({"exit_status": int(broken > 0), **{part: s.summary(space.names) for part, s in reports.items()}})
 
 
-def check(config: Config, part: str) -> Survey:
+def check(config: Config, part: str) -> DatasetReport:
     """Every file of a part, and whether the part as a whole can be trained on."""
     domain, split = PARTS[part]
-    result = Survey(len(domains.label_space(config).names))
+    report = DatasetReport(len(domains.label_space(config).names))
     try:
-        dataset = open_part(config, domain, split, result)
-    except (ValueError, FileNotFoundError) as error:
-        result.problems.append(str(error))
-        return result
+        dataset = open_part(config, domain, split, report)
+    except UserError as error:
+        report.problems.append(str(error))
+        return report
     for name in dataset.names if part == "train" else ():
         try:
             inside(Path("pseudo_labels"), name)
         except ValueError as error:
-            result.problems.append(f"{getattr(config, domain)}: {error}")
-    survey(dataset, result, num_workers=config.num_workers, progress=lambda findings: tqdm(findings, part, leave=False))
+            report.problems.append(f"{getattr(config, domain)}: {error}")
+            report.bad_names.append(name)
+    inspect_files(
+        dataset, report, num_workers=config.num_workers, progress=lambda items: tqdm(items, part, leave=False)
+    )
+    sizes = [dataset.size] if dataset.size else list(report.sizes)
     try:
         if part != "val":
-            domains.check_views(config, [(height, width) for width, height in result.sizes])
-    except ValueError as error:
-        result.problems.append(str(error))
-    if part == "train" and len(result.sizes) > 1:
-        result.problems.append(f"{config.target}: training images of {len(result.sizes)} sizes; {ONE_SIZE}")
-    if part == "source" and result.labelled and not result.frequencies.any():
-        result.problems.append(f"{config.source}: no pixel of the source has a class")
-    return result
+            domains.check_views(config, [(height, width) for width, height in sizes])
+    except UserError as error:
+        report.problems.append(str(error))
+    if part == "train" and len(sizes) > 1:
+        report.problems.append(f"{config.target}: training images of {len(sizes)} sizes; {SAME_SIZE_NEEDED}")
+    if part == "source" and report.labelled and not report.frequencies.any():
+        report.problems.append(f"{config.source}: no pixel of the source has a class")
+    return report
 
 
-def open_part(config: Config, domain: str, split: str, result: Survey):
-    """The data set with such labels as there are; that others are missing is noted where all are needed."""
+def open_part(config: Config, domain: str, split: str, report: DatasetReport) -> LabelledFiles:
+    """The data set with such labels as there are; that others are missing is noted where all are needed.
+
+    Labels that only a report would use, those of the target's training images, break no run.
+    """
     own = domains.own_data(getattr(config, domain))
     needed = domain == "source" or (split == "val" and (own is None or own.has_labels("val")))
     try:
-        return domains.open_data(config, domain, split, with_labels=True)
-    except FileNotFoundError as error:
+        dataset = domains.open_data(config, domain, split, with_labels=True)
+        dataset.optional_labels = not needed
+        return dataset
+    except MissingFileError as error:
         dataset = domains.open_data(config, domain, split, with_labels=False)
         if not needed:
             return dataset
-        result.problems.append(str(error))
-        return error.dataset if isinstance(error, MissingLabelsError) else dataset
+        report.problems.append(str(error))
+        if not isinstance(error, MissingLabelsError):
+            return dataset
+        unlabelled = [i for i, file in enumerate(error.dataset.label_files or []) if file is None]
+        report.bad_names += [error.dataset.names[i] for i in unlabelled]
+        return error.dataset

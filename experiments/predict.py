@@ -13,8 +13,9 @@ from pathlib import Path
 import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
-from proda.data.benchmarks import LabelledFiles
-from proda.data.own_data import IMAGE_SUFFIXES, list_files
+from proda.data.image_files import IMAGE_SUFFIXES
+from proda.data.labelled_files import LabelledFiles
+from proda.data.listing import list_files
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.experiment.config import DataConfig, parse_scales

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor
 
 from proda.method.views import Operation, StrongView, WeakView
+from proda.utils.errors import UserError
 
 FILL = (127, 127, 127)  # what a strong view shows where there is nothing to show, and in the cutout
 
@@ -48,13 +49,13 @@ def draw_weak_view(
 ) -> WeakView:
     """A resize to 0.5 to 1.5 times ``mean_width`` that keeps the aspect, a random crop, a flip half of the time.
 
-    Fields are 0-dim tensors. ValueError, at every draw and not only at an unlucky one, if the smallest resize of an
+    Fields are 0-dim tensors. UserError, at every draw and not only at an unlucky one, if the smallest resize of an
     image of ``full_size`` is smaller than the crop.
     """
     aspect = full_size[1] / full_size[0]
     smallest = int(0.5 * mean_width)
     if smallest < crop_width or int(smallest / aspect) < crop_height:
-        raise ValueError(
+        raise UserError(
             f"--mean_width={mean_width} shrinks images of {full_size[1]}x{full_size[0]} to as little as "
             f"{smallest}x{int(smallest / aspect)}, expected at least the crop, "
             f"--crop_width={crop_width} x --crop_height={crop_height}"

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from proda.data.benchmarks import LabelledFiles
+from proda.data.labelled_files import LabelledFiles
+from proda.utils.errors import UserError
 
-SHOWN = 20  # problems of a survey that its lines tell; its summary has all
+SHOWN = 20  # problems that a report prints; its summary has all
 
 
 def spot_check(dataset: LabelledFiles, count: int = 8) -> list[tuple[int, int]]:
@@ -23,16 +24,16 @@ def spot_check(dataset: LabelledFiles, count: int = 8) -> list[tuple[int, int]]:
     return sorted({dataset[int(i)].image.size[::-1] for i in places})
 
 
-class Finding(NamedTuple):
+class Inspection(NamedTuple):
     """What one example is like."""
 
     name: str
-    size: tuple[int, int] | None  # width, height
+    size: tuple[int, int] | None  # width, height of the image file
     pixels: np.ndarray | None  # int64 [256] of each train id; None without labels
     problem: str  # why it cannot be read; empty if it can
 
 
-class Inspected(Dataset):
+class InspectedFiles(Dataset[Inspection]):
     """Every example of a data set read in full, and judged instead of returned."""
 
     def __init__(self, dataset: LabelledFiles) -> None:
@@ -41,37 +42,40 @@ class Inspected(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Finding:
+    def __getitem__(self, index: int) -> Inspection:
         try:
-            image, labels, name = self.dataset[index]
-        except (ValueError, OSError) as error:
-            return Finding(self.dataset.names[index], None, None, str(error))
+            image, labels, name = self.dataset.read_unscaled(index)
+        except UserError as error:
+            return Inspection(self.dataset.names[index], None, None, str(error))
         pixels = None if labels is None else np.bincount(labels.reshape(-1), minlength=256)
-        return Finding(name, image.size, pixels, "")
+        return Inspection(name, image.size, pixels, "")
 
 
 @dataclass
-class Survey:
-    """Findings of a whole data set, added up."""
+class DatasetReport:
+    """The inspections of a whole data set, added up."""
 
     num_classes: int
     images: int = 0
     labelled: int = 0
-    sizes: Counter = field(default_factory=Counter)  # (width, height) -> images
+    sizes: Counter = field(default_factory=Counter)  # (width, height) on disk -> images
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))  # of each train id
     images_with: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))  # images that show a train id
     problems: list[str] = field(default_factory=list)
+    bad_names: list[str] = field(default_factory=list)  # images that a run could leave out to go on
+    left_out: list[str] = field(default_factory=list)  # files that are no part of the data set, in words
 
-    def add(self, finding: Finding) -> None:
+    def add(self, inspection: Inspection) -> None:
         self.images += 1
-        if finding.problem:
-            self.problems.append(finding.problem)
+        if inspection.problem:
+            self.problems.append(inspection.problem)
+            self.bad_names.append(inspection.name)
             return
-        self.sizes[finding.size] += 1
-        if finding.pixels is not None:
+        self.sizes[inspection.size] += 1
+        if inspection.pixels is not None:
             self.labelled += 1
-            self.pixels += finding.pixels
-            self.images_with += finding.pixels > 0
+            self.pixels += inspection.pixels
+            self.images_with += inspection.pixels > 0
 
     @property
     def frequencies(self) -> np.ndarray:
@@ -93,6 +97,8 @@ class Survey:
 
     def lines(self, class_names: list[str], *, details: Path) -> Iterator[str]:
         """Sizes, classes that are in no image, and the first problems; ``details`` is the file that has them all."""
+        if self.left_out:
+            yield f"  not part of it: {'; '.join(self.left_out)}"
         sizes = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.sizes.most_common(5))
         more = f", and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
         yield f"  sizes: {sizes or 'none could be read'}{more}"
@@ -113,22 +119,24 @@ class Survey:
             "ignored": self.ignored,
             "class_frequencies": dict(zip(class_names, self.frequencies.tolist(), strict=True)),
             "images_with_class": dict(zip(class_names, self.images_with.tolist(), strict=False)),
+            "left_out": self.left_out,
             "problems": self.problems,
         }
 
 
-def survey(
+def inspect_files(
     dataset: LabelledFiles,
-    result: Survey,
+    report: DatasetReport,
     *,
     num_workers: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> None:
-    """Reads every example into ``result``, in ``num_workers`` processes; ``progress`` wraps findings as tqdm does."""
-    loader: Any = DataLoader(Inspected(dataset), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
-    for finding in progress(loader):
-        result.add(finding)
+    """Reads every example into ``report``, in ``num_workers`` processes; ``progress`` wraps them as tqdm does."""
+    report.left_out += dataset.left_out
+    loader: Any = DataLoader(InspectedFiles(dataset), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
+    for inspection in progress(loader):
+        report.add(inspection)
 
 
-def _as_it_is(finding: Finding) -> Finding:
-    return finding
+def _as_it_is(inspection: Inspection) -> Inspection:
+    return inspection

@@ -16,30 +16,44 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
+from unicodedata import normalize
 
 import numpy as np
 import torch
 from imagecodecs import png_decode
 from PIL import Image
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 
+from proda.data.image_files import MAX_PIXELS, warn_once
+from proda.data.labelled_files import first_duplicate
+from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import inside, replacing, save_json
 
 # K classes; h, w network resolution; H, W image size.
-FORMAT = 1  # raise it whenever a file of an older version would be read wrongly
+FORMAT = 2  # raise it whenever a file of an older version would be read wrongly
+READ_FORMATS = (1, FORMAT)  # 1 knew neither class names nor fingerprint
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a set of pseudo labels was made from. Two sets with equal manifests are interchangeable."""
+    """What a set of pseudo labels was made from. Two sets with equal manifests are interchangeable.
+
+    What is unknown to one of two manifests is not compared.
+    """
 
     num_classes: int
     weights: str  # SHA-256 of the weights that predicted them
     settings: Mapping[str, Any]  # whatever else changes the labels (flip, amp, size, ...); JSON values
     images: Sequence[str]  # names of all images of the set, each once
+    fingerprint: str = ""  # of the image files, as LabelledFiles.fingerprint gives it; empty: unknown
+    class_names: Sequence[str] = ()  # in the order of the numbers; empty: unknown
+
+
+_UNKNOWN: Mapping[str, Any] = {"fingerprint": "", "class_names": []}  # what manifests of format 1 do not say
 
 
 def open_store(
@@ -54,7 +68,7 @@ def open_store(
     """Opens the folder for writing and reading: a new one, a half-written one to complete, or a complete one.
 
     ``kind`` is "soft" or "hard"; ``palette`` uint8 [K, 3] colours hard labels. A folder with labels that were made
-    from anything else than ``manifest`` is refused with a ValueError that lists the differences and ends in
+    from anything else than ``manifest`` is refused with a UserError that lists the differences and ends in
     ``remedy``; ``overwrite`` deletes those labels (and no other file) instead. Processes may open a folder at the
     same time, but with ``overwrite`` one of them has to be first.
     """
@@ -64,9 +78,10 @@ def open_store(
     images = list(manifest.images)
     for name in images:
         inside(folder, name)
-    if len(set(images)) != len(images):
-        twice = next(name for i, name in enumerate(images) if name in images[:i])
+    if twice := first_duplicate(images):
         raise ValueError(f"{folder}: two images are called {twice!r}; names must differ")
+    if manifest.class_names and len(manifest.class_names) != manifest.num_classes:
+        raise ValueError(f"{len(manifest.class_names)} class names for {manifest.num_classes} classes")
     store = SoftLabelStore(folder, manifest.num_classes) if kind == "soft" else HardLabelStore(folder, palette)
     expected = {"format": FORMAT, "kind": kind, **asdict(manifest), "images": images}
     expected = json.loads(json.dumps(expected))  # as it will be read back: tuples become lists
@@ -75,31 +90,34 @@ def open_store(
     strangers = [file for file in _listing(folder) if not file.endswith(".part")]
     if path.exists():
         try:
-            difference = _difference(_read_json(path), expected)
+            found = _read_json(path)
+            difference = _difference(found, expected)
         except ValueError as error:
             difference = str(error)
         if not difference:
+            if unknown := [key for key in _UNKNOWN if expected[key] and not found[key]]:
+                warn_once(f"{path}: an older version wrote it, without {' or '.join(unknown)}; the rest agrees")
             return store
         if not overwrite:
-            raise ValueError(f"{path}: these pseudo labels are stale: {difference}; {remedy}")
+            raise UserError(f"{path}: these pseudo labels are stale: {difference}; {remedy}")
         # The labels go before their manifest: killed in between, the folder is still refused.
         for part in (SoftLabelStore(folder, manifest.num_classes), HardLabelStore(folder)):
             part._delete()
     elif strangers:
-        raise ValueError(f"{folder}: holds files but no manifest.json, so it is no pseudo-label folder; {remedy}")
+        raise UserError(f"{folder}: holds files but no manifest.json, so it is no pseudo-label folder; {remedy}")
     folder.mkdir(parents=True, exist_ok=True)
     save_json(expected, path)
     return store
 
 
 def read_manifest(folder: str | Path, kind: str) -> Manifest:
-    """What the labels in ``folder`` were made from. FileNotFoundError, or ValueError if they are of another kind."""
+    """What the labels in ``folder`` were made from. MissingFileError, or UserError if they are of another kind."""
     path = Path(folder) / "manifest.json"
     found = _read_json(path)
-    for key, expected in (("format", FORMAT), ("kind", kind)):
-        if found[key] != expected:
-            raise ValueError(f"{path}: {key}: found {found[key]!r}, expected {expected!r}")
-    return Manifest(found["num_classes"], found["weights"], found["settings"], found["images"])
+    for key, known in (("format", READ_FORMATS), ("kind", (kind,))):
+        if found[key] not in known:
+            raise UserError(f"{path}: {key}: found {found[key]!r}, expected {known[-1]!r}")
+    return Manifest(**{field.name: found[field.name] for field in fields(Manifest)})
 
 
 class _Store:
@@ -194,16 +212,22 @@ class SoftLabelStore(_Store):
         _write_whole(path, data + zlib.crc32(data).to_bytes(4, "little"))
 
     def read(self, name: str) -> Tensor:
-        """Float32 [K, h, w], positive and summing to 1 over K; ValueError if the file is damaged or of another K."""
+        """Float32 [K, h, w], positive and summing to 1 over K; UserError if the file is damaged or of another K."""
         path = self._path("probabilities", name)
         data = _read_bytes(path)
-        if not data.startswith(_MAGIC) or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        if (
+            len(data) < _HEADER.size + 4
+            or not data.startswith(_MAGIC)
+            or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little")
+        ):
             raise _damaged(path, "its checksum differs")
         _, K, h, w = _HEADER.unpack_from(data)
         if self.num_classes != K:
-            raise ValueError(f"{path}: found {K} classes, expected {self.num_classes}")
+            raise UserError(f"{path}: found {K} classes, expected {self.num_classes}")
         size = K * h * w
-        content = np.frombuffer(zlib.decompress(memoryview(data)[_HEADER.size : -4]), dtype=np.uint8)
+        if h * w > MAX_PIXELS // 16:  # networks predict at an eighth of the image
+            raise _damaged(path, f"it claims to be {w}x{h}")
+        content = _decompress(path, memoryview(data)[_HEADER.size : -4], size + -(-size // 4))
         codes = content[:size].reshape(K, h, w).cumsum(2, dtype=np.uint8).astype(np.uint16).reshape(-1)
         codes <<= 2
         lower = content[size:]
@@ -211,6 +235,19 @@ class SoftLabelStore(_Store):
         probabilities = _RATIOS.take(codes).reshape(K, h, w)
         probabilities /= probabilities.sum(0)
         return torch.from_numpy(probabilities)
+
+
+def _decompress(path: Path, data: memoryview, length: int) -> np.ndarray:
+    """uint8 [length]; never more memory than that, whatever the data would give."""
+    decompressor = zlib.decompressobj()
+    try:
+        content = decompressor.decompress(data, length)
+        more = decompressor.decompress(decompressor.unconsumed_tail, 1)  # reads the end of the stream
+    except zlib.error as error:
+        raise _damaged(path, str(error)) from None
+    if len(content) != length or more or not decompressor.eof:
+        raise _damaged(path, f"expected {length} bytes of codes")
+    return np.frombuffer(content, dtype=np.uint8)
 
 
 def _confidence_edges() -> np.ndarray:
@@ -232,9 +269,9 @@ _CONFIDENCES = (np.concatenate([[0], _EDGES]) + np.concatenate([_EDGES, [1]])).a
 
 
 def check_threshold(threshold: float) -> None:
-    """ValueError if stored confidences would not decide ``confidence > threshold`` exactly."""
+    """UserError if stored confidences would not decide ``confidence > threshold`` exactly."""
     if 0 < threshold < 1 and abs(threshold * 100 - round(threshold * 100)) > 1e-6:
-        raise ValueError(f"threshold must be a multiple of 0.01 for stored pseudo labels, got {threshold}")
+        raise UserError(f"threshold must be a multiple of 0.01 for stored pseudo labels, got {threshold}")
 
 
 class HardLabelStore(_Store):
@@ -279,7 +316,7 @@ class HardLabelStore(_Store):
         _write_whole(labels_path, _png(image, compress_level=6))
 
     def read(self, name: str) -> tuple[Tensor, Tensor]:
-        """Labels uint8 [H, W] and confidence float32 [H, W]; ValueError if a file is damaged."""
+        """Labels uint8 [H, W] and confidence float32 [H, W]; UserError if a file is damaged."""
         confidence_path, labels_path = (self._path(part, name) for part in self.parts)
         labels = _read_png(labels_path)
         codes = _read_png(confidence_path)
@@ -303,13 +340,11 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: not there; write the pseudo labels first, or check the folder") from None
+        raise MissingFileError(f"{path}: not there; write the pseudo labels first, or check the folder") from None
 
 
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"{path}: damaged or truncated ({reason}); delete it and run again: only missing ones are written"
-    )
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: damaged or truncated ({reason}); delete it and run again: only missing ones are written")
 
 
 def _png(image: Image.Image, **options: int) -> bytes:
@@ -330,7 +365,7 @@ def _read_png(path: Path) -> np.ndarray:
             with Image.open(data, formats=["PNG"]) as image:
                 pixels = np.array(image)
     # all that Pillow raises, and imagecodecs (RuntimeError)
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, RuntimeError) as error:
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, RuntimeError, DecompressionBombError) as error:
         raise _damaged(path, str(error)) from None
     if pixels.dtype != np.uint8 or pixels.ndim != 2:
         raise _damaged(path, f"found {pixels.dtype} {list(pixels.shape)}, expected uint8 [H, W]")
@@ -340,20 +375,20 @@ def _read_png(path: Path) -> np.ndarray:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read_bytes(path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    keys = {"format", "kind", "num_classes", "weights", "settings", "images"}
-    if not isinstance(content, dict) or not keys <= content.keys():
-        raise ValueError(f"{path}: not a pseudo-label manifest, expected {', '.join(sorted(keys))}")
-    return content
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    keys = ("format", "kind", "num_classes", "weights", "settings", "images")
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise UserError(f"{path}: not a pseudo-label manifest, expected {', '.join(keys)}")
+    return {**_UNKNOWN, **content}
 
 
 def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     """What differs between two manifests in one line; empty if nothing does."""
     differences = []
-    for key in ("format", "kind", "num_classes", "weights", "settings", "images"):
+    for key in ("kind", "num_classes", "class_names", "weights", "settings", "fingerprint", "images"):
         old, new = found[key], expected[key]
-        if old == new:
+        if old == new or (key in _UNKNOWN and not (old and new)):
             continue
         if key == "settings" and isinstance(old, dict):
             for setting in sorted(old.keys() | new.keys()):
@@ -361,16 +396,25 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
                     differences.append(
                         f"{setting}: found {_said(old.get(setting))}, expected {_said(new.get(setting))}"
                     )
-        elif key == "images" and isinstance(old, list):
+        elif key in ("images", "class_names") and isinstance(old, list):
             other = next(((a, b) for a, b in zip(old, new, strict=False) if a != b), ("the end", "the end"))
-            differences.append(
-                f"images: found {len(old)}, expected {len(new)}, first difference {other[0]!r} and {other[1]!r}"
-            )
+            first = f"first difference {_spelt(*other)} and {_spelt(*reversed(other))}"
+            differences.append(f"{key.replace('_', ' ')}: found {len(old)}, expected {len(new)}, {first}")
         elif key == "weights":
             differences.append(f"weights: found SHA-256 {str(old)[:12]}, expected {new[:12]}")
+        elif key == "fingerprint":
+            differences.append(f"image files: found others under the same names (SHA-256 {str(old)[:12]}, {new[:12]})")
         else:
             differences.append(f"{key}: found {old!r}, expected {new!r}")
+    if found["format"] not in READ_FORMATS:
+        differences.insert(0, f"format: found {found['format']!r}, expected {FORMAT!r}")
     return "; ".join(differences)
+
+
+def _spelt(name: Any, other: Any) -> str:
+    """A name in quotes; letter by letter where it looks like the other and is not."""
+    alike = isinstance(name, str) and isinstance(other, str) and normalize("NFC", name) == normalize("NFC", other)
+    return ascii(name) if alike else repr(name)
 
 
 def _said(setting: Any) -> str:

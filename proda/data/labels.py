@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from proda.method import IGNORE
+from proda.utils.errors import UserError
 
 UNKNOWN = 255  # in an id table: the format has no such id, so the file is not what it is taken for
 
@@ -59,9 +60,9 @@ _FILE_IDS = {
 
 
 def classes(num_classes: int) -> tuple[Class, ...]:
-    """The classes in the order of their train ids; ``num_classes`` is 19, 16 or 13, else ValueError."""
+    """The classes in the order of their train ids; ``num_classes`` is 19, 16 or 13, else UserError."""
     if num_classes not in _LEFT_OUT:
-        raise ValueError(f"--num_classes must be 19, 16 or 13, got {num_classes}")
+        raise UserError(f"--num_classes must be 19, 16 or 13, got {num_classes}")
     return tuple(c for c in CLASSES if c.name not in _LEFT_OUT[num_classes])
 
 

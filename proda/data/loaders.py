@@ -1,157 +1,28 @@
-"""From examples to batches: samples of each stage, the order they come in, and the processes that prepare them.
+"""From samples to batches: the order that samples come in, and the processes that prepare them.
 
 Every random number of a sample comes from a generator seeded with (seed, domain, iteration, position in the global
 batch), and the order of an epoch from (seed, domain, epoch). So the batches of an iteration are the same on any number
 of processes and workers, and after a resume at any iteration: there is nothing to save.
-
-Images travel as uint8 and become float on the device.
 """
 
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from proda.data.augment import (
-    draw_strong_view,
-    draw_weak_view,
-    strong_view_of_image,
-    weak_view_of_image,
-    weak_view_of_labels,
-)
-from proda.data.benchmarks import Example
-from proda.method.pseudo_labels import confident_labels
-from proda.method.views import crop_soft_labels
+from proda.data.samples import SampleIndex
 from proda.utils.errors import UserError
 
 # First number of every seed. NumPy takes (1, 2) and (1, 2, 0) for the same seed, so the kinds must not share it.
 _ORDER, _VIEWS = 1, 2
 _SOURCE, _TARGET = 0, 1
-ONE_SIZE = "whole images of one batch must have one size (own data: size = [width, height] in the description)"
-
-
-class SampleIndex(NamedTuple):
-    """Which example, and the seed of all that is random about the sample made of it."""
-
-    index: int
-    seed: tuple[int, ...]
-
-    def generator(self) -> np.random.Generator:
-        return np.random.default_rng(self.seed)
-
-
-class SourceTraining(Dataset):
-    """Labelled crops: ``image`` uint8 [3, h, w], ``labels`` uint8 [h, w] (train ids, ``IGNORE``), ``name`` str."""
-
-    def __init__(
-        self, dataset: Dataset[Example], *, mean_width: int = 2200, crop_height: int = 512, crop_width: int = 896
-    ) -> None:
-        self.dataset = dataset
-        self.view_settings = {"mean_width": mean_width, "crop_height": crop_height, "crop_width": crop_width}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, sample: SampleIndex) -> dict[str, Any]:
-        image, labels, name = self.dataset[sample.index]
-        if labels is None:
-            raise ValueError(f"source example {name} has no label map; training on it needs one")
-        view = draw_weak_view(sample.generator(), (image.height, image.width), **self.view_settings)
-        return {
-            "image": image_tensor(weak_view_of_image(image, view)),
-            "labels": weak_view_of_labels(torch.from_numpy(labels), view),
-            "name": name,
-        }
-
-
-class TargetTraining(Dataset):
-    """Views of unlabelled photographs, with the stored labels of a network where these are given.
-
-    An item has ``name`` str, ``image`` uint8 [3, h, w] (the weak view) and ``weak_view``; the label files of the data
-    set, if it reads any, are not in it. At request:
-
-    * ``full_image=True``: ``full_image`` uint8 [3, H, W].
-    * ``strong=True``: ``strong_image`` uint8 [3, h, w], made of the weak view, and ``strong_view``.
-    * ``soft_labels``, a store whose ``read(name)`` is [K, H/8, W/8]: ``soft_labels`` float32 [K, h/4, w/4] of the weak
-      view.
-    * ``pseudo_labels``, a store whose ``read(name)`` is labels uint8 [H, W] and their confidence [H, W]:
-      ``pseudo_labels`` uint8 [h, w] of the weak view, ``IGNORE`` where the confidence does not exceed ``threshold``
-      (``threshold_as_released``: compared in float16).
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Example],
-        *,
-        mean_width: int = 2200,
-        crop_height: int = 512,
-        crop_width: int = 896,
-        full_image: bool = False,
-        strong: bool = False,
-        soft_labels: Any | None = None,
-        pseudo_labels: Any | None = None,
-        threshold: float = 0.95,
-        threshold_as_released: bool = False,
-    ) -> None:
-        self.dataset = dataset
-        self.view_settings = {"mean_width": mean_width, "crop_height": crop_height, "crop_width": crop_width}
-        self.full_image = full_image
-        self.strong = strong
-        self.soft_labels = soft_labels
-        self.pseudo_labels = pseudo_labels
-        self.threshold = threshold
-        self.threshold_as_released = threshold_as_released
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, sample: SampleIndex) -> dict[str, Any]:
-        rng = sample.generator()
-        image, _, name = self.dataset[sample.index]
-        view = draw_weak_view(rng, (image.height, image.width), **self.view_settings)
-        weak = weak_view_of_image(image, view)
-        item: dict[str, Any] = {"image": image_tensor(weak), "name": name, "weak_view": view}
-        if self.full_image:
-            item["full_image"] = image_tensor(image)
-        if self.strong:
-            operations, item["strong_view"] = draw_strong_view(rng, (weak.height, weak.width))
-            item["strong_image"] = image_tensor(strong_view_of_image(weak, operations, item["strong_view"]))
-        if self.soft_labels is not None:
-            item["soft_labels"] = crop_soft_labels(torch.as_tensor(self.soft_labels.read(name)), view)
-        if self.pseudo_labels is not None:
-            labels, confidence = map(torch.as_tensor, self.pseudo_labels.read(name))
-            if labels.shape != (image.height, image.width):
-                found = "x".join(map(str, reversed(labels.shape)))
-                raise ValueError(f"stored pseudo labels of {name} are {found}, expected {image.width}x{image.height}")
-            item["pseudo_labels"] = confident_labels(
-                weak_view_of_labels(labels, view),
-                weak_view_of_labels(confidence, view).float(),  # in float16 the threshold itself would be rounded
-                threshold=self.threshold,
-                as_released=self.threshold_as_released,
-            )
-        return item
-
-
-class EvaluationSamples(Dataset):
-    """Whole images as they are: ``image`` uint8 [3, H, W], ``name`` str and, if it has any, ``labels`` uint8 [H, W]."""
-
-    def __init__(self, dataset: Dataset[Example]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image, labels, name = self.dataset[index]
-        item = {"image": image_tensor(image), "name": name}
-        return item if labels is None else {**item, "labels": torch.from_numpy(labels)}
+SAME_SIZE_NEEDED = "whole images of one batch must have one size (own data: size = [width, height] in the description)"
 
 
 class GlobalBatches:
@@ -163,7 +34,7 @@ class GlobalBatches:
     Args:
         seed: one or more non-negative numbers; those of two samplers must differ for independent draws.
 
-    Raises ValueError if the batch is larger than the data set or not divisible by the number of processes.
+    Raises UserError if the batch is larger than the data set or not divisible by the number of processes.
     """
 
     def __init__(
@@ -178,9 +49,9 @@ class GlobalBatches:
         world_size: int = 1,
     ) -> None:
         if global_batch_size < 1 or global_batch_size % world_size:
-            raise ValueError(f"--batch_size={global_batch_size} must be a positive multiple of {world_size} processes")
+            raise UserError(f"--batch_size={global_batch_size} must be a positive multiple of {world_size} processes")
         if global_batch_size > num_samples:
-            raise ValueError(f"--batch_size={global_batch_size} exceeds the {num_samples} images of the data set")
+            raise UserError(f"--batch_size={global_batch_size} exceeds the {num_samples} images of the data set")
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
         self.seed = (seed,) if isinstance(seed, int) else tuple(seed)
@@ -218,7 +89,8 @@ class Loader(DataLoader):
             kind, text = type(error), str(error).strip()
             if not text.startswith("Caught "):
                 raise
-            raise kind(text.splitlines()[-1].removeprefix(f"{kind.__name__}: ")) from error
+            name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+            raise kind(text.splitlines()[-1].removeprefix(f"{name}: ")) from error
 
 
 def training_batches(
@@ -258,12 +130,12 @@ def training_batches(
         for key, (dataset, number) in domains.items()
     }
     return Loader(
-        _Together({key: dataset for key, (dataset, _) in domains.items()}),
-        batch_sampler=_BatchesTogether(samplers),
+        PairedDataset({key: dataset for key, (dataset, _) in domains.items()}),
+        batch_sampler=PairedBatches(samplers),
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=collate,
-        worker_init_fn=outlive_stop_signals,
+        worker_init_fn=leave_signals_to_the_trainer,
     )
 
 
@@ -338,13 +210,8 @@ def evaluation_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=collate,
-        worker_init_fn=outlive_stop_signals,
+        worker_init_fn=leave_signals_to_the_trainer,
     )
-
-
-def image_tensor(image: Image.Image) -> Tensor:
-    """uint8 [3, H, W] of an RGB image; channels last in memory: the copy that collating makes puts them first."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -355,10 +222,10 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         sizes = sorted({_size(s) for s in samples})
         if len(sizes) < 2:
             raise
-        raise ValueError(f"found images of {' and '.join(sizes)}; {ONE_SIZE}") from error
+        raise UserError(f"found images of {' and '.join(sizes)}; {SAME_SIZE_NEEDED}") from error
 
 
-def outlive_stop_signals(_: int) -> None:
+def leave_signals_to_the_trainer(_: int) -> None:
     """Start of a loader process: a SIGTERM or SIGINT to all processes of a job is the training process's to answer.
 
     It finishes its iteration, for which it needs the loaders, and then ends them itself, by a SIGTERM that is heeded.
@@ -388,7 +255,7 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     return batch
 
 
-class _Together(Dataset):
+class PairedDataset(Dataset):
     """One sample of each domain at once, so that one set of workers serves both evenly."""
 
     def __init__(self, domains: dict[str, Dataset]) -> None:
@@ -398,7 +265,7 @@ class _Together(Dataset):
         return {key: self.domains[key][sample] for key, sample in samples.items()}
 
 
-class _BatchesTogether:
+class PairedBatches:
     """The samplers of the domains, step by step: lists of {domain: SampleIndex}."""
 
     def __init__(self, samplers: dict[str, GlobalBatches]) -> None:

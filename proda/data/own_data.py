@@ -5,41 +5,23 @@
 
 import colorsys
 import difflib
-import glob
-import re
+import hashlib
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from proda.data.benchmarks import Example, LabelledFiles, labels_missing
+from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, MAX_PIXELS
+from proda.data.labelled_files import LabelledFiles, first_duplicate
 from proda.data.labels import UNKNOWN, LabelSpace
+from proda.data.listing import FoundFiles, list_files
 from proda.method import IGNORE
+from proda.utils.errors import MissingFileError, UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # what keeps an id as it is, in one channel
+_SPLITS, _OF_THE_WHOLE = ("train", "val"), ("classes", "ignore", "size")
 MAX_CLASSES = IGNORE  # train ids share a byte with the mark for "no label"
-
-
-class OwnData(LabelledFiles):
-    """Images and label maps of one's own, as :func:`read_description` finds them.
-
-    ``size`` (width, height), if given, is what every image and label map is resized to when it is read.
-    """
-
-    def __init__(self, *args: Any, size: tuple[int, int] | None = None, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.size = size
-
-    def __getitem__(self, index: int) -> Example:
-        image, labels, name = super().__getitem__(index)
-        if self.size and image.size != self.size:
-            image = image.resize(self.size, Image.Resampling.BILINEAR)
-            if labels is not None:
-                labels = np.array(Image.fromarray(labels).resize(self.size, Image.Resampling.NEAREST))
-        return Example(image, labels, name)
 
 
 class Description(NamedTuple):
@@ -53,155 +35,140 @@ class Description(NamedTuple):
     def has_labels(self, split: str) -> bool:
         return "labels" in self.splits.get(split, {})
 
-    def open(self, split: str, space: LabelSpace, *, with_labels: bool) -> OwnData:
+    def open(self, split: str, space: LabelSpace, *, with_labels: bool, **options: Any) -> LabelledFiles:
         """The images of a split in the order of their names; labels by ``space.table``.
 
+        ``options``: ``skip``, ``labelled_only`` and ``optional_labels`` of ``LabelledFiles``. With the last the
+        description need not have labels at all.
+
         Raises:
-            FileNotFoundError: no such split, images or labels in the description, or no files where it points.
-            ValueError: two images for one name.
+            MissingFileError: no such split, images or labels in the description, or no files where it points.
+            UserError: two images for one name.
         """
         if split not in self.splits:
-            raise FileNotFoundError(f"{self.path}: no [{split}]; expected a table [{split}] with images = ...")
+            raise MissingFileError(f"{self.path}: no [{split}]; expected a table [{split}] with images = ...")
         images = self._find(split, "images", IMAGE_SUFFIXES)
         keys, labels = sorted(images), None
-        if with_labels:
-            if not self.has_labels(split):
-                raise FileNotFoundError(f"{self.path}: [{split}] has no labels = ..., and labels are needed here")
+        if with_labels and self.has_labels(split):
             found = self._find(split, "labels", LABEL_SUFFIXES)
             labels = [found.get(key) for key in keys]
+        elif with_labels and not options.get("optional_labels"):
+            raise MissingFileError(f"{self.path}: [{split}] has no labels = ..., and labels are needed here")
         names = [key.replace("/", "-") for key in keys]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{self.path}: two images of [{split}] would be called {twice!r}; rename a folder")
-        data = OwnData(
+        if twice := first_duplicate(names):
+            raise UserError(f"{self.path}: two images of [{split}] would be called {twice!r}; rename a folder")
+        data = LabelledFiles(
             [images[key] for key in keys],
             labels,
             names,
             table=space.table,
             num_classes=len(space.names),
             size=self.size,
+            **options,
         )
-        if labels and None in labels:
-            key, places = keys[labels.index(None)], ", ".join(self.splits[split]["labels"])
-            raise labels_missing(f"{self.path}: no label map {key!r} in {places} for the image {images[key]}", data)
+        data.left_out = images.left_out
+        places, key_of = ", ".join(self.splits[split].get("labels", [])), dict(zip(names, keys, strict=True))
+        data.require_labels(lambda i: f"{self.path}: no label map {key_of[data.names[i]]!r} in {places}")
         return data
 
-    def _find(self, split: str, what: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of what the description says: classes, their ids, ignored ids and ``size``.
+
+        Not of comments, colours or the places of files; ``LabelledFiles.fingerprint`` tells the files from others.
+        """
+        content: dict[str, Any] = {"size": self.size}
+        if self.space is not None:
+            content |= {"classes": self.space.names, "ids": self.space.table.tolist()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _find(self, split: str, what: str, suffixes: tuple[str, ...]) -> FoundFiles:
         """Files by the name that an image and its label map share."""
-        files: dict[str, Path] = {}
+        files = FoundFiles()
         for place in self.splits[split][what]:
             found = list_files(self.path.parent, place, suffixes)
             if not found:
-                raise FileNotFoundError(
+                aside = f"; left out: {', '.join(found.left_out)}" if found.left_out else ""
+                raise MissingFileError(
                     f"{self.path}: no {what} {place} for [{split}] under {self.path.parent.resolve()}; "
-                    f"expected a folder or a pattern of {', '.join(suffixes)} files"
+                    f"expected a folder or a pattern of {', '.join(suffixes)} files{aside}"
                 )
-            for key, path in found.items():
-                if files.setdefault(key, path) != path:
-                    raise ValueError(f"{self.path}: {files[key]} and {path} have the same name {key!r}")
+            files.add(found, self.path)
         return files
 
 
-def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Files of a folder or pattern by the part of their path that tells them apart.
-
-    ``place`` is relative to ``root``. A folder stands for all files in and below it, and a file's key is its path from
-    there without the suffix. In a pattern ``*`` stands for any part of one name and ``**/`` for any folders, and a
-    key is what these stood for: ``left/*/*_left.png`` finds ``left/ulm/3_left.png`` under the key ``ulm/3``. No other
-    character is special. The key of a single file is its name. Links are followed; hidden files and other suffixes
-    are left out. ValueError if two files have one key.
-    """
-    parts = Path(place).parts  # without ./ and //
-    if (root / place).is_file():
-        return {(root / place).stem: root / place} if Path(place).suffix.lower() in suffixes else {}
-    fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
-    base, pattern = root.joinpath(*parts[:fixed]), "/".join(parts[fixed:]) or "**"
-    if pattern.endswith("**"):
-        pattern += "/*"
-    pieces = re.split(r"(\*\*/|\*)", pattern)
-    wild = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)"}
-    expression = re.compile("".join(wild.get(piece) or re.escape(piece) for piece in pieces))
-    files: dict[str, Path] = {}
-    # glob leaves out hidden files and follows links; of its own special characters only the star is one here
-    for found in sorted(glob.glob(re.sub(r"[?[]", r"[\g<0>]", pattern), root_dir=base, recursive=True)):
-        path = base / found
-        if path.suffix.lower() not in suffixes or not path.is_file():
-            continue
-        # a last star stands for a name without its suffix: those of image and label map may differ
-        match = expression.fullmatch(found.removesuffix(path.suffix) if pattern.endswith("*") else found)
-        key = "/".join(group.strip("/") for group in match.groups() if group)
-        if key in files:
-            raise ValueError(f"{files[key]} and {path} have the same name {key!r}; image and label map share one name")
-        files[key] = path
-    return files
-
-
 def read_description(path: str | Path) -> Description:
-    """Reads a description file; FileNotFoundError, or ValueError saying what was found and expected where."""
+    """Reads a description file; MissingFileError, or UserError saying what was found and expected where."""
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; expected a description of data (docs/own_data.md)") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not TOML ({error})") from None
-    _check_keys(path, "", content, ("classes", "ignore", "size", "train", "val"))
+        raise MissingFileError(f"{path}: no such file; expected a description of data (docs/own_data.md)") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise UserError(f"{path}: hundreds of lists within one another; expected a description of data") from None
+    except ValueError as error:  # of TOML or of UTF-8
+        raise UserError(f"{path}: not TOML ({error})") from None
+    _check_keys(path, "", content, (*_OF_THE_WHOLE, *_SPLITS))
     splits = {}
-    for split in ("train", "val"):
+    for split in _SPLITS:
         if split in content:
             splits[split] = _split(path, split, content[split])
     if not splits:
-        raise ValueError(f"{path}: neither [train] nor [val]; expected a table [train] with images = ...")
+        raise UserError(f"{path}: neither [train] nor [val]; expected a table [train] with images = ...")
     size = content.get("size")
-    if size is not None and not (_is_list(size, int) and len(size) == 2 and min(size) > 0):
-        raise ValueError(f"{path}: size = {size}: expected [width, height] in pixels")
+    two = _is_list(size, int) and len(size) == 2 and min(size) > 0
+    if size is not None and not (two and size[0] * size[1] <= MAX_PIXELS):
+        raise UserError(f"{path}: size = {size}: expected [width, height] in pixels")
     return Description(path, splits, _label_space(path, content), tuple(size) if size else None)
 
 
 def _split(path: Path, split: str, table: Any) -> dict[str, list[str]]:
     if not isinstance(table, dict) or "images" not in table:
-        raise ValueError(f"{path}: [{split}] needs images = ...: a folder, a pattern, or a list of them")
+        raise UserError(f"{path}: [{split}] needs images = ...: a folder, a pattern, or a list of them")
+    if misplaced := [key for key in table if key in _OF_THE_WHOLE]:
+        raise UserError(f"{path}: {misplaced[0]} = ... stands below [{split}]; move it above the first [table]")
     _check_keys(path, f"[{split}] ", table, ("images", "labels"))
     places = {}
     for key, value in table.items():
         places[key] = [value] if isinstance(value, str) else value
         if not _is_list(places[key], str) or not places[key]:
-            raise ValueError(f"{path}: [{split}] {key} = {value!r}: expected a folder, a pattern, or a list of them")
+            raise UserError(f"{path}: [{split}] {key} = {value!r}: expected a folder, a pattern, or a list of them")
     return places
 
 
 def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
     if "classes" not in content:
         if "ignore" in content:
-            raise ValueError(f"{path}: ignore = ... without classes = [...]")
+            raise UserError(f"{path}: ignore = ... without classes = [...]")
         return None
     listed = content["classes"]
     if not _is_list(listed, dict) or not 2 <= len(listed) <= MAX_CLASSES:
-        raise ValueError(
+        raise UserError(
             f'{path}: classes: expected a list of 2 to {MAX_CLASSES} entries {{ name = "road", ids = [1] }}'
         )
     names, colors, table = [], [], np.full(256, UNKNOWN, np.uint8)
     ignore = content.get("ignore", [])
     ignore = [ignore] if isinstance(ignore, int) else ignore
     if not _is_list(ignore, int) or not all(0 <= i <= 255 for i in ignore):
-        raise ValueError(f"{path}: ignore = {ignore}: expected ids in 0..255")
+        raise UserError(f"{path}: ignore = {ignore}: expected ids in 0..255")
     table[ignore] = IGNORE
     for number, entry in enumerate(listed):
         _check_keys(path, f"class {number}: ", entry, ("name", "ids", "color"))
         name, ids = entry.get("name"), entry.get("ids", [number])
         ids = [ids] if isinstance(ids, int) else ids
-        if not isinstance(name, str) or not name or name in names:
-            raise ValueError(f"{path}: class {number}: name = {name!r}: expected a name that no other class has")
+        if not isinstance(name, str) or not name or not name.isprintable() or name in names:
+            raise UserError(f"{path}: class {number}: name = {name!r}: expected a name that no other class has")
         if not _is_list(ids, int) or not ids or not all(0 <= i <= 255 for i in ids):
-            raise ValueError(f"{path}: class {name}: ids = {ids}: expected ids in 0..255")
+            raise UserError(f"{path}: class {name}: ids = {ids}: expected ids in 0..255")
         for i in ids:
             if table[i] != UNKNOWN:
                 owner = "ignore" if table[i] == IGNORE else names[table[i]] if table[i] < number else name
-                raise ValueError(f"{path}: id {i} of class {name} belongs to {owner} already")
+                raise UserError(f"{path}: id {i} of class {name} belongs to {owner} already")
             table[i] = number
         color = entry.get("color", _color(number, len(listed)))
         if not _is_list(color, int) or len(color) != 3 or not all(0 <= c <= 255 for c in color):
-            raise ValueError(f"{path}: class {name}: color = {color}: expected [red, green, blue] in 0..255")
+            raise UserError(f"{path}: class {name}: color = {color}: expected [red, green, blue] in 0..255")
         names.append(name)
         colors.append(color)
     return LabelSpace(names, np.array(colors, np.uint8), table)
@@ -216,7 +183,7 @@ def _check_keys(path: Path, where: str, found: dict[str, Any], known: tuple[str,
     for key in found:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{path}: {where}unknown key {key!r}; the nearest is {near!r}")
+            raise UserError(f"{path}: {where}unknown key {key!r}; the nearest is {near!r}")
 
 
 def _is_list(value: Any, kind: type) -> bool:

@@ -13,19 +13,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from proda.data.augment import draw_weak_view
-from proda.data.benchmarks import LabelledFiles, open_dataset
+from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, open_store
+from proda.data.labelled_files import LabelledFiles
 from proda.data.labels import LabelSpace, benchmark_labels
-from proda.data.loaders import (
-    ONE_SIZE,
-    EvaluationSamples,
-    SourceTraining,
-    TargetTraining,
-    TrainingBatches,
-    evaluation_loader,
-)
+from proda.data.loaders import SAME_SIZE_NEEDED, TrainingBatches, evaluation_loader
 from proda.data.own_data import Description, read_description
+from proda.data.samples import EvaluationSamples, SourceTraining, TargetTraining
 from proda.experiment.config import DataConfig, TrainConfig
 from proda.models.network import SegmentationNetwork
 from proda.streets import write_streets
@@ -124,7 +119,7 @@ class Domains:
         self.check_views(sizes)
         if parts.get("full_image") and len(sizes) > 1 and self.config.batch_size > idist.get_world_size():
             found = " and ".join(f"{width}x{height}" for height, width in sizes)
-            raise UserError(f"{self.config.target}: training images of {found}; {ONE_SIZE}")
+            raise UserError(f"{self.config.target}: training images of {found}; {SAME_SIZE_NEEDED}")
         return TargetTraining(self.target, **self._views(), **parts)
 
     def training_batches(self, source: Dataset, target: Dataset | None) -> TrainingBatches:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proda.data.benchmarks import GTA5, Cityscapes, LabelledFiles, Synthia, open_dataset, read_ids, read_image
+from proda.data.benchmarks import GTA5, Cityscapes, Synthia, open_dataset
+from proda.data.image_files import read_ids, read_image
+from proda.data.labelled_files import LabelledFiles
 from proda.data.labels import id_table
 from proda.method import IGNORE
 
@@ -246,8 +248,14 @@ def test_a_truncated_image_is_named(tmp_path):
 def test_a_file_that_is_no_image_is_named(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("hello")
-    assert error_of(ValueError, lambda: read_image(path)) == f"{path}: not a complete image (of no known format)"
-    assert error_of(ValueError, lambda: read_ids(path)) == f"{path}: not a complete label map (of no known format)"
+    assert (
+        error_of(ValueError, lambda: read_image(path))
+        == f"{path}: not a complete image (none of PNG, JPEG, WEBP, TIFF, BMP)"
+    )
+    assert (
+        error_of(ValueError, lambda: read_ids(path))
+        == f"{path}: not a complete label map (none of PNG, JPEG, WEBP, TIFF, BMP)"
+    )
 
 
 @pytest.mark.parametrize("bits", [8, 16])

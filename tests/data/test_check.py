@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proda.data.benchmarks import LabelledFiles
-from proda.data.check import Survey, spot_check, survey
+from proda.data.check import DatasetReport, inspect_files, spot_check
+from proda.data.labelled_files import LabelledFiles
 from proda.data.labels import UNKNOWN
 from proda.method import IGNORE
 
@@ -21,20 +21,20 @@ def folder(path, count: int = 4, size=(4, 2), ids=(0, 0, 1, 9)) -> LabelledFiles
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_survey_adds_up_images_sizes_and_classes(tmp_path, num_workers):
-    result = Survey(3)
-    survey(folder(tmp_path), result, num_workers=num_workers)
+def test_a_report_adds_up_images_sizes_and_classes(tmp_path, num_workers):
+    result = DatasetReport(3)
+    inspect_files(folder(tmp_path), result, num_workers=num_workers)
     assert (result.images, result.labelled, result.sizes) == (4, 4, {(4, 2): 4})
     assert result.frequencies == pytest.approx([2 / 3, 1 / 3, 0]) and result.ignored == pytest.approx(1 / 4)
     assert result.images_with[:3].tolist() == [4, 4, 0] and result.problems == []
 
 
-def test_a_survey_names_every_bad_file_and_counts_the_others(tmp_path):
-    dataset, result = folder(tmp_path), Survey(3)
+def test_a_report_names_every_bad_file_and_counts_the_others(tmp_path):
+    dataset, result = folder(tmp_path), DatasetReport(3)
     dataset.images[1].write_bytes(dataset.images[1].read_bytes()[:50])
     Image.new("L", (4, 2), 77).save(dataset.label_files[2])
     dataset.label_files[3].unlink()
-    survey(dataset, result)
+    inspect_files(dataset, result)
     assert result.images == 4 and result.labelled == 1 and result.sizes == {(4, 2): 1}
     cut, unknown, gone = result.problems
     assert cut.startswith(f"{dataset.images[1]}: not a complete image")
@@ -43,9 +43,9 @@ def test_a_survey_names_every_bad_file_and_counts_the_others(tmp_path):
 
 
 def test_without_labels_nothing_is_said_about_classes(tmp_path):
-    dataset, result = folder(tmp_path), Survey(3)
+    dataset, result = folder(tmp_path), DatasetReport(3)
     dataset.label_files = None
-    survey(dataset, result)
+    inspect_files(dataset, result)
     assert result.labelled == 0 and result.ignored == 0 and not result.frequencies.any()
 
 

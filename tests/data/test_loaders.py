@@ -6,18 +6,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from proda.data.benchmarks import Example
-from proda.data.loaders import (
-    EvaluationSamples,
-    GlobalBatches,
-    SampleIndex,
-    SourceTraining,
-    TargetTraining,
-    collate,
-    evaluation_loader,
-    to_device,
-    training_batches,
-)
+from proda.data.labelled_files import Example
+from proda.data.loaders import GlobalBatches, collate, evaluation_loader, to_device, training_batches
+from proda.data.samples import EvaluationSamples, SampleIndex, SourceTraining, TargetTraining
 from proda.method import IGNORE
 from proda.method.views import StrongView, WeakView
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from experiments import pseudo_labels
 from proda.data.labels import benchmark_labels
-from proda.data.own_data import list_files, read_description
+from proda.data.listing import list_files
+from proda.data.own_data import read_description
 from proda.experiment import domains
 from proda.experiment.config import DataConfig, TrainConfig, make_config
 from proda.experiment.job import read_summary

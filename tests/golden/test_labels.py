@@ -11,7 +11,7 @@ from PIL import Image
 from proda.data.augment import weak_view_of_image, weak_view_of_labels
 from proda.data.benchmarks import GTA5, Cityscapes, Synthia
 from proda.data.labels import UNKNOWN, class_names, class_subset, colorize, id_table, palette
-from proda.data.loaders import image_tensor
+from proda.data.samples import image_tensor
 from proda.method import IGNORE
 from proda.method.pseudo_labels import confident_labels
 from proda.method.views import WeakView

@@ -1,0 +1,226 @@
+"""A data set of images and label maps as two lists of files: what every layout and every description leads to."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from proda.data.image_files import read_ids, read_image, warn_once
+from proda.data.labels import UNKNOWN
+from proda.utils.errors import MissingFileError, UserError
+
+HASHED_FILES = 16  # whose content a fingerprint covers
+
+
+class Example(NamedTuple):
+    """One photograph or rendered image, before any augmentation."""
+
+    image: Image.Image  # RGB
+    labels: np.ndarray | None  # uint8 [H, W] train ids of the image's own size
+    name: str  # unique in its data set, and safe as the stem of a file
+
+
+class LabelledFiles(Dataset[Example]):
+    """Images and, where there are any, their label maps, as two lists of files.
+
+    The base of the benchmarks and of own data, and enough by itself for data in another layout. Files are read only
+    when an example is asked for.
+
+    Args:
+        images: files in one of IMAGE_FORMATS.
+        labels: one file in one of LABEL_FORMATS per image, of one channel, or of 16 bits whose first channel holds the
+            id; None for an image that has none, or for all.
+        names: one per image, unique.
+        table: uint8 [256] from the ids in the label files to train ids, ``UNKNOWN`` where there is no such id.
+        num_classes: number of train ids.
+        size_tolerance: label maps may differ from their image by so many pixels in width and in height; they are
+            then stretched to the image (nearest), as in the released code.
+        size: (width, height) that every image (bilinear) and label map (nearest) is resized to.
+        skip: names of images to leave out.
+        labelled_only: leaves out the images without a label map.
+        optional_labels: a label map that cannot be used costs a warning and the labels of its image, not the run.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        labels: Sequence[Path | None] | None,
+        names: Sequence[str],
+        *,
+        table: np.ndarray,
+        num_classes: int,
+        size_tolerance: int = 0,
+        size: tuple[int, int] | None = None,
+        skip: Collection[str] = (),
+        labelled_only: bool = False,
+        optional_labels: bool = False,
+    ) -> None:
+        if len(set(names)) != len(names) or len(names) != len(images):
+            raise ValueError(f"names must be unique, one per image: {len(set(names))} names, {len(images)} images")
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"one label map per image is needed, got {len(labels)} for {len(images)} images")
+        kept = range(len(images))
+        if skip:
+            skipped = frozenset(skip)
+            kept = [i for i in kept if names[i] not in skipped]
+        if labelled_only:
+            kept = [i for i in kept if labels is not None and labels[i] is not None]
+        if images and not kept:
+            raise MissingFileError(
+                f"none of {len(images)} images is left, of which the first is {images[0]}: all are to be skipped or "
+                "have no label map"
+            )
+        self.images = [images[i] for i in kept]
+        self.label_files = None if labels is None else [labels[i] for i in kept]
+        self.names = [names[i] for i in kept]
+        self.table = table
+        self.num_classes = num_classes
+        self.size_tolerance = size_tolerance
+        self.size = size
+        self.optional_labels = optional_labels
+        self.left_out: list[str] = []  # what the folders hold beside the images, in words; see FoundFiles
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads one example; UserError or MissingFileError naming the file if that cannot be done."""
+        image, labels, name = self.read_unscaled(index)
+        if self.size and image.size != self.size:
+            image = image.resize(self.size, Image.Resampling.BILINEAR)
+            if labels is not None:
+                labels = np.array(Image.fromarray(labels).resize(self.size, Image.Resampling.NEAREST))
+        return Example(image, labels, name)
+
+    def read_unscaled(self, index: int) -> Example:
+        """The example in the size that its image file has."""
+        image = read_image(self.images[index])
+        return Example(image, self._read_labels(index, image.size), self.names[index])
+
+    def indices(self, names: Iterable[str]) -> list[int]:
+        """Where the images of these names are; KeyError for a name that none has."""
+        places = {name: index for index, name in enumerate(self.names)}
+        return [places[name] for name in names]
+
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 that tells the image files from others under the same names.
+
+        It covers names, sizes in bytes and the content of HASHED_FILES files from all over the set, neither places
+        nor times of modification. Costs one call a file.
+        """
+        return _fingerprint(self.names, self.images)
+
+    def label_fingerprint(self) -> str:
+        """The same of the label files; empty without any."""
+        return _fingerprint(self.names, self.label_files) if self.label_files else ""
+
+    def require_labels(self, expected: Callable[[int], str]) -> None:
+        """MissingLabelsError if an image has no label map; ``expected`` says for an index what was looked for."""
+        if self.optional_labels or not self.label_files or None not in self.label_files:
+            return
+        count, first = self.label_files.count(None), self.label_files.index(None)
+        more = f"; {count} of {len(self)} images are without" if count > 1 else ""
+        error = MissingLabelsError(f"{expected(first)} for the image {self.images[first]}{more}")
+        error.dataset = self
+        raise error
+
+    def _read_labels(self, index: int, size: tuple[int, int]) -> np.ndarray | None:
+        path = self.label_files[index] if self.label_files else None
+        if path is None:
+            return None
+        try:
+            return self._train_ids(path, self.images[index], size)
+        except UserError as error:
+            if not self.optional_labels:
+                raise
+            warn_once(f"going on without these labels: {error}")
+            return None
+
+    def _train_ids(self, path: Path, image: Path, size: tuple[int, int]) -> np.ndarray:
+        ids = read_ids(path)
+        if ids.size != size:
+            off = max(abs(ids.width - size[0]), abs(ids.height - size[1]))
+            if off > self.size_tolerance:
+                raise UserError(
+                    f"{path}: label map of {ids.width}x{ids.height} pixels, expected {size[0]}x{size[1]} "
+                    f"as its image {image}"
+                )
+            ids = ids.resize(size, Image.Resampling.NEAREST)
+        labels = ids.point(self.table.tolist())
+        if labels.getextrema()[1] == UNKNOWN:
+            found = [i for i, count in enumerate(ids.histogram()) if count and self.table[i] == UNKNOWN]
+            known = np.flatnonzero(self.table != UNKNOWN)
+            raise UserError(f"{path}: unknown label id {', '.join(map(str, found))}, expected ids {_ranges(known)}")
+        return np.array(labels)
+
+
+class MissingLabelsError(MissingFileError):
+    """Some images have no label map where all need one; ``dataset`` reads the others."""
+
+    dataset: LabelledFiles
+
+
+def first_duplicate(names: Iterable[str]) -> str | None:
+    """The first name that stands twice among ``names``; None if there is none."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def write_skip_list(path: Path, names: dict[str, Iterable[str]]) -> None:
+    """Writes names of images to leave out, a line ``PART/NAME`` for each; ``read_skip_list`` reads it."""
+    lines = [f"{part}/{_plain(name)}\n" for part, several in names.items() for name in several]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def read_skip_list(path: str | Path, part: str) -> set[str]:
+    """Names of images of ``part`` (source, train or val) to leave out, from a list as ``check_data`` writes it.
+
+    A line without ``PART/`` holds for every part; empty lines and lines that begin with # say nothing.
+
+    Raises:
+        MissingFileError, UserError: the file is not there, or not text.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file; expected a list of images, as check_data writes it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a list of images ({error})") from None
+    names = set()
+    for line in lines:
+        of_part, slash, name = line.strip().rpartition("/")
+        if name and not line.startswith("#") and (not slash or of_part == part):
+            names.add(json.loads(name) if name.startswith('"') else name)
+    return names
+
+
+def _plain(name: str) -> str:
+    """A name as it stands in a list: in JSON where it holds line ends or bytes that are not UTF-8."""
+    return name if name.isprintable() and not name.startswith('"') else json.dumps(name)
+
+
+def _fingerprint(names: Sequence[str], files: Sequence[Path | None]) -> str:
+    digest = hashlib.sha256()
+    try:
+        for name, file in zip(names, files, strict=True):
+            size = -1 if file is None else file.stat().st_size
+            digest.update(json.dumps([name, size]).encode())
+        for index in np.unique(np.linspace(0, len(files) - 1, HASHED_FILES).astype(int)):
+            if (file := files[index]) is not None:
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{error.filename}: not there; it was when the files were listed") from None
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def _ranges(ids: np.ndarray) -> str:
+    """Sorted ids in short: 0..33, 255."""
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
+    return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

@@ -1,0 +1,182 @@
+"""Lists the files of a folder or of a pattern, each folder once, and says what it left out.
+
+Whether an entry is a file or a folder comes with the listing itself, so that 25,000 files cost no call each. On network
+disks such calls are what a start waits for.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from proda.data.image_files import IMAGE_SUFFIXES, warn_once
+from proda.utils.errors import UserError
+
+
+class FoundFiles(dict[str, Path]):
+    """Files by key, the part of a path that an image and its label map share; ``left_out`` says what was not taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left_out: dict[str, list[str]] = {}
+
+    def leave_out(self, reason: str, path: str) -> None:
+        self._left_out.setdefault(reason, []).append(path)
+
+    def add(self, other: "FoundFiles", description: Path) -> None:
+        """Takes in the files of another place; UserError if two of them have one key."""
+        for key, path in other.items():
+            if self.setdefault(key, path) != path:
+                raise UserError(f"{description}: {self[key]} and {path} have the same name {key!r}")
+        for reason, paths in other._left_out.items():
+            self._left_out.setdefault(reason, []).extend(paths)
+
+    @property
+    def left_out(self) -> list[str]:
+        """One line for each reason: how many files, and the first of them."""
+        return [f"{len(paths)} {reason}, as {min(paths)}" for reason, paths in sorted(self._left_out.items())]
+
+
+def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FoundFiles:
+    """Files of a folder or pattern by the part of their path that tells them apart, sorted by path.
+
+    ``place`` is relative to ``root``. A folder stands for all files in and below it, and a file's key is its path from
+    there without the suffix. In a pattern ``*`` stands for any part of one name and ``**/`` for any folders, and a
+    key is what these stood for: ``left/*/*_left.png`` finds ``left/ulm/3_left.png`` under the key ``ulm/3``. No other
+    character is special. A star at the end, with or without a dot before it, stands for any suffix too. Capitals in a
+    suffix do not matter. The key of a single file is its name without the suffix.
+
+    Links are followed, but not to a folder that they lie in. Left out and counted are hidden files, other suffixes,
+    and links to nothing. Keys are in the normal form NFC, as names from a Mac otherwise are not.
+
+    Raises:
+        UserError: a folder cannot be listed, or two files have one key.
+    """
+    files = FoundFiles()
+    if "\0" in place:
+        raise UserError(f"{place!r}: expected a folder or a pattern of files")
+    parts = Path(os.path.expanduser(place)).parts  # without ./ and //
+    fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
+    base, pattern = _existing(root, parts[:fixed]), list(parts[fixed:])
+    if not pattern:
+        if base.is_file():
+            if base.suffix.lower() in suffixes:
+                files[_normal(base.stem)] = base
+            return files
+        pattern = ["**"]
+    if not base.is_dir():
+        return files
+    if pattern[-1] == "**":
+        pattern.append("*")
+    match = _matcher(pattern)
+    for found in sorted(_walk(str(base), pattern, files, suffixes)):
+        key = match(_normal(found))
+        if key is None:
+            continue
+        path = base / found
+        if key in files:
+            raise UserError(f"{files[key]} and {path} have the same name {key!r}; image and label map share one name")
+        files[key] = path
+    return files
+
+
+def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Paths, relative to ``base``, of files with one of the suffixes in folders that the pattern can mean.
+
+    What else these folders hold is noted in ``files``.
+    """
+    levels = None if "**" in pattern else [re.compile(_regular(part)) for part in pattern[:-1]]
+
+    def may_hold(level: int, folder: str) -> bool:
+        return levels is None or (level < len(levels) and levels[level].fullmatch(_normal(folder)) is not None)
+
+    real = os.path.realpath(base)
+    waiting = [("", real, (real,))]
+    while waiting:
+        folder, real, inside = waiting.pop()  # inside: this folder and those that it was reached by, links resolved
+        level = folder.count("/")
+        for entry, is_folder in _entries(os.path.join(base, folder)):
+            hidden = entry.name.startswith(".")
+            if is_folder:
+                if hidden or not may_hold(level, entry.name):
+                    continue
+                below = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
+                if entry.is_symlink() and any(f"{place}/".startswith(f"{below}/") for place in inside):
+                    files.leave_out("links to a folder that they lie in", entry.path)
+                    warn_once(f"{entry.path}: left out, a link to a folder that it lies in")
+                else:
+                    waiting.append((f"{folder}{entry.name}/", below, (*inside, below)))
+            elif levels is not None and level != len(levels):
+                continue  # the pattern means files further down
+            elif os.path.splitext(entry.name)[1].lower() not in suffixes:
+                if not hidden and entry.name not in ("Thumbs.db", "desktop.ini"):
+                    files.leave_out("files with another suffix", entry.path)
+            elif hidden:
+                files.leave_out("hidden files", entry.path)
+            elif is_folder is None:
+                files.leave_out("links to nothing, or no files", entry.path)
+                warn_once(f"{entry.path}: left out, a link to nothing or no file")
+            else:
+                yield folder + entry.name
+
+
+def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], bool | None]]:
+    """What a folder holds, and whether it is a folder; None for what is neither a folder nor a file."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    yield entry, True if entry.is_dir() else False if entry.is_file() else None
+                except OSError:  # a link that leads to itself
+                    yield entry, None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
+
+
+def _matcher(pattern: list[str]) -> Callable[[str], str | None]:
+    """A function from the path of a file to its key; None if it does not match the pattern."""
+    *folders, last = pattern
+    # The star of "name.*" stands for the suffix, or for a part of the name: frame.0001.png.
+    stems, suffix = [last], ""
+    if last.endswith(".*"):
+        stems = [last[:-2], last]
+    elif not last.endswith("*"):
+        stem, dot, suffix = last.rpartition(".")
+        stems, suffix = [stem], dot + suffix
+    before = "".join("**/" if part == "**" else f"{part}/" for part in folders)
+    expressions = [re.compile(_regular(before + stem)) for stem in stems]
+    of_suffix = re.compile(_regular(suffix, "[^/]*") if suffix else ".*", re.IGNORECASE)
+
+    def match(path: str) -> str | None:
+        stem, ending = os.path.splitext(path)
+        if not of_suffix.fullmatch(ending):
+            return None
+        for expression in expressions:
+            if found := expression.fullmatch(stem):
+                key = "/".join(group.strip("/") for group in found.groups() if group)
+                return key or os.path.basename(stem)
+        return None
+
+    return match
+
+
+def _regular(pattern: str, star: str = "([^/]*)") -> str:
+    """A regular expression for a pattern, in the normal form of names."""
+    wild = {"**/": "((?:[^/]+/)*)", "*": star}
+    pieces = re.split(r"(\*\*/|\*)", _normal(pattern))
+    return "".join(wild.get(piece) or re.escape(piece) for piece in pieces)
+
+
+def _existing(root: Path, parts: tuple[str, ...]) -> Path:
+    """``root`` with the parts added; where there is none of that spelling, a name of the same normal form."""
+    path = Path(root)
+    for part in parts:
+        if not part.isascii() and not (path / part).exists() and path.is_dir():
+            part = next((name for name in sorted(os.listdir(path)) if _normal(name) == _normal(part)), part)
+        path = path / part
+    return path
+
+
+def _normal(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
