@@ -183,8 +183,8 @@ def _source_released(view: StrongView, h: int, w: int, scale: int) -> tuple[Tens
 
     The released code resamples the maps once for each operation. Numbering the pixels and resampling the numbers in
     the same way says which pixel each one came from. Matrices are computed in float64 and positions in float32, as
-    there. Positions are written out here because the matrix product inside ``affine_grid`` rounds once or twice
-    depending on the processor, which decides positions halfway between two pixels.
+    there. Positions are written out because ``affine_grid`` rounds a little differently on different processors, which
+    decides between two pixels where a position lies halfway.
     """
     values = view.values.double()
 
@@ -230,8 +230,14 @@ def _source_released(view: StrongView, h: int, w: int, scale: int) -> tuple[Tens
 
 
 def _centres(size: int, device: torch.device) -> Tensor:
-    """Where the centres of ``size`` pixels lie between the outer edges -1 and 1, rounded as in ``affine_grid``."""
-    return torch.linspace(-1, 1, size, device=device) * (size - 1) / size
+    """Where the centres of ``size`` pixels lie between the outer edges -1 and 1, with the rounding of ``affine_grid``.
+
+    That is ``linspace`` between -1 and 1, which counts from both ends and rounds once, scaled by (size - 1) / size.
+    """
+    step = torch.tensor(2 / max(size - 1, 1), device=device).double()  # rounded to float32 first
+    index = torch.arange(size, device=device)
+    ends = torch.where(index < size // 2, step * index - 1, 1 - step * (size - 1 - index))
+    return ends.float() * (size - 1) / size
 
 
 def _nearest_pixel(position: Tensor, size: int) -> Tensor:

@@ -173,11 +173,8 @@ def test_released_replay_of_a_tie_does_not_depend_on_the_processor():
 @pytest.mark.parametrize(("shear", "row", "column", "source_row"), [(0.12, 1, 37, 6), (-0.12, 7, 37, 2)])
 def test_released_matrices_are_computed_in_float64(shear, row, column, source_row):
     """Ties in which the released code decides by digits that the shear loses in float32."""
-    view = strong_view((Operation.SHEAR_Y, shear))
-    moved, _ = replay(numbered(24, 40), view, released=True)
+    moved, _ = replay(numbered(24, 40), strong_view((Operation.SHEAR_Y, shear)), released=True)
     assert divmod(int(moved[0, 0, row, column]), 40) == (source_row, column)
-    rounded, _ = replay(numbered(24, 40), view._replace(values=view.values.float()), released=True)
-    assert (rounded != moved).sum() == 1
 
 
 def test_samples_of_a_batch_move_independently_and_channels_together():
