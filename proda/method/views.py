@@ -14,7 +14,6 @@ from enum import IntEnum
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from proda.method import IGNORE
@@ -50,7 +49,7 @@ class StrongView(NamedTuple):
 
     flipped: Tensor  # bool [B]
     operations: Tensor  # int64 [B, N], values of ``Operation`` in the order they were applied
-    values: Tensor  # float32 [B, N]
+    values: Tensor  # float [B, N]; the released replay needs float64 to round every pixel as the released code does
     cutout: Tensor  # int64 [B, 4], x0 y0 x1 y1 in pixels of the image, both corners inside; all -1 for none
 
 
@@ -154,8 +153,9 @@ def _source(view: StrongView, h: int, w: int, scale: int) -> tuple[Tensor, Tenso
     x0, y0, x1, y1 = view.cutout.unsqueeze(2).unbind(1)
     valid = ~((x0 <= x) & (x < x1 + 1) & (y0 <= y) & (y < y1 + 1))
 
-    for n in reversed(range(view.values.shape[1])):
-        x, y = _undo(view.operations[:, n : n + 1], view.values[:, n : n + 1], x, y, height, width)
+    values = view.values.float()
+    for n in reversed(range(values.shape[1])):
+        x, y = _undo(view.operations[:, n : n + 1], values[:, n : n + 1], x, y, height, width)
         valid = valid & (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x = torch.where(view.flipped[:, None], width - x, x)
 
@@ -181,45 +181,67 @@ def _undo(operation: Tensor, value: Tensor, x: Tensor, y: Tensor, height: int, w
 
 
 def _source_released(view: StrongView, h: int, w: int, scale: int) -> tuple[Tensor, Tensor]:
-    """As ``_source``, by the rules of the released code, with its sampler and its order of operations.
+    """As ``_source``, by the rules of the released code, in its order of operations and with its rounding.
 
-    It samples maps anew for each operation; numbering the pixels and sampling the numbers says where each came from.
+    The released code resamples the maps once for each operation. Numbering the pixels and resampling the numbers in
+    the same way says which pixel each one came from. Matrices are computed in float64 and positions in float32, as
+    there. Positions are written out because ``affine_grid`` rounds a little differently on different processors, which
+    decides between two pixels where a position lies halfway.
     """
+    values = view.values.double()
 
     def last_value(kind: Operation) -> Tensor:
-        value = torch.zeros_like(view.values[:, 0])
-        for n in range(view.values.shape[1]):
-            value = torch.where(view.operations[:, n] == kind, view.values[:, n], value)
+        value = torch.zeros_like(values[:, 0])
+        for n in range(values.shape[1]):
+            value = torch.where(view.operations[:, n] == kind, values[:, n], value)
         return value
 
-    zero = torch.zeros_like(view.values[:, 0])
+    zero = torch.zeros_like(values[:, 0])
     one = torch.ones_like(zero)
     shear_x = last_value(Operation.SHEAR_X) * h / w
     shear_y = last_value(Operation.SHEAR_Y) * w / h
     # Both divide by the height, so that horizontal translation goes w/h times too far.
-    translate_x = 2 * (last_value(Operation.TRANSLATE_X) / scale).floor() / h
-    translate_y = 2 * (last_value(Operation.TRANSLATE_Y) / scale).floor() / h
+    translate_x = (last_value(Operation.TRANSLATE_X) / scale).floor() * 2 / h
+    translate_y = (last_value(Operation.TRANSLATE_Y) / scale).floor() * 2 / h
     angle = torch.deg2rad(last_value(Operation.ROTATE))
     cos, sin = angle.cos(), angle.sin()
     # Rows of the matrices from output to input position, in coordinates of -1..1.
     steps = (
         (1 - 2 * view.flipped.to(zero.dtype), zero, zero, zero, one, zero),
-        (one, shear_x, shear_x, zero, one, zero),
-        (one, zero, zero, shear_y, one, shear_y),
-        (one, zero, translate_x, zero, one, zero),
-        (one, zero, zero, zero, one, translate_y),
+        (one, shear_x, one + shear_x - 1, zero, one, zero),
+        (one, zero, zero, shear_y, one, one + shear_y - 1),
+        (one, zero, translate_x + one - 1, zero, one, zero),
+        (one, zero, zero, zero, one, translate_y + one - 1),
         (cos, -sin * h / w, zero, sin * w / h, cos, zero),
     )
-    number = torch.arange(1, h * w + 1, dtype=torch.float32, device=zero.device).reshape(1, 1, h, w)  # 0 is outside
-    number = number.expand(len(zero), -1, -1, -1)
+    x, y = _centres(w, zero.device), _centres(h, zero.device)[:, None]
+    number = torch.arange(1, h * w + 1, device=zero.device).expand(len(zero), -1)  # 0 is outside
     for step in steps:
-        matrix = torch.stack(step, 1).reshape(-1, 2, 3)
-        grid = F.affine_grid(matrix, list(number.shape), align_corners=False)
-        number = F.grid_sample(number, grid, mode="nearest", align_corners=False)
-    number = number.flatten(1).long()
+        xx, xy, x0, yx, yy, y0 = torch.stack(step).float()[:, :, None, None]  # each [B, 1, 1]
+        column = _nearest_pixel(xx * x + xy * y + x0, w)
+        row = _nearest_pixel(yx * x + yy * y + y0, h)
+        inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
+        shown = number.gather(1, (row * w + column).where(inside, 0).flatten(1))
+        number = shown.where(inside.flatten(1), 0)
 
     x0, y0, x1, y1 = view.cutout.div(scale, rounding_mode="floor").unsqueeze(2).unbind(1)
     pixel = torch.arange(h * w, device=zero.device)
     row, column = pixel // w, pixel % w
     in_cutout = (x0 <= column) & (column < x1) & (y0 <= row) & (row < y1)
     return (number - 1).clamp(min=0), (number > 0) & ~in_cutout
+
+
+def _centres(size: int, device: torch.device) -> Tensor:
+    """Where the centres of ``size`` pixels lie between the outer edges -1 and 1, with the rounding of ``affine_grid``.
+
+    That is ``linspace`` between -1 and 1, which counts from both ends and rounds once, scaled by (size - 1) / size.
+    """
+    step = torch.tensor(2 / max(size - 1, 1), device=device).double()  # rounded to float32 first
+    index = torch.arange(size, device=device)
+    ends = torch.where(index < size // 2, step * index - 1, 1 - step * (size - 1 - index))
+    return ends.float() * (size - 1) / size
+
+
+def _nearest_pixel(position: Tensor, size: int) -> Tensor:
+    """The pixel whose centre is nearest to a position of -1..1, a tie going to the even one, as in ``grid_sample``."""
+    return ((position + 1) * (size / 2) - 0.5).round().long()

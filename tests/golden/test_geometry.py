@@ -33,7 +33,7 @@ def strong_view(golden: GoldenArrays, case: int | None = None, prefix: str = "ge
     return StrongView(
         flipped=recorded("Hflip"),
         operations=torch.tensor(list(OPERATIONS.values())).where(applied, Operation.NONE),
-        values=values.where(applied, 0).float(),
+        values=values.where(applied, 0),
         cutout=cutout,
     )
 

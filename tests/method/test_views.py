@@ -22,7 +22,10 @@ def strong_view(*moves, flipped=False, cutout=NO_CUTOUT):
     """A batch of one; ``moves``: pairs of operation and value."""
     operations, values = zip(*moves or [(Operation.NONE, 0.0)], strict=True)
     return StrongView(
-        torch.tensor([flipped]), torch.tensor([operations]), torch.tensor([values]).float(), torch.tensor([cutout])
+        torch.tensor([flipped]),
+        torch.tensor([operations]),
+        torch.tensor([values], dtype=torch.float64),
+        torch.tensor([cutout]),
     )
 
 
@@ -150,6 +153,28 @@ def test_the_released_replay_knows_one_order_and_the_last_value_only():
     assert torch.equal(twice, replay(maps, strong_view(second), released=True)[0])
 
     assert not torch.equal(replay(maps, strong_view(first, second))[0], replay(maps, strong_view(second, first))[0])
+
+
+def test_released_replay_of_a_tie_does_not_depend_on_the_processor():
+    """Row 12, column 5 of a 24 x 40 map: the one pixel that was once found to differ from the released system.
+
+    The translation leads to column 22, from where the shear leads to x = 0.125 + 0.072 / 24 + 0.072 = 0.2 in
+    coordinates of -1..1: column 23.5, a tie between columns 23 and 24 (16 and 15 before the flip). In float32 the sum
+    comes out one unit in the last place below 0.2 (column 23.5 again, and the even column 24 is taken) when each
+    product and sum is rounded, but two units below it (column 23.499998, so 23) when the matrix product inside
+    ``affine_grid`` fuses them. Libraries and processors differ in that. The released system showed what the separately
+    rounded sum gives: the pixel of column 15, which was ignored (250). Here positions are never fused.
+    """
+    moves = (Operation.SHEAR_X, 0.12), (Operation.TRANSLATE_X, 43.0)
+    moved, _ = replay(numbered(24, 40), strong_view(*moves, flipped=True, cutout=(108, 0, 140, 32)), released=True)
+    assert divmod(int(moved[0, 0, 12, 5]), 40) == (12, 15)
+
+
+@pytest.mark.parametrize(("shear", "row", "column", "source_row"), [(0.12, 1, 37, 6), (-0.12, 7, 37, 2)])
+def test_released_matrices_are_computed_in_float64(shear, row, column, source_row):
+    """Ties in which the released code decides by digits that the shear loses in float32."""
+    moved, _ = replay(numbered(24, 40), strong_view((Operation.SHEAR_Y, shear)), released=True)
+    assert divmod(int(moved[0, 0, row, column]), 40) == (source_row, column)
 
 
 def test_samples_of_a_batch_move_independently_and_channels_together():
