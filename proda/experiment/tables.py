@@ -1,4 +1,4 @@
-"""Results as text for a terminal or a Markdown page."""
+"""Tables of results, for a terminal or a Markdown page."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, the first to the left and the others to the right."""
+    """A Markdown table with aligned columns: the first is left-aligned, the others are right-aligned."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -22,14 +22,18 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def stage_table(stages: dict[str, dict[str, Any]]) -> str:
-    """One row a stage, from its ``summary.json``; scores in %, and only those that some stage has.
+    """A table with one row per stage; scores are in %.
 
-    The gain is over the row before, the oracle's over source-only. Own photographs may have no labels to judge by:
-    the label-free score alone remains then.
+    A score that no stage has gets no column: if the target's validation images have no labels, only the label-free
+    score remains. The gain is relative to the row before; that of the oracle is relative to source-only.
+
+    Args:
+        stages: the content of ``summary.json`` by the name of the stage.
     """
     scores = {"mIoU": "miou", "gain": "gain", "of 13": "miou_13", "best": "best_miou"}
     scores["label-free choice"] = "label_free_miou"
-    judged, before = {}, None
+    judged: dict[str, dict[str, Any]] = {}
+    before: dict[str, Any] | None = None
     for name, summary in stages.items():
         reference = stages.get("source_only") if name == "oracle" else before
         old, new = (reference or {}).get("miou"), summary.get("miou")
@@ -48,9 +52,18 @@ def stage_table(stages: dict[str, dict[str, Any]]) -> str:
 
 
 def compare(runs: dict[str, list[dict[str, Any]]], *, control: str) -> dict[str, Any]:
-    """Scores of rows of runs, from their ``summary.json``, and the steps at which they fall where the paper's rise.
+    """Mean scores of the rows of an ablation, and the rows that do not improve on the row before as in the paper.
 
-    A row may have no run yet. No row is compared with that of the ``control``.
+    Args:
+        runs: for each row, in the paper's order, the content of ``summary.json`` of its runs, one per seed. Rows
+            without runs are left out.
+        control: a row that is not in the paper. Other rows are not compared with it.
+
+    Returns:
+        ``rows``: for each row ``miou`` (mean), ``deviation`` (standard deviation, None for a single run), ``each``
+        (mIoU of every run) and ``iou`` (mean of each class), all as fractions;
+        ``other_order_than_paper``: for each row that does not improve, ``row``, ``before``, ``change`` (mean over the
+        seeds), ``rising`` (in how many seeds it does improve) and ``seeds``.
     """
     rows = {}
     for row, summaries in runs.items():
@@ -61,7 +74,7 @@ def compare(runs: dict[str, list[dict[str, Any]]], *, control: str) -> dict[str,
     falls = []
     order = [row for row in rows if row != control]
     for before, row in pairwise(order):
-        pairs = list(zip(rows[before]["each"], rows[row]["each"], strict=False))  # a seed is compared with itself
+        pairs = list(zip(rows[before]["each"], rows[row]["each"], strict=False))  # runs of the same seed
         change = mean(new - old for old, new in pairs)
         if change <= 0:
             rising = sum(new > old for old, new in pairs)
@@ -70,14 +83,22 @@ def compare(runs: dict[str, list[dict[str, Any]]], *, control: str) -> dict[str,
 
 
 def _mean_iou(summaries: list[dict[str, Any]]) -> dict[str, float]:
-    """By class, over the runs in which it has a score."""
+    """Mean IoU of each class over the runs in which the class occurs."""
     found = {name: [s["iou"][name] for s in summaries if s["iou"][name] is not None] for name in summaries[0]["iou"]}
     return {name: mean(values) for name, values in found.items() if values}
 
 
 def comparison_page(summary: dict[str, Any], titles: dict[str, str], *, control: str, note: str) -> str:
-    """What :func:`compare` gave as Markdown: a table with a note, and where its order is not the paper's."""
-    lines, before = [], None
+    """The result of :func:`compare` as Markdown: a table, a note, and the rows that do not improve as in the paper.
+
+    Args:
+        summary: the result of :func:`compare`.
+        titles: the text that stands for each row.
+        control: the row that is left out when gains are computed.
+        note: text below the table.
+    """
+    lines: list[list[str]] = []
+    before: float | None = None
     for row, result in summary["rows"].items():
         value, deviation = 100 * result["miou"], result["deviation"]
         gain = "" if before is None else f"{value - before:+.1f}"
@@ -87,7 +108,7 @@ def comparison_page(summary: dict[str, Any], titles: dict[str, str], *, control:
     text = markdown_table(["", "mIoU", "deviation", "gain", "each seed"], lines) + f"\n\n{note}\n"
     if not summary["other_order_than_paper"]:
         return text + "\nThe rows rise in the paper's order.\n"
-    text += "\nIn the paper every row is above the one before it. Here not:\n\n"
+    text += "\nIn the paper each row improves on the one above. On Streets these rows do not:\n\n"
     for fall in summary["other_order_than_paper"]:
         row, earlier = titles[fall["row"]], titles[fall["before"]]
         text += f"* {row}: {100 * fall['change']:+.1f} against {earlier}, above it in {fall['rising']} of "

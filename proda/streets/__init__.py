@@ -1,8 +1,9 @@
-"""Streets: small driving scenes in two styles, drawn by procedure, for trying the whole method without a download.
+"""Streets: small procedural driving scenes in two styles, for trying the whole method without a download.
 
-The source style is a game (clean, saturated, flat, wide roads under a blue sky), the target style a camera (haze,
-noise, texture, muted colours, narrow streets with more people and bicycles). One set of drawings serves both: whatever
-makes the domains differ is a named field of ``GAME`` and ``CAMERA``.
+The source style, ``GAME``, looks like a video game: clean, saturated and flat, with wide roads under a blue sky. The
+target style, ``CAMERA``, looks like a photograph: haze, noise, texture, muted colours and narrow streets with more
+parked cars and trees. The drawing code is the same for both styles. Every difference between the two domains is a named
+field of :class:`Style`.
 """
 
 from proda.streets.files import write_streets

@@ -1,6 +1,6 @@
-"""The canvas: shapes in metres, projected and drawn in the image and in the labels at once.
+"""The canvas: shapes are given in metres, projected, and drawn into the image and the label map at the same time.
 
-X points to the right, Y up and Z ahead; the camera stands above the origin and the street runs along Z.
+X points to the right, Y up and Z ahead. The camera is above the origin, and the street runs along Z.
 """
 
 import math
@@ -18,17 +18,23 @@ from proda.streets.style import Style
     SKY, PERSON, RIDER, CAR, TRUCK, BUS, _, MOTORCYCLE, BICYCLE,
 ) = range(len(class_names(19)))  # fmt: skip
 
-FAR, NEAR = 140.0, 2.2  # metres: where the street ends, and a depth that lies below the lower edge of the image
-SUPERSAMPLING = 2  # the canvas is so many times larger than the scene
+# Depths in metres. The street ends at FAR; the ground at NEAR is below the lower edge of the image.
+FAR, NEAR = 140.0, 2.2
+SUPERSAMPLING = 2  # width and height of the canvas, as a multiple of those of the scene
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 
 class View:
-    """A canvas for the image and one for the labels, and the camera through which both are seen.
+    """A canvas for the image, a canvas for the label map, and the camera that projects onto both.
 
-    Colours are RGB in 0..255; a label is a train id, or None to draw in the image alone, as details are.
+    Colours are RGB in 0..255. A label is a train id, or None for details, which are drawn into the image only.
+
+    Args:
+        rng: draws the camera's position and everything that is drawn later.
+        style: the appearance of the domain.
+        size: (width, height) of the scene in pixels.
     """
 
     def __init__(self, rng: np.random.Generator, style: Style, size: tuple[int, int]) -> None:
@@ -41,23 +47,26 @@ class View:
         self.camera_height = rng.uniform(*style.camera_height)
         self.horizon = self.height * rng.uniform(*style.horizon)
         self.vanishing_x = self.width * (0.5 + rng.uniform(-1, 1) * style.swerve)
-        self.sun = float(rng.choice([-1, 1]))  # the side of the street that the light comes from
+        self.sun = float(
+            rng.choice([-1, 1])
+        )  # -1 or 1: the side of the street (left or right) that the light comes from
         self.haze_colour = self.pick("horizon")
-        self.shadow_colour = (40, 40, 44)  # of the ground; the street sets it
+        self.shadow_colour = (40, 40, 44)  # on the ground; draw_ground replaces it by a shade of the road
 
     def pick(self, material: str) -> Colour:
-        """A colour of the material's palette, off by the style's jitter."""
+        """A random colour of the material's palette, perturbed by the style's colour jitter."""
         palette = self.style.palettes[material].split()
         r, g, b = bytes.fromhex(palette[self.rng.integers(len(palette))])
         shift, red, green, blue = (self.rng.standard_normal(4) * self.style.colour_jitter).tolist()
         return clip(r + shift + 0.4 * red), clip(g + shift + 0.4 * green), clip(b + shift + 0.4 * blue)
 
     def project(self, x: float, y: float, z: float) -> Point:
+        """Canvas coordinates in pixels of a point in metres."""
         scale = self.focal / max(z, NEAR)
         return self.vanishing_x + x * scale, self.horizon + (self.camera_height - y) * scale
 
     def polygon(self, points: Sequence[Point], colour: Colour | None, label: int | None, z: float = 0.0) -> None:
-        """Fills a polygon of canvas points that is z metres away."""
+        """Fills a polygon of canvas points. Its distance, z metres, determines the haze."""
         if colour is not None:
             self._pen.polygon(points, fill=self._hazy(colour, z))
         if label is not None:
@@ -66,32 +75,32 @@ class View:
     def face(
         self, points: Sequence[tuple[float, float, float]], colour: Colour | None, label: int | None = None
     ) -> None:
-        """Fills a polygon of points in metres."""
+        """Fills a polygon whose corners are (x, y, z) in metres."""
         z = sum([max(point[2], NEAR) for point in points]) / len(points)
         self.polygon([self.project(*point) for point in points], colour, label, z)
 
     def ground(
         self, left: float, right: float, near: float, far: float, colour: Colour, label: int | None = None
     ) -> None:
-        """Fills a rectangle that lies on the ground."""
+        """Fills a horizontal rectangle on the ground."""
         self.face([(left, 0, near), (right, 0, near), (right, 0, far), (left, 0, far)], colour, label)
 
     def upright(
         self, x: float, near: float, far: float, low: float, high: float, colour: Colour, label: int | None = None
     ) -> None:
-        """Fills a rectangle that stands along the street."""
+        """Fills a vertical rectangle that is parallel to the street."""
         self.face([(x, low, near), (x, low, far), (x, high, far), (x, high, near)], colour, label)
 
     def across(
         self, x0: float, x1: float, z: float, low: float, high: float, colour: Colour, label: int | None = None
     ) -> None:
-        """Fills a rectangle that stands across the street."""
+        """Fills a vertical rectangle that faces the camera."""
         self.face([(x0, low, z), (x1, low, z), (x1, high, z), (x0, high, z)], colour, label)
 
     def ellipse(
         self, x: float, y: float, rx: float, ry: float, colour: Colour, label: int | None, z: float, rim: float = 0.0
     ) -> None:
-        """Fills an ellipse around a canvas point; with a rim, its outline in the image and all of it in the labels."""
+        """Fills an ellipse around a canvas point. With ``rim``, the image shows only an outline of that many pixels."""
         if x + rx < 0 or x - rx > self.width or y + ry < 0 or y - ry > self.height:
             return
         box = (x - rx, y - ry, x + rx, y + ry)
@@ -103,12 +112,13 @@ class View:
             self._label_pen.ellipse(box, fill=label)
 
     def line(self, points: Sequence[Point], colour: Colour, width: float, label: int | None, z: float) -> None:
+        """Draws a polyline of canvas points, ``width`` pixels wide."""
         self._pen.line(points, fill=self._hazy(colour, z), width=max(1, round(width)), joint="curve")
-        if label is not None:  # never so thin that the labels of the scene, every other pixel, could miss it
+        if label is not None:  # the scene keeps every other pixel of the label map, so a line must not be thinner
             self._label_pen.line(points, fill=label, width=max(SUPERSAMPLING, round(width)), joint="curve")
 
     def shadow(self, x: float, z: float, radius: float, stretch: float = 1.0) -> None:
-        """A shadow on the ground under a thing; it belongs to the ground, so the labels stay."""
+        """Draws the shadow of an object on the ground. The label map still shows the ground there."""
         scale = self.focal / z
         self.ellipse(
             *self.project(x, 0, z), radius * stretch * scale, 0.2 * radius * scale, self.shadow_colour, None, z
@@ -121,9 +131,10 @@ class View:
 
 
 class Sprite:
-    """A flat thing that faces the camera, drawn in metres from its foot: u to the right, v up.
+    """A flat object that faces the camera. Coordinates are metres from the point where it stands: u right, v up.
 
-    ``squeeze`` scales u: below 1 for a thing seen at an angle, negative for its mirror image.
+    ``squeeze`` scales u: values below 1 show the object at an angle, negative values mirror it. Shapes drawn with
+    ``detail=True`` appear in the image only.
     """
 
     def __init__(self, view: View, x: float, z: float, label: int | None, *, squeeze: float = 1.0) -> None:
@@ -161,15 +172,16 @@ class Sprite:
 
 
 def clip(value: float) -> int:
+    """The value as an integer in 0..255."""
     return 0 if value < 0 else 255 if value > 255 else int(value)
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """The colour, brighter (factor above 1) or darker."""
+    """The colour multiplied by a factor: above 1 it is brighter, below 1 darker."""
     r, g, b = colour
     return clip(r * factor), clip(g * factor), clip(b * factor)
 
 
 def steps(start: float, stop: float, step: float) -> list[float]:
-    """As numpy's arange, in Python floats: arithmetic on numpy scalars would take most of the drawing's time."""
+    """``numpy.arange`` as Python floats, because arithmetic on numpy scalars would dominate the drawing time."""
     return np.arange(start, stop, step).tolist()

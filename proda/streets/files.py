@@ -11,10 +11,11 @@ from PIL import Image
 
 from proda.data.labels import CLASSES
 from proda.streets.scene import draw_scene
-from proda.streets.style import CAMERA, GAME
+from proda.streets.style import CAMERA, GAME, Style
+from proda.utils.errors import UserError
 from proda.utils.files import replacing, save_json
 
-VERSION = 3  # raise it with every change of the drawings: folders of another version are refused
+VERSION = 3  # increase it whenever the drawings change; folders of another version are refused
 MARKER, UNFINISHED = "streets.json", "streets.unfinished.json"
 TRAIN_CITIES, VAL_CITIES = ("alderbach", "birkenau", "carlsfeld"), ("dornheim",)
 
@@ -29,37 +30,51 @@ def write_streets(
     size: tuple[int, int] = (256, 128),
     progress: Callable[[list], Iterable] = iter,
 ) -> None:
-    """Writes Streets under a data root, laid out as the real downloads unpack: a source set, and ``cityscapes``.
+    """Writes Streets under a data root in the layout of the real downloads: one source data set and ``cityscapes``.
 
     - ``gta5/images/00001.png`` and ``gta5/labels/00001.png`` (8-bit palette), or
-      ``synthia/RAND_CITYSCAPES/RGB/0000000.png`` and ``.../GT/LABELS/0000000.png`` (16-bit RGBA, the class first):
+      ``synthia/RAND_CITYSCAPES/RGB/0000000.png`` and ``.../GT/LABELS/0000000.png`` (16-bit RGBA, class first):
       ``num_train`` scenes in the ``GAME`` style;
     - ``cityscapes/leftImg8bit/SPLIT/CITY/...`` and ``cityscapes/gtFine/SPLIT/CITY/...``: ``num_train`` scenes of split
       train and ``num_val`` of split val in the ``CAMERA`` style.
 
-    The same arguments always give the same files. A second call with them costs nothing, one after an interrupted call
-    draws what is missing. ``size`` is (width, height); ``progress`` wraps the list of scenes to be drawn, as tqdm does.
+    The same arguments always give the same files. A second call with the same arguments draws nothing; a call after an
+    interrupted one draws the missing scenes.
 
-    Raises ValueError, before anything is written, for an unknown source and where a folder holds other data or Streets
-    of other settings.
+    Args:
+        root: data root, created if needed.
+        seed: seed of all scenes.
+        source: ``gta5`` or ``synthia``.
+        num_train: scenes of the source, and of the target's train split.
+        num_val: scenes of the target's val split.
+        size: (width, height) in pixels.
+        progress: wraps the list of scenes to be drawn, as tqdm does.
+
+    Raises:
+        UserError: the source is unknown, or a folder holds other data or Streets of other settings. Nothing is written.
     """
     if source not in ("gta5", "synthia"):
-        raise ValueError(f"source must be gta5 or synthia, got {source!r}")
+        raise UserError(f"source must be gta5 or synthia, got {source!r}")
     common = {"version": VERSION, "seed": seed, "size": list(size), "num_train": num_train}
-    root, scenes, settings = Path(root), [], {}
-    for dataset, style, own in ((source, GAME, {}), ("cityscapes", CAMERA, {"num_val": num_val})):
+    root, settings = Path(root), {}
+    scenes: list[tuple[str, Style, list[int], Path, Path]] = []
+    domains: tuple[tuple[str, Style, dict[str, int]], ...] = (
+        (source, GAME, {}),
+        ("cityscapes", CAMERA, {"num_val": num_val}),
+    )
+    for dataset, style, own in domains:
         folder = root / dataset
-        # The style is known by a checksum: whoever tries other colours gets other folders, not the old pictures.
+        # The checksum of the style makes sure that old pictures are not reused after a change of its colours.
         wanted = common | own | {"style": zlib.crc32(repr(style).encode())}
         if not _complete(folder, wanted):
             settings[folder] = wanted
-            for split, i, image, labels in _file_names(dataset, num_train, num_val):
+            for split, i, image_name, labels_name in _file_names(dataset, num_train, num_val):
                 entropy = [seed, split == "val", dataset == "cityscapes", i]
-                scenes.append((dataset, style, entropy, folder / image, folder / labels))
+                scenes.append((dataset, style, entropy, folder / image_name, folder / labels_name))
     for folder, wanted in settings.items():
         save_json(wanted, folder / UNFINISHED)
     for dataset, style, entropy, image_path, labels_path in progress(scenes):
-        if image_path.exists():  # it is written after the labels, so they are there too
+        if image_path.exists():  # the image is written after its label map, so both exist
             continue
         image, labels = draw_scene(np.random.default_rng(entropy), style, size)
         with replacing(labels_path) as path:
@@ -72,9 +87,12 @@ def write_streets(
 
 
 def _complete(folder: Path, wanted: dict) -> bool:
-    """Whether a folder holds these Streets already; ValueError if it holds anything but them or the beginning of them.
+    """Whether a folder already holds the Streets that are wanted.
 
-    A marker is there from the first scene on, so a run that was interrupted is never taken for a folder of real data.
+    A marker file exists from the first scene on, so an interrupted run is never mistaken for a folder of real data.
+
+    Raises:
+        UserError: the folder holds other data or Streets of other settings.
     """
     for marker in (folder / MARKER, folder / UNFINISHED):
         if marker.exists():
@@ -83,18 +101,19 @@ def _complete(folder: Path, wanted: dict) -> bool:
                 f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value
             ]
             if differing:
-                raise ValueError(
-                    f"{folder} holds Streets of other settings ({'; '.join(differing)}): delete it or take another root"
+                raise UserError(
+                    f"{folder} holds Streets of other settings ({'; '.join(differing)}): delete it or choose another "
+                    "data root"
                 )
             return marker.name == MARKER
-    # Hidden files do not count: a run killed over its very first file leaves one.
+    # Hidden files do not count: a run that is killed while it writes its first file leaves one.
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise ValueError(f"{folder} holds other data (there is no {MARKER}): take another root for Streets")
+        raise UserError(f"{folder} holds other data (it has no {MARKER}): choose another data root for Streets")
     return False
 
 
 def _file_names(dataset: str, num_train: int, num_val: int) -> list[tuple[str, int, str, str]]:
-    """(split, index in it, image, labels) of every scene; paths are relative to the dataset's folder."""
+    """(split, index in the split, image, label map) of every scene; paths are relative to the data set's folder."""
     if dataset == "gta5":
         return [("train", i, f"images/{i + 1:05d}.png", f"labels/{i + 1:05d}.png") for i in range(num_train)]
     if dataset == "synthia":
@@ -110,11 +129,11 @@ def _file_names(dataset: str, num_train: int, num_val: int) -> list[tuple[str, i
 
 
 def _save_labels(labels: np.ndarray, dataset: str, path: Path) -> None:
-    """Writes labels, uint8 [H, W] of train ids, with a dataset's own ids and kind of PNG; IGNORE becomes id 0."""
+    """Writes a label map, uint8 [H, W] of train ids, with the data set's own ids and PNG format. IGNORE becomes 0."""
     ids = np.zeros(256, np.uint8)
     ids[: len(CLASSES)] = [c.synthia if dataset == "synthia" else c.cityscapes for c in CLASSES]
     if dataset == "synthia":
-        pixels = np.zeros((*labels.shape, 4), np.uint16)  # class, instance (Streets counts none), nothing, opacity
+        pixels = np.zeros((*labels.shape, 4), np.uint16)  # class, instance (always 0), unused, opacity
         pixels[..., 0], pixels[..., 3] = ids[labels], 0xFFFF
         path.write_bytes(_png16(pixels))
         return
@@ -122,12 +141,12 @@ def _save_labels(labels: np.ndarray, dataset: str, path: Path) -> None:
     if dataset == "gta5":
         colours = np.zeros((256, 3), np.uint8)
         colours[[c.cityscapes for c in CLASSES]] = [c.color for c in CLASSES]
-        image.putpalette(colours.tobytes())  # makes it a palette image; the pixels stay the ids
+        image.putpalette(colours.tobytes())  # the image gets a palette; its pixel values remain the ids
     image.save(path, "PNG", compress_level=3)
 
 
 def _png16(pixels: np.ndarray) -> bytes:
-    """A PNG file of uint16 [H, W, 4]: RGBA with 16 bits a channel, which Pillow cannot write."""
+    """Bytes of a PNG file with 16 bits per channel, which Pillow cannot write, from RGBA uint16 [H, W, 4]."""
     height, width, _ = pixels.shape
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -135,6 +154,6 @@ def _png16(pixels: np.ndarray) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 16, 6, 0, 0, 0)  # 16 bits, RGBA, not interlaced
     rows = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
-    lines = np.insert(rows, 0, 0, axis=1)  # each begins with the number of its filter: none
-    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines, 3)), chunk(b"IEND", b"")
+    lines = np.insert(rows, 0, 0, axis=1)  # every line begins with the number of its filter; 0 is no filter
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines.tobytes(), 3)), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -28,7 +28,7 @@ def draw_person(view: View, x: float, z: float) -> None:
 
 
 def draw_cycle(view: View, x: float, z: float, *, motor: bool, rider: bool) -> None:
-    """A bicycle or a motorcycle from the side or at an angle, alone or ridden."""
+    """A bicycle or a motorcycle, seen from the side or at an angle, with or without a rider."""
     angle = math.copysign(view.rng.uniform(0.5, 1.0), view.rng.random() - 0.5)
     view.shadow(x, z, 0.8, abs(angle))
     if motor:
@@ -40,7 +40,7 @@ def draw_cycle(view: View, x: float, z: float, *, motor: bool, rider: bool) -> N
 
 
 def _draw_bicycle(bike: Sprite, colour: Colour) -> None:
-    # As in Cityscapes, the label covers what is seen between the spokes and in the frame.
+    # As in Cityscapes, the label includes the gaps between the spokes and inside the frame.
     for u in (-0.52, 0.52):
         bike.disc(u, 0.34, 0.35, _BLACK, rim=0.08)
         bike.disc(u, 0.34, 0.05, _BLACK, detail=True)

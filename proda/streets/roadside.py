@@ -1,4 +1,4 @@
-"""What stands beside the road: trees, lamps, traffic lights and traffic signs."""
+"""Objects beside the road: trees, street lamps, traffic lights and traffic signs."""
 
 import math
 
@@ -10,7 +10,7 @@ _DARK = (40, 40, 40)
 
 
 def draw_crown(sprite: Sprite, radius: float, middle: float, colour: Colour) -> None:
-    """Leaves: darker discs at the rim, lighter ones towards the sun."""
+    """The crown of a tree as overlapping discs: darker at the rim, lighter towards the sun."""
     rng, sun = sprite.view.rng, sprite.view.sun
     for ring, tone in ((0.75, 0.78), (0.6, 0.92), (0.35, 1.08)):
         shift = (0.8 - ring) * radius * 0.5
@@ -41,7 +41,7 @@ def draw_lamp(view: View, x: float, z: float) -> None:
 
 
 def draw_light(view: View, x: float, z: float) -> None:
-    """A traffic light on a pole, sometimes with a second one on an arm above the road."""
+    """A traffic light on a pole, sometimes with a second light on an arm above the road."""
     rng, colour, housing = view.rng, view.pick("pole"), view.pick("light")
     pole, head = Sprite(view, x, z, POLE), Sprite(view, x, z, LIGHT)
     places = [(0.0, rng.uniform(1.9, 2.6))]
@@ -60,10 +60,10 @@ def draw_light(view: View, x: float, z: float) -> None:
 
 
 def draw_sign(view: View, x: float, z: float) -> None:
-    """A traffic sign of the style's continent on its pole."""
+    """A European or American traffic sign, depending on the style, on its pole."""
     rng = view.rng
     height, r = rng.uniform(1.8, 2.4), rng.uniform(0.5, 0.75)
-    v = height + 0.35  # of the middle
+    v = height + 0.35  # height of the centre
     _draw_pole(Sprite(view, x, z, POLE), height + 0.3, view.pick("pole"))
     sign = Sprite(view, x, z, SIGN)
     red, white, blue, yellow = (view.pick(f"sign_{name}") for name in ("red", "white", "blue", "yellow"))

@@ -1,7 +1,8 @@
-"""A scene: what stands where, drawn from far to near, and what the camera makes of it."""
+"""A scene: places the objects, draws them from far to near, and simulates the camera."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -21,18 +22,24 @@ from proda.streets.vehicles import (
     draw_vehicle,
 )
 
-# Share of a style's texture that each of the 19 classes shows, and pixels of none.
+# Strength of the surface texture for each of the 19 classes, as a multiple of the style's; 0 for other labels.
 TEXTURE = np.zeros(256, np.float32)
 TEXTURE[:19] = 0.8, 1.0, 1.0, 1.2, 1.0, 0.4, 0.3, 0.2, 2.4, 1.6, 0.2, 0.7, 0.7, 0.4, 0.4, 0.4, 0.4, 0.5, 0.5
-MIDDLE_GREY = 118.0  # what contrast leaves alone
+MIDDLE_GREY = 118.0  # the grey level that a change of contrast does not alter
 
 
 def draw_scene(
     rng: np.random.Generator, style: Style, size: tuple[int, int] = (256, 128)
 ) -> tuple[Image.Image, np.ndarray]:
-    """One scene: an RGB image of ``size`` (width, height) and its labels, uint8 [H, W] of the 19 train ids or IGNORE.
+    """Draws one scene. The result depends on the arguments and the state of the generator only.
 
-    Depends on the state of the generator and on nothing else.
+    Args:
+        rng: source of all randomness.
+        style: the appearance of the domain.
+        size: (width, height) in pixels.
+
+    Returns:
+        an RGB image of ``size``, and its label map: uint8 [H, W] of the 19 train ids or IGNORE.
     """
     view = View(rng, style, size)
     _Street(view).draw()
@@ -46,19 +53,19 @@ def draw_scene(
 
 
 class _Street:
-    """Chooses what stands where; things wait in a list until they are drawn from far to near."""
+    """Chooses the objects and their places. Objects are collected in a list and then drawn from far to near."""
 
     def __init__(self, view: View) -> None:
         self.view, self.rng, style = view, view.rng, view.style
         half = self.rng.uniform(*style.road_half_width)
-        middle = -half * self.rng.uniform(0.2, 0.5)  # the camera drives on the right
+        middle = -half * self.rng.uniform(0.2, 0.5)  # right-hand traffic: the camera is to the right of the middle
         self.left, self.right, self.walk = middle - half, middle + half, self.rng.uniform(*style.sidewalk_width)
-        self.crossing: Range | None = None  # depths of the side street
+        self.crossing: Range | None = None  # near and far edge (Z) of the side street
         if self.rng.random() < style.crossing:
             near = self.rng.uniform(10, 30)
             self.crossing = (near, near + self.rng.uniform(7, 11))
         self.things: list[tuple[float, Callable[[], None]]] = []
-        self.vehicles: list[tuple[float, float]] = []  # X and Z of those along the street
+        self.vehicles: list[tuple[float, float]] = []  # X and Z of the vehicles along the street
 
     def draw(self) -> None:
         draw_sky(self.view)
@@ -70,23 +77,23 @@ class _Street:
         for _, draw in sorted(self.things, key=lambda thing: -thing[0]):
             draw()
 
-    def _add(self, depth: float, draw: Callable, *args, **options) -> None:
+    def _add(self, depth: float, draw: Callable[..., None], *args: Any, **options: Any) -> None:
         self.things.append((depth, lambda: draw(self.view, *args, **options)))
 
     def _times(self, thing: str) -> range:
         return range(self.rng.poisson(self.view.style.counts[thing]))
 
     def _depth(self, near: float, far: float) -> float:
-        """Even in apparent size."""
+        """A random depth whose logarithm is uniform, so that large and small objects are equally frequent."""
         return math.exp(self.rng.uniform(math.log(near), math.log(far)))
 
     def _on_sidewalk(self, low: float, high: float) -> float:
-        """X on one of the sidewalks, between two shares of its width from the kerb."""
+        """A random X on one of the sidewalks; ``low`` and ``high`` are distances from the kerb in sidewalk widths."""
         offset = self.rng.uniform(low, high) * self.walk
         return self.left - offset if self.rng.random() < 0.5 else self.right + offset
 
     def _line_with_houses(self) -> None:
-        """Houses and gardens along both sides, with a gap where the side street is."""
+        """Adds houses and gardens along both sides, with a gap for the side street."""
         rng = self.rng
         for side, edge in ((-1.0, self.left - self.walk), (1.0, self.right + self.walk)):
             z = rng.uniform(-14, 2)
@@ -94,7 +101,9 @@ class _Street:
                 near, far = max(z, NEAR), min(z + rng.uniform(7, 18), FAR)
                 z = far + (rng.uniform(0, 3) if rng.random() < 0.2 else 0.0)
                 if self.crossing and near < self.crossing[1] + self.walk and far > self.crossing[0] - self.walk:
-                    if near > self.crossing[0] - self.walk - 3:  # no room before the side street: go on behind it
+                    if (
+                        near > self.crossing[0] - self.walk - 3
+                    ):  # no room in front of the side street: continue behind it
                         z = max(z, self.crossing[1] + self.walk)
                         continue
                     far, z = self.crossing[0] - self.walk, self.crossing[1] + self.walk
@@ -109,7 +118,7 @@ class _Street:
                     self._add(depth, draw_tree, edge + side * rng.uniform(1.5, 8), depth)
 
     def _room(self, x: float, z: float, length: float) -> bool:
-        """Whether no vehicle of this lane is there already; if so, one is from now on."""
+        """Reserves a place in a lane for a vehicle; False if another vehicle is too close."""
         if any(abs(x - other_x) < 2.0 and abs(z - other_z) < length for other_x, other_z in self.vehicles):
             return False
         self.vehicles.append((x, z))
@@ -156,7 +165,7 @@ class _Street:
             x = rng.uniform(self.left, self.right) if crosses else self._on_sidewalk(0.1, 0.95)
             z = self._depth(5, 17)
             self._add(z, draw_person, x, z)
-            if rng.random() < 0.3:  # in company
+            if rng.random() < 0.3:  # a second person
                 self._add(z + 0.1, draw_person, x + rng.choice([-0.6, 0.6]), z + 0.1)
         for _ in self._times("rider"):
             x, z = rng.uniform(self.left + 0.5, self.right - 0.5), self._depth(4.5, 12)
@@ -168,14 +177,14 @@ class _Street:
 
 
 def _photograph(rng: np.random.Generator, style: Style, image: Image.Image, labels: np.ndarray) -> Image.Image:
-    """Texture, lens, sensor and development, at the image's final size."""
+    """Adds surface texture, lens effects, colour processing and sensor noise at the final size."""
     height, width = labels.shape
     if style.blur:
         image = image.filter(ImageFilter.GaussianBlur(style.blur))
     pixels = np.asarray(image).astype(np.float32)
     fine = rng.standard_normal((height, width), np.float32)
-    coarse = Image.fromarray(rng.standard_normal((height // 4 + 1, width // 4 + 1), np.float32))
-    coarse = np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR))
+    small = Image.fromarray(rng.standard_normal((height // 4 + 1, width // 4 + 1), np.float32))
+    coarse = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
     brightness = 1 + style.texture * TEXTURE[labels] * (style.grain * fine + coarse)
     if style.vignette:
         y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)

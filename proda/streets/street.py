@@ -1,4 +1,4 @@
-"""The street: sky, ground, houses, gardens and what closes the view."""
+"""The street: sky, ground, houses, garden boundaries and the skyline."""
 
 from proda.streets.canvas import (
     BUILDING,
@@ -26,8 +26,8 @@ def draw_sky(view: View) -> None:
     top, haze = view.pick("sky"), view.haze_colour
     for band in range(24):
         share, y = band / 23, bottom * band / 24
-        colour = tuple(int(t + (h - t) * share) for t, h in zip(top, haze, strict=True))
-        view.polygon([(0, y), (width, y), (width, bottom), (0, bottom)], colour, None)
+        r, g, b = (int(t + (h - t) * share) for t, h in zip(top, haze, strict=True))
+        view.polygon([(0, y), (width, y), (width, bottom), (0, bottom)], (r, g, b), None)
     view.polygon([(0, 0), (width, 0), (width, bottom), (0, bottom)], None, SKY)
     for _ in range(rng.poisson(12 * view.style.clouds)):
         x, y = rng.uniform(0, width), rng.uniform(0, 0.8 * bottom)
@@ -39,18 +39,24 @@ def draw_sky(view: View) -> None:
 
 
 def draw_ground(view: View, left: float, right: float, walk: float, crossing: Range | None) -> None:
-    """Terrain, sidewalks ``walk`` metres wide and the road between X = left and right; side street at a range of Z."""
+    """Terrain, the road, its sidewalks and the side street.
+
+    Args:
+        left, right: X of the kerbs.
+        walk: width of the sidewalks in metres.
+        crossing: near and far edge (Z) of the side street, or None.
+    """
     rng, style = view.rng, view.style
     road, pavement, kerb = view.pick("road"), view.pick("sidewalk"), view.pick("kerb")
     view.shadow_colour = shade(road, 1 - 0.9 * style.shadow)
     view.ground(-400, 400, NEAR, FAR * 3, view.pick("grass"), TERRAIN)
-    # Both in bands of depth, which the haze makes paler and paler.
+    # Road and sidewalks are drawn in bands of depth, because haze applies to each shape as a whole.
     bands = ((60, FAR), (30, 60), (14, 30), (NEAR, 14))
     for inner, outer in ((left, left - walk), (right, right + walk)):
         for near, far in bands:
             view.ground(outer, inner, near, far, pavement, SIDEWALK)
         joint = shade(pavement, 0.9)
-        for z in steps(3, 30, 1.6):  # between slabs
+        for z in steps(3, 30, 1.6):  # joints between slabs
             view.ground(outer, inner, z, z + 0.10, joint)
     for near, far in bands:
         view.ground(left, right, near, far, road, ROAD)
@@ -58,7 +64,7 @@ def draw_ground(view: View, left: float, right: float, walk: float, crossing: Ra
         view.ground(x - 0.15, x + 0.15, NEAR, FAR, kerb, SIDEWALK)
     if crossing:
         view.ground(-60, 60, *crossing, road, ROAD)
-    for _ in range(rng.poisson(style.stains)):  # and repairs
+    for _ in range(rng.poisson(style.stains)):  # stains and repaired patches
         x, z = rng.uniform(left, right), rng.uniform(5, 30)
         view.ground(x, x + rng.uniform(0.5, 2), z, z * rng.uniform(1.1, 1.5), shade(road, rng.uniform(0.8, 1.15)))
     _draw_markings(view, left, right, crossing)
@@ -84,11 +90,11 @@ def _draw_markings(view: View, left: float, right: float, crossing: Range | None
 
 
 def draw_house(view: View, side: float, x: float, near: float, far: float) -> None:
-    """A house whose front stands along the street at X = x, from Z = near to far; ``side`` is -1 left, 1 right."""
+    """A house with its front at X = x from Z = near to far; ``side`` is -1 (left of the street) or 1 (right)."""
     rng, shadow = view.rng, view.style.shadow
     height = rng.uniform(*view.style.building_height)
     wall, glass = view.pick("building"), view.pick("window")
-    light = 1 - shadow if side == view.sun else 1.0  # a front is lit when the sun stands on the other side
+    light = 1 - shadow if side == view.sun else 1.0  # the sun lights the fronts on the opposite side
     front, glass, gable = shade(wall, light), shade(glass, light), shade(wall, 0.95 - 0.6 * shadow)
     view.across(x, x + side * 14, near, 0, height, gable, BUILDING)
     view.upright(x, near, far, 0, height, front, BUILDING)
@@ -116,7 +122,7 @@ def draw_house(view: View, side: float, x: float, near: float, far: float) -> No
 
 
 def draw_boundary(view: View, side: float, x: float, near: float, far: float) -> None:
-    """What closes a garden towards the street: a wall, a fence, a hedge or nothing."""
+    """The boundary between a garden and the street: a wall, a fence, a hedge or nothing."""
     kind = view.rng.choice(["wall", "fence", "hedge", "nothing"], p=[0.2, 0.25, 0.3, 0.25])
     if kind == "wall":
         height, colour = view.rng.uniform(1.2, 2.5), view.pick("wall")
@@ -136,7 +142,7 @@ def draw_boundary(view: View, side: float, x: float, near: float, far: float) ->
 
 
 def draw_skyline(view: View) -> None:
-    """Far houses and trees around the vanishing point."""
+    """Distant houses and trees around the vanishing point."""
     rng, x = view.rng, -110.0
     while x < 110:
         width = rng.uniform(8, 25)

@@ -1,4 +1,4 @@
-"""What makes the two domains differ: everything that the drawings draw from, for a game and for a camera."""
+"""The appearance of the two domains: every parameter in which they may differ, and its values for both."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Style:
-    """Everything in which the two domains may differ. Ranges are drawn from uniformly, counts are Poisson means."""
+    """Appearance of a domain. Values are sampled uniformly from ranges; counts are means of Poisson distributions."""
 
     name: str
     # The camera and the street, in metres.
@@ -17,30 +17,30 @@ class Style:
     road_half_width: Range
     sidewalk_width: Range
     building_height: Range
-    open_side: float  # probability that a stretch of the roadside is a garden instead of a house
+    open_side: float  # probability of a garden instead of a house
     crossing: float  # probability of a side street
-    # How many of each.
+    # Mean number of each kind of object.
     counts: dict[str, float] = field(hash=False)
     # Colours of each material.
-    palettes: dict[str, str] = field(hash=False)  # six hexadecimal digits a colour, red first
-    colour_jitter: float  # deviation of an object's colour from its palette, in grey levels
-    european: bool  # forms of signs, lights and road markings
+    palettes: dict[str, str] = field(hash=False)  # six hexadecimal digits (RRGGBB) per colour
+    colour_jitter: float  # standard deviation of colours around the palette, in grey levels
+    european: bool  # European (else American) signs, traffic lights and road markings
     # Light.
     light: Range  # brightness of the scene
-    shadow: float  # darkness of cast shadows and of the side of things away from the sun, 0..1
+    shadow: float  # darkness of cast shadows and of surfaces that face away from the sun, 0..1
     clouds: float  # 0 clear .. 1 overcast
-    stains: float  # on the road: how many, a Poisson mean
+    stains: float  # mean number of stains on the road
     haze: float  # extinction per metre
     # The image.
-    texture: float  # deviation of the surface texture, as a share of the brightness
-    grain: float  # deviation of the texture's finest part, in units of the coarse one
+    texture: float  # standard deviation of the surface texture, relative to the brightness
+    grain: float  # standard deviation of the fine texture, relative to the coarse one
     saturation: Range
     contrast: Range
-    warmth: Range  # white balance: red gains what blue loses
+    warmth: Range  # white balance: red is multiplied by 1 + warmth, blue by 1 - warmth
     vignette: float  # darkening of the corners, 0..1
     blur: float  # radius of the lens blur in pixels
-    noise: float  # deviation of the sensor noise in grey levels
-    bonnet: bool = False  # the own car's bonnet at the lower edge, labelled to be ignored
+    noise: float  # standard deviation of the sensor noise, in grey levels
+    bonnet: bool = False  # shows the bonnet of the camera's own car at the lower edge; its label is IGNORE
 
 
 GAME = Style(

@@ -1,5 +1,6 @@
-"""Cars, vans, buses and trucks: a profile, extruded to the vehicle's width along the street, or seen from its side."""
+"""Cars, vans, buses and trucks, seen from the front or rear on the street, or from the side on the side street."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proda.streets.canvas import BUS, CAR, TRUCK, Colour, Point, Sprite, View, shade
@@ -10,18 +11,18 @@ _HEADLIGHT, _TAILLIGHT = (250, 246, 215), (205, 30, 30)
 
 @dataclass(frozen=True)
 class Body:
-    """A kind of vehicle; points are (share of the length from the rear, height in metres)."""
+    """The shape of a kind of vehicle. Points are (share of the length from the rear, height in metres)."""
 
     label: int
     length: float
     width: float
-    side: tuple[Point, ...]  # outline
+    side: tuple[Point, ...]  # outline of the side
     windows: tuple[tuple[Point, ...], ...]
-    wheels: tuple[float, float]  # shares of the length
+    wheels: tuple[float, float]  # centres, as shares of the length
     wheel_radius: float
-    belt: float  # height where the windows of front and rear begin
+    belt: float  # height of the lower edge of the front and rear windows
     roof: float
-    taper: float  # how much narrower the roof is than the body, on each side
+    taper: float  # how much narrower the roof is than the body on each side, in metres
     closed_rear: bool = False
 
 
@@ -86,7 +87,7 @@ TRUCK_BODY = Body(
 
 
 def draw_vehicle(view: View, body: Body, x: float, z: float, colour: Colour, *, oncoming: bool) -> None:
-    """A vehicle along the street with its near end at Z = z: the side and the end that the camera sees."""
+    """A vehicle along the street whose near end is at Z = z: draws the side and the end that face the camera."""
     glass, half = shade(view.pick("window"), 0.7), body.width / 2
     flank = x + half if x < 0 else x - half
     lit = (x > 0) == (view.sun < 0)
@@ -110,7 +111,7 @@ def draw_vehicle(view: View, body: Body, x: float, z: float, colour: Colour, *, 
 
 
 def _draw_end(end: Sprite, body: Body, colour: Colour, glass: Colour, *, oncoming: bool) -> None:
-    """The front of an oncoming vehicle or the rear of one ahead."""
+    """The front of an oncoming vehicle, or the rear of a vehicle that drives ahead."""
     half, taper, sill = body.width / 2, body.taper, body.side[0][1]
     for u in (-half + 0.12, half - 0.34):
         end.rectangle(u, 0, u + 0.22, sill + 0.15, _TYRE)
@@ -130,12 +131,12 @@ def _draw_end(end: Sprite, body: Body, colour: Colour, glass: Colour, *, oncomin
 
 
 def draw_crossing_vehicle(view: View, body: Body, x: float, z: float, colour: Colour, *, mirrored: bool) -> None:
-    """A vehicle on the side street, seen from its side."""
+    """A vehicle on the side street, seen from the side."""
     sprite = Sprite(view, x, z, body.label, squeeze=-1.0 if mirrored else 1.0)
     half, sill = body.length / 2, body.side[0][1]
     view.shadow(x, z, 1.5, 0.7 * half)
 
-    def along(points: tuple[Point, ...]) -> list[Point]:
+    def along(points: Sequence[Point]) -> list[Point]:
         return [((share - 0.5) * body.length, height) for share, height in points]
 
     sprite.polygon(along(body.side), colour)
