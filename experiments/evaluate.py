@@ -25,16 +25,17 @@ from proda.experiment.networks import load_network
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SavePredictions
 from proda.metrics import report
+from proda.utils.options import PathText
 from proda.visualization import confusion_picture
 
 
 @dataclass
 class Config(DataConfig):
-    weights: str = ""  # the network to evaluate
+    weights: PathText = ""  # the network to evaluate
     split: Literal["val", "train", "test"] = "val"  # images to evaluate it on; test has no labels
     flip: bool = False  # average the predictions for the image and for its mirror image
     scales: str = "1"  # sizes of the image to average over, separated by commas: 0.75,1,1.25
-    predictions: str = ""  # folder for predictions as label ids, NAME_pred_labelIds.png; none if empty
+    predictions: PathText = ""  # folder for predictions as label ids, NAME_pred_labelIds.png; none if empty
 
 
 PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA}

@@ -26,12 +26,13 @@ from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SaveOverlays, SavePredictions
 from proda.utils.errors import MissingFileError
 from proda.utils.files import inside
+from proda.utils.options import PathText
 
 
 @dataclass
 class Config(DataConfig):
-    weights: str = ""  # the network
-    images: str = ""  # an image, a folder (with those below it), or a pattern such as "photos/*_left.jpg"
+    weights: PathText = ""  # the network
+    images: PathText = ""  # an image, a folder (with those below it), or a pattern such as "photos/*_left.jpg"
     flip: bool = False  # average the predictions for the image and for its mirror image
     scales: str = "1"  # sizes of the image to average over, separated by commas: 0.75,1,1.25
 

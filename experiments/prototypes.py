@@ -17,12 +17,13 @@ from proda.experiment.networks import load_network
 from proda.experiment.recipes import STREETS_DATA
 from proda.handlers.prototypes import Prototypes, initial_prototypes
 from proda.models.weights import save_prototypes
+from proda.utils.options import PathText, PositiveInt
 
 
 @dataclass
 class Config(DataConfig):
-    weights: str = "runs/warmup/last.pt"  # the network whose features are averaged
-    passes: int = 1  # passes over the images; 4 as released
+    weights: PathText = "runs/warmup/last.pt"  # the network whose features are averaged
+    passes: PositiveInt = 1  # passes over the images; 4 as released
 
 
 RELEASED = {"weights": "runs/warmup/best.pt", "passes": 4}

@@ -16,13 +16,14 @@ from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.experiment.networks import load_network
 from proda.experiment.recipes import STREETS_DATA
+from proda.utils.options import PathText
 
 
 @dataclass
 class Config(DataConfig):
-    weights: str = "runs/warmup/last.pt"  # the network that predicts them
+    weights: PathText = "runs/warmup/last.pt"  # the network that predicts them
     kind: Literal["soft", "hard"] = "soft"  # soft: probabilities at network resolution; hard: arg-max at image size
-    pseudo_labels: str = ""  # folder for them; OUTPUT/pseudo_labels if empty
+    pseudo_labels: PathText = ""  # folder for them; OUTPUT/pseudo_labels if empty
     flip: bool = True  # hard labels average the predictions for the image and for its mirror image
 
 

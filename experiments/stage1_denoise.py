@@ -31,20 +31,23 @@ from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
+from proda.utils.options import Fraction, NonNegativeFloat, NonNegativeInt, PathText, PositiveFraction, PositiveInt
 
 
 @dataclass
 class Config(DenoiseOptions, AdaptConfig):
-    weights: str = "runs/warmup/last.pt"  # warm-up model: first student and teacher, soft labels and prototypes
-    lr: float = 1e-4  # learning rate of all parameters at the start
-    head_lr_factor: float = 1.0  # the head learns this much faster; 1 puts all parameters in one group
-    pseudo_labels: str = ""  # folder of soft labels, written where they are missing; OUTPUT/pseudo_labels if empty
-    prototypes: str = ""  # file of prototypes, written if it is missing; OUTPUT/prototypes.pt if empty
-    prototype_passes: int = 1  # passes over the target images for the first prototypes; 4 as released
-    prototype_momentum: float = 1e-4  # share of an image's class mean that enters its prototype; 0: fixed prototypes
-    teacher_momentum: float = 0.001  # share of the student that enters the teacher at every step
+    weights: PathText = "runs/warmup/last.pt"  # warm-up model: first student and teacher, soft labels and prototypes
+    lr: NonNegativeFloat = 1e-4  # learning rate of all parameters at the start
+    head_lr_factor: NonNegativeFloat = 1.0  # the head learns this much faster; 1 puts all parameters in one group
+    pseudo_labels: PathText = ""  # folder of soft labels, written where they are missing; OUTPUT/pseudo_labels if empty
+    prototypes: PathText = ""  # file of prototypes, written if it is missing; OUTPUT/prototypes.pt if empty
+    prototype_passes: PositiveInt = 1  # passes over the target images for the first prototypes; 4 as released
+    prototype_momentum: Fraction = 1e-4  # share of an image's class mean that enters its prototype; 0: fixed prototypes
+    teacher_momentum: PositiveFraction = 0.001  # share of the student that enters the teacher at every step
     online_soft_labels: bool = False  # store no labels: the frozen warm-up model predicts them in every iteration
-    renew_labels_every: int = 0  # epochs after which the student writes new soft labels; 0: never, as published
+    renew_labels_every: NonNegativeInt = (
+        0  # epochs between new soft labels of the student; 0: none, as published
+    )
 
     def problems(self) -> Iterator[str]:
         """One line for each combination of flags that no run can use."""

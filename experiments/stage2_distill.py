@@ -7,10 +7,9 @@ Hard pseudo labels of the teacher are written at the start where they are missin
 GTA5 -> Cityscapes: the released code reports 56.9 mIoU (SYNTHIA: 54.6 over 16 classes).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from proda.data.label_store import threshold_problem
+from proda.data.label_store import check_threshold
 from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
@@ -29,24 +28,21 @@ from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.validation import Validation
+from proda.utils.options import Fraction, NonNegativeFloat, PathText
 
 
 @dataclass
 class Config(DistillOptions, InitOptions, AdaptConfig):
-    teacher: str = "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the pseudo labels
+    teacher: PathText = (
+        "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the labels
+    )
     init: InitKind = "simclr"  # where the student starts: simclr, imagenet, random, or weights (all of --init_file)
     bn_pretrain: bool = True  # one more batch norm after the backbone: self-supervised features have another scale
-    lr: float = 6e-4  # learning rate of the student's backbone at the start
-    pseudo_labels: str = ""  # folder of hard labels, written where they are missing; OUTPUT/pseudo_labels if empty
+    lr: NonNegativeFloat = 6e-4  # learning rate of the student's backbone at the start
+    pseudo_labels: PathText = ""  # folder of hard labels, written where they are missing; OUTPUT/pseudo_labels if empty
     flip: bool = True  # pseudo labels average the predictions for the image and for its mirror image
-    threshold: float = 0.95  # pseudo labels that are not more confident than this are ignored
+    threshold: Fraction = 0.95  # pseudo labels that are not more confident than this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
-
-    def problems(self) -> Iterator[str]:
-        """One line for each combination of flags that no run can use."""
-        yield from super().problems()
-        if message := threshold_problem(self.threshold):
-            yield message
 
 
 RELEASED = {
@@ -77,6 +73,7 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
+    check_threshold(config.threshold)
 
     # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
     data = Domains(config)

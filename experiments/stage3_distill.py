@@ -13,15 +13,18 @@ from experiments.stage2_distill import PRESETS as STAGE2_PRESETS
 from experiments.stage2_distill import Config as Stage2Config
 from experiments.stage2_distill import run
 from proda.experiment.networks import InitKind
+from proda.utils.options import PathText
 
 __all__ = ["PRESETS", "Config", "run"]
 
 
 @dataclass
 class Config(Stage2Config):
-    teacher: str = "runs/stage2_distill/last.pt"  # weights of the frozen teacher, which also writes the pseudo labels
+    teacher: PathText = (
+        "runs/stage2_distill/last.pt"  # weights of the frozen teacher, which also writes the labels
+    )
     init: InitKind = "weights"  # where the student starts: weights (all of --init_file), simclr, imagenet or random
-    init_file: str = "runs/stage2_distill/last.pt"  # file for --init: the stage-2 model, as published
+    init_file: PathText = "runs/stage2_distill/last.pt"  # file for --init: the stage-2 model, as published
 
 
 _FILES = {"teacher": "runs/stage2_distill/best.pt", "init_file": "runs/stage2_distill/best.pt"}

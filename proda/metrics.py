@@ -14,7 +14,7 @@ from proda.method.metrics import mutual_information, scores
 
 
 def report(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
-    """Scores of a confusion matrix [K, K] under the names that ``summary.json`` uses; fractions, NaN where undefined."""
+    """Scores of a confusion matrix [K, K] under the names that ``summary.json`` uses: fractions, or NaN."""
     result = scores(confusion)
     values = {
         "miou": result.mean_iou.item(),

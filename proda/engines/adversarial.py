@@ -15,6 +15,7 @@ from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.optimization import Precision, backward, optimizer_step, resize, set_train_mode, to_float
 from proda.engines.supervised import StudentOptions, source_backward, student_of
 from proda.method.losses import discriminator_loss, generator_loss
+from proda.utils.options import NonNegativeFloat
 
 
 @dataclass
@@ -22,7 +23,7 @@ class AdversarialOptions(StudentOptions):
     """What the warm-up's trainer asks; published values."""
 
     freeze_bn: bool = True  # the student's batch norm keeps the statistics, scales and shifts that it starts with
-    adversarial_weight: float = 0.01  # weight of the adversarial loss next to the source cross entropy
+    adversarial_weight: NonNegativeFloat = 0.01  # weight of the adversarial loss next to the source cross entropy
     gan: Literal["lsgan", "vanilla"] = "lsgan"  # the adversarial loss: least squares, or binary cross entropy
 
 

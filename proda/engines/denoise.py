@@ -1,4 +1,4 @@
-"""Stage 1: pseudo labels denoised online by prototypes, and a compact target feature space (ProDA sections 3.1, 3.2)."""
+"""Stage 1: pseudo labels denoised online by prototypes, and a compact target space (ProDA sections 3.1 and 3.2)."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from proda.method.losses import mrkld, structure_consistency, symmetric_cross_en
 from proda.method.prototypes import class_means, distances, prototype_weights
 from proda.method.pseudo_labels import hard_labels, rectify
 from proda.method.views import SCALE, crop_soft_label_batch, replay, weak_view
+from proda.utils.options import Fraction, NonNegativeFloat, PositiveFloat
 
 
 @dataclass
@@ -31,12 +32,12 @@ class DenoiseOptions(StudentOptions):
     """What stage 1's trainer asks; published values."""
 
     rectification: bool = True  # weight the soft labels by the prototypes; without: conventional self-training
-    temperature: float = 1.0  # multiplies the distances to the prototypes
-    threshold: float = 0.0  # rectified labels less probable than this are ignored
-    ce_weight: float = 0.1  # cross entropy on the rectified labels
-    rce_weight: float = 1.0  # reverse cross entropy on the rectified labels
-    mrkld_weight: float = 0.1  # the regulariser MRKLD: KL divergence of the prediction from the uniform one
-    structure_weight: float = 10.0  # target structure learning: consistency of weak and strong view
+    temperature: PositiveFloat = 1.0  # multiplies the distances to the prototypes
+    threshold: Fraction = 0.0  # rectified labels less probable than this are ignored
+    ce_weight: NonNegativeFloat = 0.1  # cross entropy on the rectified labels
+    rce_weight: NonNegativeFloat = 1.0  # reverse cross entropy on the rectified labels
+    mrkld_weight: NonNegativeFloat = 0.1  # the regulariser MRKLD: KL divergence of the prediction from the uniform one
+    structure_weight: NonNegativeFloat = 10.0  # target structure learning: consistency of weak and strong view
     teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics and dropout, as published
     replay_as_released: bool = False  # move maps to the strong view in the released code's order and with its offsets
 

@@ -22,13 +22,14 @@ from proda.engines.supervised import StudentOptions, source_backward, student_of
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
 from proda.method.views import downscale_labels, replay
+from proda.utils.options import NonNegativeFloat
 
 
 @dataclass
 class DistillOptions(StudentOptions):
     """What the trainer of stages 2 and 3 asks; published values."""
 
-    distillation_weight: float = 1.0  # weight of the KL divergence from the teacher's output
+    distillation_weight: NonNegativeFloat = 1.0  # weight of the KL divergence from the teacher's output
     distillation_as_released: bool = False  # put probabilities where the student's log-probabilities belong
     replay_as_released: bool = False  # move maps to the strong view in the released code's order and with its offsets
 

@@ -21,10 +21,11 @@ from proda.engines.optimization import (
 )
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy
+from proda.utils.options import Options
 
 
 @dataclass
-class StudentOptions:
+class StudentOptions(Options):
     """What every trainer asks about its student."""
 
     freeze_bn: bool = False  # the student's batch norm keeps the statistics, scales and shifts that it starts with

@@ -15,9 +15,6 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-# The old names, until every experiment file imports from recipes.
-from proda.experiment.recipes import EVALUATION_PRESETS as SOURCES  # noqa: F401
-from proda.experiment.recipes import STREETS, STREETS_ADAPT, STREETS_DATA  # noqa: F401
 from proda.utils.errors import UserError
 from proda.utils.options import (
     Bounds,
@@ -84,7 +81,6 @@ class TrainConfig(DataConfig):
     weight_decay: NonNegativeFloat = 2e-4  # of SGD
     grad_clip: NonNegativeFloat = 0.0  # largest gradient norm; 0: no clipping
     sync_bn: bool = True  # batch statistics over all processes (GPU only)
-    freeze_bn: bool = False  # the student's batch norm keeps the statistics and scales it starts with
     mean_width: PositiveInt = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
     crop_width: PositiveInt = 896  # pixels
     crop_height: PositiveInt = 512  # pixels
@@ -107,17 +103,12 @@ class TrainConfig(DataConfig):
 class AdaptConfig(TrainConfig):
     """Fields of every training stage that sees both domains."""
 
-    target_statistics: bool = False  # recompute batch norm's statistics on target images before each validation
+    adabn: bool = False  # recompute batch norm's statistics on target images before each validation (AdaBN)
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.target_statistics and self.freeze_bn:
-            yield "--target_statistics has no effect with --freeze_bn: give --freeze_bn=False, or leave it out"
-        if self.target_statistics and getattr(self, "teacher_mode", "train") == "eval":
-            yield (
-                "--teacher_mode=eval with --target_statistics: the teacher would normalise by statistics that are "
-                "recomputed at validations only; give one of the two"
-            )
+        if self.adabn and self.freeze_bn:
+            yield "--adabn has no effect with --freeze_bn: give --freeze_bn=False, or leave it out"
 
 
 def field_docs(config_class: type) -> dict[str, str]:

@@ -16,16 +16,17 @@ from proda.models.deeplab import freeze_batch_norm, parameter_groups
 from proda.models.network import SegmentationNetwork, build_network
 from proda.models.pretrained import load_imagenet, load_simclr
 from proda.utils.errors import MissingFileError, UserError
+from proda.utils.options import Options, PathText
 
 InitKind = Literal["imagenet", "simclr", "random", "weights"]
 
 
 @dataclass
-class InitOptions:
+class InitOptions(Options):
     """Where a network starts."""
 
     init: InitKind = "imagenet"  # where the network starts: imagenet, simclr, random, or weights (all of --init_file)
-    init_file: str = ""  # file for --init; torchvision's own ImageNet weights if empty
+    init_file: PathText = ""  # file for --init; torchvision's own ImageNet weights if empty
 
 
 def initial_network(

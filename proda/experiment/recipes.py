@@ -27,4 +27,4 @@ STREETS = {
 }
 # The network is trained from scratch, so that its batch norm has seen no other images: statistics that mix both
 # domains fit neither.
-STREETS_ADAPT = {**STREETS, "target_statistics": True}
+STREETS_ADAPT = {**STREETS, "adabn": True}

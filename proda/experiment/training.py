@@ -47,7 +47,6 @@ def run(
     validation: Validation,
     models: KeptModels,
     board: Board,
-    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains to the end, or from the last good checkpoint to the end with ``--resume``, and writes ``summary.json``.
 

@@ -32,8 +32,8 @@ class Prototypes:
     """
 
     def __init__(self, num_classes: int, num_features: int, device: torch.device | str = "cpu") -> None:
-        self.values = torch.zeros(num_classes, num_features, device=precision.device)
-        self.counts = torch.zeros(num_classes, device=precision.device)
+        self.values = torch.zeros(num_classes, num_features, device=device)
+        self.counts = torch.zeros(num_classes, device=device)
 
     def update(self, means: Tensor, present: Tensor, *, momentum: float | None) -> None:
         """N updates in turn: ``means`` [N, K, D], ``present`` bool [N, K]; see ``update_prototypes``."""

@@ -61,11 +61,11 @@ class PseudoLabels:
     ) -> None:
         """Labels are renewed every ``renew_every`` epochs, if that is above 0.
 
-        The ``student`` then writes them into ``folder/pseudo_labels/iteration_N``, with the checksum of its weights in the manifest.
-        Which labels were the last is in the checkpoint: a resumed run writes those of its own iteration again, and
-        needs the files of older ones; folders that neither it nor a checkpoint needs are deleted. ``store.folder``
-        changes, so that readers of ``store`` get the new labels, and the trainer's ``batches`` start again, since
-        loader processes have read ahead.
+        The ``student`` then writes them into ``folder/pseudo_labels/iteration_N``; their manifest has the checksum of
+        its weights. Which labels were the last is in the checkpoint: a resumed run writes those of its own iteration
+        again, and needs the files of older ones; folders that neither it nor a checkpoint needs are deleted.
+        ``store.folder`` changes, so that readers of ``store`` get the new labels, and the trainer's ``batches`` start
+        again, since loader processes have read ahead.
         """
         trainer.add_event_handler(Events.STARTED, self.prepare)
         if renew_every > 0:

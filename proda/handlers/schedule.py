@@ -21,8 +21,11 @@ class PolynomialDecay:
 
     def attach(self, trainer: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED, *, name: str = "schedule") -> None:
         """``event``: the optimizer's step. ``name``: of the schedule in the checkpoint."""
-        trainer.add_event_handler(event, self.scheduler.step)
+        trainer.add_event_handler(event, self)
         remember(trainer, **{name: self.scheduler})
+
+    def __call__(self, _: Engine) -> None:
+        self.scheduler.step()
 
 
 class ClipGradients:

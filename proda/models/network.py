@@ -1,18 +1,13 @@
 """What every segmentation network offers."""
 
-from typing import NamedTuple
+from proda.models.deeplab import DeepLab as SegmentationNetwork
+from proda.models.deeplab import Segmentation, build_deeplab
 
-from torch import Tensor, nn
-
-
-class Segmentation(NamedTuple):
-    """What the network predicts for a batch, at network stride; the caller upsamples."""
-
-    logits: Tensor  # [B, K, h, w] before softmax
-    features: Tensor  # [B, D, h, w] where prototypes live
+__all__ = ["Segmentation", "SegmentationNetwork", "build_network"]
 
 
-class SegmentationNetwork(nn.Module):
-    num_classes: int
-    num_features: int
-    backbone: str
+def build_network(backbone, num_classes, **options):
+    network = build_deeplab(backbone, num_classes, **options)
+    network.backbone = backbone
+    network.num_features = network.layer5.head[-1].in_channels
+    return network

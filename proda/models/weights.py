@@ -268,3 +268,36 @@ def _mismatch(
     if key := next((key for key in own if key in found and key not in matching), None):
         parts.append(f"first of another shape: {key}, found {list(found[key].shape)}, expected {list(own[key].shape)}")
     return f"{path}: found {len(matching)} of the {len(own)} tensors expected by the {what}; {'; '.join(parts)}"
+
+
+def weights_content(network, *, class_names, **more):
+    return {
+        "model": network.state_dict(),
+        "num_classes": network.num_classes,
+        "backbone": network.backbone,
+        "class_names": list(class_names),
+        **more,
+    }
+
+
+def load_network(path, *, backbone, class_names, dropout=0.1):
+    from proda.models.network import build_network
+    from proda.utils.files import sha256
+
+    weights = load_weights(path)
+    extra = any(key.startswith("bn_pretrain.") for key in weights.model)
+    network = build_network(backbone, len(class_names), bn_pretrain=extra, dropout=dropout)
+    load_into(network, weights)
+    network.origin = sha256(path)
+    return network
+
+
+def save_prototypes(path, prototypes, counts, *, made_from):
+    from proda.utils.files import save_tensors
+
+    save_tensors({"prototypes": prototypes.cpu(), "counts": counts.cpu(), "made_from": dict(made_from)}, path)
+
+
+def prototypes_record(path):
+    data = _read(path)
+    return data.get("made_from", {}) if isinstance(data, Mapping) else {}

@@ -42,6 +42,7 @@ NonNegativeInt = Annotated[int, Bounds(low=0)]
 PositiveFloat = Annotated[float, Bounds(above=0)]
 NonNegativeFloat = Annotated[float, Bounds(low=0)]
 Fraction = Annotated[float, Bounds(0, 1)]
+PositiveFraction = Annotated[float, Bounds(above=0, high=1)]
 PathText = Annotated[str, _PATH]  # a file or folder as text: ``~`` at the start is the home folder
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
@@ -125,7 +126,7 @@ def option_types(options: type) -> dict[str, OptionType]:
         except TypeError:
             raise UserError(
                 f"{where}.{field.name}: no option can be {_spelling(hints[field.name])}; expected str, int, float, "
-                "bool, Literal[...] or a type of proda.utils.options (PathText for files and folders); | None may follow"
+                "bool, Literal[...] or a type of proda.utils.options (PathText for files, folders); | None may follow"
             ) from None
     for base in options.__mro__[1:]:
         for name, before in option_types(base).items() if is_dataclass(base) else ():
