@@ -4,21 +4,25 @@
     python run.py experiments/pipeline.py --preset=synthia_released --simclr=r101_1x_sk0.pth --nproc_per_node=4
     python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_photos.toml --stage2_init=imagenet
 
-The same command again skips every stage whose output is up to date and resumes the one that was cut short. Each stage
+The same command again skips every stage whose output is up to date and resumes the one that was interrupted. Each stage
 is in OUTPUT/STAGE, and what it depends on in its inputs.json.
 """
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import ignite.distributed as idist
 
-from proda.experiment.config import SOURCES, STREETS, DataConfig, make_config, pick
+from proda.experiment.config import DataConfig, make_config
 from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment
+from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
 from proda.experiment.tables import stage_table
-from proda.experiment.up_to_date import complete, tell
+from proda.experiment.up_to_date import print_once, run_if_outdated
+from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json
+from proda.utils.options import NonNegativeInt, PathText, PositiveInt
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
 # Streets has no downloads: a network trained on its source stands in for ImageNet weights, stage 1's for SimCLR's. It
@@ -33,23 +37,23 @@ PASSED_ON = (
 
 @dataclass
 class Config(DataConfig):
-    from_stage: str = ""  # first stage to do; those before it are taken as they are
-    until: str = ""  # last stage to do
-    init_file: str = ""  # ImageNet weights that the warm-up starts from; torchvision's own if empty
-    simclr: str = ""  # SimCLRv2 r101 1x weights, converted to PyTorch, that the student of stage 2 starts from
-    stage2_init: str = "simclr"  # where that student starts: simclr, or imagenet or random where there is no such file
-    overwrite: bool = False  # do stages of other inputs anew
-    batch_size: int = 4  # global batch of each domain, split over the processes
-    epochs: int = 84  # passes of each stage over the target training images
-    iterations: int = 0  # length of each stage in iterations instead, if above 0
-    mean_width: int = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
-    crop_width: int = 896  # pixels
-    crop_height: int = 512  # pixels
-    checkpoint_every: int = 1000  # iterations between full checkpoints
+    from_stage: str = ""  # first stage to run; those before it are used as they are
+    until: str = ""  # last stage to run
+    init_file: PathText = ""  # ImageNet weights that the warm-up starts from; torchvision's own if empty
+    simclr: PathText = ""  # SimCLRv2 r101 1x weights, converted to PyTorch, that the student of stage 2 starts from
+    stage2_init: Literal["simclr", "imagenet", "random"] = "simclr"  # where that student starts
+    overwrite: bool = False  # run stages again whose inputs have changed
+    batch_size: PositiveInt = 4  # global batch of each domain, split over the processes
+    epochs: PositiveInt = 84  # passes of each stage over the target training images
+    iterations: NonNegativeInt = 0  # length of each stage in iterations instead, if above 0
+    mean_width: PositiveInt = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
+    crop_width: PositiveInt = 896  # pixels
+    crop_height: PositiveInt = 512  # pixels
+    checkpoint_every: PositiveInt = 1000  # iterations between full checkpoints
 
 
 PRESETS = {
-    **SOURCES,
+    **EVALUATION_PRESETS,
     "streets": {field.name: STREETS[field.name] for field in fields(Config) if field.name in STREETS},
 }
 
@@ -59,15 +63,15 @@ def run(local_rank: int, config: Config) -> dict:
     if "stage2_distill" in todo and config.preset != "streets":
         check_stage2_init(config)
     if config.init_file and not Path(config.init_file).is_file():
-        raise FileNotFoundError(f"--init_file={config.init_file}: no such file; expected ImageNet weights")
+        raise MissingFileError(f"--init_file={config.init_file}: no such file; expected ImageNet weights")
     for number, stage in enumerate(todo, 1):
-        tell(f"\n[{number}/{len(todo)}] {stage}")
-        complete(experiment_file(stage), flags(config, stage), overwrite=config.overwrite)
+        print_once(f"\n[{number}/{len(todo)}] {stage}")
+        run_if_outdated(experiment_file(stage), flags(config, stage), overwrite=config.overwrite)
     there = [stage for stage in STREETS_STAGES if (folder / stage / "summary.json").is_file()]
     summary = {"stages": {stage: read_summary(folder / stage) for stage in there}}
     if idist.get_rank() == 0:
         save_json(summary, folder / "summary.json")
-    tell(f"\n{stage_table(summary['stages'])}\n\n{folder / 'summary.json'}   tensorboard --logdir {folder}")
+    print_once(f"\n{stage_table(summary['stages'])}\n\n{folder / 'summary.json'}   tensorboard --logdir {folder}")
     return summary
 
 
@@ -79,19 +83,17 @@ def chosen(config: Config) -> list[str]:
         name = getattr(config, flag) or default
         found = [stage for stage in stages if name in (stage, stage.split("_")[0])]
         if not found:
-            raise ValueError(f"--{flag}={name}: no such stage; expected one of {', '.join(stages)}")
+            raise UserError(f"--{flag}={name}: no such stage; expected one of {', '.join(stages)}")
         ends.append(stages.index(found[0]))
     if ends[0] > ends[1]:
-        raise ValueError(f"--from_stage={config.from_stage} comes after --until={config.until}: nothing to do")
+        raise UserError(f"--from_stage={config.from_stage} comes after --until={config.until}: nothing to do")
     return list(stages[ends[0] : ends[1] + 1])
 
 
 def check_stage2_init(config: Config) -> None:
-    """Now, not after the days that the stages before it take."""
-    if config.stage2_init not in ("simclr", "imagenet", "random"):
-        raise ValueError(f"--stage2_init={config.stage2_init}: expected simclr, imagenet or random")
+    """UserError if stage 2 has nothing to start from: now, not after the days that the stages before it take."""
     if config.stage2_init == "simclr" and not Path(config.simclr).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"--simclr={config.simclr}: no such file; stage 2 needs the converted SimCLRv2 r101 1x weights "
             "(or --stage2_init=imagenet, or --until=stage1)"
         )
@@ -104,13 +106,14 @@ def experiment_file(stage: str) -> str:
 def flags(config: Config, stage: str) -> dict:
     """The command line of a stage. Its weights come from the stage before, under the file name its preset has."""
     module, folder = load_experiment(experiment_file(stage)), Path(config.output)
-    values = pick(config, *PASSED_ON) | {"output": str(folder / stage)}
+    values = {name: getattr(config, name) for name in PASSED_ON} | {"output": str(folder / stage)}
     if config.iterations:
         values["iterations"] = config.iterations
     preset = make_config(module.Config, values, module.PRESETS)
     if stage in STAGES[1:]:
-        before = folder / STAGES[STAGES.index(stage) - 1] / Path(preset.weights).name
-        values["weights"] = str(before)
+        flag = "weights" if stage == "stage1_denoise" else "teacher"
+        before = folder / STAGES[STAGES.index(stage) - 1] / Path(getattr(preset, flag)).name
+        values[flag] = str(before)
     if stage == "oracle":
         values["train_on"] = "target"
     elif stage == "stage3_distill" or (stage == "stage2_distill" and config.preset == "streets"):

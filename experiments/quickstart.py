@@ -20,13 +20,15 @@ from proda.engines.inference import predict
 from proda.engines.optimization import to_float
 from proda.experiment.domains import Domains
 from proda.models.weights import load_network
+from proda.utils.errors import UserError
+from proda.utils.options import PositiveInt
 from proda.visualization import grid, image_picture, label_picture
 
 
 @dataclass
 class Config(pipeline.Config):
     preset: str = "streets"  # the only one: Streets and the schedules that go with it
-    panel_images: int = 4  # rows of panel.png
+    panel_images: PositiveInt = 4  # rows of panel.png
 
 
 PRESETS = {"streets": pipeline.PRESETS["streets"]}
@@ -34,7 +36,7 @@ PRESETS = {"streets": pipeline.PRESETS["streets"]}
 
 def run(local_rank: int, config: Config) -> dict:
     if idist.get_world_size() > 1:
-        raise ValueError("quickstart runs in one process; the stages themselves take --nproc_per_node")
+        raise UserError("quickstart runs in one process; the stages themselves take --nproc_per_node")
     summary = pipeline.run(local_rank, config)
     draw_panel(config, list(summary["stages"]))
     return summary

@@ -26,7 +26,7 @@ NOT_INPUTS = FREE - {"iterations", "epochs"}  # a run may be prolonged by hand; 
 FILES = ("weights", "init_file")  # flags that name a file: its content counts, not its place
 
 
-def complete(experiment: str, flags: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
+def run_if_outdated(experiment: str, flags: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
     """Has an experiment done in the folder ``flags["output"]``; returns its ``summary.json``.
 
     Nothing is run where it was done with the same inputs before; a run with the same inputs that was cut short goes
@@ -41,7 +41,7 @@ def complete(experiment: str, flags: dict[str, Any], *, overwrite: bool = False)
     same, used = before.get("hash") == now["hash"], finished or bool(earlier_run(folder))
     idist.barrier()  # each process has looked before one of them writes
     if same and finished:
-        tell(f"{folder}: up to date, skipped")
+        print_once(f"{folder}: up to date, skipped")
         return read_summary(folder)
     if used and not same and not overwrite:
         raise ValueError(
@@ -62,8 +62,8 @@ def complete(experiment: str, flags: dict[str, Any], *, overwrite: bool = False)
     return read_summary(folder)
 
 
-def tell(text: str) -> None:
-    """A line on the terminal, once for all processes."""
+def print_once(text: str) -> None:
+    """Prints a line, once for all processes."""
     if idist.get_rank() == 0:
         print(text, flush=True)
 
