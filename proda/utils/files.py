@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -18,10 +19,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; it takes the place of ``path`` when the block ends well, and vanishes when it does not.
 
     The bytes are on the disk before the name changes, so a crash of the machine keeps the old file or the new one.
+    Its name is random: process numbers are not unique where containers share a folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield partial
         with open(partial, "rb") as file:
