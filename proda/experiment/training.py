@@ -18,7 +18,7 @@ from proda.experiment.config import DataConfig, TrainConfig
 from proda.experiment.domains import label_space, own_data
 from proda.experiment.job import Job
 from proda.handlers.batch_norm import shared_statistics
-from proda.handlers.checkpoints import checkpoints, resume
+from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.monitoring import StopOnNan, watch
 from proda.handlers.stopping import StopRequests
 from proda.handlers.validation import Validation
@@ -148,11 +148,12 @@ def train(
     config = job.config
     trainer.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
     validation.attach(trainer, every=config.val_every)
-    state = {"trainer": trainer, **state, "validation": validation}
-    start = resume(state, job.folder) if config.resume else 0
+    trainer.state.remembered = {**state, "validation": validation, "stopwatch": job.stopwatch}
+    checkpoints = Checkpoints(job.folder)
+    start = checkpoints.resume(trainer) if config.resume else 0
     colors, pace = label_space(config).colors, {"log_every": config.log_every, "panels_every": config.panels_every}
     board = watch(trainer, validation.evaluator, optimizers, job.folder, colors, **pace)
-    checkpoints(state, job.folder, trainer, every=config.checkpoint_every)
+    checkpoints.attach(trainer, every=config.checkpoint_every)
 
     if trainer.state.epoch_length not in (None, length.epoch):
         raise ValueError(
@@ -170,5 +171,6 @@ def train(
         if board is not None:
             board.close()
 
-    images = (length.iterations - start) * config.batch_size * (1 if target is None else 2)
-    return job.finish({**validation.summary(), **(notes or {})}, iterations=length.iterations, images=images)
+    done = trainer.state.iteration
+    images = (done - start) * config.batch_size * (1 if target is None else 2)
+    return job.finish({**validation.summary(), **(notes or {})}, iterations=done, images=images)
