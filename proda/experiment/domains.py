@@ -19,7 +19,7 @@ from proda.data.own_data import Description, read_description
 from proda.experiment.config import DataConfig, TrainConfig, pick, resolve_num_classes
 from proda.experiment.job import Job
 from proda.streets import write_streets
-from proda.utils.files import sha256
+from proda.utils.files import sha256, sha256_of_json
 
 STATISTICS_BATCH = 10  # of the images for statistics: results depend on it, so no flag for speed decides it
 SOME_IMAGES = 100  # training images that stand in for validation images where there are none, and for statistics
@@ -187,3 +187,13 @@ def prediction_settings(config: DataConfig) -> dict[str, Any]:
 
 def _some(images: LabelledFiles) -> Subset:
     return Subset(images, np.unique(np.linspace(0, len(images) - 1, SOME_IMAGES).astype(int)).tolist())
+
+
+def data_fingerprint(config: DataConfig) -> dict[str, str]:
+    """What a run's data are, each part as a hexadecimal SHA-256: training images by name, descriptions by content."""
+    described = {f"{n} description": sha256(v) for n in ("source", "target") if own_data(v := getattr(config, n))}
+    return {
+        "source images": sha256_of_json(open_data(config, "source", "train", with_labels=True).names),
+        "target images": sha256_of_json(open_data(config, "target", "train", with_labels=False).names),
+        **described,
+    }

@@ -8,7 +8,8 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,23 @@ import ignite.distributed as idist
 import torch
 from ignite.utils import manual_seed
 
-from proda.handlers.checkpoints import earlier_run
-from proda.utils.files import save_json
+from proda.utils.errors import MissingFileError, UserError
+from proda.utils.files import save_json, sha256
+from proda.utils.lock import FolderLock
+from proda.utils.run_files import all_run_files, earlier_run
 
-LEFT = ("summary.json", "train.log", "prototypes.pt", "events.out.tfevents.*", "*.damaged", ".*.part")  # by a run
 # Flags that change neither weights nor scores, or say so themselves.
-FREE = {
+UNCOMPARED_FLAGS = {
     *("preset", "output", "device", "num_workers", "nproc_per_node", "backend", "data_root", "val_batch_size"),
-    *("iterations", "epochs", "checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
+    *("checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
 }
+# What may change at --resume, each with a line in the log. Any other flag is refused, those of a user's own Config too:
+# the run would be neither the one that began nor the one that was asked for.
+LENGTH_FLAGS = {"iterations", "epochs", "schedule_iterations"}
+RESUMABLE_FLAGS = UNCOMPARED_FLAGS | LENGTH_FLAGS | {"val_every", "pseudo_labels"}
+NOT_TOLD = {"output", "resume", "overwrite"}  # a folder that was moved, and how this very command treats it
+WEIGHTS_FILES = (".pt", ".pth", ".pkl", ".npz")  # a flag that names such a file: its content counts, not its place
+FORMAT = 1  # version of config.json's "run"; earlier files have none
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow", "tensorboardX", "fire")
 
 
@@ -40,22 +49,42 @@ class Job:
         self.device = _device(config)
         self.folder = Path(config.output)
         self.log = logging.getLogger("proda")
-        self.started = time.time()
+        self.stopwatch = Stopwatch()
+        self.lock = FolderLock(self.folder)
         manual_seed(config.seed)
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matrix products on a GPU are refused
         torch.use_deterministic_algorithms(config.deterministic)
+        if getattr(config, "overwrite", False):
+            keep_inputs(self.folder, config)
 
-    def open(self, lines: dict[str, Any] | None = None) -> None:
-        """Makes the folder, ``train.log`` and ``config.json``, and prints the start-up summary (``lines`` added)."""
-        changes = _claim(self.folder, self.config)
+    def open(self, lines: dict[str, Any] | None = None, *, data: Mapping[str, str] | None = None) -> None:
+        """Takes the folder, writes ``train.log`` and ``config.json``, and prints the start-up summary.
+
+        Args:
+            lines: added to the summary.
+            data: fingerprints of images, labels and descriptions, by name; a run is resumed on the same data only.
+
+        Raises:
+            UserError: another command uses the folder; or it holds a run, and neither ``--resume`` nor
+                ``--overwrite`` is given; or the run to resume began with other settings, data or weights.
+        """
+        self.lock.acquire()
+        changes: list[str] = []
+        if idist.get_rank() == 0:
+            try:
+                record = {**asdict(self.config), "run": self._provenance(data or {})}
+                changes = _claim(self.folder, self.config, record)
+            except BaseException:
+                self.lock.release()
+                raise
+        idist.barrier()  # nobody goes on before the folder is ours
         _reset(self.log)
         if idist.get_rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
             _print_and_write(self.log, self.folder / "train.log")
-            save_json({**asdict(self.config), "run": self._provenance()}, self.folder / "config.json")
-        if changes:
-            self.log.warning("this run began with other settings: %s", ", ".join(changes))
+            save_json(record, self.folder / "config.json")
+        for change in changes:
+            self.log.warning("%s", change)
         summary = {
             "device": _describe(self.device),
             "processes": idist.get_world_size(),
@@ -66,72 +95,186 @@ class Job:
             self.log.info("%-22s %s", name, value)
 
     def finish(self, summary: dict[str, Any], *, iterations: int = 0, images: int = 0) -> dict[str, Any]:
-        """Writes ``summary.json`` with the time added, and returns what it holds.
+        """Writes ``summary.json`` with the time added, gives the folder free, and returns what the file holds.
 
         Args:
             summary: scores.
-            iterations: iterations that this run has made in all, resumed ones included.
-            images: images that this process group has trained on since it started, for images per second.
+            iterations: iterations that the run has really made, those of earlier sessions included.
+            images: images that all processes have trained on in this session, for images per second.
         """
-        seconds = time.time() - self.started
+        seconds = self.stopwatch.seconds
         summary = {**summary, "iterations": iterations, "seconds": round(seconds, 1)}
-        if images:
-            summary["images_per_second"] = round(images / seconds, 2)
+        if images > 0:
+            summary["images_per_second"] = round(images / self.stopwatch.session, 2)
         if idist.get_rank() == 0:
             save_json(summary, self.folder / "summary.json")
         self.log.info("done in %.0f s: %s", seconds, self.folder / "summary.json")
         _reset(self.log)
+        self.lock.release()
         return summary
 
-    def _provenance(self) -> dict[str, Any]:
+    def _provenance(self, data: Mapping[str, str]) -> dict[str, Any]:
         return {
+            "format": FORMAT,
+            "experiment": _experiment(self.config),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
             "git_commit": _git_commit(),
             "processes": idist.get_world_size(),
+            "device": _describe(self.device),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "files": {n: sha256(v) for n, v in weights_flags(self.config).items() if Path(v).is_file()},
+            "data": dict(data),
         }
 
 
+class Stopwatch:
+    """Seconds of a run over all its sessions; remembered in checkpoints, it goes on where the last one stopped.
+
+    What a killed session did after its last checkpoint is made again, and not counted twice.
+    """
+
+    def __init__(self) -> None:
+        self.before, self.started = 0.0, time.monotonic()
+
+    @property
+    def session(self) -> float:
+        """Seconds since this process began the run or took it up again."""
+        return time.monotonic() - self.started
+
+    @property
+    def seconds(self) -> float:
+        return self.before + self.session
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.before = float(state["seconds"])
+
+
 def read_summary(folder: str | Path) -> dict[str, Any]:
-    """``summary.json`` of a finished run."""
-    return json.loads((Path(folder) / "summary.json").read_text())
+    """``summary.json`` of a finished run. UserError if it is missing or damaged."""
+    path = Path(folder) / "summary.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file; a run writes it when it is complete") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it, and make it again by --resume") from error
 
 
-def _claim(folder: Path, config: Any) -> list[str]:
+def weights_flags(config: Any) -> dict[str, str]:
+    """The flags that name a weights file, and the file; prototypes too. It need not be there."""
+    return {n: v for n, v in asdict(config).items() if isinstance(v, str) and Path(v).suffix in WEIGHTS_FILES}
+
+
+def keep_inputs(folder: Path, config: Any, *more: Path) -> None:
+    """UserError if a flag names what ``--overwrite`` would delete: files of the run in ``folder``, or ``more``."""
+    doomed = {path.resolve(): path for path in (*all_run_files(folder), *more)}
+    for name, value in asdict(config).items():
+        if name != "output" and isinstance(value, str) and value and Path(value).resolve() in doomed:
+            raise UserError(
+                f"--{name}={value}: --overwrite would delete it with the run in {folder}; copy it elsewhere, or give "
+                "another --output"
+            )
+
+
+def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
     """Makes sure that a training run does not mix with what another one has left in ``folder``.
 
-    Returns the settings, other than those of speed and length, that a run to be resumed began with and that differ.
-    Raises ValueError if the folder holds a run and neither ``resume`` nor ``overwrite`` is set.
+    Returns a line for everything that is not as the run to be resumed began. ``record``: what goes to config.json.
     """
     resume, overwrite = (getattr(config, name, None) for name in ("resume", "overwrite"))
-    if resume is None or overwrite is None:
-        return []  # not a training run
     there = earlier_run(folder)
+    if resume is None or overwrite is None:  # not a training run
+        if there:
+            raise UserError(f"{folder} holds a training run ({there[-1].name}): give another --output")
+        return []
     if there and not resume and not overwrite:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds another run ({there[-1].name}): go on with it by --resume, delete it by --overwrite, or "
             "give another --output"
         )
     if overwrite:
-        with idist.one_rank_first():  # the others look for files only when they are gone
-            if idist.get_rank() == 0:
-                for path in [*there, *(found for pattern in LEFT for found in folder.glob(pattern))]:
-                    path.unlink(missing_ok=True)
+        keep_inputs(folder, config)
+        for path in all_run_files(folder):
+            path.unlink(missing_ok=True)
         return []
-    if not resume or not there or not (folder / "config.json").is_file():
+    if not resume or not there:
         return []
     try:
         before = json.loads((folder / "config.json").read_text())
-    except ValueError:
-        return []
-    now = asdict(config)
-    return [
-        f"--{name}={before[name]}, now {now[name]}"
-        for name in now
-        if name not in FREE and name in before and before[name] != now[name]
+        if not isinstance(before, dict):
+            raise ValueError
+    except (FileNotFoundError, ValueError):
+        return [f"{folder / 'config.json'} is missing or damaged: whether the run began with these settings is unknown"]
+    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    return changes_at_resume({**defaults, **before}, record, folder)
+
+
+def changes_at_resume(before: dict[str, Any], now: dict[str, Any], folder: Path) -> list[str]:
+    """A line for each setting of a run that changes at ``--resume``; each is the content of a config.json.
+
+    ``before`` has the defaults of flags that it is too old to know.
+
+    Raises:
+        UserError: something changes that a run has to keep (see ``RESUMABLE_FLAGS``).
+    """
+    old, new = before.get("run", {}), now["run"]
+    if old.get("format", 0) > FORMAT:
+        raise UserError(f"{folder / 'config.json'}: written by a newer version of proda; resume the run with that one")
+    if old.get("experiment", new["experiment"]) != new["experiment"]:
+        raise UserError(
+            f"{folder} holds a run of {old['experiment']}, this is {new['experiment']}: give --output for another run"
+        )
+    told, refused = [], []
+    files, data = old.get("files", {}), old.get("data", {})
+    for name, value in json.loads(json.dumps(now)).items():
+        changed = f"--{name} was {before.get(name)}, is {value}"
+        if name in files.keys() & new["files"].keys():
+            if files[name] != new["files"][name]:
+                refused.append(f"--{name}={value} has other content than the file that the run began with")
+            elif before[name] != value:
+                told.append(changed)
+        elif name == "run" or before.get(name) == value:
+            continue
+        elif name in RESUMABLE_FLAGS or (
+            name in ("source", "target") and value.endswith(".toml") and data and new["data"]
+        ):
+            told += [changed] * (name not in NOT_TOLD)  # of descriptions what they say counts: it is in the data
+        else:
+            refused.append(changed)
+    refused += [f"other {name}" for name in sorted(data.keys() & new["data"].keys()) if data[name] != new["data"][name]]
+    if refused:
+        more = f" and {len(refused) - 3} changes more" if len(refused) > 3 else ""
+        raise UserError(
+            f"{folder}: a run to --resume keeps what it began with ({', '.join(refused[:3])}{more}): leave it as it "
+            "was, or give --output for another run"
+        )
+    horizons = [_horizon(settings) for settings in (before, now)]
+    if horizons[0] != horizons[1]:
+        told.append("the learning rate now reaches zero at {1} instead of {0}".format(*horizons))
+    told += [
+        f"{name} was {old[name]}, is {new[name]}"
+        for name in ("processes", "device", "git_commit", "python", *PACKAGES)
+        if old.get(name, new[name]) != new[name]
     ]
+    gone = sorted(before.keys() - now.keys())
+    return told + [f"--{name}={before[name]} of the run is no flag any more: left out" for name in gone]
+
+
+def _horizon(settings: dict[str, Any]) -> str:
+    """Where the learning rate reaches zero, as ``TrainConfig`` has it."""
+    iterations = settings.get("schedule_iterations") or settings.get("iterations")
+    return f"iteration {iterations}" if iterations else f"the end of epoch {settings.get('epochs')}"
+
+
+def _experiment(config: Any) -> str:
+    """Name of the file that defines the settings of an experiment."""
+    module = sys.modules.get(type(config).__module__)
+    return Path(getattr(module, "__file__", None) or type(config).__module__).stem
 
 
 def _device(config: Any) -> torch.device:

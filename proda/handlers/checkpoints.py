@@ -190,25 +190,25 @@ def _newest_good(folder: Path) -> int:
     for unfinished in folder.glob(".*.part"):
         unfinished.unlink(missing_ok=True)
     damaged: dict[Path, str] = {}
+    good = 0
     for iteration, path in reversed(checkpoint_files(folder).items()):
-        damaged[path] = damage(path)
-        if not damaged[path]:
+        problem = damage(path)
+        if not problem:
+            good = iteration
             break
-    else:
-        aside = [str(path) for path in (*damaged, *folder.glob("checkpoint_*.pt.damaged"))]
-        if not aside:
-            return 0
+        damaged[path] = problem
+    lost = [*map(str, damaged), *map(str, folder.glob("checkpoint_*.pt.damaged"))]
+    if not good and lost:
         reason = f" ({next(iter(damaged.values()))})" if damaged else ""
         raise UserError(
-            f"{aside[0]}: damaged{reason}, and no other checkpoint in {folder} can be read: restore one from a backup, "
+            f"{lost[0]}: damaged{reason}, and no other checkpoint in {folder} can be read: restore one from a backup, "
             "or start from the beginning by --overwrite"
         )
     for path, problem in damaged.items():
-        if problem:
-            aside = path.with_name(path.name + ".damaged")
-            log.warning("%s cannot be used (%s): it is now %s; trying the one before it", path, problem, aside.name)
-            path.replace(aside)
-    return iteration
+        aside = path.with_name(path.name + ".damaged")
+        log.warning("%s cannot be used (%s): it is now %s; trying the one before it", path, problem, aside.name)
+        path.replace(aside)
+    return good
 
 
 def damage(path: Path) -> str:
