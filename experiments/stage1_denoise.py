@@ -45,9 +45,7 @@ class Config(DenoiseOptions, AdaptConfig):
     prototype_momentum: Fraction = 1e-4  # share of an image's class mean that enters its prototype; 0: fixed prototypes
     teacher_momentum: PositiveFraction = 0.001  # share of the student that enters the teacher at every step
     online_soft_labels: bool = False  # store no labels: the frozen warm-up model predicts them in every iteration
-    renew_labels_every: NonNegativeInt = (
-        0  # epochs between new soft labels of the student; 0: none, as published
-    )
+    renew_labels_every: NonNegativeInt = 0  # epochs between new soft labels of the student; 0: none, as published
 
     def problems(self) -> Iterator[str]:
         """One line for each combination of flags that no run can use."""

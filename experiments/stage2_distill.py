@@ -33,9 +33,7 @@ from proda.utils.options import Fraction, NonNegativeFloat, PathText
 
 @dataclass
 class Config(DistillOptions, InitOptions, AdaptConfig):
-    teacher: PathText = (
-        "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the labels
-    )
+    teacher: PathText = "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the labels
     init: InitKind = "simclr"  # where the student starts: simclr, imagenet, random, or weights (all of --init_file)
     bn_pretrain: bool = True  # one more batch norm after the backbone: self-supervised features have another scale
     lr: NonNegativeFloat = 6e-4  # learning rate of the student's backbone at the start

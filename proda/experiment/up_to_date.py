@@ -1,61 +1,65 @@
 """Experiments that build on one another: each is skipped when its output is up to date, resumed when half done.
 
-What a step depends on is in ``inputs.json`` of its folder from before its start: the resolved flags, the contents of
-the weights files and of descriptions of own data, and the names of the images.
+What an experiment depends on is in ``inputs.json`` of its folder from before its start: the resolved flags, the
+contents of weights files, and the fingerprints of images, labels and descriptions.
 """
 
-import hashlib
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 
-from proda.experiment import domains
 from proda.experiment.config import make_config
-from proda.experiment.job import FREE, LEFT, read_summary
+from proda.experiment.domains import Domains
+from proda.experiment.job import UNCOMPARED_FLAGS, keep_inputs, read_summary, weights_flags
 from proda.experiment.launch import load_experiment, start
-from proda.handlers.checkpoints import earlier_run
+from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json, sha256
+from proda.utils.lock import FolderLock
+from proda.utils.run_files import all_run_files, earlier_run
 
 RECORD = "inputs.json"
-PARTS = ("configuration", "files", "descriptions", "images")  # of the record
-NOT_INPUTS = FREE - {"iterations", "epochs"}  # a run may be prolonged by hand; a step has the length it was asked for
-FILES = ("weights", "init_file")  # flags that name a file: its content counts, not its place
+VERSION = 1  # of the record; earlier ones have none, and know the data otherwise
+PARTS = ("configuration", "files", "data")  # of the record
 
 
 def run_if_outdated(experiment: str, flags: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
-    """Has an experiment done in the folder ``flags["output"]``; returns its ``summary.json``.
+    """Runs an experiment in the folder ``flags["output"]`` unless its result is up to date; returns ``summary.json``.
 
-    Nothing is run where it was done with the same inputs before; a run with the same inputs that was cut short goes
-    on. What was done with other inputs is deleted and done anew with ``overwrite``.
+    A run with the same inputs that was cut short goes on. One with other inputs is deleted with ``overwrite``, and made
+    again.
 
     Raises:
-        ValueError: the folder holds what was done with other inputs, or with unknown ones; or as :func:`start`.
-        FileNotFoundError: as :func:`start`.
+        UserError: the folder holds a run with other inputs, or unknown ones; another command uses it; ``overwrite``
+            would delete what a flag names; or as :func:`start`.
     """
+    config = _config(experiment, flags)
     folder, now = Path(flags["output"]), inputs(experiment, flags)
     before, finished = _recorded(folder), (folder / "summary.json").is_file()
-    same, used = before.get("hash") == now["hash"], finished or bool(earlier_run(folder))
+    changes, used = _changes(before, now, config), finished or bool(earlier_run(folder))
+    same = bool(before) and not changes
     idist.barrier()  # each process has looked before one of them writes
     if same and finished:
         print_once(f"{folder}: up to date, skipped")
         return read_summary(folder)
     if used and not same and not overwrite:
-        raise ValueError(
-            f"{folder} holds a run {_difference(before, now)}: do it anew by --overwrite, or give another --output"
-        )
-    if idist.get_rank() == 0:
-        if not same:
-            clear(folder)
-        save_json(now, folder / RECORD)
-    idist.barrier()
+        found = f"with other inputs ({_shortened(changes)})" if before else f"without a readable {RECORD}"
+        raise UserError(f"{folder} holds a run {found}: make it again by --overwrite, or give another --output")
+    if used and not same:
+        keep_inputs(folder, config, folder / "pseudo_labels")
+    with FolderLock(folder):
+        if idist.get_rank() == 0:
+            if not same:
+                clear(folder)
+            save_json(now, folder / RECORD)
+        idist.barrier()
     try:
         start(experiment, {**flags, "resume": same and used})
     except BaseException:
-        if idist.get_rank() == 0 and [path.name for path in folder.iterdir()] == [RECORD]:
+        if idist.get_rank() == 0 and folder.is_dir() and [path.name for path in folder.iterdir()] == [RECORD]:
             shutil.rmtree(folder)  # it was refused before it wrote anything
         raise
     idist.barrier()  # rank 0 writes the summary
@@ -69,62 +73,75 @@ def print_once(text: str) -> None:
 
 
 def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """What the result of an experiment depends on, and the SHA-256 of all of it under ``hash``."""
-    module = load_experiment(experiment)
-    config = make_config(module.Config, flags, getattr(module, "PRESETS", None))
-    files = {name: value for name in FILES if (value := getattr(config, name, ""))}
+    """What the result of an experiment depends on, as ``inputs.json`` records it.
+
+    Raises:
+        MissingFileError: a weights file that a flag names is not there.
+    """
+    config = _config(experiment, flags)
+    files = {name: value for name, value in weights_flags(config).items() if name != "prototypes"}  # made if missing
     for name, path in files.items():
         if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"--{name}={path}: no such file; expected the weights that {experiment} starts from"
-            )
-    content = {
-        "configuration": {n: v for n, v in asdict(config).items() if n not in NOT_INPUTS and n not in files},
+            raise MissingFileError(f"--{name}={path}: no such file; expected the weights that {experiment} starts from")
+    return {
+        "version": VERSION,
+        "configuration": {n: v for n, v in asdict(config).items() if n not in UNCOMPARED_FLAGS and n not in files},
         "files": {name: sha256(path) for name, path in files.items()},
-        "descriptions": {n: sha256(v) for n in ("source", "target") if domains.own_data(v := getattr(config, n))},
-        "images": {
-            "source": _digest(domains.open_data(config, "source", "train", with_labels=True).names),
-            "target": _digest(domains.open_data(config, "target", "train", with_labels=False).names),
-        },
+        "data": Domains(config).fingerprints(),
     }
-    return {**content, "hash": _digest(content)}
 
 
 def clear(folder: Path) -> None:
     """Deletes a run from its folder; the record of its inputs first, so that half of it is never taken for whole."""
-    left = [path for pattern in LEFT for path in folder.glob(pattern)]
-    for path in [folder / RECORD, *left, *earlier_run(folder)]:
+    for path in [folder / RECORD, *all_run_files(folder)]:
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / "pseudo_labels", ignore_errors=True)
 
 
+def _config(experiment: str, flags: dict[str, Any]) -> Any:
+    module = load_experiment(experiment)
+    return make_config(module.Config, flags, getattr(module, "PRESETS", None))
+
+
 def _recorded(folder: Path) -> dict[str, Any]:
-    """What :func:`inputs` gave for the run in ``folder``; empty where no record is there or it is damaged."""
+    """What :func:`inputs` gave for the run in ``folder``; empty where no record is there or it is damaged.
+
+    A record of an earlier version does not know the data as this one does: its data are not compared.
+    """
     try:
         content = json.loads((folder / RECORD).read_text())
     except (FileNotFoundError, ValueError):
         return {}
+    if isinstance(content, dict) and "version" not in content:
+        content = {"version": 0, "data": {}, **content}
     whole = isinstance(content, dict) and all(isinstance(content.get(part), dict) for part in PARTS)
-    return content if whole else {}
+    if not whole or not isinstance(content["version"], int):
+        return {}
+    if content["version"] > VERSION:
+        raise UserError(f"{folder / RECORD}: written by a newer version of proda; use that one, or another --output")
+    return content
 
 
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What has changed, in words."""
+def _changes(before: dict[str, Any], now: dict[str, Any], config: Any) -> list[str]:
+    """What has changed, in words. A flag that the record is too old to know had its default."""
     if not before:
-        return f"of which {RECORD} does not tell the inputs"
-    old, new = before["configuration"], now["configuration"]
+        return []
+    defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
+    old, new = before["configuration"], json.loads(json.dumps(now["configuration"]))
+    files, data = before["files"], before["data"]
     changes = [
-        f"--{name} was {old.get(name)}, is {new.get(name)}"
+        f"--{name} was {was}, is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        if name not in now["files"] and (was := old.get(name, defaults.get(name))) != new.get(name)
     ]
-    for part, words in (("files", "other content of --{}"), ("descriptions", "--{} reads otherwise"), ("images", "{}")):
-        then = before[part]
-        changed = [name for name in then.keys() | now[part].keys() if then.get(name) != now[part].get(name)]
-        changes += [words.format(f"other {name} images" if part == "images" else name) for name in sorted(changed)]
+    changes += [
+        f"other content of --{n}" for n in sorted(files.keys() | now["files"]) if files.get(n) != now["files"].get(n)
+    ]
+    if not data:
+        print_once(f"{RECORD} is of an earlier version: whether the data are the same is not known")
+    return changes + [f"other {name}" for name in sorted(data.keys() & now["data"]) if data[name] != now["data"][name]]
+
+
+def _shortened(changes: list[str]) -> str:
     more = f", and {len(changes) - 3} changes more" if len(changes) > 3 else ""
-    return f"with other inputs ({', '.join(changes[:3])}{more})"
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return ", ".join(changes[:3]) + more

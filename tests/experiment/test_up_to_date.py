@@ -1,6 +1,7 @@
 """Steps: what is skipped, resumed, refused and done anew, with runs that only leave their files."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 
 from proda.experiment import up_to_date as steps
 from proda.experiment.job import read_summary
+from proda.utils import lock
+from proda.utils.errors import UserError
 from proda.utils.files import sha256
 from tests.small_runs import ROOT
 
@@ -87,7 +90,7 @@ def test_what_it_depends_on_is_recorded_before_it_starts(step):
     configuration = step.record["configuration"]
     assert configuration["iterations"] == 7 and configuration["lr"] == 1e-4  # defaults too
     assert not {"output", "weights", "num_workers", "resume"} & configuration.keys()
-    assert step.record["images"]["source"] != step.record["images"]["target"]
+    assert step.record["data"].keys() == {"source images", "target images"} and step.record["version"] == 1
     assert step.started[0]["resume"] is False
 
 
@@ -112,7 +115,8 @@ def test_a_run_cut_short_before_its_first_checkpoint_starts_again(step):
 
 def test_a_changed_flag_is_named_with_both_values(step):
     step.complete()
-    assert f"{step.folder} holds a run with other inputs (--seed was 0, is 3): do it anew by --" in step.refuses(seed=3)
+    expected = f"{step.folder} holds a run with other inputs (--seed was 0, is 3): make it again by --"
+    assert expected in step.refuses(seed=3)
     found = step.refuses(seed=3, lr=0.5, amp="bf16", dropout=0.0, temperature=2.0)
     assert "(--amp was off, is bf16, --dropout was 0.1, is 0.0, --lr was 0.0001, is 0.5, and 2 changes more)" in found
 
@@ -120,14 +124,14 @@ def test_a_changed_flag_is_named_with_both_values(step):
 def test_changed_weights_are_named(step):
     step.complete()
     step.weights.write_bytes(b"another")
-    assert "holds a run with other inputs (other content of --weights): do it anew" in step.refuses()
+    assert "holds a run with other inputs (other content of --weights): make it again" in step.refuses()
 
 
 @pytest.mark.parametrize("domain", ["source", "target"])
 def test_a_changed_list_of_images_is_named(step, domain):
     step.complete()
     step.names[domain] = ["x", "z"]
-    assert f"with other inputs (other {domain} images): do it anew" in step.refuses()
+    assert f"with other inputs (other {domain} images): make it again" in step.refuses()
 
 
 def test_a_changed_description_is_named_and_its_place_does_not_matter(step, tmp_path):
@@ -135,7 +139,7 @@ def test_a_changed_description_is_named_and_its_place_does_not_matter(step, tmp_
     description.write_text(PHOTOS)
     step.complete(target=str(description))
     description.write_text(PHOTOS + "[val]\nimages = 'more'\n")
-    assert "with other inputs (--target reads otherwise): do it anew" in step.refuses(target=str(description))
+    assert "with other inputs (other target description): make it again" in step.refuses(target=str(description))
     description.write_text(PHOTOS)
     step.complete(target=str(description))
     assert len(step.started) == 1
@@ -154,7 +158,7 @@ def test_a_run_by_hand_or_with_a_damaged_record_is_refused(step, record):
     (step.folder / "last.pt").write_text("dear")
     if record is not None:
         (step.folder / "inputs.json").write_text(record)
-    assert "holds a run of which inputs.json does not tell the inputs: do it anew by --overwrite" in step.refuses()
+    assert "holds a run without a readable inputs.json: make it again by --overwrite" in step.refuses()
 
 
 def test_overwrite_does_anew_what_has_changed_and_leaves_nothing_of_the_run_before(step):
@@ -211,7 +215,74 @@ def test_a_flag_that_does_not_exist_is_named_and_nothing_is_written(step):
 
 def test_the_record_has_the_parts_that_a_damaged_one_is_told_by(step):
     step.complete()
-    assert step.record.keys() == {*steps.PARTS, "hash"}
+    assert step.record.keys() == {*steps.PARTS, "version"}
+
+
+def edit(step: Step, **changes: Any) -> None:
+    record = json.loads((step.folder / "inputs.json").read_text()) | changes
+    (step.folder / "inputs.json").write_text(json.dumps(record))
+
+
+def test_a_flag_that_the_record_is_too_old_to_know_had_its_default(step):
+    step.complete()
+    record = json.loads((step.folder / "inputs.json").read_text())
+    del record["configuration"]["temperature"]
+    edit(step, configuration=record["configuration"])
+    step.complete()
+    assert len(step.started) == 1
+    assert "(--temperature was 1.0, is 2.0)" in step.refuses(temperature=2.0)
+
+
+def test_a_flag_that_is_gone_is_named(step):
+    step.complete()
+    edit(step, configuration={**step.record["configuration"], "old": 3})
+    assert "(--old was 3, is None)" in step.refuses()
+
+
+def test_a_record_of_the_version_before_is_good_and_the_data_are_said_to_be_unknown(step, capsys):
+    step.complete()
+    old = {name: step.record[name] for name in ("configuration", "files")}
+    old |= {"descriptions": {}, "images": {"source": "0", "target": "1"}, "hash": "2"}
+    (step.folder / "inputs.json").write_text(json.dumps(old))
+    step.complete()
+    assert len(step.started) == 1
+    assert "inputs.json is of an earlier version: whether the data are the same is not known" in capsys.readouterr().out
+    assert "(--seed was 0, is 3)" in step.refuses(seed=3)
+
+
+def test_data_that_the_record_does_not_know_yet_change_nothing(step):
+    step.complete()
+    edit(step, data={"source images": step.record["data"]["source images"]})
+    step.complete()
+    assert len(step.started) == 1
+
+
+def test_a_record_of_a_newer_version_is_one_line(step):
+    step.complete()
+    edit(step, version=steps.VERSION + 1)
+    assert "inputs.json: written by a newer version of proda" in step.refuses()
+
+
+@pytest.mark.parametrize("flag", ["weights", "prototypes", "pseudo_labels"])
+def test_overwrite_does_not_delete_what_a_flag_names(step, flag):
+    step.complete()
+    mine = step.folder / {"weights": "last.pt", "prototypes": "prototypes.pt", "pseudo_labels": "pseudo_labels"}[flag]
+    if flag != "pseudo_labels":
+        mine.write_text("dear")
+    files = sorted(step.folder.iterdir())
+    with pytest.raises(UserError, match=f"--{flag}=.*: --overwrite would delete it"):
+        step.complete(overwrite=True, seed=3, **{flag: str(mine)})
+    assert sorted(step.folder.iterdir()) == files and len(step.started) == 1
+
+
+def test_nothing_is_deleted_under_a_command_that_uses_the_folder(step):
+    step.complete()
+    owner = {**lock._identity(), "pid": os.getppid(), "started": lock._start_time(os.getppid())}
+    (step.folder / ".lock").write_text(json.dumps(owner))
+    files = sorted(step.folder.iterdir())
+    with pytest.raises(UserError, match=f"is in use by .*process {os.getppid()} on"):
+        step.complete(overwrite=True, seed=3)
+    assert sorted(step.folder.iterdir()) == files and len(step.started) == 1
 
 
 def test_what_is_done_anew_goes_record_first_so_that_half_of_it_is_never_taken_for_whole(step, monkeypatch):

@@ -3,14 +3,17 @@
 import errno
 import logging
 import struct
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
 from proda.handlers import checkpoints as module
-from proda.handlers.checkpoints import checkpoints, damage, resume
+from proda.handlers.checkpoints import Checkpoints, damage, remove_abandoned
+from proda.utils.errors import UserError
 
 
 @pytest.fixture
@@ -21,16 +24,30 @@ def lines(caplog, monkeypatch):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
+class Part:
+    """A handler that remembers ``content``."""
+
+    def __init__(self, **content: Any) -> None:
+        self.content = content
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.content)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.content = dict(state)
+
+
 class Run:
     """An engine that adds 1 to a weight at every iteration, and its checkpoints."""
 
-    def __init__(self, folder, *, every: int = 1, resumed: bool = False) -> None:
+    def __init__(self, folder, *, every: int = 1, resumed: bool = False, **parts: Any) -> None:
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)
         self.engine = Engine(self.step)
-        self.state = {"trainer": self.engine, "student": self.network}
-        self.start = resume(self.state, folder) if resumed else 0
-        checkpoints(self.state, folder, self.engine, every=every)
+        self.engine.state.remembered = {"student": self.network, **parts}
+        self.checkpoints = Checkpoints(folder)
+        self.checkpoints.attach(self.engine, every=every)
+        self.start = self.checkpoints.resume(self.engine) if resumed else 0
 
     def step(self, *_) -> None:
         with torch.no_grad():
@@ -49,19 +66,66 @@ def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def read(folder, iteration: int) -> dict[str, Any]:
+    return torch.load(folder / f"checkpoint_{iteration}.pt", weights_only=True)
+
+
+def edit(path, **changes: Any) -> None:
+    """Changes parts of a checkpoint; None removes them."""
+    content = torch.load(path, weights_only=True) | changes
+    torch.save({name: part for name, part in content.items() if part is not None}, path)
+
+
 def test_the_newest_two_are_kept_and_the_last_iteration_is_saved(tmp_path):
     Run(tmp_path, every=2).to(7)
     assert names(tmp_path) == ["checkpoint_6.pt", "checkpoint_7.pt"]
 
 
-def test_what_handlers_of_the_iteration_have_moved_is_in_it(tmp_path):
-    run = Run.__new__(Run)
-    run.network = nn.Linear(1, 1, bias=False)
-    engine = Engine(lambda *_: None)
-    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: run.network.weight.data.fill_(7.0))
-    checkpoints({"trainer": engine, "student": run.network}, tmp_path, engine, every=1)
-    engine.run([None])
-    assert torch.load(tmp_path / "checkpoint_1.pt", weights_only=True)["student"]["weight"].item() == 7
+def test_it_is_saved_before_the_handlers_that_follow_which_may_be_interrupted(tmp_path):
+    run = Run(tmp_path, every=2)
+
+    @run.engine.on(Events.ITERATION_COMPLETED(every=2))
+    def validate() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.to(3)
+    assert names(tmp_path) == ["checkpoint_2.pt"]
+    assert Run(tmp_path, resumed=True).value == 2
+
+
+def test_the_end_of_training_saves_before_its_last_handlers_and_after_them(tmp_path):
+    scores, found = Part(scores=[]), []
+    run = Run(tmp_path, every=2, scores=scores)
+
+    @run.engine.on(Events.COMPLETED)
+    def validate() -> None:
+        found.append(read(tmp_path, 3)["scores"])
+        scores.content["scores"].append(0.5)
+
+    run.to(3)
+    assert found == [{"scores": []}] and read(tmp_path, 3)["scores"] == {"scores": [0.5]}
+
+
+def test_a_run_that_is_stopped_saves_what_its_last_handlers_have_left(tmp_path):
+    scores = Part(scores=[])
+    run = Run(tmp_path, every=2, scores=scores)
+
+    @run.engine.on(Events.ITERATION_COMPLETED(once=4))
+    def validate_and_stop() -> None:
+        scores.content["scores"].append(0.5)
+        run.engine.terminate(skip_completed=True)
+
+    run.to(7)
+    assert names(tmp_path) == ["checkpoint_2.pt", "checkpoint_4.pt"]
+    assert read(tmp_path, 4)["scores"] == {"scores": [0.5]}
+
+
+def test_a_part_that_is_remembered_after_the_attachment_is_saved(tmp_path):
+    run = Run(tmp_path)
+    run.engine.state.remembered["late"] = Part(n=3)
+    run.to(1)
+    assert read(tmp_path, 1)["late"] == {"n": 3} and read(tmp_path, 1)["format"] == {"version": module.VERSION}
 
 
 def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path, lines):
@@ -129,20 +193,188 @@ def test_numbers_that_are_not_finite_are_never_saved(tmp_path):
     assert Run(tmp_path, resumed=True).value == 3
 
 
-def test_a_new_run_in_the_folder_of_a_longer_one_keeps_its_own_checkpoints(tmp_path, lines):
+def test_only_networks_and_optimisers_need_to_be_finite(tmp_path):
+    run = Run(tmp_path, handler=Part(best=torch.tensor(-torch.inf), worst=torch.nan))
+    run.to(2)
+    assert Run(tmp_path, handler=Part(), resumed=True).engine.state.remembered["handler"].content["best"] == -torch.inf
+
+
+def test_an_optimiser_has_to_be_finite(tmp_path):
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    run = Run(tmp_path, optimizer=optimizer)
+    network(torch.full((1, 1), torch.inf)).sum().backward()
+    run.engine.add_event_handler(Events.ITERATION_STARTED(once=2), lambda: optimizer.step())
+    with pytest.raises(FloatingPointError, match=r"optimizer.state.0.momentum_buffer is not finite"):
+        run.to(3)
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ({"best": np.float64(0.5)}, "mine.best is a numpy.float64"),
+        ({"history": [1.0, np.int64(2)]}, "mine.history.1 is a numpy.int64"),
+        ({np.str_("a"): 1}, r"mine: the key .*'a'.* is a numpy.str_"),
+        ({"x": np.zeros(2)}, "mine.x is a numpy.ndarray"),
+        ({"when": Part()}, r"mine.when is a .*\.Part"),
+        ({"call": lambda: 0}, r"mine.call is a builtins.function"),
+    ],
+)
+def test_what_could_not_be_read_back_is_told_before_training_and_costs_no_checkpoint(tmp_path, content, place):
+    run = Run(tmp_path, mine=Part(n=1))
+    run.to(2)
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    other = Run(tmp_path, mine=Part(), resumed=True)
+    other.engine.state.remembered["mine"].content = content
+    with pytest.raises(UserError, match=place) as error:
+        other.to(3)
+    assert "\n" not in str(error.value) and other.value == 2
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_what_becomes_unreadable_later_is_told_at_the_save_and_costs_no_checkpoint(tmp_path):
+    mine = Part(best=0.5)
+    run = Run(tmp_path, mine=mine)
+    run.engine.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: mine.content.update(best=np.float32(1)))
+    with pytest.raises(UserError, match=r"mine.best is a numpy.float32"):
+        run.to(5)
+    assert names(tmp_path) == ["checkpoint_1.pt", "checkpoint_2.pt"] and Run(tmp_path, resumed=True).start == 2
+
+
+@pytest.mark.parametrize("content", [torch.Size([2]), torch.float16, torch.device("cpu"), (1, [None, b"x"]), {1: True}])
+def test_what_torch_reads_back_may_be_remembered(tmp_path, content):
+    Run(tmp_path, mine=Part(content=content)).to(1)
+    assert Run(tmp_path, mine=Part(), resumed=True).engine.state.remembered["mine"].content == {"content": content}
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("when", ["opened", "read", "loaded"])
+def test_a_failing_disk_ends_the_run_and_is_no_damage(tmp_path, monkeypatch, number, when):
+    Run(tmp_path).to(3)
+
+    def fail(*_, **__):
+        raise OSError(number, "passing trouble")
+
+    target = {"opened": "builtins.open", "read": "zipfile.ZipExtFile.read", "loaded": "torch.load"}[when]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="passing trouble"):
+        patch.setattr(target, fail)
+        Run(tmp_path, resumed=True)
+    assert names(tmp_path) == ["checkpoint_2.pt", "checkpoint_3.pt"] and Run(tmp_path, resumed=True).start == 3
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_run_never_starts_over_beside_checkpoints_that_cannot_be_read(tmp_path, aside):
+    Run(tmp_path).to(3)
+    for path in list(tmp_path.iterdir()):
+        path.write_bytes(path.read_bytes()[:-100])
+        if aside:  # as a run of an earlier version has left them
+            path.rename(f"{path}.damaged")
+    before = names(tmp_path)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"checkpoint_\d\.pt.*: damaged.*no other checkpoint.*--overwrite") as error:
+            Run(tmp_path, resumed=True)
+        assert "\n" not in str(error.value) and names(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("checkpoint_2_keep.pt", "checkpoint_9_best.pt", "checkpoint_x.pt", "checkpoint_09.pt", "checkpoint_9.pt.bak"),
+        *("checkpoint_-9.pt", "checkpoint_٩.pt", "my_checkpoint_9.pt", "checkpoint_.pt"),
+    ],
+)
+def test_a_file_of_the_users_is_no_checkpoint_and_stays(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    Run(tmp_path, resumed=True).to(2)
+    resumed = Run(tmp_path, resumed=True).to(5)
+    assert resumed.start == 2 and resumed.value == 5
+    assert names(tmp_path) == sorted(["checkpoint_4.pt", "checkpoint_5.pt", name])
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_beside_checkpoints_of_another_run_none_begins(tmp_path):
     Run(tmp_path).to(9)
-    again = Run(tmp_path)
-    assert "checkpoints of an earlier run" in lines()[-1]
-    assert names(tmp_path) == ["checkpoint_8.pt", "checkpoint_9.pt"]  # until there is one to go on from
-    again.to(1)
-    assert names(tmp_path) == ["checkpoint_1.pt"]
-    again.to(3)
-    assert names(tmp_path) == ["checkpoint_2.pt", "checkpoint_3.pt"]
+    with pytest.raises(UserError, match=r"holds checkpoint_9.pt of another run: .*--resume.*--overwrite"):
+        Run(tmp_path).to(1)
+    assert names(tmp_path) == ["checkpoint_8.pt", "checkpoint_9.pt"]
 
 
-@pytest.mark.parametrize("other", [{"student": nn.Linear(2, 1, bias=False)}, {"teacher": nn.Linear(1, 1)}])
+@pytest.mark.parametrize(
+    "other", [{"student": nn.Linear(2, 1, bias=False)}, {"teacher": nn.Linear(1, 1)}, {"student": nn.PReLU()}]
+)
 def test_a_checkpoint_of_another_network_or_stage_is_one_line(tmp_path, other):
     Run(tmp_path).to(1)
-    with pytest.raises(ValueError, match=r"checkpoint_1.pt: not a checkpoint of this command .*another --output") as e:
-        resume({"trainer": Engine(lambda *_: None), **other}, tmp_path)
+    with pytest.raises(UserError, match=r"checkpoint_1.pt: not a checkpoint of this command .*another --output") as e:
+        Run(tmp_path, **other, resumed=True)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("content", [[], {"trainer": 3}, {"student": {}}, torch.zeros(2)])
+def test_a_whole_file_that_is_no_checkpoint_is_one_line(tmp_path, content):
+    torch.save(content, tmp_path / "checkpoint_1.pt")
+    with pytest.raises(UserError, match=r"checkpoint_1.pt: not a checkpoint of this command") as error:
+        Run(tmp_path, resumed=True)
+    assert "\n" not in str(error.value)
+
+
+# Versions
+
+
+def test_a_part_and_a_field_that_the_file_does_not_know_take_their_defaults(tmp_path, lines):
+    Run(tmp_path, handler=Part(a=1), old=Part(b=2)).to(1)
+    resumed = Run(tmp_path, handler=Part(a=0, c=[7]), new=Part(d=8), resumed=True)
+    assert resumed.value == 1
+    assert resumed.engine.state.remembered["handler"].content == {"a": 1, "c": [7]}
+    assert resumed.engine.state.remembered["new"].content == {"d": 8}
+    path = tmp_path / "checkpoint_1.pt"
+    assert lines()[:-1] == [
+        f"{path} has no new: it starts from its default",
+        f"{path} holds old, which nothing in this run remembers: left out",
+        f"{path}: handler has no c: default",
+    ]
+
+
+def test_a_value_of_the_trainer_that_the_file_does_not_know_takes_its_default(tmp_path, lines):
+    Run(tmp_path).to(1)
+    run = Run(tmp_path)
+    run.engine.state.alpha = 0.5
+    run.engine.state_dict_user_keys.append("alpha")
+    assert run.checkpoints.resume(run.engine) == 1 and run.engine.state.alpha == 0.5
+    assert "trainer has no alpha: default" in lines()[0]
+
+
+def test_a_checkpoint_without_a_version_is_one_of_an_earlier_release(tmp_path):
+    Run(tmp_path).to(1)
+    edit(tmp_path / "checkpoint_1.pt", format=None)
+    assert Run(tmp_path, resumed=True).to(2).value == 2
+
+
+def test_a_checkpoint_of_a_newer_version_is_one_line(tmp_path):
+    Run(tmp_path).to(1)
+    edit(tmp_path / "checkpoint_1.pt", format={"version": module.VERSION + 1})
+    with pytest.raises(UserError, match=r"checkpoint_1.pt: written by a newer version of proda"):
+        Run(tmp_path, resumed=True)
+
+
+# Models of a branch that is not gone on with
+
+
+def test_models_that_were_kept_after_the_checkpoint_are_deleted_and_named(tmp_path, lines):
+    Run(tmp_path).to(3)
+    kept = {"best.pt": 4, "label_free.pt": 3, "last.pt": 5}
+    for name, iteration in kept.items():
+        torch.save({"model": {"w": torch.zeros(2)}, "iteration": iteration}, tmp_path / name)
+    Run(tmp_path, resumed=True)
+    assert [name for name in names(tmp_path) if name in kept] == ["label_free.pt"]
+    assert [line for line in lines() if "deleted" in line] == [
+        f"{tmp_path / 'best.pt'} is of iteration 4, after the checkpoint to go on from: deleted",
+        f"{tmp_path / 'last.pt'} is of iteration 5, after the checkpoint to go on from: deleted",
+    ]
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, {"model": {}, "iteration": "9"}, [1], None])
+def test_a_model_that_does_not_say_of_which_iteration_it_is_stays(tmp_path, content):
+    path = tmp_path / "best.pt"
+    torch.save(content, path) if content is not None else path.write_text("no model at all")
+    remove_abandoned(tmp_path, 1)
+    assert path.exists()

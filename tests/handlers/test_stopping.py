@@ -1,0 +1,144 @@
+"""Leaving a run before its end."""
+
+import os
+import signal
+
+import ignite.distributed as idist
+import pytest
+import torch.multiprocessing
+from ignite.engine import Engine, Events
+
+from proda.handlers.stopping import Stopped, StopRequests
+
+
+def ask(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+class Training:
+    """A trainer that validates every second iteration; both keep count of what they have seen."""
+
+    def __init__(self, *, batches: int = 5, after: int = 0) -> None:
+        self.trainer, self.evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
+        self.events: list[str] = []
+        self.validated: list[tuple[int, bool]] = []  # batches, and whether it was finished
+        self.stop = StopRequests(self.trainer, after=after)
+        self.stop.attach_to(self.evaluator)
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED(every=2), self.validate, batches)
+        self.trainer.add_event_handler(Events.COMPLETED, self.validate, batches)
+        for event in (Events.TERMINATE, Events.COMPLETED):
+            self.trainer.add_event_handler(event, lambda _, name=event.name: self.events.append(name))
+
+    def validate(self, trainer: Engine, batches: int) -> None:
+        self.evaluator.run(range(batches))
+        self.validated.append((self.evaluator.state.iteration, not self.evaluator.should_terminate))
+
+    def run(self, iterations: int = 10) -> "Training":
+        with self.stop:
+            self.trainer.run(range(4), max_iters=iterations)
+        return self
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_answered_within_a_batch_of_the_validation(number):
+    training = Training()
+    training.evaluator.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: ask(number))
+    with pytest.raises(Stopped) as end:
+        training.run()
+    assert end.value.code == 128 + number
+    assert training.validated == [(3, False)] and training.trainer.state.iteration == 2
+    assert training.events == ["TERMINATE"]
+
+
+def test_a_signal_in_the_last_validation_stops_the_run_too():
+    training = Training()
+
+    @training.trainer.on(Events.ITERATION_COMPLETED(once=3))
+    def ask_in_the_last() -> None:
+        training.evaluator.add_event_handler(Events.ITERATION_STARTED(once=2), lambda: ask())
+
+    with pytest.raises(Stopped) as end:
+        training.run(3)
+    assert end.value.code == 143 and training.validated == [(5, True), (2, False)]
+
+
+def test_without_a_signal_validations_are_whole():
+    assert Training().run(4).validated == [(5, True)] * 3
+
+
+def test_a_validation_without_a_length_runs_to_its_end():
+    training = Training()
+    evaluator = training.evaluator
+
+    @training.trainer.on(Events.ITERATION_COMPLETED(once=1))
+    def validate() -> None:
+        ask()
+        evaluator.run(iter(range(6)))
+
+    with pytest.raises(Stopped):
+        training.run()
+    assert evaluator.state.iteration == 6 and training.trainer.state.iteration == 1
+
+
+EVENTS = [Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_STARTED(once=3), Events.ITERATION_COMPLETED(once=3)]
+
+
+@pytest.mark.parametrize(("event", "ends"), list(zip(EVENTS, [1, 1, 3, 3], strict=True)))
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_handler_that_terminates_ends_the_run_with_the_iteration(event, ends, skip):
+    training = Training()
+    training.trainer.add_event_handler(event, lambda: training.trainer.terminate(skip_completed=skip))
+    training.run()
+    assert training.trainer.state.iteration == ends
+    assert training.events == ["TERMINATE"] + ["COMPLETED"] * (not skip)
+
+
+def test_a_handler_that_terminates_at_the_end_of_an_epoch_ends_the_run_there():
+    training = Training()
+    training.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), lambda: training.trainer.terminate())
+    training.run()
+    assert training.trainer.state.iteration == 8
+
+
+def test_stop_after_and_the_trainer_is_as_before():
+    training = Training(after=3)
+    with pytest.raises(Stopped) as end:
+        training.run()
+    assert end.value.code == 0 and training.trainer.state.iteration == 3
+    assert training.trainer.terminate == Engine.terminate.__get__(training.trainer)
+
+
+def _many(rank: int, folder: str, case: str) -> None:
+    torch.set_num_threads(1)
+    idist.initialize("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    training = Training(batches=5 if rank else 6)  # shares differ by one batch
+    if case == "validation":
+        training.evaluator.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: ask() if rank else None)
+    elif case == "batch that one process alone has":
+        training.evaluator.add_event_handler(Events.ITERATION_STARTED(once=6), lambda: ask())
+    elif case == "terminate":
+        training.trainer.add_event_handler(
+            Events.ITERATION_STARTED(once=3), lambda: training.trainer.terminate() if rank else None
+        )
+    training.trainer.add_event_handler(Events.ITERATION_STARTED, lambda: idist.all_reduce(1))  # as gradients are
+    code = None
+    try:
+        training.run(7)
+    except Stopped as end:
+        code = end.code
+    with open(f"{folder}/{rank}", "w") as file:
+        file.write(f"{training.trainer.state.iteration} {training.validated} {code}")
+    idist.finalize()
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("validation", ["2 [(3, False)] 143"] * 2),
+        ("batch that one process alone has", ["2 [(6, True)] 143", "2 [(5, True)] 143"]),
+        ("terminate", ["3 [(6, True), (6, True)] None", "3 [(5, True), (5, True)] None"]),
+    ],
+)
+def test_two_processes_stop_at_the_same_point(tmp_path, case, expected):
+    torch.multiprocessing.spawn(_many, (str(tmp_path), case), nprocs=2)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == expected
