@@ -50,7 +50,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Network and engines: one iteration of training, and of validation.
     network = initial_network(config, data.classes, job.device)
-    job.open(training.summary_lines(config, data, batches))
+    job.open(training.summary_lines(config, data, batches), data.fingerprints())
     precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
     trainer = supervised_trainer(student, optimizer, precision, config)
     evaluator = segmentation_evaluator(network, precision)

@@ -95,7 +95,7 @@ def run(local_rank: int, config: Config) -> dict:
     store = None if config.online_soft_labels else data.label_store("soft", job.folder / "pseudo_labels", warmup)
     target = data.target_views(full_image=True, strong=True, soft_labels=store)
     batches = data.training_batches(data.source_crops(), target)
-    job.open(training.summary_lines(config, data, batches))
+    job.open(training.summary_lines(config, data, batches), data.fingerprints())
 
     # Networks: student, mean teacher and prototypes all start from the warm-up model.
     precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)

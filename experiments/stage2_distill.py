@@ -83,7 +83,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Networks: the student starts from self-supervised weights (stage 2) or from its teacher (stage 3).
     network = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
-    job.open(training.summary_lines(config, data, batches))
+    job.open(training.summary_lines(config, data, batches), data.fingerprints())
     precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
 
     # Engines: one iteration of training, and of validation. Config has the fields of DistillOptions.

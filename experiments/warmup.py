@@ -65,7 +65,7 @@ def run(local_rank: int, config: Config) -> dict:
     # Networks: the segmentation network, and a discriminator that judges from which domain its predictions are.
     network = initial_network(config, data.classes, job.device)
     critic = Discriminator(len(data.classes.names)).to(job.device)
-    job.open(training.summary_lines(config, data, batches))
+    job.open(training.summary_lines(config, data, batches), data.fingerprints())
     precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
 

@@ -25,7 +25,6 @@ from proda.experiment.config import DataConfig, TrainConfig
 from proda.models.network import SegmentationNetwork
 from proda.streets import write_streets
 from proda.utils.errors import UserError
-from proda.utils.files import sha256
 
 STATISTICS_BATCH = 10  # images in one batch for AdaBN: results depend on it, so no flag for speed sets it
 SOME_IMAGES = 100  # training images that replace validation images where there are none, and those for AdaBN
@@ -142,8 +141,7 @@ class Domains:
         """Whole target training images in order, all or those with the given ``names``, each on one process."""
         images: Dataset = self.labelled_target
         if names is not None:
-            places = {name: place for place, name in enumerate(images.names)}
-            images = Subset(images, [places[name] for name in names])
+            images = Subset(images, self.labelled_target.indices(names))
         return self.whole_images(images)
 
     def validation_batches(self) -> DataLoader:
@@ -194,18 +192,36 @@ class Domains:
                 folder if own_folder else Path(self.config.pseudo_labels),
                 kind,
                 Manifest(
-                    len(self.classes.names), network.origin, self.prediction_settings() | settings, self.target.names
+                    num_classes=len(self.classes.names),
+                    weights=network.origin,
+                    settings=self.prediction_settings() | settings,
+                    images=self.target.names,
+                    fingerprint=self.target.fingerprint(),
+                    class_names=self.classes.names,
                 ),
                 palette=self.classes.colors,
                 overwrite=own_folder and getattr(self.config, "overwrite", False),
                 remedy="remove the folder, or give another --pseudo_labels",
             )
 
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies the data of a run, by name: image and label files, descriptions, and the classes' order."""
+        found = {"classes": ", ".join(self.classes.names)}
+        for name, own in (("source", self.own_source), ("target", self.own_target)):
+            if own is not None:
+                found[f"{name} description"] = own.fingerprint()
+        found["source images"], found["source labels"] = self.source.fingerprint(), self.source.label_fingerprint()
+        found["target images"] = self.target.fingerprint()
+        if isinstance(self.validation, LabelledFiles):
+            found["validation images"] = self.validation.fingerprint()
+            found["validation labels"] = self.validation.label_fingerprint()
+        return found
+
     def made_from(self, network: SegmentationNetwork) -> dict[str, Any]:
         """What the prototypes of ``network`` depend on, besides the number of passes."""
         return {
             "weights": network.origin,
-            "images": self.target.names,
+            "images": self.target.fingerprint(),
             "classes": self.classes.names,
             **self.prediction_settings(),
         }
@@ -213,8 +229,7 @@ class Domains:
     def prediction_settings(self) -> dict[str, Any]:
         """What predictions on the target's training images depend on, besides the weights and the images."""
         own = self.own_target
-        described = {"description": sha256(own.path), "size": own.size} if own else {}
-        return {"amp": self.config.amp, **described}
+        return {"amp": self.config.amp, "size": own.size if own else None}
 
 
 def data_root(config: DataConfig) -> Path:

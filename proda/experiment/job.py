@@ -58,7 +58,7 @@ class Job:
         if getattr(config, "overwrite", False):
             keep_inputs(self.folder, config)
 
-    def open(self, lines: dict[str, Any] | None = None, *, data: Mapping[str, str] | None = None) -> None:
+    def open(self, lines: dict[str, Any] | None = None, data: Mapping[str, str] | None = None) -> None:
         """Takes the folder, writes ``train.log`` and ``config.json``, and prints the start-up summary.
 
         Args:

@@ -7,6 +7,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from proda.data.loaders import TrainingBatches
+from proda.engines.events import remember
 from proda.experiment.config import TrainConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
@@ -61,6 +62,7 @@ def run(
         UserError: the checkpoint to resume is of another experiment, or of epochs of another length.
     """
     config, state = job.config, trainer.state
+    remember(trainer, stopwatch=job.stopwatch)
     start = checkpoints.resume(trainer) if config.resume else 0
     if state.epoch_length not in (None, batches.epoch_length):
         raise UserError(
@@ -75,7 +77,8 @@ def run(
     trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "max_iters", batches.iterations))
     try:
         if start < batches.iterations:
-            with StopRequests(trainer, after=config.stop_after):
+            with StopRequests(trainer, after=config.stop_after) as stop:
+                stop.attach_to(validation.evaluator)
                 trainer.run(batches.loader(start), max_epochs=epochs, epoch_length=batches.epoch_length)
         else:
             trainer.fire_event(Events.COMPLETED)

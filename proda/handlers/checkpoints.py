@@ -17,6 +17,7 @@ from ignite.handlers.checkpoint import BaseSaveHandler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from proda.engines.events import ProdaEvents
 from proda.utils.errors import UserError
 from proda.utils.files import save_tensors
 from proda.utils.run_files import MODELS, checkpoint_files
@@ -45,7 +46,8 @@ class Checkpoints:
         """Saves every ``every`` iterations, at the end, and where the run is stopped.
 
         Attach it before validation, which may take long: what it is interrupted in is saved then. The end of training
-        saves twice, before the last validation and after it.
+        saves twice, before the last validation and after it, and so does an iteration that is validated: what a
+        resumed run need not repeat is then in the checkpoint.
 
         Raises (when training starts, and at a save):
             UserError: a part's state cannot be read back, or the folder holds checkpoints of another run.
@@ -64,15 +66,22 @@ class Checkpoints:
             self.writer.trained = [name for name, part in parts.items() if isinstance(part, TRAINED)]
             self.saved = trainer.state.iteration
             handler(trainer)
+            trainer.state.checkpoint_iterations = list(self.writer.own)
 
         def save_unless_done(trainer: Engine) -> None:
             if trainer.state.iteration != self.saved:
                 save(trainer)
 
+        def save_again(trainer: Engine) -> None:
+            if trainer.state.iteration == self.saved:
+                save(trainer)
+
         def start(trainer: Engine) -> None:
             self._check(trainer)
             if not trainer.has_event_handler(save, Events.COMPLETED):
-                trainer.add_event_handler(Events.COMPLETED, save)  # after the handlers that were attached meanwhile
+                # Now, to run after the handlers that were attached meanwhile.
+                trainer.add_event_handler(Events.COMPLETED, save)
+                trainer.add_event_handler(ProdaEvents.VALIDATED, save_again)
 
         def save_if_stopped(trainer: Engine) -> None:
             if trainer.should_terminate == "skip_completed":  # else COMPLETED comes next, and saves

@@ -47,6 +47,8 @@ class Validation:
         if self.results and self.results[-1]["iteration"] == iteration:
             return  # the end of training falls on a regular validation
         self.evaluator.run(self.batches)
+        if self.evaluator.should_terminate:
+            return  # stopped within the validation, which the resumed run repeats
         metrics = self.evaluator.state.metrics
         if math.isnan(metrics["label_free"]):
             raise FloatingPointError(
