@@ -27,7 +27,7 @@ from proda.experiment.config import TrainConfig, make_config
 from proda.experiment.job import read_summary
 from proda.experiment.launch import main
 from proda.utils.errors import UserError
-from tests.data.test_benchmarks import write_16_bit_png, write_png
+from tests.data.test_image_files import write_16_bit_png, write_png
 
 ROOT = Path(__file__).parents[2]
 RED, BLUE = (200, 10, 10), (10, 10, 200)
