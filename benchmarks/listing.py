@@ -85,7 +85,7 @@ def main() -> None:
         for name in ("nothing", *DATA):
             for flags in ([], ["--fingerprint"])[: 1 if name == "nothing" else 2]:
                 command = [sys.executable, __file__, f"--open={name}", f"--root={folder}", *flags]
-                seconds = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                seconds = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
                 calls = system_calls(command) if shutil.which("strace") else 0
                 base = calls if base is None else base
                 row = f"{name + (' with fingerprint' if flags else ''):<32} | {seconds:11.2f}"

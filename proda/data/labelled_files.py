@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from proda.data.image_files import read_ids, read_image, warn_once
 from proda.data.labels import UNKNOWN
+from proda.method import IGNORE
 from proda.utils.errors import MissingFileError, UserError
 
 HASHED_FILES = 16  # whose content a fingerprint covers
@@ -44,7 +45,8 @@ class LabelledFiles(Dataset[Example]):
         size: (width, height) that every image (bilinear) and label map (nearest) is resized to.
         skip: names of images to leave out.
         labelled_only: leaves out the images without a label map.
-        optional_labels: a label map that cannot be used costs a warning and the labels of its image, not the run.
+        optional_labels: label maps serve a report only. Where one is missing or cannot be used, which is told in a
+            warning, all pixels of its image are ``IGNORE``; there are no labels at all if no image has a label map.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class LabelledFiles(Dataset[Example]):
             )
         self.images = [images[i] for i in kept]
         self.label_files = None if labels is None else [labels[i] for i in kept]
+        if optional_labels and self.label_files and not any(self.label_files):
+            self.label_files = None
         self.names = [names[i] for i in kept]
         self.table = table
         self.num_classes = num_classes
@@ -96,10 +100,12 @@ class LabelledFiles(Dataset[Example]):
             image = image.resize(self.size, Image.Resampling.BILINEAR)
             if labels is not None:
                 labels = np.array(Image.fromarray(labels).resize(self.size, Image.Resampling.NEAREST))
+        if labels is None and self.optional_labels and self.label_files:  # images of one batch have the same keys
+            labels = np.full((image.height, image.width), IGNORE, np.uint8)
         return Example(image, labels, name)
 
     def read_unscaled(self, index: int) -> Example:
-        """The example in the size that its image file has."""
+        """The example in the size that its image file has; no labels where these are optional and cannot be used."""
         image = read_image(self.images[index])
         return Example(image, self._read_labels(index, image.size), self.names[index])
 

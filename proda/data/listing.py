@@ -54,8 +54,6 @@ def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXE
         UserError: a folder cannot be listed, or two files have one key.
     """
     files = FoundFiles()
-    if "\0" in place:
-        raise UserError(f"{place!r}: expected a folder or a pattern of files")
     parts = Path(os.path.expanduser(place)).parts  # without ./ and //
     fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
     base, pattern = _existing(root, parts[:fixed]), list(parts[fixed:])
@@ -96,7 +94,7 @@ def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str,
     while waiting:
         folder, real, inside = waiting.pop()  # inside: this folder and those that it was reached by, links resolved
         level = folder.count("/")
-        for entry, is_folder in _entries(os.path.join(base, folder)):
+        for entry, is_folder in _entries(os.path.join(base, folder[:-1]) if folder else base):
             hidden = entry.name.startswith(".")
             if is_folder:
                 if hidden or not may_hold(level, entry.name):
@@ -137,23 +135,20 @@ def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], bool | None]]:
 def _matcher(pattern: list[str]) -> Callable[[str], str | None]:
     """A function from the path of a file to its key; None if it does not match the pattern."""
     *folders, last = pattern
-    # The star of "name.*" stands for the suffix, or for a part of the name: frame.0001.png.
-    stems, suffix = [last], ""
-    if last.endswith(".*"):
-        stems = [last[:-2], last]
-    elif not last.endswith("*"):
-        stem, dot, suffix = last.rpartition(".")
-        stems, suffix = [stem], dot + suffix
     before = "".join("**/" if part == "**" else f"{part}/" for part in folders)
-    expressions = [re.compile(_regular(before + stem)) for stem in stems]
-    of_suffix = re.compile(_regular(suffix, "[^/]*") if suffix else ".*", re.IGNORECASE)
+    stem, dot, suffix = last.rpartition(".")
+    alternatives = [(stem, dot + suffix)] if dot else []
+    if last.endswith("*"):  # it stands for any suffix too
+        alternatives.append((last, ".*"))
+    expressions = [
+        (re.compile(_regular(before + stem)), re.compile(_regular(suffix, "[^/]*"), re.IGNORECASE))
+        for stem, suffix in alternatives
+    ]
 
     def match(path: str) -> str | None:
-        stem, ending = os.path.splitext(path)
-        if not of_suffix.fullmatch(ending):
-            return None
-        for expression in expressions:
-            if found := expression.fullmatch(stem):
+        stem, suffix = os.path.splitext(path)
+        for of_stem, of_suffix in expressions:
+            if of_suffix.fullmatch(suffix) and (found := of_stem.fullmatch(stem)):
                 key = "/".join(group.strip("/") for group in found.groups() if group)
                 return key or os.path.basename(stem)
         return None

@@ -119,7 +119,7 @@ def read_description(path: str | Path) -> Description:
     size = content.get("size")
     two = _is_list(size, int) and len(size) == 2 and min(size) > 0
     if size is not None and not (two and size[0] * size[1] <= MAX_PIXELS):
-        raise UserError(f"{path}: size = {size}: expected [width, height] in pixels")
+        raise UserError(f"{path}: size = {size}: expected [width, height] in pixels, at most {MAX_PIXELS:,} in all")
     return Description(path, splits, _label_space(path, content), tuple(size) if size else None)
 
 
@@ -132,7 +132,8 @@ def _split(path: Path, split: str, table: Any) -> dict[str, list[str]]:
     places = {}
     for key, value in table.items():
         places[key] = [value] if isinstance(value, str) else value
-        if not _is_list(places[key], str) or not places[key]:
+        named = _is_list(places[key], str) and all(place and "\0" not in place for place in places[key])
+        if not named or not places[key]:
             raise UserError(f"{path}: [{split}] {key} = {value!r}: expected a folder, a pattern, or a list of them")
     return places
 

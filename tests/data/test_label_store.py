@@ -1,11 +1,16 @@
 """The pseudo-label store: closed forms, limits of quantisation, kills, stale folders, several processes."""
 
 import json
+import logging
 import multiprocessing
 import os
 import pickle
 import signal
+import struct
 import time
+import tracemalloc
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +19,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from proda.data.image_files import warn_once
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, check_threshold, open_store, read_manifest
 from proda.method.pseudo_labels import confident_labels
+from proda.utils.errors import UserError
+from tests.data.test_image_files import write_png
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "pseudo_labels.npz"
-MANIFEST = Manifest(num_classes=3, weights="ab" * 32, settings={"flip": False, "size": (8, 16)}, images=["a", "b"])
+MANIFEST = Manifest(
+    num_classes=3,
+    weights="ab" * 32,
+    settings={"flip": False, "size": (8, 16)},
+    images=["a", "b"],
+    fingerprint="12" * 32,
+    class_names=["road", "building", "sky"],
+)
 
 
 def street_like(K: int = 19, h: int = 65, w: int = 129, *, fine: float = 0.15) -> torch.Tensor:
@@ -319,7 +334,18 @@ def test_hard_labels_without_confidence_are_missing(tmp_path):
             {"settings": {**MANIFEST.settings, "description": "ef" * 32}},
             "found None, expected SHA-256 efefefefefef;",
         ),
-        ("soft", {"num_classes": 4}, "num_classes: found 3, expected 4"),
+        ("soft", {"num_classes": 4, "class_names": ()}, "num_classes: found 3, expected 4"),
+        (
+            "soft",
+            {"class_names": ["building", "road", "sky"]},
+            "class names: found 3, expected 3, first difference 'road' and 'building'",
+        ),
+        (
+            "soft",
+            {"fingerprint": "34" * 32},
+            r"image files: found others under the same names \(SHA-256 121212121212, 343434343434\)",
+        ),
+        ("soft", {"images": ["a", "c"], "fingerprint": ""}, "images: found 2, expected 2"),
         ("soft", {"images": ["a", "c"]}, "images: found 2, expected 2, first difference 'b' and 'c'"),
         ("soft", {"images": ["a", "b", "c"]}, "images: found 2, expected 3"),
         ("hard", {}, "kind: found 'soft', expected 'hard'"),
@@ -487,3 +513,72 @@ def test_the_manifest_is_plain_json(tmp_path):
     open_store(tmp_path, "hard", MANIFEST)
     content = json.loads((tmp_path / "manifest.json").read_text())
     assert content["kind"] == "hard" and content["settings"] == {"flip": False, "size": [8, 16]}
+    assert content["format"] == 2 and content["class_names"] == ["road", "building", "sky"]
+
+
+def of_format_1(folder: Path, **change) -> None:
+    """Makes the manifest one that an older version wrote."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text()) | {"format": 1} | change
+    path.write_text(json.dumps({k: v for k, v in content.items() if k not in ("fingerprint", "class_names")}))
+
+
+def test_labels_of_an_older_version_are_used_with_a_warning_and_compared_by_what_is_there(tmp_path, caplog):
+    open_store(tmp_path, "soft", MANIFEST).write("a", one_hot())
+    of_format_1(tmp_path)
+    logging.getLogger("proda").propagate = True
+    warn_once.cache_clear()
+    for _ in range(2):
+        assert open_store(tmp_path, "soft", MANIFEST).missing(["a", "b"]) == ["b"]
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/manifest.json: an older version wrote it, without fingerprint or class_names; the rest agrees"
+    ]
+    manifest = read_manifest(tmp_path, "soft")
+    assert (manifest.fingerprint, list(manifest.class_names)) == ("", [])
+    of_format_1(tmp_path, weights="cd" * 32)
+    with pytest.raises(UserError, match="weights: found SHA-256 cdcdcdcdcdcd, expected abababababab"):
+        open_store(tmp_path, "soft", MANIFEST)
+    of_format_1(tmp_path, format=3)
+    with pytest.raises(UserError, match="format: found 3, expected 2"):
+        open_store(tmp_path, "soft", MANIFEST)
+
+
+def test_names_that_only_look_alike_are_told_apart(tmp_path):
+    open_store(tmp_path, "soft", replace(MANIFEST, images=["a", "\u00fc"]))
+    with pytest.raises(UserError, match=r"first difference '\\xfc' and 'u\\u0308'"):
+        open_store(tmp_path, "soft", replace(MANIFEST, images=["a", "u\u0308"]))
+
+
+def test_class_names_that_are_not_as_many_as_classes_are_a_mistake(tmp_path):
+    with pytest.raises(ValueError, match="2 class names for 3 classes"):
+        open_store(tmp_path, "soft", replace(MANIFEST, class_names=["road", "sky"]))
+
+
+def soft_file(folder: Path, K: int, h: int, w: int, content: bytes) -> SoftLabelStore:
+    """A soft-label file that says K, h, w and holds ``content``, with a checksum that agrees."""
+    data = struct.pack("<8s3I", b"ProDAsl1", K, h, w) + zlib.compress(content, 9)
+    (folder / "probabilities").mkdir(exist_ok=True)
+    (folder / "probabilities/a.probs").write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
+    return SoftLabelStore(folder, K)
+
+
+def test_soft_labels_are_decompressed_to_their_length_and_no_further(tmp_path):
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a\.probs: damaged or truncated \(expected 40 bytes of codes\)"):
+        soft_file(tmp_path, 2, 4, 4, bytes(200_000_000)).read("a")  # 200 KB on disk
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250_000_000  # the 200 MB that this test makes; decompressed they would come on top
+    with pytest.raises(UserError, match="expected 40 bytes of codes"):
+        soft_file(tmp_path, 2, 4, 4, bytes(39)).read("a")
+    assert soft_file(tmp_path, 2, 4, 4, bytes(40)).read("a").shape == (2, 4, 4)
+    with pytest.raises(UserError, match="it claims to be 100000x100000"):
+        soft_file(tmp_path, 2, 100_000, 100_000, bytes(40)).read("a")
+
+
+def test_a_hard_label_of_400_million_pixels_is_refused(tmp_path):
+    store = HardLabelStore(tmp_path)
+    (tmp_path / "labels").mkdir()
+    write_png(tmp_path / "labels/a.png", 20_000, 20_000, 8, 0, b"")
+    with pytest.raises(UserError, match=r"labels/a\.png: damaged or truncated"):
+        store.read("a")

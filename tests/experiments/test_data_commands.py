@@ -7,6 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from proda.data.benchmarks import open_dataset
+from proda.data.check import spot_check
+from proda.data.labelled_files import read_skip_list
 from proda.experiment import domains
 from proda.experiment.config import make_config
 from proda.experiment.job import read_summary
@@ -49,6 +52,20 @@ def test_what_would_break_a_run_is_named_and_gives_exit_status_1(inputs, tmp_pat
     assert f"PROBLEM {second}: unknown label id 99" in out  # those that are there are looked at all the same
     val = read_summary(tmp_path / "check")["val"]
     assert val["images"] == 2 and val["sizes"] == {"96x48": 1} and len(val["problems"]) == 2
+    bad = tmp_path / "check/bad_files.txt"
+    assert read_skip_list(bad, "source") == {"00003"} and read_skip_list(bad, "train") == set()
+    assert read_skip_list(bad, "val") == {file.name.removesuffix("_gtFine_labelIds.png") for file in (first, second)}
+    rest = open_dataset("gta5", data, num_classes=13, skip=read_skip_list(bad, "source"))
+    assert len(rest) == 7 and len(spot_check(rest)) == 1
+
+
+def test_a_bad_label_map_of_a_training_photograph_breaks_no_run(inputs, tmp_path, capsys):
+    data = shutil.copytree(inputs[0], tmp_path / "data")
+    bad = next(data.glob("cityscapes/gtFine/train/*/*_labelIds.png"))
+    bad.write_bytes(b"")
+    assert command("check_data", data, tmp_path / "check", "--parts=train", *VIEWS) == 0
+    assert f"going on without these labels: {bad}: not a complete label map" in capsys.readouterr().out
+    assert read_summary(tmp_path / "check")["train"]["labelled"] == 7
 
 
 def test_training_labels_of_the_target_may_be_missing_since_nobody_needs_them(inputs, tmp_path):

@@ -15,7 +15,7 @@ from proda.data.samples import image_tensor
 from proda.method import IGNORE
 from proda.method.pseudo_labels import confident_labels
 from proda.method.views import WeakView
-from tests.data.test_benchmarks import write_16_bit_png
+from tests.data.test_image_files import write_16_bit_png
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "labels.json").read_text())
 CITYSCAPES, GTA, SYNTHIA = GOLDEN["cityscapes"], GOLDEN["gta5"], GOLDEN["synthia"]
