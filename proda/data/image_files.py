@@ -40,6 +40,7 @@ _UPRIGHT = {  # EXIF orientation -> what brings the image upright
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_TURNED = [_UPRIGHT[number] for number in (5, 6, 7, 8)]  # width and height change places
 
 # Bit depth and colour type in the header of a PNG.
 _RGB_8_BIT, _16_BIT, _FEW_BITS_OF_GREY = b"\x08\x02", b"\x10", (b"\x01\x00", b"\x02\x00", b"\x04\x00")
@@ -69,6 +70,17 @@ def read_image(path: Path) -> Image.Image:
         raise
     except _UNREADABLE as error:
         raise UserError(f"{path}: not a complete image ({_brief(error)})") from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an upright image, from its header; UserError if it is no image."""
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            turned = _upright(image) in _TURNED
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: not an image ({_brief(error)})") from None
+    return (height, width) if turned else (width, height)
 
 
 def read_ids(path: Path) -> Image.Image:
