@@ -67,5 +67,6 @@ def named_files(config: Config, data: Domains) -> LabelledFiles:
     names = [path.stem for path in files.values()]
     if len(set(names)) < len(names):  # folders with equal file names
         names = [key.replace("/", "-") for key in files]
-    classes = data.classes
-    return LabelledFiles(list(files.values()), None, names, table=classes.table, num_classes=len(classes.names))
+    size = data.own_target.size if data.own_target else None  # as the network was trained
+    options = {"table": data.classes.table, "num_classes": len(data.classes.names), "size": size}
+    return LabelledFiles(list(files.values()), None, names, **options)

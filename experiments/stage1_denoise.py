@@ -68,7 +68,7 @@ RELEASED = {
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "gta5_released": RELEASED,
+    "gta5_released": {**RELEASED, "gta5_size_as_released": True},
     "synthia_released": {**RELEASED, "source": "synthia", "mrkld_weight": 0.0},
     "streets": {
         **STREETS_ADAPT,

@@ -54,7 +54,7 @@ RELEASED = {
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "gta5_released": RELEASED,
+    "gta5_released": {**RELEASED, "gta5_size_as_released": True},
     "synthia_released": {**RELEASED, "source": "synthia"},
     "streets": {
         **STREETS_ADAPT,

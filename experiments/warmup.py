@@ -41,7 +41,7 @@ RELEASED = {"repeat_backbone_parameters": True, "schedule_iterations": 90_000}
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "gta5_released": RELEASED,
+    "gta5_released": {**RELEASED, "gta5_size_as_released": True},
     "synthia_released": {**RELEASED, "source": "synthia"},
     "streets": {
         **STREETS_ADAPT,

@@ -25,6 +25,7 @@ class Example(NamedTuple):
     image: Image.Image  # RGB
     labels: np.ndarray | None  # uint8 [H, W] train ids of the image's own size
     name: str  # unique in its data set, and safe as the stem of a file
+    file_size: tuple[int, int]  # width and height of the image file
 
 
 class LabelledFiles(Dataset[Example]):
@@ -95,19 +96,19 @@ class LabelledFiles(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         """Reads one example; UserError or MissingFileError naming the file if that cannot be done."""
-        image, labels, name = self.read_unscaled(index)
+        image, labels, name, file_size = self.read_unscaled(index)
         if self.size and image.size != self.size:
             image = image.resize(self.size, Image.Resampling.BILINEAR)
             if labels is not None:
                 labels = np.array(Image.fromarray(labels).resize(self.size, Image.Resampling.NEAREST))
         if labels is None and self.optional_labels and self.label_files:  # images of one batch have the same keys
             labels = np.full((image.height, image.width), IGNORE, np.uint8)
-        return Example(image, labels, name)
+        return Example(image, labels, name, file_size)
 
     def read_unscaled(self, index: int) -> Example:
         """The example in the size that its image file has; no labels where these are optional and cannot be used."""
         image = read_image(self.images[index])
-        return Example(image, self._read_labels(index, image.size), self.names[index])
+        return Example(image, self._read_labels(index, image.size), self.names[index], image.size)
 
     def indices(self, names: Iterable[str]) -> list[int]:
         """Where the images of these names are; KeyError for a name that none has."""

@@ -48,7 +48,7 @@ class SourceTraining(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, sample: SampleIndex) -> dict[str, Any]:
-        image, labels, name = self.dataset[sample.index]
+        image, labels, name, _ = self.dataset[sample.index]
         if labels is None:
             raise UserError(f"source example {name} has no label map; training on it needs one")
         view = draw_weak_view(sample.generator(), (image.height, image.width), **self.view_settings)
@@ -102,7 +102,7 @@ class TargetTraining(Dataset):
 
     def __getitem__(self, sample: SampleIndex) -> dict[str, Any]:
         rng = sample.generator()
-        image, _, name = self.dataset[sample.index]
+        image, _, name, _ = self.dataset[sample.index]
         view = draw_weak_view(rng, (image.height, image.width), **self.view_settings)
         weak = weak_view_of_image(image, view)
         item: dict[str, Any] = {"image": image_tensor(weak), "name": name, "weak_view": view}
@@ -128,7 +128,10 @@ class TargetTraining(Dataset):
 
 
 class EvaluationSamples(Dataset):
-    """Whole images as they are: ``image`` uint8 [3, H, W], ``name`` str and, if it has any, ``labels`` uint8 [H, W]."""
+    """Whole images: ``image`` uint8 [3, H, W], ``name`` str and, if it has any, ``labels`` uint8 [H, W].
+
+    ``file_size`` int64 [2] is the height and width of the image file, which a description's ``size`` may change.
+    """
 
     def __init__(self, dataset: Dataset[Example]) -> None:
         self.dataset = dataset
@@ -137,8 +140,8 @@ class EvaluationSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, labels, name = self.dataset[index]
-        item = {"image": image_tensor(image), "name": name}
+        image, labels, name, file_size = self.dataset[index]
+        item = {"image": image_tensor(image), "name": name, "file_size": torch.tensor(file_size[::-1])}
         return item if labels is None else {**item, "labels": torch.from_numpy(labels)}
 
 

@@ -57,6 +57,9 @@ class DataConfig(RunConfig):
     num_classes: NonNegativeInt = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, all of a description file
     backbone: Literal["resnet101", "resnet50", "tiny"] = "resnet101"  # of the segmentation network
     val_batch_size: PositiveInt = 1  # images in one evaluation step of one process
+    skip_bad: PathText = ""  # list of images to leave out, such as the bad_files.txt that check_data writes
+    labelled_only: bool = False  # leave out source images without a label map
+    gta5_size_as_released: bool = False  # resize every image and label map of GTA5 to 1914 x 1052
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from proda.data.augment import draw_weak_view
-from proda.data.benchmarks import open_dataset
+from proda.data.benchmarks import GTA5_RELEASED_SIZE, open_dataset
 from proda.data.check import spot_check
+from proda.data.image_files import image_size
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, open_store
-from proda.data.labelled_files import LabelledFiles
+from proda.data.labelled_files import LabelledFiles, read_skip_list
 from proda.data.labels import LabelSpace, benchmark_labels
 from proda.data.loaders import SAME_SIZE_NEEDED, TrainingBatches, evaluation_loader
 from proda.data.own_data import Description, read_description
@@ -56,12 +57,8 @@ class Domains:
 
     @cached_property
     def labelled_target(self) -> LabelledFiles:
-        """The target's training images, with ground truth where its files exist: only to score pseudo labels, and
-        for the oracle."""
-        try:
-            dataset = self.open("target", "train", with_labels=True)
-        except FileNotFoundError:
-            dataset = self.open("target", "train", with_labels=False)
+        """The target's training images, with ground truth where its files exist: only to score pseudo labels."""
+        dataset = self.open("target", "train", with_labels=True, optional_labels=True)
         spot_check(dataset)
         return dataset
 
@@ -90,14 +87,21 @@ class Domains:
         spot_check(dataset)
         return dataset
 
-    def open(self, domain: str, split: str, *, with_labels: bool) -> LabelledFiles:
-        """Lists a split of ``domain``, "source" or "target"; no file is read."""
-        own = self.own_source if domain == "source" else self.own_target
+    def open(self, domain: str, split: str, *, with_labels: bool, **options: Any) -> LabelledFiles:
+        """Lists a split of ``domain``, "source" or "target"; no file is read. ``options``: of ``LabelledFiles``."""
+        config, is_source = self.config, domain == "source"
+        own = self.own_source if is_source else self.own_target
+        options["labelled_only"] = is_source and config.labelled_only
+        if config.skip_bad:
+            options["skip"] = read_skip_list(config.skip_bad, "source" if is_source else split)
         if own is not None:
-            space = own.space if domain == "source" else self.classes
-            return own.open(split, space, with_labels=with_labels)
-        name, count = getattr(self.config, domain), len(self.classes.names)
-        return open_dataset(name, self.root, split, num_classes=count, with_labels=with_labels)
+            space = own.space if is_source else self.classes
+            return own.open(split, space, with_labels=with_labels, **options)
+        name = config.source if is_source else config.target
+        if name == "gta5" and config.gta5_size_as_released:
+            options["size"] = GTA5_RELEASED_SIZE
+        count = len(self.classes.names)
+        return open_dataset(name, self.root, split, num_classes=count, with_labels=with_labels, **options)
 
     # Samples and batches
 
@@ -114,11 +118,9 @@ class Domains:
 
     def target_views(self, **parts: Any) -> Dataset:
         """Unlabelled views of the target; ``parts`` as ``TargetTraining`` takes them."""
-        sizes = spot_check(self.target)
-        self.check_views(sizes)
-        if parts.get("full_image") and len(sizes) > 1 and self.config.batch_size > idist.get_world_size():
-            found = " and ".join(f"{width}x{height}" for height, width in sizes)
-            raise UserError(f"{self.config.target}: training images of {found}; {SAME_SIZE_NEEDED}")
+        self.check_views(spot_check(self.target))
+        if parts.get("full_image") and self.config.batch_size > idist.get_world_size():
+            self._check_same_size()
         return TargetTraining(self.target, **self._views(), **parts)
 
     def training_batches(self, source: Dataset, target: Dataset | None) -> TrainingBatches:
@@ -167,6 +169,15 @@ class Domains:
         """UserError if images of these sizes (height, width) are too small for the views."""
         for size in sizes:
             draw_weak_view(np.random.default_rng(0), size, **self._views())
+
+    def _check_same_size(self) -> None:
+        """UserError if whole target training images differ in size, by the headers of all files."""
+        if self.target.size is not None:
+            return  # all are resized
+        sizes = {image_size(path): path for path in self.target.images}
+        if len(sizes) > 1:
+            found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in list(sizes.items())[:2])
+            raise UserError(f"{self.config.target}: training images of {found}; {SAME_SIZE_NEEDED}")
 
     def _views(self) -> dict[str, int]:
         config = self.config

@@ -7,6 +7,7 @@ from ignite.engine import Engine, Events
 from PIL import Image
 
 from proda.data.labels import colorize
+from proda.engines.optimization import resize
 from proda.utils.files import inside, replacing
 from proda.visualization import image_picture
 
@@ -14,7 +15,8 @@ from proda.visualization import image_picture
 class SavePredictions:
     """Writes the arg-max of every image that an evaluator sees to ``FOLDER/NAME + suffix``, a PNG of one channel.
 
-    Reads ``engine.state.output["probabilities"]`` [B, K, H, W] and ``engine.state.batch["name"]``.
+    The map has the size of the image file, whatever size the network saw. Reads
+    ``engine.state.output["probabilities"]`` [B, K, H, W] and ``name`` and ``file_size`` of ``engine.state.batch``.
 
     Args:
         ids: uint8 [K], the value to write for each class; the class's number without.
@@ -31,8 +33,9 @@ class SavePredictions:
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        labels = engine.state.output["probabilities"].argmax(1).byte().cpu().numpy()
-        for name, values in zip(engine.state.batch["name"], labels, strict=True):
+        batch, probabilities = engine.state.batch, engine.state.output["probabilities"]
+        for name, size, scores in zip(batch["name"], batch["file_size"].tolist(), probabilities, strict=True):
+            values = resize(scores[None], tuple(size))[0].argmax(0).byte().cpu().numpy()
             picture = Image.fromarray(values if self.ids is None else self.ids[values])
             if self.colors is not None:
                 # all 256 of them, or Pillow packs several pixels to a byte

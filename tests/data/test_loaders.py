@@ -29,7 +29,8 @@ class Scenes(Dataset):
         y, x = np.mgrid[:height, :width]
         pixels = np.stack([x * 255 // (width - 1), y * 255 // (height - 1), x * 0 + index], 2).astype(np.uint8)
         labels = (2 * (y >= height // 2) + (x >= width // 2)).astype(np.uint8)
-        return Example(Image.fromarray(pixels), labels if self.labelled else None, f"scene_{index}")
+        image = Image.fromarray(pixels)
+        return Example(image, labels if self.labelled else None, f"scene_{index}", image.size)
 
 
 class SoftStore:
