@@ -15,6 +15,7 @@ from typing import Literal
 import ignite.distributed as idist
 
 from proda.experiment.config import DataConfig, make_config
+from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
@@ -30,6 +31,7 @@ STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
 STREETS_STAGES = ("source_only", *STAGES, "oracle")
 PASSED_ON = (
     *("preset", "source", "target", "num_classes", "backbone", "val_batch_size", "seed", "device", "num_workers"),
+    *("skip_bad", "labelled_only", "gta5_size_as_released"),
     *("amp", "deterministic", "data_root", "batch_size", "epochs", "mean_width", "crop_width", "crop_height"),
     "checkpoint_every",
 )
@@ -64,6 +66,7 @@ def run(local_rank: int, config: Config) -> dict:
         check_stage2_init(config)
     if config.init_file and not Path(config.init_file).is_file():
         raise MissingFileError(f"--init_file={config.init_file}: no such file; expected ImageNet weights")
+    check_data(config)
     for number, stage in enumerate(todo, 1):
         print_once(f"\n[{number}/{len(todo)}] {stage}")
         run_if_outdated(experiment_file(stage), flags(config, stage), overwrite=config.overwrite)
@@ -88,6 +91,13 @@ def chosen(config: Config) -> list[str]:
     if ends[0] > ends[1]:
         raise UserError(f"--from_stage={config.from_stage} comes after --until={config.until}: nothing to do")
     return list(stages[ends[0] : ends[1] + 1])
+
+
+def check_data(config: Config) -> None:
+    """UserError if some stage could not train on the data: now, not after the days that the stages before it take."""
+    data = Domains(config)
+    data.training_batches(data.source_crops(), data.target_views(full_image=True))
+    data.validation_batches()
 
 
 def check_stage2_init(config: Config) -> None:

@@ -1,10 +1,10 @@
 """Values that presets of several experiments share."""
 
-# Presets of commands that judge or check: only the source differs, since a released recipe's model is judged as any.
+# Presets of commands that train no network: only the source's data matter to them.
 EVALUATION_PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "gta5_released": {},
+    "gta5_released": {"gta5_size_as_released": True},
     "synthia_released": {"source": "synthia"},
 }
 # Streets, the embedded data, has images of an eighth of Cityscapes' width and height; so are the views.
