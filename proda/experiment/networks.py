@@ -10,8 +10,11 @@ from torch import nn
 
 from proda.experiment.config import DataConfig, TrainConfig
 from proda.experiment.domains import label_space
-from proda.models.deeplab import DeepLab, build_deeplab, freeze_batch_norm, parameter_groups
-from proda.models.weights import load_imagenet, load_into, load_simclr, load_weights
+from proda.models.build import build_network
+from proda.models.deeplab import DeepLab
+from proda.models.network import freeze_batch_norm, parameter_groups
+from proda.models.pretrained import load_imagenet, load_simclr
+from proda.models.weights import load_into, load_weights
 
 
 def initial_network(config: TrainConfig, init: str, init_file: str, *, bn_pretrain: bool = False) -> DeepLab:
@@ -82,4 +85,4 @@ def network_content(config: DataConfig, network: DeepLab, **more: Any) -> dict[s
 
 
 def _build(config: DataConfig, *, bn_pretrain: bool, dropout: float) -> DeepLab:
-    return build_deeplab(config.backbone, len(label_space(config).names), bn_pretrain=bn_pretrain, dropout=dropout)
+    return build_network(config.backbone, len(label_space(config).names), bn_pretrain=bn_pretrain, dropout=dropout)

@@ -4,25 +4,16 @@ State-dict keys and shapes are those of the released network, so that its weight
 """
 
 # B batch, K classes, D features of the head, H W image height and width, h w = H/8 + 1, W/8 + 1 (network stride).
-import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
+from proda.models.network import Segmentation, SegmentationNetwork
+
 CHANNELS_PER_GROUP = 8  # of every GroupNorm: 32 groups at the published 256 channels
 SQUEEZE_RATIO = 16
-
-
-class Segmentation(NamedTuple):
-    """What the network says about a batch, at network stride; the caller upsamples."""
-
-    logits: Tensor  # [B, K, h, w] before softmax
-    features: Tensor  # [B, D, h, w] after the head's dropout, before its last convolution: where prototypes live
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -94,7 +85,7 @@ class Head(nn.Module):
         return Segmentation(classifier(features), features)
 
 
-class DeepLab(nn.Module):
+class DeepLab(SegmentationNetwork):
     """Dilated ResNet and head; takes RGB in 0..1 without mean or deviation, float [B, 3, H, W].
 
     Returns :class:`Segmentation` at 1/8 (or 1/4) of the image, rounded up, plus 1 when the size is a multiple of it.
@@ -124,7 +115,7 @@ class DeepLab(nn.Module):
             raise ValueError(f"stride must be 4 or 8, got {stride}")
         if head_channels < 1 or head_channels % CHANNELS_PER_GROUP:
             raise ValueError(f"head_channels must be a multiple of {CHANNELS_PER_GROUP}, got {head_channels}")
-        self.num_classes, self.blocks, self.width, self.stride = num_classes, tuple(blocks), width, stride
+        self.num_classes, self.num_features, self.head = num_classes, head_channels, "deeplab"
         out_channels = 8 * width * Bottleneck.expansion
 
         self.conv1 = nn.Conv2d(3, width, 7, stride=stride // 4, padding=3, bias=False)
@@ -154,8 +145,10 @@ class DeepLab(nn.Module):
         return self.layer5(x)
 
     def backbone_parts(self) -> tuple[nn.Module, ...]:
-        """Everything that ImageNet or self-supervised weights can fill; the rest is the head."""
         return self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4
+
+    def head_parts(self) -> tuple[nn.Module, ...]:
+        return (self.layer5,) if self.bn_pretrain is None else (self.bn_pretrain, self.layer5)
 
 
 def _stage(in_channels: int, planes: int, blocks: int, *, stride: int, dilation: int) -> nn.Sequential:
@@ -169,19 +162,22 @@ def _stage(in_channels: int, planes: int, blocks: int, *, stride: int, dilation:
     return nn.Sequential(first, *others)
 
 
-def build_deeplab(name: str, num_classes: int, *, bn_pretrain: bool = False, dropout: float = 0.1) -> DeepLab:
-    """The network called ``name``, with random weights; nothing is downloaded.
+def resnet101(num_classes: int, *, bn_pretrain: bool, dropout: float) -> DeepLab:
+    """The published network; it needs pretrained weights."""
+    return DeepLab(num_classes, blocks=(3, 4, 23, 3), bn_pretrain=bn_pretrain, dropout=dropout)
 
-    ``resnet101`` is the published one, ``resnet50`` its smaller sister; both want pretrained weights afterwards.
-    ``tiny`` is for images of about 256 x 128 and is trained from scratch, so its convolutions start with He's
-    deviation (at 0.01 the signal dies out over the layers). Raises ValueError for another name.
+
+def resnet50(num_classes: int, *, bn_pretrain: bool, dropout: float) -> DeepLab:
+    """A shallower network of the same kind; it needs pretrained weights."""
+    return DeepLab(num_classes, blocks=(3, 4, 6, 3), bn_pretrain=bn_pretrain, dropout=dropout)
+
+
+def tiny(num_classes: int, *, bn_pretrain: bool, dropout: float) -> DeepLab:
+    """A network for images of about 256 x 128 that is trained from scratch.
+
+    Its convolutions start with He's deviation; at 0.01 the signal would die out over the layers.
     """
-    if name in ("resnet101", "resnet50"):
-        blocks = (3, 4, 23, 3) if name == "resnet101" else (3, 4, 6, 3)
-        return DeepLab(num_classes, blocks=blocks, bn_pretrain=bn_pretrain, dropout=dropout)
-    if name != "tiny":
-        raise ValueError(f"unknown network {name!r}, expected resnet101, resnet50 or tiny")
-    model = DeepLab(
+    network = DeepLab(
         num_classes,
         blocks=(1, 1, 1, 1),
         width=8,
@@ -189,53 +185,10 @@ def build_deeplab(name: str, num_classes: int, *, bn_pretrain: bool = False, dro
         stride=4,
         bn_pretrain=bn_pretrain,
         dropout=dropout,
-        dilations=(3, 6),  # the published ones reach as far across a published crop, in two more steps
+        dilations=(3, 6),  # these cover as large a part of a crop as the published ones, in two steps instead of four
     )
-    classifier = model.layer5.head[1]  # stays small: the first predictions should be undecided
-    for module in model.modules():
+    classifier = network.layer5.head[1]  # stays small, so that the first predictions are undecided
+    for module in network.modules():
         if isinstance(module, nn.Conv2d) and module is not classifier:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return model
-
-
-def parameter_groups(
-    model: DeepLab, lr: float, *, head_factor: float = 10.0, repeat_backbone: bool = False
-) -> list[dict]:
-    """Groups for a torch optimizer: backbone at ``lr``, head (and ``bn_pretrain``) at ``head_factor`` times ``lr``.
-
-    A factor of 1 gives one group of all parameters, as stage 1 has it. ``repeat_backbone`` yields backbone parameters
-    as often as the released code does, three or four times: a walk over nested modules, in which each module lists all
-    its parameters. SGD then steps that often. Raises ValueError where there is no backbone group to repeat.
-    """
-    if head_factor == 1:
-        if repeat_backbone:
-            raise ValueError("repeat_backbone needs a group of its own for the backbone, but head_factor is 1")
-        return [{"params": list(model.parameters()), "lr": lr}]
-    repeated = list(_walk_parameters(model))
-    backbone = list(dict.fromkeys(repeated))
-    head = [] if model.bn_pretrain is None else list(model.bn_pretrain.parameters())
-    groups = [
-        {"params": backbone, "lr": lr},
-        {"params": head + list(model.layer5.parameters()), "lr": head_factor * lr},
-    ]
-    if repeat_backbone:
-        # One at a time: the fused-over-tensors step of a GPU would write a repeated tensor from several places at once.
-        groups[0] |= {"params": repeated, "foreach": False}
-        warnings.filterwarnings("ignore", message="optimizer contains a parameter group with duplicate parameters")
-    return groups
-
-
-def _walk_parameters(model: DeepLab) -> Iterator[nn.Parameter]:
-    for part in model.backbone_parts():
-        for module in part.modules():
-            yield from module.parameters()
-
-
-def freeze_batch_norm(model: nn.Module) -> None:
-    """Makes every batch norm use its running statistics and stop learning; call it again after ``model.train()``.
-
-    The affine parameters may stay in an optimizer: without a gradient they do not even decay.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the synchronised class derives from it too
-            module.eval().requires_grad_(False)
+    return network
