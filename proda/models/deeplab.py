@@ -3,7 +3,7 @@
 State-dict keys and shapes are those of the released network, so that its weights load with ``strict=True``.
 """
 
-# B batch, K classes, D features of the head, H W image height and width, h w = H/8 + 1, W/8 + 1 (network stride).
+# B batch, K classes, D features of the head, H W image height and width, h w = H/8 + 1, W/8 + 1 (at network stride).
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ SQUEEZE_RATIO = 16
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that leaves ``num_batches_tracked`` alone, as the released one does; the momentum is fixed anyway."""
+    """Batch norm that does not count batches, as the released one does not; with a fixed momentum it need not."""
 
     def forward(self, x: Tensor) -> Tensor:
         statistics = (self.running_mean, self.running_var, self.weight, self.bias)
@@ -25,10 +25,10 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Dropout(nn.Dropout2d):
-    """Dropout of whole channels that is drawn for the global batch, of which each process has one contiguous part.
+    """Dropout of whole channels, drawn for the global batch, of which each process has one contiguous part.
 
-    So processes whose generators agree drop what one process would have dropped, and a single process draws what
-    torch's own layer draws.
+    Processes whose random generators are in the same state thus drop what a single process would drop, and a single
+    process draws what torch's own layer draws.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Dropout(nn.Dropout2d):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales every channel by a gate in 0..1 computed from the mean of all channels over the image."""
+    """Multiplies every channel by a factor in 0..1 that is computed from the means of all channels over the image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,9 +54,9 @@ class SqueezeExcitation(nn.Module):
 
 
 class Head(nn.Module):
-    """Parallel dilated convolutions, concatenated, gated, reduced to D features, then classified.
+    """Parallel dilated convolutions, concatenated, weighted by channel, reduced to D features, then classified.
 
-    DeepLab adds its branches up; this one concatenates them, after ``Classifier_Module2`` of the released code.
+    DeepLab adds its branches; this head concatenates them, as ``Classifier_Module2`` of the released code does.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Head(nn.Module):
         self.bottleneck = nn.Sequential(
             SqueezeExcitation(concatenated),
             nn.Conv2d(concatenated, channels, 3, padding=1),
-            nn.GroupNorm(groups, channels),  # no ReLU after it: features are of both signs
+            nn.GroupNorm(groups, channels),  # without a ReLU after it: features have both signs
         )
         self.head = nn.Sequential(Dropout(dropout), nn.Conv2d(channels, num_classes, 1, bias=False))
 
@@ -86,16 +86,18 @@ class Head(nn.Module):
 
 
 class DeepLab(SegmentationNetwork):
-    """Dilated ResNet and head; takes RGB in 0..1 without mean or deviation, float [B, 3, H, W].
+    """Dilated ResNet and head.
 
-    Returns :class:`Segmentation` at 1/8 (or 1/4) of the image, rounded up, plus 1 when the size is a multiple of it.
+    Takes RGB in 0..1, neither centred nor scaled, float [B, 3, H, W]. Returns :class:`Segmentation` at 1/8 (or 1/4) of
+    the image size, rounded up, plus 1 if the size is a multiple of 8 (or 4).
 
     ``blocks``: residual blocks of the four stages. ``width``: channels of the stem; the stages have 4, 8, 16 and 32
     times as many (64 is ResNet). ``head_channels``: D, a multiple of 8. ``stride``: 8, or 4 for small images, where
     the first convolution keeps full resolution. ``bn_pretrain``: one more batch norm between backbone and head, for
-    self-supervised weights whose scale is not that of ImageNet's. ``dropout``: of whole feature channels.
-    Fresh weights are as published: every convolution normal with deviation 0.01, meant to be overwritten by
-    pretrained ones. Raises ValueError for a stride or a number of channels that cannot be built.
+    self-supervised weights, whose scale is not that of ImageNet's. ``dropout``: probability with which a feature
+    channel is dropped. ``dilations``: of the head's 3 x 3 branches.
+    Fresh weights are as published: every convolution is normal with standard deviation 0.01, and pretrained weights
+    are expected to overwrite them. Raises ValueError for a stride or a number of channels that cannot be built.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class DeepLab(SegmentationNetwork):
 
         self.conv1 = nn.Conv2d(3, width, 7, stride=stride // 4, padding=3, bias=False)
         self.bn1 = BatchNorm(width)
-        # The ceil mode is where the "plus 1" of the output size comes from.
+        # The "plus 1" of the output size comes from the ceil mode.
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
         self.layer1 = _stage(width, width, blocks[0], stride=1, dilation=1)
         self.layer2 = _stage(4 * width, 2 * width, blocks[1], stride=2, dilation=1)
@@ -152,11 +154,11 @@ class DeepLab(SegmentationNetwork):
 
 
 def _stage(in_channels: int, planes: int, blocks: int, *, stride: int, dilation: int) -> nn.Sequential:
-    """Residual stage whose first block projects its shortcut and is dilated like the others."""
+    """A residual stage; its first block has a projection as shortcut, and is dilated like the others."""
     out_channels = planes * Bottleneck.expansion
     shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm(out_channels))
     first = Bottleneck(in_channels, planes, stride, shortcut, dilation=dilation, norm_layer=BatchNorm)
-    # torchvision has the stride on the 3x3 convolution; here it sits on the first 1x1, as in the original ResNet.
+    # torchvision has the stride in the 3 x 3 convolution; here it is in the first 1 x 1, as in the original ResNet.
     first.conv1.stride, first.conv2.stride = first.conv2.stride, (1, 1)
     others = (Bottleneck(out_channels, planes, dilation=dilation, norm_layer=BatchNorm) for _ in range(blocks - 1))
     return nn.Sequential(first, *others)

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 
 class Segmentation(NamedTuple):
-    """What the network says about a batch, at network stride; the caller upsamples."""
+    """The output for a batch, at network stride; the caller upsamples."""
 
     logits: Tensor  # [B, K, h, w] before softmax
-    features: Tensor  # [B, D, h, w] after the head's dropout, before its last convolution: where prototypes live
+    features: (
+        Tensor  # [B, D, h, w] after the head's dropout, before its last convolution; prototypes are means of these
+    )
 
 
 class SegmentationNetwork(nn.Module):
     """Base class: a backbone that pretrained weights can fill, and a head on it.
 
-    ``forward`` takes RGB in 0..1 without mean or deviation, float [B, 3, H, W], and returns :class:`Segmentation`.
+    ``forward`` takes RGB in 0..1, neither centred nor scaled, float [B, 3, H, W]; it returns :class:`Segmentation`.
     A subclass sets ``num_classes``, ``num_features`` and ``head``, and says which of its modules are which. The names
     below are taken: its modules have others (``self.layers``, not ``self.backbone``).
     """
@@ -60,7 +62,7 @@ def parameter_groups(
         {"params": [p for part in network.head_parts() for p in part.parameters()], "lr": head_factor * lr},
     ]
     if repeat_backbone:
-        # One at a time: the fused-over-tensors step of a GPU would write a repeated tensor from several places at once.
+        # Without foreach, whose one step over all tensors would write to a repeated one several times at once.
         groups[0] |= {"params": repeated, "foreach": False}
         warnings.filterwarnings("ignore", message="optimizer contains a parameter group with duplicate parameters")
     return groups

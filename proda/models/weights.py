@@ -25,7 +25,7 @@ from proda.utils.files import save_tensors, sha256
 
 FORMAT = 2
 NETWORK, DISCRIMINATOR = "ResNet101", "FCDiscriminator"  # top-level keys of released checkpoints
-ENOUGH = 0.5  # share of a network's tensors that must match where a complete match is not asked for
+ENOUGH = 0.5  # fraction of a network's tensors that must match if a complete match is not required
 
 
 class Weights(NamedTuple):
@@ -40,25 +40,25 @@ class Weights(NamedTuple):
 
 
 class _Float64:
-    """Stands in for ``numpy.dtype`` while unpickling, and knows one type."""
+    """Takes the place of ``numpy.dtype`` while unpickling; accepts one type only."""
 
     def __init__(self, code: str, *_: object) -> None:
         if code not in ("f8", "<f8"):
             raise ValueError(f"a numpy scalar of type {code!r}, expected 'f8'")
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like; little-endian is all there is on the machines that wrote these files."""
+        """Ignores byte order and the like; the files were written on little-endian machines."""
 
 
 def _float64_scalar(dtype: _Float64, value: bytes) -> float:
-    """Stands in for numpy's scalar constructor."""
+    """Takes the place of numpy's constructor of scalars."""
     if not isinstance(dtype, _Float64):
         raise ValueError("a numpy scalar without its type")
     return struct.unpack("<d", value)[0]
 
 
 # Released checkpoints hold ``best_iou`` as a numpy.float64. Its pickle names two functions of numpy (the first by
-# either of two names); these stand-ins are called in their place, so nothing of numpy is open to the file.
+# either of two names). The functions above are called in their place, so that a file can call nothing of numpy.
 _ALLOWED = [
     (_float64_scalar, "numpy.core.multiarray.scalar"),
     (_float64_scalar, "numpy._core.multiarray.scalar"),
@@ -69,7 +69,7 @@ _ALLOWED = [
 def load_weights(path: str | Path) -> Weights:
     """Reads a checkpoint: ours (``model``), a released one (``ResNet101``) or a bare state dict.
 
-    Prototypes that are all zero, as released checkpoints hold them outside of stage 1, count as none.
+    Prototypes that are all zero, as in released checkpoints of other stages than stage 1, count as none.
     Raises MissingFileError, or UserError for anything that is not such a file.
     """
     data = read_tensors(path)
@@ -103,9 +103,9 @@ def load_weights(path: str | Path) -> Weights:
 def load_into(model: nn.Module, source: str | Path | Weights, *, strict: bool = True) -> str:
     """Copies a checkpoint's network into ``model``; returns one line saying how many tensors matched.
 
-    ``strict`` asks for the same keys and shapes; otherwise tensors that match are copied, at least half of the
-    network's. Nothing is copied when an error is raised: UserError with the first keys that differ on both sides, or
-    with the two numbers of classes.
+    ``strict`` requires the same keys and shapes; otherwise the tensors that match are copied, which must be at least
+    half of the network's. Raises UserError, with the first keys that differ on both sides or with the two numbers of
+    classes; then nothing is copied.
     """
     weights = source if isinstance(source, Weights) else load_weights(source)
     return _copy(model, weights.model, weights.path, strict=strict)
