@@ -21,7 +21,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         statistics = (self.running_mean, self.running_var, self.weight, self.bias)
-        return F.batch_norm(x, *statistics, self.training, self.momentum, self.eps)
+        return F.batch_norm(x, *statistics, self.training, self.momentum or 0.0, self.eps)
 
 
 class Dropout(nn.Dropout2d):
@@ -137,7 +137,7 @@ class DeepLab(SegmentationNetwork):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.normal_(0, 0.01)
-        self.layer5.bottleneck[1].bias.zero_()  # the biases of the branches keep torch's default
+        self.layer5.bottleneck.get_parameter("1.bias").zero_()  # the biases of the branches keep torch's default
 
     def forward(self, image: Tensor) -> Segmentation:
         x = self.maxpool(F.relu(self.bn1(self.conv1(image)), inplace=True))

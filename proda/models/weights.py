@@ -11,7 +11,7 @@ Our weights file is a dict saved with ``torch.save``: ``format`` (2), ``model`` 
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ def _float64_scalar(dtype: _Float64, value: bytes) -> float:
 
 # Released checkpoints hold ``best_iou`` as a numpy.float64. Its pickle names two functions of numpy (the first by
 # either of two names). The functions above are called in their place, so that a file can call nothing of numpy.
-_ALLOWED = [
+_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_float64_scalar, "numpy.core.multiarray.scalar"),
     (_float64_scalar, "numpy._core.multiarray.scalar"),
     (_Float64, "numpy.dtype"),
@@ -90,9 +90,10 @@ def load_weights(path: str | Path) -> Weights:
         model, prototypes, discriminator = data, None, None
     else:
         raise UserError(f"{path}: found {describe(data)}, {expected}")
+    vectors = None if prototypes is None else _prototypes(prototypes, path)
     return Weights(
         as_state_dict(model, path, "network"),
-        None if prototypes is None else _prototypes(prototypes, path, zeros_are_none=True),
+        vectors if vectors is not None and vectors.any() else None,
         None if discriminator is None else as_state_dict(discriminator, path, "discriminator"),
         _class_names(data.get("class_names", ()), path),
         {key: value for key, value in data.items() if isinstance(value, bool | int | float | str)},
@@ -196,7 +197,10 @@ def load_prototypes(path: str | Path) -> Tensor:
         data = data[NETWORK].get("objective_vectors", data)
     elif isinstance(data, Mapping):  # in a checkpoint of ours they are a state dict of their own
         data = data.get("prototypes", data)
-    return _prototypes(data, path)
+    prototypes = _prototypes(data, path)
+    if not prototypes.any():
+        raise UserError(f"{path}: found prototypes that are all zero, expected those of a trained model")
+    return prototypes
 
 
 def save_prototypes(path: str | Path, prototypes: Tensor, counts: Tensor, *, made_from: Mapping[str, Any]) -> None:
@@ -272,15 +276,11 @@ def _class_names(data: object, path: str | Path) -> tuple[str, ...]:
     return tuple(data)
 
 
-def _prototypes(data: object, path: str | Path, *, zeros_are_none: bool = False) -> Tensor | None:
+def _prototypes(data: object, path: str | Path) -> Tensor:
     if isinstance(data, Mapping):
         data = data.get("prototypes", data)
     if not isinstance(data, Tensor) or data.ndim != 2:
         raise UserError(f"{path}: found {describe(data)}, expected prototypes [classes, features]")
-    if not data.any():
-        if zeros_are_none:
-            return None
-        raise UserError(f"{path}: found prototypes that are all zero, expected those of a trained model")
     return data.float()
 
 
