@@ -27,7 +27,7 @@ from proda.data.samples import EvaluationSamples
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.handlers.pseudo_labels import write_pseudo_labels
-from proda.models.deeplab import build_deeplab
+from proda.models.build import build_network
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     settings = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = settings.images or (20 if device.type == "cuda" else 2)
-    network = build_deeplab(settings.backbone, 19).to(device).eval()
+    network = build_network(settings.backbone, 19).to(device).eval()
     precision, names = Precision(device, settings.amp), class_names(19)
     unit, clock = ("seconds", time.perf_counter) if device.type == "cuda" else ("CPU-seconds", time.process_time)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"

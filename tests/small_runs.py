@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from proda.experiment.launch import start
-from proda.models.deeplab import build_deeplab
+from proda.models.build import build_network
 from proda.streets import write_streets
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ def write_data(folder: Path, *, num_val: int = 5) -> Path:
 def write_weights(path: Path, *, seed: int = 0) -> Path:
     """A tiny network that was never trained, as a weights file."""
     torch.manual_seed(seed)
-    network = build_deeplab("tiny", 13)
+    network = build_network("tiny", 13)
     for module in network.modules():  # statistics of a network that has seen data, so that evaluation is not constant
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(0, 0.1)

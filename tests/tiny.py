@@ -10,7 +10,8 @@ from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
 from proda.method import IGNORE
 from proda.method.views import Operation, StrongView, WeakView
-from proda.models.deeplab import DeepLab, build_deeplab
+from proda.models.build import build_network
+from proda.models.deeplab import DeepLab
 
 CPU = torch.device("cpu")
 B, K = 2, 5  # images of a batch, classes
@@ -21,7 +22,7 @@ PRECISION = Precision(CPU)
 
 def network(seed: int = 0, **options: Any) -> DeepLab:
     torch.manual_seed(seed)
-    return build_deeplab("tiny", K, **options)
+    return build_network("tiny", K, **options)
 
 
 def sgd(model: nn.Module, lr: float = 0.01) -> torch.optim.SGD:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from proda.engines.events import ProdaEvents
-from proda.models.deeplab import freeze_batch_norm
+from proda.models.network import freeze_batch_norm
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

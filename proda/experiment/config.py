@@ -55,7 +55,7 @@ class DataConfig(RunConfig):
     source: PathText = "gta5"  # labelled synthetic domain: gta5, synthia, or a description file (docs/own_data.md)
     target: PathText = "cityscapes"  # unlabelled domain: cityscapes, or a description file (docs/own_data.md)
     num_classes: NonNegativeInt = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, all of a description file
-    backbone: Literal["resnet101", "resnet50", "tiny"] = "resnet101"  # of the segmentation network
+    backbone: str = "resnet101"  # of the segmentation network: resnet101, resnet50 or tiny
     val_batch_size: PositiveInt = 1  # images in one evaluation step of one process
     skip_bad: PathText = ""  # list of images to leave out, such as the bad_files.txt that check_data writes
     labelled_only: bool = False  # leave out source images without a label map

@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import ignite.distributed as idist
@@ -12,10 +11,10 @@ from torch import nn
 from proda.data.labels import LabelSpace
 from proda.experiment.config import DataConfig, TrainConfig
 from proda.models import weights
-from proda.models.deeplab import freeze_batch_norm, parameter_groups
-from proda.models.network import SegmentationNetwork, build_network
+from proda.models.build import build_network
+from proda.models.network import SegmentationNetwork, freeze_batch_norm, parameter_groups
 from proda.models.pretrained import load_imagenet, load_simclr
-from proda.utils.errors import MissingFileError, UserError
+from proda.utils.errors import UserError
 from proda.utils.options import Options, PathText
 
 InitKind = Literal["imagenet", "simclr", "random", "weights"]
@@ -59,12 +58,9 @@ def load_network(
         UserError: a file that does not fit ``--backbone`` or the classes.
         MissingFileError: no such file.
     """
-    path = getattr(config, flag)
-    if not Path(path).is_file():
-        raise MissingFileError(f"--{flag}={path}: no such file; expected weights, as a stage leaves them in last.pt")
     dropout = getattr(config, "dropout", 0.0)  # only training has any
-    network = weights.load_network(path, backbone=config.backbone, class_names=classes.names, dropout=dropout)
-    return network.to(device)
+    options = {"backbone": config.backbone, "class_names": classes.names, "dropout": dropout}
+    return weights.load_network(getattr(config, flag), flag=flag, **options).to(device)
 
 
 def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:

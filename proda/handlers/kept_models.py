@@ -26,7 +26,7 @@ class KeptModels:
     know; none without labels) and ``label_free.pt`` (highest label-free score, see ``LabelFreeScore``).
 
     Args:
-        parts: what the files hold besides the network: tensors, or modules for their state dicts.
+        parts: what the files hold besides the network: ``prototypes`` or ``discriminator``, see ``weights_content``.
     """
 
     def __init__(
@@ -66,9 +66,8 @@ class KeptModels:
 
     @idist.one_rank_only()
     def _save(self, name: str, result: dict[str, Any]) -> None:
-        parts = {key: part.state_dict() if isinstance(part, nn.Module) else part for key, part in self.parts.items()}
-        content = weights_content(self.network, class_names=self.class_names, **parts)
-        content |= {"iteration": result["iteration"], "miou": result["miou"]}
+        info = {"iteration": result["iteration"], "miou": result["miou"]}
+        content = weights_content(self.network, class_names=self.class_names, **self.parts, **info)
         try:
             save_tensors(content, self.folder / name)
             self.saved[name] = result["iteration"]

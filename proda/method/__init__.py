@@ -1,3 +1,3 @@
-"""The paper as pure tensor functions: no files, no engines, no globals; imports torch alone."""
+"""The computations of the paper as functions of tensors: no files, no engines, no state; they import only torch."""
 
-IGNORE = 250  # label of pixels that take part in nothing: unlabelled, padded or not confident
+IGNORE = 250  # label of pixels that are left out: unlabelled, padded or not confident

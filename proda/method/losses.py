@@ -1,10 +1,12 @@
-"""The losses of ProDA (arXiv:2101.10979), as they are summed by the training steps.
+"""The losses of ProDA (arXiv:2101.10979).
 
-Every loss takes tensors and returns a float32 scalar without a weight: the factor of a term (0.01, 0.1, 10, ...) is
-the caller's. Half-precision inputs are raised to float32 first, because logarithms of small probabilities are lost
-in bfloat16. Class labels are integers of any type; ``IGNORE`` marks pixels that take part in nothing.
-Means over pixels divide by the number of pixels that take part, or by ``pixels`` (a scalar tensor) where it is given:
-processes whose gradients are averaged divide by their mean number, so that every pixel of the batch weighs the same.
+Every loss takes tensors and returns an unweighted float32 scalar; the caller multiplies it by the weight of the term
+(0.01, 0.1, 10, ...). Half-precision inputs are converted to float32 first, because bfloat16 loses the logarithms of
+small probabilities. Class labels are integers of any type; pixels labelled ``IGNORE`` are left out.
+
+Means over pixels divide by the number of pixels that count, or by ``pixels`` (a scalar tensor) if it is given. With
+several processes, whose gradients are averaged, the caller passes the mean number over the processes, so that every
+pixel of the batch has the same weight.
 
 B batch, K classes, h w height and width of the maps.
 """
@@ -20,17 +22,17 @@ from proda.method import IGNORE
 
 GanKind = Literal["lsgan", "vanilla"]
 
-SMALLEST_PROBABILITY = 1e-7  # the reverse term holds no prediction below this, ...
-SMALLEST_LABEL = 1e-4  # ... and reads the zeros of a one-hot label as this, to have a logarithm
+SMALLEST_PROBABILITY = 1e-7  # lower bound on predicted probabilities in the reverse cross entropy
+SMALLEST_LABEL = 1e-4  # stands for the zeros of a one-hot label there, so that they have a logarithm
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = None, empty: float = 0.0) -> Tensor:
     """Mean cross entropy over the pixels that are not ignored.
 
-    ``logits`` [B, K, h, w], ``labels`` [B, h, w] in 0..K-1 or ``IGNORE``. Where every pixel is ignored the loss is
-    ``empty`` with zero gradients; PyTorch and the released code give NaN there, which would end a run.
+    ``logits`` [B, K, h, w], ``labels`` [B, h, w] in 0..K-1 or ``IGNORE``. If every pixel is ignored, the loss is
+    ``empty`` with zero gradients; PyTorch and the released code return NaN, which would end a run.
     """
-    # On a GPU the sum over pixels has a deterministic form only if torch does not take it inside the loss.
+    # On a GPU the sum over pixels is deterministic only if it is computed outside of torch's loss function.
     whole = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
     total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction=whole).sum()
     pixels = (labels != IGNORE).sum() if pixels is None else pixels
@@ -38,10 +40,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = Non
 
 
 def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = None) -> Tensor:
-    """Cross entropy with prediction p and label q exchanged, -sum p log q: bounded, so wrong labels cost little.
+    """Cross entropy with prediction p and label q exchanged, -sum p log q. It is bounded: wrong labels cost little.
 
-    Shapes as in ``cross_entropy``; 0 where every pixel is ignored. Source: symmetric cross entropy
-    (arXiv:1908.06112), with the clamps of the released code.
+    Shapes as in ``cross_entropy``; 0 if every pixel is ignored. Source: symmetric cross entropy (arXiv:1908.06112),
+    with the clamps of the released code.
     """
     valid = labels != IGNORE
     p = logits.float().softmax(1).clamp(SMALLEST_PROBABILITY, 1)
@@ -60,7 +62,10 @@ def symmetric_cross_entropy(
     pixels: Tensor | None = None,
     empty: float = 0.0,
 ) -> Tensor:
-    """Weighted sum of cross entropy and reverse cross entropy; the loss on rectified pseudo labels in stage 1."""
+    """Weighted sum of cross entropy and reverse cross entropy: the loss on rectified pseudo labels in stage 1.
+
+    Shapes as in ``cross_entropy``; if every pixel is ignored, the loss is ``ce_weight * empty``.
+    """
     ce = cross_entropy(logits, labels, pixels=pixels, empty=empty)
     return ce_weight * ce + rce_weight * reverse_cross_entropy(logits, labels, pixels=pixels)
 
@@ -68,13 +73,13 @@ def symmetric_cross_entropy(
 def mrkld(logits: Tensor) -> Tensor:
     """Regulariser that keeps predictions from becoming one-hot: mean of -log p over classes and pixels.
 
-    ``logits`` [B, K, h, w]. Looks at no labels and at every pixel. Source: MRKLD of CRST (arXiv:1908.09822).
+    ``logits`` [B, K, h, w]. Uses no labels and covers every pixel. Source: MRKLD of CRST (arXiv:1908.09822).
     """
     return -logits.float().log_softmax(1).mean()
 
 
 def mrent(logits: Tensor) -> Tensor:
-    """Negative entropy of the prediction, averaged over pixels: in -log K..0, lowest for the uniform prediction.
+    """Negative entropy of the prediction, averaged over pixels: between -log K (uniform prediction) and 0 (one-hot).
 
     ``logits`` [B, K, h, w]. Source: MRENT of CRST (arXiv:1908.09822).
     """
@@ -90,12 +95,14 @@ def structure_consistency(
     temperature: float = 1.0,
     pixels: Tensor | None = None,
 ) -> Tensor:
-    """KL divergence between the prototypical assignments of two views: target structure learning of the paper.
+    """KL divergence between the prototypical assignments of two views: the paper's target structure learning.
 
-    ``student_distances`` of the strong view and ``teacher_distances`` of the weak view brought into the strong view,
-    both [B, K, h, w], distances to the same prototypes; ``valid`` bool [B, h, w] or [B, 1, h, w], false where the
-    strong view shows padding. The mean runs over valid pixels and classes. The teacher receives no gradient.
-    The assignment is softmax(-temperature * distance): the temperature multiplies, as in the released code.
+    ``student_distances`` [B, K, h, w]: distances of the strong view's features to the prototypes;
+    ``teacher_distances`` [B, K, h, w]: those of the weak view to the same prototypes, warped to the strong view;
+    ``valid`` bool [B, h, w] or [B, 1, h, w]: false where the strong view shows padding. The mean is over valid pixels
+    and classes. The teacher receives no gradient.
+    The assignment is softmax(-temperature * distance): the distance is multiplied by the temperature, as in the
+    released code, and not divided by it, as in the paper.
     """
     log_student = (-temperature * student_distances.float()).log_softmax(1)
     teacher = (-temperature * teacher_distances.detach().float()).softmax(1)
@@ -108,9 +115,9 @@ def structure_consistency(
 def distillation(student_logits: Tensor, teacher_logits: Tensor, *, as_released: bool = False) -> Tensor:
     """KL divergence of the student from the fixed teacher, averaged over pixels and classes (stages 2 and 3).
 
-    Both [B, K, h, w]; padding is not left out. Never negative, 0 where the two agree; the teacher receives no gradient.
-    ``as_released`` puts the student's probabilities where their logarithms belong, as the published runs did
-    (a bug by the authors' own account; the value is negative then).
+    Both [B, K, h, w]; padding counts too. Never negative, and 0 if the two agree. The teacher receives no gradient.
+    ``as_released`` takes the student's probabilities in place of their logarithms, as the published runs did. The
+    authors confirmed that this is a bug; the value is then negative.
     """
     student = student_logits.float()
     student = student.softmax(1) if as_released else student.log_softmax(1)
@@ -118,7 +125,7 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, *, as_released:
 
 
 def generator_loss(disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
-    """Adversarial loss of the segmentation network: its target output should pass for source (warm-up).
+    """Adversarial loss of the segmentation network: its predictions on the target should look like source (warm-up).
 
     ``disc_target``: raw output of the discriminator on the target prediction, any shape.
     """
@@ -126,12 +133,15 @@ def generator_loss(disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
 
 
 def discriminator_loss(disc_source: Tensor, disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
-    """Loss of the discriminator, a sum of two means: source is domain 0, target is domain 1."""
+    """Loss of the discriminator: the sum of the two domains' means, with label 0 for source and 1 for target.
+
+    Arguments: raw outputs of the discriminator, any shapes.
+    """
     return _domain_loss(disc_source, 0.0, kind) + _domain_loss(disc_target, 1.0, kind)
 
 
 def _divisor(pixels: Tensor) -> Tensor:
-    """The number of pixels to divide by; 1 for none, whose sum is 0 anyway."""
+    """The number of pixels to divide by; 1 if there are none, because their sum is 0 anyway."""
     return torch.where(pixels > 0, pixels, 1).float()
 
 

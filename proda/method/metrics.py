@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Scores(NamedTuple):
-    """Fractions in 0..1; NaN where there is nothing to score."""
+    """Fractions in 0..1; NaN where there are no pixels to score."""
 
-    iou: Tensor  # float64 [K], NaN for a class in neither labels nor predictions
+    iou: Tensor  # float64 [K], NaN for a class that is in neither labels nor predictions
     mean_iou: Tensor  # mean of the classes that are not NaN
     overall_accuracy: Tensor  # correct pixels of all pixels
     mean_accuracy: Tensor  # mean over classes of correct pixels of the class's pixels
@@ -17,7 +17,7 @@ class Scores(NamedTuple):
 
 
 def scores(confusion: Tensor) -> Scores:
-    """Scores of a confusion matrix [K, K], rows true and columns predicted; ignored pixels are not in it."""
+    """Scores of a confusion matrix [K, K] without ignored pixels; rows are true classes, columns predicted ones."""
     confusion = confusion.double()
     correct = confusion.diagonal()
     true, predicted, total = confusion.sum(1), confusion.sum(0), confusion.sum()
@@ -33,11 +33,14 @@ def scores(confusion: Tensor) -> Scores:
 
 
 def mutual_information(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """The two halves of a label-free score of predictions [B, K, H, W]: confident pixel by pixel, yet diverse overall.
+    """The two terms of a label-free score: predictions should be confident at each pixel, yet diverse overall.
+
+    ``probabilities`` [B, K, H, W] of a batch.
 
     Returns:
-        Sum over images of the mean prediction [K], and of the mean pixel entropy (nats). With N images the score is the
-        entropy of ``first / N`` minus ``second / N``, between 0 and log K; higher is better.
+        The sum over images of the mean prediction, float64 [K], and of the mean entropy of a pixel (nats, float64
+        scalar). With N images the score is the entropy of ``first / N`` minus ``second / N``, between 0 and log K;
+        higher is better.
     """
     probabilities = probabilities.float()
     entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)

@@ -1,7 +1,7 @@
-"""Class prototypes: where each class lives in feature space, and how near a pixel is to it.
+"""Class prototypes: the mean feature of each class, and how far each pixel's feature is from it.
 
 B batch, K classes, D feature size, h w height and width of the maps, N updates (the images of all processes).
-All results are float32, whatever the inputs, and inside autocast too: distances are differences of large numbers.
+All results are float32, whatever the inputs and also inside autocast: distances are differences of large numbers.
 """
 
 from typing import NamedTuple
@@ -25,11 +25,11 @@ def class_means(
     min_confidence: float = 0.0,
     min_pixels: int = 10,
 ) -> ClassMeans:
-    """Mean feature of the pixels that each image's own prediction gives to a class.
+    """Mean feature of the pixels that are predicted as each class, image by image.
 
-    ``features`` [B, D, h, w], ``logits`` [B, K, h, w]. With ``labels`` [B, h, w] (integers) a pixel counts only where
-    the prediction is right. A class with fewer than ``min_pixels`` pixels in an image is absent from it. The mean
-    runs over the pixels whose top probability is at least ``min_confidence``; the pixel count does not ask for it.
+    ``features`` [B, D, h, w], ``logits`` [B, K, h, w]. With ``labels`` [B, h, w] (integers), only pixels whose
+    prediction equals the label count. A class with fewer than ``min_pixels`` pixels in an image is absent from it. The
+    mean is over the pixels whose highest probability is at least ``min_confidence``; ``min_pixels`` counts all.
     Source: ``calculate_mean_vector`` in the released code.
     """
     num_classes = logits.shape[1]
@@ -60,15 +60,16 @@ def update_prototypes(
     start_mean: int = 0,
     cap: int = 3000,
 ) -> tuple[Tensor, Tensor]:
-    """Prototypes and counts after N updates in turn, each moving the present classes towards one image's means.
+    """Prototypes and counts after N updates one after another, each with the class means of one image (equation 6).
 
     ``prototypes`` [K, D], ``counts`` [K] (updates so far, at most ``cap``), ``means`` [N, K, D], ``present`` [N, K].
-    ``momentum`` in (0, 1] is the share of the new value; None is the running mean, P <- (c P + v) / (c + 1), in which
-    a count c at ``cap`` grows no further. While a count is below ``start_mean`` the running mean is used either way.
-    A mean whose entries sum to exactly 0 is no observation. Returns new tensors.
+    ``momentum`` in (0, 1] is the weight of the new value in a moving average, 1 - lambda in the paper. None is the
+    running mean, P <- (c P + v) / (c + 1), whose count c stays at ``cap`` once it is there. While a count is below
+    ``start_mean``, the running mean is used in either case. A mean whose entries sum to exactly 0 is not counted.
+    Returns new tensors; raises ValueError for another momentum.
 
-    Source: ``update_objective_SingleVector`` in the released code, its loop unrolled: after all N updates value n
-    holds the share it got, reduced by every later update of its class.
+    Source: ``update_objective_SingleVector`` in the released code. Its loop is computed at once: mean n enters with
+    the weight of its own update, times what each later update of the class leaves of earlier values.
     """
     if momentum is not None and not 0 < momentum <= 1:
         raise ValueError(f"the momentum of prototypes must be in (0, 1] or None, got {momentum}")
@@ -101,20 +102,21 @@ def distances(features: Tensor, prototypes: Tensor) -> Tensor:
         f_norm = torch.linalg.vector_norm(f, dim=1, keepdim=True)
         p_norm = torch.linalg.vector_norm(p, dim=1).unsqueeze(1)
         squared = f_norm.square() + p_norm.square() - 2 * (p @ f)
-        # Rounding can leave a small negative number, and the slope of a root at 0 is infinite.
+        # Rounding can leave a small negative number, and the derivative of a square root is infinite at 0.
         return squared.clamp(min=1e-12).sqrt().unflatten(2, features.shape[2:])
 
 
 def prototype_weights(distances: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """How likely each class is at each pixel, from the distances [B, K, h, w]: softmax(-temperature * distance).
+    """How likely each class is at each pixel (equation 4): softmax(-temperature * distance) over the classes.
 
-    Sums to 1 over K. The temperature multiplies, as in the released code. Subtracting the smallest distance, as the
-    paper writes it, changes nothing: softmax does so itself. Source: the weight omega of the paper;
+    ``distances`` [B, K, h, w] to the prototypes; returns float32 [B, K, h, w], which sums to 1 over K. The distance is
+    multiplied by the temperature, as in the released code, and not divided by it, as in the paper. The released code
+    first subtracts the smallest distance, which changes nothing. Source: the weight omega of the paper;
     ``get_prototype_weight`` in the released code.
     """
     return (-temperature * distances.float()).softmax(1)
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:
-    """Matrix products inside are not lowered to half precision by a surrounding autocast."""
+    """A context in which matrix products stay in float32 although autocast is on outside."""
     return torch.autocast(tensor.device.type, enabled=False)

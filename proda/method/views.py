@@ -1,11 +1,11 @@
-"""Views of an image and what they do to maps: which pixel of a map shows what each pixel of the view shows.
+"""Views of an image, and the same views of the maps that belong to it.
 
-A *weak view* resizes the full image, crops it and may mirror it. A *strong view* mirrors the weak view, applies
-geometric operations one after another and cuts a rectangle out. The image itself is moved where samples are loaded;
-here the maps that belong to it (labels, soft labels, distances, features) follow, a quarter of its size.
+A *weak view* resizes the full image, crops it and may mirror it. A *strong view* may mirror the weak view, applies
+geometric operations one after another and cuts out a rectangle. Images are warped where samples are loaded; here the
+maps of an image (labels, soft labels, distances, features), which are a quarter of its size, are warped to its views.
 
-The parameters are tensors, one entry per sample, so that a batch of views is moved at once. Coordinates are those of
-Pillow: pixel i covers i..i+1 and its centre lies at i + 0.5; pixel j of a quarter-size map covers 4j..4j+4.
+The parameters of a view are tensors with one entry per sample, so that a batch is warped at once. Coordinates are
+those of Pillow: pixel i covers i..i+1 and its centre is at i + 0.5; pixel j of a quarter-size map covers 4j..4j+4.
 
 B batch, C channels, N operations of a strong view, h w height and width of the maps.
 """
@@ -34,7 +34,7 @@ class WeakView(NamedTuple):
 
 
 class Operation(IntEnum):
-    """Geometric operations of a strong view; the value of each is what moves the image by the stated rule."""
+    """Geometric operations of a strong view, and what each does with its value."""
 
     NONE = 0
     SHEAR_X = 1  # output (x, y) shows input (x + value * y, y)
@@ -45,20 +45,21 @@ class Operation(IntEnum):
 
 
 class StrongView(NamedTuple):
-    """What happened to the geometry of the weak view: the flip first, the operations in turn, the cutout last."""
+    """From the weak view to the strong one: first the flip, then the operations in turn, last the cutout."""
 
     flipped: Tensor  # bool [B]
-    operations: Tensor  # int64 [B, N], values of ``Operation`` in the order they were applied
-    values: Tensor  # float [B, N]; the released replay needs float64 to round every pixel as the released code does
+    operations: Tensor  # int64 [B, N], members of ``Operation`` in the order in which they were applied
+    values: Tensor  # float [B, N]; float64 where maps have to be warped exactly as the released code does
     cutout: Tensor  # int64 [B, 4], x0 y0 x1 y1 in pixels of the image, both corners inside; all -1 for none
 
 
 def weak_view(maps: Tensor, view: WeakView, *, scale: int = SCALE, size: tuple[int, int] | None = None) -> Tensor:
-    """Maps of full images, moved to the weak view by bilinear sampling.
+    """Maps of full images, warped to the weak view by bilinear sampling.
 
-    ``maps`` [B, C, h, w], 1/``scale`` of the full images; returns float32 [B, C, height / scale, width / scale].
-    ``size``: height and width of the crop, if the caller knows them; reading them from the view makes a GPU wait.
-    Sizes and positions are divided by ``scale`` and truncated, corners are aligned, as in the released code.
+    ``maps`` [B, C, h, w], 1/``scale`` the size of the full images; returns float32
+    [B, C, height / scale, width / scale]. ``size``: height and width of the crop, if the caller knows them; reading
+    them from a view on a GPU waits for the GPU. Sizes and positions are divided by ``scale`` and truncated, and
+    corners are aligned, as in the released code.
     """
     height, width = size or (int(view.height.max()), int(view.width.max()))
     rows = torch.arange(height // scale, device=maps.device)
@@ -72,15 +73,15 @@ def crop_soft_labels(soft: Tensor, view: WeakView, *, scale: int = SCALE) -> Ten
     """Stored soft labels of one full image, cropped to its weak view in one bilinear sampling.
 
     ``soft`` [K, h, w] of any floating type and resolution, ``view`` of one sample; returns float32
-    [K, height / scale, width / scale]. The released code enlarges to the full image, resizes, crops, and reduces to a
-    quarter, with all corners aligned: the positions of that route, without its three intermediate images.
+    [K, height / scale, width / scale]. The released code enlarges them to the full image, resizes, crops and reduces
+    to a quarter, each time with aligned corners. This samples at the same positions without the intermediate images.
     """
     view = WeakView(*(torch.as_tensor(field)[None] for field in view))
     return crop_soft_label_batch(soft[None], view, (int(view.height), int(view.width)), scale=scale)[0]
 
 
 def crop_soft_label_batch(soft: Tensor, view: WeakView, size: tuple[int, int], *, scale: int = SCALE) -> Tensor:
-    """``crop_soft_labels`` of a batch: [B, K, h, w] and views [B] to [B, K, ``size`` / scale], ``size`` the crop's."""
+    """As ``crop_soft_labels``, for a batch [B, K, h, w] and B views whose crops are of ``size`` (height, width)."""
     y = view.top[:, None] + torch.linspace(0, size[0] - 1, size[0] // scale, device=soft.device)
     x = view.left[:, None] + torch.linspace(0, size[1] - 1, size[1] // scale, device=soft.device)
     return _sample_crop(soft, y, x, view.resized_height, view.resized_width, view.flipped)
@@ -94,14 +95,16 @@ def downscale_labels(labels: Tensor, scale: int = SCALE) -> Tensor:
 def replay(
     maps: Tensor, view: StrongView, *, scale: int = SCALE, released: bool = False, padding: float = IGNORE
 ) -> tuple[Tensor, Tensor]:
-    """Maps of weak views, moved as the strong view moved the image, by nearest sampling.
+    """Maps of weak views, warped to the strong views of the same images by nearest sampling.
 
-    ``maps`` [B, C, h, w] of any type, 1/``scale`` of the image. Returns the moved maps, of the same type, with
-    ``padding`` where the strong view shows fill or cutout, and bool [B, 1, h, w], false at these pixels.
+    ``maps`` [B, C, h, w] of any type, 1/``scale`` the size of the image. Returns the warped maps, of the same type,
+    with ``padding`` where the strong view shows fill colour or cutout; and a mask, bool [B, 1, h, w], that is false
+    at these pixels.
 
-    By default maps move exactly as the image does: operations in the order they were applied, repeats included; what
-    an operation has moved out of the image stays lost. ``released`` repeats the released code: one fixed order, of a
-    repeated operation only the last value, horizontal translation too far by w/h, cutout without its far edges.
+    By default maps are warped exactly as the image is: operations in the order in which they were applied, repeats
+    included; what an operation moves out of the image is lost. ``released`` warps as the released code does: in one
+    fixed order, only the last value of a repeated operation, horizontal translation w/h times too far, and the cutout
+    without its right and lower edge.
     """
     h, w = maps.shape[2:]
     source, valid = (_source_released if released else _source)(view, h, w, scale)
@@ -118,15 +121,15 @@ def _sample_crop(maps: Tensor, y: Tensor, x: Tensor, height: Tensor, width: Tens
 
 
 def _aligned_step(size: int, resized: Tensor) -> Tensor:
-    """How far a step of one pixel in the resized map goes in the map of ``size``, corners aligned; [B, 1]."""
-    # A number over a tensor would be computed as number * (1 / tensor), which differs in the last bit.
+    """The length of one pixel of the resized map in pixels of the map of ``size``, corners aligned; [B, 1]."""
+    # torch computes a number divided by a tensor as number * (1 / tensor), which differs in the last bit.
     return (resized.new_full((), size - 1) / (resized - 1).clamp(min=1))[:, None]
 
 
 def _interpolate_rows(maps: Tensor, y: Tensor) -> Tensor:
     """Linear interpolation of ``maps`` [B, C, h, w] at row positions ``y`` [B, i] in 0..h-1; returns [B, C, i, w].
 
-    Not ``grid_sample``: its coordinates of -1..1 lose digits that the golden values keep.
+    ``grid_sample`` will not do: its coordinates of -1..1 lose digits that the golden values keep.
     """
 
     def rows(index: Tensor) -> Tensor:
@@ -139,7 +142,7 @@ def _interpolate_rows(maps: Tensor, y: Tensor) -> Tensor:
 
 
 def _source(view: StrongView, h: int, w: int, scale: int) -> tuple[Tensor, Tensor]:
-    """For each pixel of the strong view, the pixel of the weak view that it shows: int64 and validity, [B, h * w].
+    """The pixel of the weak view that each pixel of the strong view shows, int64 [B, h * w]; and where there is one.
 
     Follows the centre of every pixel back through the operations, in pixels of the image, and rounds once at the end.
     """
@@ -149,7 +152,7 @@ def _source(view: StrongView, h: int, w: int, scale: int) -> tuple[Tensor, Tenso
     y = (scale * (rows.flatten() + 0.5)).expand(len(view.values), -1)
     x = (scale * (columns.flatten() + 0.5)).expand(len(view.values), -1)
 
-    # The image's rectangle includes the pixels of both corners.
+    # On the image the rectangle includes the pixels of both corners.
     x0, y0, x1, y1 = view.cutout.unsqueeze(2).unbind(1)
     valid = ~((x0 <= x) & (x < x1 + 1) & (y0 <= y) & (y < y1 + 1))
 
@@ -165,7 +168,7 @@ def _source(view: StrongView, h: int, w: int, scale: int) -> tuple[Tensor, Tenso
 
 
 def _undo(operation: Tensor, value: Tensor, x: Tensor, y: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where the image was looked up by one operation per sample, [B, 1], for output positions x, y [B, h * w]."""
+    """The input positions of one operation per sample, [B, 1], for its output positions x, y [B, h * w]."""
 
     def value_of(kind: Operation) -> Tensor:
         return value.where(operation == kind, 0)
@@ -200,12 +203,12 @@ def _source_released(view: StrongView, h: int, w: int, scale: int) -> tuple[Tens
     one = torch.ones_like(zero)
     shear_x = last_value(Operation.SHEAR_X) * h / w
     shear_y = last_value(Operation.SHEAR_Y) * w / h
-    # Both divide by the height, so that horizontal translation goes w/h times too far.
+    # Both are divided by the height, so that horizontal translation goes w/h times too far.
     translate_x = (last_value(Operation.TRANSLATE_X) / scale).floor() * 2 / h
     translate_y = (last_value(Operation.TRANSLATE_Y) / scale).floor() * 2 / h
     angle = torch.deg2rad(last_value(Operation.ROTATE))
     cos, sin = angle.cos(), angle.sin()
-    # Rows of the matrices from output to input position, in coordinates of -1..1.
+    # The two rows of each matrix that leads from output to input positions, in coordinates of -1..1.
     steps = (
         (1 - 2 * view.flipped.to(zero.dtype), zero, zero, zero, one, zero),
         (one, shear_x, one + shear_x - 1, zero, one, zero),

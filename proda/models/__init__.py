@@ -1,1 +1,1 @@
-"""Networks and every checkpoint format that is read."""
+"""Networks, pretrained backbones, and files of weights."""

@@ -3,41 +3,32 @@
 State-dict keys and shapes are those of the released network, so that its weights load with ``strict=True``.
 """
 
-# B batch, K classes, D features of the head, H W image height and width, h w = H/8 + 1, W/8 + 1 (network stride).
-import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
-
+# B batch, K classes, D features of the head, H W image height and width, h w = H/8 + 1, W/8 + 1 (at network stride).
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
+from proda.models.network import Segmentation, SegmentationNetwork
+
 CHANNELS_PER_GROUP = 8  # of every GroupNorm: 32 groups at the published 256 channels
 SQUEEZE_RATIO = 16
 
 
-class Segmentation(NamedTuple):
-    """What the network says about a batch, at network stride; the caller upsamples."""
-
-    logits: Tensor  # [B, K, h, w] before softmax
-    features: Tensor  # [B, D, h, w] after the head's dropout, before its last convolution: where prototypes live
-
-
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that leaves ``num_batches_tracked`` alone, as the released one does; the momentum is fixed anyway."""
+    """Batch norm that does not count batches, as the released one does not; with a fixed momentum it need not."""
 
     def forward(self, x: Tensor) -> Tensor:
         statistics = (self.running_mean, self.running_var, self.weight, self.bias)
-        return F.batch_norm(x, *statistics, self.training, self.momentum, self.eps)
+        return F.batch_norm(x, *statistics, self.training, self.momentum or 0.0, self.eps)
 
 
 class Dropout(nn.Dropout2d):
-    """Dropout of whole channels that is drawn for the global batch, of which each process has one contiguous part.
+    """Dropout of whole channels, drawn for the global batch, of which each process has one contiguous part.
 
-    So processes whose generators agree drop what one process would have dropped, and a single process draws what
-    torch's own layer draws.
+    Processes whose random generators are in the same state thus drop what a single process would drop, and a single
+    process draws what torch's own layer draws.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +40,7 @@ class Dropout(nn.Dropout2d):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales every channel by a gate in 0..1 computed from the mean of all channels over the image."""
+    """Multiplies every channel by a factor in 0..1 that is computed from the means of all channels over the image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,9 +54,9 @@ class SqueezeExcitation(nn.Module):
 
 
 class Head(nn.Module):
-    """Parallel dilated convolutions, concatenated, gated, reduced to D features, then classified.
+    """Parallel dilated convolutions, concatenated, weighted by channel, reduced to D features, then classified.
 
-    DeepLab adds its branches up; this one concatenates them, after ``Classifier_Module2`` of the released code.
+    DeepLab adds its branches; this head concatenates them, as ``Classifier_Module2`` of the released code does.
     """
 
     def __init__(
@@ -83,7 +74,7 @@ class Head(nn.Module):
         self.bottleneck = nn.Sequential(
             SqueezeExcitation(concatenated),
             nn.Conv2d(concatenated, channels, 3, padding=1),
-            nn.GroupNorm(groups, channels),  # no ReLU after it: features are of both signs
+            nn.GroupNorm(groups, channels),  # without a ReLU after it: features have both signs
         )
         self.head = nn.Sequential(Dropout(dropout), nn.Conv2d(channels, num_classes, 1, bias=False))
 
@@ -94,17 +85,19 @@ class Head(nn.Module):
         return Segmentation(classifier(features), features)
 
 
-class DeepLab(nn.Module):
-    """Dilated ResNet and head; takes RGB in 0..1 without mean or deviation, float [B, 3, H, W].
+class DeepLab(SegmentationNetwork):
+    """Dilated ResNet and head.
 
-    Returns :class:`Segmentation` at 1/8 (or 1/4) of the image, rounded up, plus 1 when the size is a multiple of it.
+    Takes RGB in 0..1, neither centred nor scaled, float [B, 3, H, W]. Returns :class:`Segmentation` at 1/8 (or 1/4) of
+    the image size, rounded up, plus 1 if the size is a multiple of 8 (or 4).
 
     ``blocks``: residual blocks of the four stages. ``width``: channels of the stem; the stages have 4, 8, 16 and 32
     times as many (64 is ResNet). ``head_channels``: D, a multiple of 8. ``stride``: 8, or 4 for small images, where
     the first convolution keeps full resolution. ``bn_pretrain``: one more batch norm between backbone and head, for
-    self-supervised weights whose scale is not that of ImageNet's. ``dropout``: of whole feature channels.
-    Fresh weights are as published: every convolution normal with deviation 0.01, meant to be overwritten by
-    pretrained ones. Raises ValueError for a stride or a number of channels that cannot be built.
+    self-supervised weights, whose scale is not that of ImageNet's. ``dropout``: probability with which a feature
+    channel is dropped. ``dilations``: of the head's 3 x 3 branches.
+    Fresh weights are as published: every convolution is normal with standard deviation 0.01, and pretrained weights
+    are expected to overwrite them. Raises ValueError for a stride or a number of channels that cannot be built.
     """
 
     def __init__(
@@ -124,12 +117,12 @@ class DeepLab(nn.Module):
             raise ValueError(f"stride must be 4 or 8, got {stride}")
         if head_channels < 1 or head_channels % CHANNELS_PER_GROUP:
             raise ValueError(f"head_channels must be a multiple of {CHANNELS_PER_GROUP}, got {head_channels}")
-        self.num_classes, self.blocks, self.width, self.stride = num_classes, tuple(blocks), width, stride
+        self.num_classes, self.num_features, self.head = num_classes, head_channels, "deeplab"
         out_channels = 8 * width * Bottleneck.expansion
 
         self.conv1 = nn.Conv2d(3, width, 7, stride=stride // 4, padding=3, bias=False)
         self.bn1 = BatchNorm(width)
-        # The ceil mode is where the "plus 1" of the output size comes from.
+        # The "plus 1" of the output size comes from the ceil mode.
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
         self.layer1 = _stage(width, width, blocks[0], stride=1, dilation=1)
         self.layer2 = _stage(4 * width, 2 * width, blocks[1], stride=2, dilation=1)
@@ -144,7 +137,7 @@ class DeepLab(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.normal_(0, 0.01)
-        self.layer5.bottleneck[1].bias.zero_()  # the biases of the branches keep torch's default
+        self.layer5.bottleneck.get_parameter("1.bias").zero_()  # the biases of the branches keep torch's default
 
     def forward(self, image: Tensor) -> Segmentation:
         x = self.maxpool(F.relu(self.bn1(self.conv1(image)), inplace=True))
@@ -154,34 +147,39 @@ class DeepLab(nn.Module):
         return self.layer5(x)
 
     def backbone_parts(self) -> tuple[nn.Module, ...]:
-        """Everything that ImageNet or self-supervised weights can fill; the rest is the head."""
         return self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4
+
+    def head_parts(self) -> tuple[nn.Module, ...]:
+        return (self.layer5,) if self.bn_pretrain is None else (self.bn_pretrain, self.layer5)
 
 
 def _stage(in_channels: int, planes: int, blocks: int, *, stride: int, dilation: int) -> nn.Sequential:
-    """Residual stage whose first block projects its shortcut and is dilated like the others."""
+    """A residual stage; its first block has a projection as shortcut, and is dilated like the others."""
     out_channels = planes * Bottleneck.expansion
     shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm(out_channels))
     first = Bottleneck(in_channels, planes, stride, shortcut, dilation=dilation, norm_layer=BatchNorm)
-    # torchvision has the stride on the 3x3 convolution; here it sits on the first 1x1, as in the original ResNet.
+    # torchvision has the stride in the 3 x 3 convolution; here it is in the first 1 x 1, as in the original ResNet.
     first.conv1.stride, first.conv2.stride = first.conv2.stride, (1, 1)
     others = (Bottleneck(out_channels, planes, dilation=dilation, norm_layer=BatchNorm) for _ in range(blocks - 1))
     return nn.Sequential(first, *others)
 
 
-def build_deeplab(name: str, num_classes: int, *, bn_pretrain: bool = False, dropout: float = 0.1) -> DeepLab:
-    """The network called ``name``, with random weights; nothing is downloaded.
+def resnet101(num_classes: int, *, bn_pretrain: bool, dropout: float) -> DeepLab:
+    """The published network; it needs pretrained weights."""
+    return DeepLab(num_classes, blocks=(3, 4, 23, 3), bn_pretrain=bn_pretrain, dropout=dropout)
 
-    ``resnet101`` is the published one, ``resnet50`` its smaller sister; both want pretrained weights afterwards.
-    ``tiny`` is for images of about 256 x 128 and is trained from scratch, so its convolutions start with He's
-    deviation (at 0.01 the signal dies out over the layers). Raises ValueError for another name.
+
+def resnet50(num_classes: int, *, bn_pretrain: bool, dropout: float) -> DeepLab:
+    """A shallower network of the same kind; it needs pretrained weights."""
+    return DeepLab(num_classes, blocks=(3, 4, 6, 3), bn_pretrain=bn_pretrain, dropout=dropout)
+
+
+def tiny(num_classes: int, *, bn_pretrain: bool, dropout: float) -> DeepLab:
+    """A network for images of about 256 x 128 that is trained from scratch.
+
+    Its convolutions start with He's deviation; at 0.01 the signal would die out over the layers.
     """
-    if name in ("resnet101", "resnet50"):
-        blocks = (3, 4, 23, 3) if name == "resnet101" else (3, 4, 6, 3)
-        return DeepLab(num_classes, blocks=blocks, bn_pretrain=bn_pretrain, dropout=dropout)
-    if name != "tiny":
-        raise ValueError(f"unknown network {name!r}, expected resnet101, resnet50 or tiny")
-    model = DeepLab(
+    network = DeepLab(
         num_classes,
         blocks=(1, 1, 1, 1),
         width=8,
@@ -189,53 +187,10 @@ def build_deeplab(name: str, num_classes: int, *, bn_pretrain: bool = False, dro
         stride=4,
         bn_pretrain=bn_pretrain,
         dropout=dropout,
-        dilations=(3, 6),  # the published ones reach as far across a published crop, in two more steps
+        dilations=(3, 6),  # these cover as large a part of a crop as the published ones, in two steps instead of four
     )
-    classifier = model.layer5.head[1]  # stays small: the first predictions should be undecided
-    for module in model.modules():
+    classifier = network.layer5.head[1]  # stays small, so that the first predictions are undecided
+    for module in network.modules():
         if isinstance(module, nn.Conv2d) and module is not classifier:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return model
-
-
-def parameter_groups(
-    model: DeepLab, lr: float, *, head_factor: float = 10.0, repeat_backbone: bool = False
-) -> list[dict]:
-    """Groups for a torch optimizer: backbone at ``lr``, head (and ``bn_pretrain``) at ``head_factor`` times ``lr``.
-
-    A factor of 1 gives one group of all parameters, as stage 1 has it. ``repeat_backbone`` yields backbone parameters
-    as often as the released code does, three or four times: a walk over nested modules, in which each module lists all
-    its parameters. SGD then steps that often. Raises ValueError where there is no backbone group to repeat.
-    """
-    if head_factor == 1:
-        if repeat_backbone:
-            raise ValueError("repeat_backbone needs a group of its own for the backbone, but head_factor is 1")
-        return [{"params": list(model.parameters()), "lr": lr}]
-    repeated = list(_walk_parameters(model))
-    backbone = list(dict.fromkeys(repeated))
-    head = [] if model.bn_pretrain is None else list(model.bn_pretrain.parameters())
-    groups = [
-        {"params": backbone, "lr": lr},
-        {"params": head + list(model.layer5.parameters()), "lr": head_factor * lr},
-    ]
-    if repeat_backbone:
-        # One at a time: the fused-over-tensors step of a GPU would write a repeated tensor from several places at once.
-        groups[0] |= {"params": repeated, "foreach": False}
-        warnings.filterwarnings("ignore", message="optimizer contains a parameter group with duplicate parameters")
-    return groups
-
-
-def _walk_parameters(model: DeepLab) -> Iterator[nn.Parameter]:
-    for part in model.backbone_parts():
-        for module in part.modules():
-            yield from module.parameters()
-
-
-def freeze_batch_norm(model: nn.Module) -> None:
-    """Makes every batch norm use its running statistics and stop learning; call it again after ``model.train()``.
-
-    The affine parameters may stay in an optimizer: without a gradient they do not even decay.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the synchronised class derives from it too
-            module.eval().requires_grad_(False)
+    return network

@@ -1,15 +1,15 @@
-"""Patch discriminator of the warm-up: which domain does a segmentation come from?"""
+"""Patch discriminator of the warm-up: tells from which domain a segmentation comes."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Discriminator(nn.Module):
-    """Four halving convolutions and a classifier, on softmax maps upsampled to image size.
+    """Four convolutions of stride 2 and a classifier, on softmax maps that are upsampled to image size.
 
-    Takes class probabilities float [B, K, H, W], returns one score per patch [B, 1, H/16, W/16] (rounded up), before
-    any sigmoid; the source domain is 0, the target domain 1. ``width``: channels of the first convolution, each next
-    one has twice as many. Source: ``FCDiscriminator`` of the released code, after AdaptSegNet (arXiv:1802.10349).
+    Takes class probabilities float [B, K, H, W] and returns one score per patch [B, 1, H/16, W/16] (rounded up),
+    before any sigmoid; source is labelled 0 and target 1. ``width``: channels of the first convolution; each of the
+    next has twice as many. Source: ``FCDiscriminator`` of the released code, after AdaptSegNet (arXiv:1802.10349).
     """
 
     def __init__(self, num_classes: int, width: int = 64) -> None:
@@ -25,5 +25,5 @@ class Discriminator(nn.Module):
         x = F.relu(self.conv1(probabilities))
         x = F.relu(self.conv2(x))
         x = F.relu(self.conv3(x))
-        x = F.leaky_relu(self.conv4(x), 0.2)  # only the last one leaks, as released
+        x = F.leaky_relu(self.conv4(x), 0.2)  # only the last one is leaky, as released
         return self.classifier(x)

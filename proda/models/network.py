@@ -1,13 +1,84 @@
-"""What every segmentation network offers."""
+"""What every segmentation network offers, whatever its backbone and head; nothing else of a network is used elsewhere.
 
-from proda.models.deeplab import DeepLab as SegmentationNetwork
-from proda.models.deeplab import Segmentation, build_deeplab
+B batch, K classes, D features of the head, H W image height and width, h w those of the network's output.
+"""
 
-__all__ = ["Segmentation", "SegmentationNetwork", "build_network"]
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
 
 
-def build_network(backbone, num_classes, **options):
-    network = build_deeplab(backbone, num_classes, **options)
-    network.backbone = backbone
-    network.num_features = network.layer5.head[-1].in_channels
-    return network
+class Segmentation(NamedTuple):
+    """The output for a batch, at network stride; the caller upsamples."""
+
+    logits: Tensor  # [B, K, h, w] before softmax
+    features: (
+        Tensor  # [B, D, h, w] after the head's dropout, before its last convolution; prototypes are means of these
+    )
+
+
+class SegmentationNetwork(nn.Module):
+    """Base class: a backbone that pretrained weights can fill, and a head on it.
+
+    ``forward`` takes RGB in 0..1, neither centred nor scaled, float [B, 3, H, W]; it returns :class:`Segmentation`.
+    A subclass sets ``num_classes``, ``num_features`` and ``head``, and says which of its modules are which. The names
+    below are taken: its modules have others (``self.layers``, not ``self.backbone``).
+    """
+
+    num_classes: int  # K
+    num_features: int  # D
+    head: str  # name of the head
+    backbone: str = ""  # name under which ``build_network`` made it
+    class_names: tuple[str, ...] = ()  # in the order of the logits, where the weights' file says so
+    origin: str = ""  # SHA-256 of the bytes of the weights' file, empty for fresh weights
+
+    def backbone_parts(self) -> tuple[nn.Module, ...]:
+        """Everything that ImageNet or self-supervised weights can fill, in the order of the forward pass."""
+        raise NotImplementedError
+
+    def head_parts(self) -> tuple[nn.Module, ...]:
+        """All other modules that have parameters."""
+        raise NotImplementedError
+
+
+def parameter_groups(
+    network: SegmentationNetwork, lr: float, *, head_factor: float = 10.0, repeat_backbone: bool = False
+) -> list[dict]:
+    """Groups for a torch optimizer: the backbone at ``lr``, the head at ``head_factor`` times ``lr``.
+
+    A factor of 1 gives one group of all parameters, as in stage 1. ``repeat_backbone`` lists backbone parameters as
+    often as the released code does, three or four times: it walks over nested modules and takes all parameters of
+    each. SGD then steps that often. Raises ValueError where there is no backbone group to repeat.
+    """
+    if head_factor == 1:
+        if repeat_backbone:
+            raise ValueError("repeat_backbone needs a group of its own for the backbone, but head_factor is 1")
+        return [{"params": list(network.parameters()), "lr": lr}]
+    repeated = list(_walk_parameters(network))
+    groups = [
+        {"params": list(dict.fromkeys(repeated)), "lr": lr},
+        {"params": [p for part in network.head_parts() for p in part.parameters()], "lr": head_factor * lr},
+    ]
+    if repeat_backbone:
+        # Without foreach, whose one step over all tensors would write to a repeated one several times at once.
+        groups[0] |= {"params": repeated, "foreach": False}
+        warnings.filterwarnings("ignore", message="optimizer contains a parameter group with duplicate parameters")
+    return groups
+
+
+def _walk_parameters(network: SegmentationNetwork) -> Iterator[nn.Parameter]:
+    for part in network.backbone_parts():
+        for module in part.modules():
+            yield from module.parameters()
+
+
+def freeze_batch_norm(network: nn.Module) -> None:
+    """Makes every batch norm use its running statistics and stop learning; call it again after ``network.train()``.
+
+    The affine parameters may stay in an optimizer: without a gradient they do not even decay.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the synchronised class derives from it too
+            module.eval().requires_grad_(False)

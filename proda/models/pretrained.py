@@ -1,1 +1,98 @@
-from proda.models.weights import load_imagenet, load_simclr  # noqa: F401
+"""Backbones that start from other people's training: ImageNet weights of torchvision, SimCLR checkpoints."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.models import ResNet50_Weights, ResNet101_Weights
+
+from proda.models.network import SegmentationNetwork
+from proda.models.weights import as_state_dict, describe, matching_tensors, mismatch, read_tensors
+from proda.utils.errors import MissingFileError, UserError
+
+IMAGENET = {"resnet101": ResNet101_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
+
+# Names in SimCLRv2-Pytorch's ResNet without selective kernels, and torchvision's for the same tensors. There an
+# activation follows each batch norm in a sequence of its own, hence the additional 0 in the names of batch norms.
+_SIMCLR_NAMES = (
+    (r"net\.0\.0", r"conv1"),
+    (r"net\.0\.1\.0", r"bn1"),
+    (r"net\.(\d)\.blocks\.(\d+)\.net\.0", r"layer\1.\2.conv1"),
+    (r"net\.(\d)\.blocks\.(\d+)\.net\.1\.0", r"layer\1.\2.bn1"),
+    (r"net\.(\d)\.blocks\.(\d+)\.net\.2", r"layer\1.\2.conv2"),
+    (r"net\.(\d)\.blocks\.(\d+)\.net\.3\.0", r"layer\1.\2.bn2"),
+    (r"net\.(\d)\.blocks\.(\d+)\.net\.4", r"layer\1.\2.conv3"),
+    (r"net\.(\d)\.blocks\.(\d+)\.net\.5\.0", r"layer\1.\2.bn3"),
+    (r"net\.(\d)\.blocks\.(\d+)\.projection\.shortcut", r"layer\1.\2.downsample.0"),
+    (r"net\.(\d)\.blocks\.(\d+)\.projection\.bn\.0", r"layer\1.\2.downsample.1"),
+)
+
+
+def load_imagenet(network: SegmentationNetwork, path: str | Path | None = None) -> str:
+    """Fills the backbone with torchvision's ImageNet weights; returns one line saying how many tensors matched.
+
+    ``path``: a state-dict file. Without it the weights come from torch's download cache, or are downloaded into it.
+    Raises UserError for a backbone that has no such weights, MissingFileError when they are not there and cannot be
+    downloaded.
+    """
+    if path is not None:
+        return _fill_backbone(network, as_state_dict(read_tensors(path), path, "network"), path)
+    weights = IMAGENET.get(network.backbone)
+    if weights is None:
+        raise UserError(f"--backbone={network.backbone} has no ImageNet weights; there are {', '.join(IMAGENET)}")
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            prefix = cached.stem.rpartition("-")[2]  # the name ends in the start of the file's SHA-256
+            torch.hub.download_url_to_file(weights.url, str(cached), hash_prefix=prefix)
+    except (OSError, RuntimeError) as error:
+        raise MissingFileError(
+            f"ImageNet weights: {cached} is not there and {weights.url} cannot be fetched ({error}); give a local file"
+        ) from None
+    return _fill_backbone(network, as_state_dict(read_tensors(cached), cached, "network"), cached)
+
+
+def load_simclr(network: SegmentationNetwork, path: str | Path) -> str:
+    """Fills the backbone from a SimCLR checkpoint; returns one line saying how many tensors matched.
+
+    Two layouts are read: ``{"state_dict": ...}`` with torchvision's names, which the released code reads, and
+    ``{"resnet": ..., "head": ...}`` as ``convert.py`` of https://github.com/Separius/SimCLRv2-Pytorch writes it from
+    Google's SimCLRv2 checkpoints. The published stage 2 starts from ``r101_1x_sk0`` (ResNet-101, width 1, no selective
+    kernels); ``r50_1x_sk0`` fits ``--backbone=resnet50``.
+    Raises MissingFileError, or UserError for another layout, width, depth or a network with selective kernels.
+    """
+    data = read_tensors(path)
+    layout = next((key for key in ("state_dict", "resnet") if isinstance(data, Mapping) and key in data), None)
+    if layout is None:
+        raise UserError(f"{path}: found {describe(data)}, expected a SimCLR checkpoint with 'state_dict' or 'resnet'")
+    found = {_torchvision_name(name): value for name, value in as_state_dict(data[layout], path, "network").items()}
+    if any("mixing_conv" in name for name in found):
+        raise UserError(f"{path}: found a ResNet with selective kernels (sk1), expected one without (sk0)")
+    return _fill_backbone(network, found, path)
+
+
+def _torchvision_name(name: str) -> str:
+    """The name in torchvision's ResNet of a tensor of SimCLRv2-Pytorch; other names stay."""
+    module, _, tensor = name.rpartition(".")
+    for theirs, ours in _SIMCLR_NAMES:
+        if match := re.fullmatch(theirs, module):
+            return f"{match.expand(ours)}.{tensor}"
+    return name
+
+
+def _fill_backbone(network: SegmentationNetwork, found: dict[str, Tensor], path: str | Path) -> str:
+    """Copies what the file shares with the backbone, which must be all of it (old files lack the batch counters)."""
+    parts = network.backbone_parts()
+    names = tuple(f"{name}." for name, module in network.named_modules() if any(module is part for part in parts))
+    own = {key: value for key, value in network.state_dict().items() if key.startswith(names)}
+    matching = matching_tensors(own, found)
+    if any(key not in matching for key in own if not key.endswith("num_batches_tracked")):
+        backbone = {key: value for key, value in found.items() if not key.startswith("fc.")}
+        raise UserError(mismatch(path, own, backbone, matching, what="backbone"))
+    network.load_state_dict(matching, strict=False)
+    return (
+        f"{path}: {len(matching)} of the backbone's {len(own)} tensors loaded, {len(found) - len(matching)} left over"
+    )

@@ -1,25 +1,31 @@
-"""Every checkpoint format that is read; no code runs from any of them.
+"""Files of weights and of prototypes: every format that is read, and our own, which is written.
 
-Read: our own checkpoints, released ``.pkl`` checkpoints of all stages and their prototype files, bare state dicts,
-ImageNet weights of torchvision, SimCLR checkpoints. Errors are one line: the file, what was found, what was expected.
+Read: our own files and checkpoints, released ``.pkl`` checkpoints of all stages and their prototype files, bare state
+dicts. No code runs from any of them. Errors are one line: the file, what was found, what was expected.
+
+Our weights file is a dict saved with ``torch.save``: ``format`` (2), ``model`` (state dict), ``num_classes``,
+``class_names`` (in the order of the logits), ``backbone``, and where there are any ``prototypes`` and
+``discriminator``. Files of format 1 have neither ``format`` nor ``class_names``.
 """
 
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights, ResNet101_Weights
 
-from proda.models.deeplab import DeepLab
+from proda.models.build import build_network
+from proda.models.network import SegmentationNetwork
+from proda.utils.errors import MissingFileError, UserError
+from proda.utils.files import save_tensors, sha256
 
-IMAGENET = {(3, 4, 23, 3): ResNet101_Weights.IMAGENET1K_V1, (3, 4, 6, 3): ResNet50_Weights.IMAGENET1K_V1}
+FORMAT = 2
 NETWORK, DISCRIMINATOR = "ResNet101", "FCDiscriminator"  # top-level keys of released checkpoints
-ENOUGH = 0.5  # share of a network's tensors that must match where a complete match is not asked for
+ENOUGH = 0.5  # fraction of a network's tensors that must match if a complete match is not required
 
 
 class Weights(NamedTuple):
@@ -28,31 +34,32 @@ class Weights(NamedTuple):
     model: dict[str, Tensor]
     prototypes: Tensor | None  # float32 [K, D]
     discriminator: dict[str, Tensor] | None
-    info: dict[str, Any]  # the file's other plain entries: iter, best_iou, num_classes, ...
+    class_names: tuple[str, ...]  # in the order of the logits; empty where the file does not say
+    info: dict[str, Any]  # the file's other plain entries: backbone, num_classes, iteration, best_iou, ...
     path: str  # for messages
 
 
 class _Float64:
-    """Stands in for ``numpy.dtype`` while unpickling, and knows one type."""
+    """Takes the place of ``numpy.dtype`` while unpickling; accepts one type only."""
 
     def __init__(self, code: str, *_: object) -> None:
         if code not in ("f8", "<f8"):
             raise ValueError(f"a numpy scalar of type {code!r}, expected 'f8'")
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like; little-endian is all there is on the machines that wrote these files."""
+        """Ignores byte order and the like; the files were written on little-endian machines."""
 
 
 def _float64_scalar(dtype: _Float64, value: bytes) -> float:
-    """Stands in for numpy's scalar constructor."""
+    """Takes the place of numpy's constructor of scalars."""
     if not isinstance(dtype, _Float64):
         raise ValueError("a numpy scalar without its type")
     return struct.unpack("<d", value)[0]
 
 
 # Released checkpoints hold ``best_iou`` as a numpy.float64. Its pickle names two functions of numpy (the first by
-# either of two names); these stand-ins are called in their place, so nothing of numpy is open to the file.
-_ALLOWED = [
+# either of two names). The functions above are called in their place, so that a file can call nothing of numpy.
+_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_float64_scalar, "numpy.core.multiarray.scalar"),
     (_float64_scalar, "numpy._core.multiarray.scalar"),
     (_Float64, "numpy.dtype"),
@@ -62,17 +69,17 @@ _ALLOWED = [
 def load_weights(path: str | Path) -> Weights:
     """Reads a checkpoint: ours (``model``), a released one (``ResNet101``) or a bare state dict.
 
-    Prototypes that are all zero, as released checkpoints hold them outside of stage 1, count as none.
-    Raises FileNotFoundError, or ValueError for anything that is not such a file.
+    Prototypes that are all zero, as in released checkpoints of other stages than stage 1, count as none.
+    Raises MissingFileError, or UserError for anything that is not such a file.
     """
-    data = _read(path)
+    data = read_tensors(path)
     expected = f"expected 'model' (ours), {NETWORK!r} (released) or a state dict"
     if not isinstance(data, Mapping) or not data:
-        raise ValueError(f"{path}: found {_describe(data)}, {expected}")
+        raise UserError(f"{path}: found {describe(data)}, {expected}")
     if NETWORK in data:
         entry = data[NETWORK]
         if not isinstance(entry, Mapping) or "model_state" not in entry:
-            raise ValueError(f"{path}: found {_describe(entry)} under {NETWORK!r}, expected a dict with 'model_state'")
+            raise UserError(f"{path}: found {describe(entry)} under {NETWORK!r}, expected a dict with 'model_state'")
         discriminator = data.get(DISCRIMINATOR)
         if discriminator is not None:
             discriminator = discriminator.get("model_state") if isinstance(discriminator, Mapping) else discriminator
@@ -82,11 +89,13 @@ def load_weights(path: str | Path) -> Weights:
     elif all(isinstance(value, Tensor) for value in data.values()):
         model, prototypes, discriminator = data, None, None
     else:
-        raise ValueError(f"{path}: found {_describe(data)}, {expected}")
+        raise UserError(f"{path}: found {describe(data)}, {expected}")
+    vectors = None if prototypes is None else _prototypes(prototypes, path)
     return Weights(
-        _state_dict(model, path, "network"),
-        None if prototypes is None else _prototypes(prototypes, path, zeros_are_none=True),
-        None if discriminator is None else _state_dict(discriminator, path, "discriminator"),
+        as_state_dict(model, path, "network"),
+        vectors if vectors is not None and vectors.any() else None,
+        None if discriminator is None else as_state_dict(discriminator, path, "discriminator"),
+        _class_names(data.get("class_names", ()), path),
         {key: value for key, value in data.items() if isinstance(value, bool | int | float | str)},
         str(path),
     )
@@ -95,83 +104,138 @@ def load_weights(path: str | Path) -> Weights:
 def load_into(model: nn.Module, source: str | Path | Weights, *, strict: bool = True) -> str:
     """Copies a checkpoint's network into ``model``; returns one line saying how many tensors matched.
 
-    ``strict`` asks for the same keys and shapes; otherwise tensors that match are copied, at least half of the
-    network's. Nothing is copied when an error is raised: ValueError with the first keys that differ on both sides, or
-    with the two numbers of classes.
+    ``strict`` requires the same keys and shapes; otherwise the tensors that match are copied, which must be at least
+    half of the network's. Raises UserError, with the first keys that differ on both sides or with the two numbers of
+    classes; then nothing is copied.
     """
     weights = source if isinstance(source, Weights) else load_weights(source)
     return _copy(model, weights.model, weights.path, strict=strict)
 
 
 def load_discriminator(model: nn.Module, source: str | Path | Weights) -> str:
-    """As :func:`load_into`, for the discriminator of a warm-up checkpoint. ValueError when there is none."""
+    """As :func:`load_into`, for the discriminator of a warm-up checkpoint. UserError when there is none."""
     weights = source if isinstance(source, Weights) else load_weights(source)
     if weights.discriminator is None:
-        raise ValueError(f"{weights.path}: found no discriminator, expected the checkpoint of a warm-up")
+        raise UserError(f"{weights.path}: found no discriminator, expected the checkpoint of a warm-up")
     return _copy(model, weights.discriminator, weights.path, strict=True)
+
+
+def load_network(
+    path: str | Path, *, backbone: str, class_names: Sequence[str], dropout: float = 0.1, flag: str = "weights"
+) -> SegmentationNetwork:
+    """A network with the weights of a file, on the CPU; with the batch norm after the backbone if the file has it.
+
+    ``class_names`` are those that the network has to have, in the order of its logits. Files that do not name their
+    classes or their backbone (released ones, our format 1) are compared by the number of classes and by shapes.
+    ``flag``: the flag that named the file, for the message. Sets ``origin`` and ``class_names`` of the network.
+
+    Raises:
+        MissingFileError: no such file.
+        UserError: weights of another backbone, or of other classes, or of the same classes in another order.
+    """
+    if not Path(path).is_file():
+        raise MissingFileError(f"--{flag}={path}: no such file; expected weights, as a stage leaves in last.pt")
+    weights = load_weights(path)
+    made_with = weights.info.get("backbone") or backbone
+    if made_with != backbone:
+        raise UserError(f"{path}: found weights of --backbone={made_with}, expected --backbone={backbone}")
+    if len(weights.class_names) == len(class_names):  # another number is reported by load_into
+        for number, (found, expected) in enumerate(zip(weights.class_names, class_names, strict=True)):
+            if found != expected:
+                raise UserError(
+                    f"{path}: found weights whose class {number} is {found!r}, expected {expected!r}; "
+                    "class names and their order have to be those of --source"
+                )
+    extra = any(key.startswith("bn_pretrain.") for key in weights.model)
+    network = build_network(backbone, len(class_names), bn_pretrain=extra, dropout=dropout)
+    load_into(network, weights)
+    network.origin, network.class_names = sha256(path), tuple(class_names)
+    return network
+
+
+def weights_content(
+    network: SegmentationNetwork,
+    *,
+    class_names: Sequence[str],
+    prototypes: Tensor | None = None,
+    discriminator: nn.Module | None = None,
+    **info: bool | int | float | str,
+) -> dict[str, Any]:
+    """What a weights file holds: enough to build the network again and to see whether it fits.
+
+    ``prototypes`` float32 [K, D]; ``info``: more plain entries, such as the iteration. The tensors are the network's
+    own, not copies. Raises ValueError if the number of names is not that of the network's classes.
+    """
+    if len(class_names) != network.num_classes:
+        raise ValueError(f"{len(class_names)} class names for a network of {network.num_classes} classes")
+    content = {
+        "format": FORMAT,
+        "model": network.state_dict(),
+        "num_classes": network.num_classes,
+        "class_names": list(class_names),
+        "backbone": network.backbone,
+    }
+    if prototypes is not None:
+        content["prototypes"] = prototypes
+    if discriminator is not None:
+        content["discriminator"] = discriminator.state_dict()
+    return content | info
+
+
+def save_weights(path: str | Path, network: SegmentationNetwork, **content: Any) -> None:
+    """Writes a weights file atomically; ``content`` as in :func:`weights_content`. OSError if it cannot be written."""
+    save_tensors(weights_content(network, **content), Path(path))
 
 
 def load_prototypes(path: str | Path) -> Tensor:
     """Prototypes float32 [K, D]: a bare tensor (released), ours (``prototypes``, ``counts``) or a checkpoint's.
 
-    Raises FileNotFoundError, or ValueError when the file holds none (all zero is none).
+    Raises MissingFileError, or UserError when the file holds none (all zero is none).
     """
-    data = _read(path)
+    data = read_tensors(path)
     if isinstance(data, Mapping) and isinstance(data.get(NETWORK), Mapping):
         data = data[NETWORK].get("objective_vectors", data)
     elif isinstance(data, Mapping):  # in a checkpoint of ours they are a state dict of their own
         data = data.get("prototypes", data)
-    return _prototypes(data, path)
+    prototypes = _prototypes(data, path)
+    if not prototypes.any():
+        raise UserError(f"{path}: found prototypes that are all zero, expected those of a trained model")
+    return prototypes
+
+
+def save_prototypes(path: str | Path, prototypes: Tensor, counts: Tensor, *, made_from: Mapping[str, Any]) -> None:
+    """Writes a prototypes file atomically.
+
+    ``prototypes`` float32 [K, D]; ``counts`` float32 [K], how many image means each has seen. ``made_from``: all that
+    they depend on, as plain values and lists of them, for instance the SHA-256 of the weights and the class names.
+    """
+    content = {"prototypes": prototypes.cpu(), "counts": counts.cpu(), "made_from": dict(made_from)}
+    save_tensors({"format": FORMAT} | content, Path(path))
+
+
+def prototypes_record(path: str | Path) -> dict[str, Any]:
+    """What the prototypes of a file were made from, as given to :func:`save_prototypes`; empty if it does not say.
+
+    Our format 1 says only from which weights (``{"weights": SHA-256}``). Raises as :func:`load_prototypes`.
+    """
+    data = read_tensors(path)
+    if not isinstance(data, Mapping):
+        return {}
+    if isinstance(data.get("made_from"), Mapping):
+        return dict(data["made_from"])
+    return {"weights": data["origin"]} if data.get("origin") and isinstance(data["origin"], str) else {}
 
 
 def prototypes_origin(path: str | Path) -> str:
     """SHA-256 of the weights that the prototypes of a file were computed from; empty if it does not say."""
-    data = _read(path)
-    origin = data.get("origin", "") if isinstance(data, Mapping) else ""
-    return origin if isinstance(origin, str) else ""
+    return prototypes_record(path).get("weights", "")
 
 
-def load_imagenet(model: DeepLab, path: str | Path | None = None) -> str:
-    """Fills the backbone with torchvision's ImageNet weights; returns one line saying how many tensors matched.
-
-    ``path``: a state-dict file at hand. Without it they come from torch's download cache, or the network.
-    Raises ValueError for a network that has no such weights, FileNotFoundError when they are not there and cannot be
-    fetched.
-    """
-    if path is not None:
-        return _fill_backbone(model, _state_dict(_read(path), path, "network"), str(path))
-    weights = IMAGENET.get(model.blocks)
-    if weights is None or model.width != 64:
-        raise ValueError(f"no ImageNet weights for blocks {model.blocks} of width {model.width}, expected a ResNet")
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    try:
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            prefix = cached.stem.rpartition("-")[2]  # the name carries the start of the file's SHA-256
-            torch.hub.download_url_to_file(weights.url, str(cached), hash_prefix=prefix)
-    except (OSError, RuntimeError) as error:
-        raise FileNotFoundError(
-            f"ImageNet weights: {cached} is not there and {weights.url} cannot be fetched ({error}); give a local file"
-        ) from None
-    return _fill_backbone(model, _state_dict(_read(cached), cached, "network"), str(cached))
-
-
-def load_simclr(model: DeepLab, path: str | Path) -> str:
-    """Fills the backbone from a self-supervised checkpoint, whose tensors are under ``state_dict``.
-
-    Returns one line saying how many tensors matched. Raises FileNotFoundError or ValueError.
-    """
-    data = _read(path)
-    if not isinstance(data, Mapping) or "state_dict" not in data:
-        raise ValueError(f"{path}: found {_describe(data)}, expected a SimCLR checkpoint with 'state_dict'")
-    return _fill_backbone(model, _state_dict(data["state_dict"], path, "network"), str(path))
-
-
-def _read(path: str | Path) -> Any:
-    """Unpickles tensors and plain values on the CPU, and refuses everything else."""
+def read_tensors(path: str | Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU; UserError for a file that is damaged or holds more than plain values."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path}: found {'a folder' if path.is_dir() else 'no such file'}, expected a weights file"
         )
     try:
@@ -189,30 +253,34 @@ def _read(path: str | Path) -> Any:
             found = f"found a call of {refused[1]}, which is not run"
         else:
             found = f"cannot be read ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]})"
-        raise ValueError(f"{path}: {found}; expected tensors and plain values saved with torch.save") from None
+        raise UserError(f"{path}: {found}; expected tensors and plain values saved with torch.save") from None
 
 
-def _describe(data: object) -> str:
+def describe(data: object) -> str:
+    """What a file holds, in a few words for a message."""
     if isinstance(data, Mapping):
         return f"a dict with {', '.join(repr(key) for key in list(data)[:4])}" if data else "an empty dict"
     return f"a tensor of shape {list(data.shape)}" if isinstance(data, Tensor) else f"{type(data).__name__}"
 
 
-def _state_dict(data: object, path: str | Path, what: str) -> dict[str, Tensor]:
+def as_state_dict(data: object, path: str | Path, what: str) -> dict[str, Tensor]:
+    """``data``, if it is the state dict of a ``what``, with plain keys; UserError if it is not one."""
     if not isinstance(data, Mapping) or not data or not all(isinstance(value, Tensor) for value in data.values()):
-        raise ValueError(f"{path}: found {_describe(data)}, expected the {what}'s state dict (name to tensor)")
+        raise UserError(f"{path}: found {describe(data)}, expected the {what}'s state dict (name to tensor)")
     return {str(key).removeprefix("module."): value for key, value in data.items()}  # "module." is DataParallel's
 
 
-def _prototypes(data: object, path: str | Path, *, zeros_are_none: bool = False) -> Tensor | None:
+def _class_names(data: object, path: str | Path) -> tuple[str, ...]:
+    if not isinstance(data, list | tuple) or not all(isinstance(name, str) for name in data):
+        raise UserError(f"{path}: found class_names of type {type(data).__name__}, expected a list of names")
+    return tuple(data)
+
+
+def _prototypes(data: object, path: str | Path) -> Tensor:
     if isinstance(data, Mapping):
         data = data.get("prototypes", data)
     if not isinstance(data, Tensor) or data.ndim != 2:
-        raise ValueError(f"{path}: found {_describe(data)}, expected prototypes [classes, features]")
-    if not data.any():
-        if zeros_are_none:
-            return None
-        raise ValueError(f"{path}: found prototypes that are all zero, expected those of a trained model")
+        raise UserError(f"{path}: found {describe(data)}, expected prototypes [classes, features]")
     return data.float()
 
 
@@ -228,36 +296,24 @@ def _copy(model: nn.Module, found: dict[str, Tensor], path: str, *, strict: bool
     own = model.state_dict()
     theirs, ours = _num_classes(found), _num_classes(own)
     if theirs is not None and ours is not None and theirs != ours:
-        raise ValueError(
+        raise UserError(
             f"{path}: found weights for {theirs} classes, expected {ours} classes (--source, --num_classes)"
         )
-    matching = _matching(own, found)
+    matching = matching_tensors(own, found)
     complete = len(matching) == len(own) == len(found)
     if (strict and not complete) or len(matching) < ENOUGH * len(own):
-        raise ValueError(_mismatch(path, own, found, matching))
+        raise UserError(mismatch(path, own, found, matching))
     model.load_state_dict(matching, strict=complete)
     return f"{path}: {len(matching)} of the network's {len(own)} tensors loaded, {len(found) - len(matching)} left over"
 
 
-def _fill_backbone(model: DeepLab, found: dict[str, Tensor], path: str) -> str:
-    """Copies what the file shares with the backbone, which must be all of it (old files lack the batch counters)."""
-    own = {key: value for key, value in model.state_dict().items() if not key.startswith(("layer5.", "bn_pretrain."))}
-    matching = _matching(own, found)
-    if any(key not in matching for key in own if not key.endswith("num_batches_tracked")):
-        backbone = {key: value for key, value in found.items() if not key.startswith("fc.")}
-        raise ValueError(_mismatch(path, own, backbone, matching, what="backbone"))
-    model.load_state_dict(matching, strict=False)
-    return (
-        f"{path}: {len(matching)} of the backbone's {len(own)} tensors loaded, {len(found) - len(matching)} left over"
-    )
-
-
-def _matching(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def matching_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of ``found`` that have the name and the shape of one in ``own``."""
     return {key: found[key] for key, value in own.items() if key in found and found[key].shape == value.shape}
 
 
-def _mismatch(
-    path: str, own: Mapping[str, Tensor], found: Mapping[str, Tensor], matching: Mapping, what: str = "network"
+def mismatch(
+    path: str | Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor], matching: Mapping, what: str = "network"
 ) -> str:
     """One line with the first key that either side has alone, and the first whose shapes differ."""
     parts = []
@@ -268,36 +324,3 @@ def _mismatch(
     if key := next((key for key in own if key in found and key not in matching), None):
         parts.append(f"first of another shape: {key}, found {list(found[key].shape)}, expected {list(own[key].shape)}")
     return f"{path}: found {len(matching)} of the {len(own)} tensors expected by the {what}; {'; '.join(parts)}"
-
-
-def weights_content(network, *, class_names, **more):
-    return {
-        "model": network.state_dict(),
-        "num_classes": network.num_classes,
-        "backbone": network.backbone,
-        "class_names": list(class_names),
-        **more,
-    }
-
-
-def load_network(path, *, backbone, class_names, dropout=0.1):
-    from proda.models.network import build_network
-    from proda.utils.files import sha256
-
-    weights = load_weights(path)
-    extra = any(key.startswith("bn_pretrain.") for key in weights.model)
-    network = build_network(backbone, len(class_names), bn_pretrain=extra, dropout=dropout)
-    load_into(network, weights)
-    network.origin = sha256(path)
-    return network
-
-
-def save_prototypes(path, prototypes, counts, *, made_from):
-    from proda.utils.files import save_tensors
-
-    save_tensors({"prototypes": prototypes.cpu(), "counts": counts.cpu(), "made_from": dict(made_from)}, path)
-
-
-def prototypes_record(path):
-    data = _read(path)
-    return data.get("made_from", {}) if isinstance(data, Mapping) else {}

@@ -18,7 +18,7 @@ from proda.experiment.config import DataConfig, TrainConfig, make_config
 from proda.experiment.job import read_summary
 from proda.experiment.launch import main
 from proda.method import IGNORE
-from proda.models.deeplab import build_deeplab
+from proda.models.build import build_network
 from proda.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -247,7 +247,7 @@ def test_a_file_name_that_no_prediction_could_have_is_told_before_work(tmp_path,
         f"{target}: 'line\\nend' cannot name a file in pseudo_labels: expected printable characters, no path "
         "separators, no leading dot"
     ]
-    torch.save({"model": build_deeplab("tiny", 19).state_dict()}, tmp_path / "model.pt")
+    torch.save({"model": build_network("tiny", 19).state_dict()}, tmp_path / "model.pt")
     flags = [f"--output={tmp_path}/run", f"--weights={tmp_path}/model.pt", "--backbone=tiny", "--num_workers=0"]
     assert main([f"{ROOT}/experiments/predict.py", f"--images={tmp_path}/rgb", *flags]) == 2
     assert f"'line\\nend' cannot name a file in {tmp_path}/run" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from proda.engines.inference import predict, segmentation_evaluator
-from proda.models.deeplab import Segmentation
+from proda.models.network import Segmentation
 from tests.tiny import CPU, PRECISION
 
 

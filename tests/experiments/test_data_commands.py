@@ -14,7 +14,7 @@ from proda.experiment import domains
 from proda.experiment.config import make_config
 from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment, main
-from proda.models.deeplab import build_deeplab
+from proda.models.build import build_network
 from tests import small_runs
 
 VIEWS = ["--mean_width=96", "--crop_width=48", "--crop_height=24"]
@@ -177,7 +177,7 @@ def test_prediction_takes_a_folder_or_a_pattern_and_says_when_it_finds_nothing(i
 
 
 def test_a_released_checkpoint_of_16_classes_is_judged_on_16_and_on_13(inputs, tmp_path):
-    network = build_deeplab("tiny", 16)
+    network = build_network("tiny", 16)
     torch.save({"iter": 7, "ResNet101": {"model_state": network.state_dict()}}, tmp_path / "released.pkl")
     flags = [f"--data_root={inputs[0]}", f"--output={tmp_path}/run", "--num_workers=0", "--backbone=tiny"]
     experiment = str(small_runs.ROOT / "experiments/evaluate.py")

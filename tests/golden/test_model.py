@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from proda.models.deeplab import DeepLab, build_deeplab, freeze_batch_norm, parameter_groups
+from proda.models.build import build_network
+from proda.models.deeplab import DeepLab
 from proda.models.discriminator import Discriminator
+from proda.models.network import freeze_batch_norm, parameter_groups
 from proda.models.weights import load_into, load_prototypes, load_weights
 from tests.golden.recipe import fill
 
@@ -54,7 +56,7 @@ def small(variant: str) -> DeepLab:
 
 def full(variant: str) -> DeepLab:
     with torch.device("meta"):
-        return build_deeplab("resnet101", 19, bn_pretrain=variant == "bn")
+        return build_network("resnet101", 19, bn_pretrain=variant == "bn")
 
 
 def assert_close(found: torch.Tensor, key: str, tolerance: float) -> None:

@@ -17,8 +17,9 @@ from proda.handlers.ema import EMATeacher
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import polynomial_decay
 from proda.method.views import Operation, StrongView, WeakView
-from proda.models.deeplab import DeepLab, parameter_groups
+from proda.models.deeplab import DeepLab
 from proda.models.discriminator import Discriminator
+from proda.models.network import parameter_groups
 from tests.golden.arrays import GoldenArrays
 from tests.golden.recipe import fill
 

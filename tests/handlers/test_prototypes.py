@@ -7,7 +7,7 @@ from torch import nn
 
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.handlers.prototypes import PrototypeEMA, Prototypes, initial_prototypes, prepare_prototypes
-from proda.models.deeplab import Segmentation
+from proda.models.network import Segmentation
 from proda.utils.files import sha256_of_tensors
 from tests import tiny
 from tests.tiny import CPU, PRECISION

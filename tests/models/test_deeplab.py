@@ -1,19 +1,11 @@
-import copy
-import warnings
-
 import pytest
 import torch
 from torch import nn
 
 from proda.models import deeplab
-from proda.models.deeplab import (
-    DeepLab,
-    Dropout,
-    SqueezeExcitation,
-    build_deeplab,
-    freeze_batch_norm,
-    parameter_groups,
-)
+from proda.models.build import build_network
+from proda.models.deeplab import DeepLab, Dropout, SqueezeExcitation
+from proda.models.network import freeze_batch_norm, parameter_groups
 
 
 def smallest(**settings) -> DeepLab:
@@ -100,19 +92,6 @@ def test_frozen_batch_norm_neither_moves_nor_learns():
     assert model.conv1.weight.grad is not None and model.training
 
 
-@pytest.mark.parametrize("name", ["resnet101", "resnet50", "tiny"])
-def test_every_network_is_built_with_every_option(name):
-    with torch.device("meta"):
-        model = build_deeplab(name, 16, bn_pretrain=True, dropout=0.25)
-        assert model(torch.rand(1, 3, 64, 128)).logits.shape[1] == model.num_classes == 16
-    assert model.bn_pretrain is not None and model.layer5.head[0].p == 0.25
-
-
-def test_unknown_network_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match=r"'resnet18', expected resnet101, resnet50 or tiny"):
-        build_deeplab("resnet18", 19)
-
-
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match=r"stride must be 4 or 8, got 16"):
         smallest(stride=16)
@@ -121,7 +100,7 @@ def test_impossible_sizes_are_refused():
 
 
 def test_tiny_network_passes_a_signal_and_starts_undecided():
-    model = build_deeplab("tiny", 13).train()
+    model = build_network("tiny", 13).train()
     output = model(torch.rand(4, 3, 64, 112))
     assert output.features.std().item() == pytest.approx(1, abs=0.2)  # a group norm comes before
     assert output.logits.softmax(1).max().item() < 0.25
@@ -130,7 +109,7 @@ def test_tiny_network_passes_a_signal_and_starts_undecided():
 
 
 def test_tiny_network_learns_two_colours_from_scratch():
-    model = build_deeplab("tiny", 2, dropout=0.0).train()
+    model = build_network("tiny", 2, dropout=0.0).train()
     optimizer = torch.optim.SGD(parameter_groups(model, 0.02, head_factor=1), momentum=0.9)
     image = torch.zeros(2, 3, 32, 32)
     image[..., 16:] = 1
@@ -142,61 +121,6 @@ def test_tiny_network_learns_two_colours_from_scratch():
         nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()
     assert (logits.argmax(1) == labels).float().mean() > 0.95
-
-
-def test_groups_have_ten_times_the_rate_at_the_head_or_one_rate_for_all():
-    model = smallest(bn_pretrain=True)
-    backbone, head = parameter_groups(model, 0.5)
-    assert (backbone["lr"], head["lr"]) == (0.5, 5.0)
-    assert {id(p) for p in model.bn_pretrain.parameters()} <= {id(p) for p in head["params"]}
-    (flat,) = parameter_groups(model, 0.5, head_factor=1)
-    assert flat["lr"] == 0.5
-    every = sorted(map(id, model.parameters()))
-    assert sorted(map(id, flat["params"])) == every
-    assert sorted(map(id, backbone["params"] + head["params"])) == every
-
-
-def test_repeated_parameter_is_stepped_as_often_as_it_is_listed():
-    model = smallest()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the one that torch gives for repeated parameters is silenced
-        optimizer = torch.optim.SGD(parameter_groups(model, 1.0, repeat_backbone=True), lr=1.0)
-    before = {key: value.clone() for key, value in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    steps = {key: (before[key] - value).mean().round().item() for key, value in model.named_parameters()}
-    assert steps["conv1.weight"] == 1
-    assert steps["layer1.0.conv1.weight"] == steps["layer1.1.bn3.bias"] == 3
-    assert steps["layer1.0.downsample.0.weight"] == 4
-    assert steps["layer5.head.1.weight"] == 10  # once, at ten times the rate
-
-
-def test_optimizer_with_repeated_parameters_resumes_where_it_stopped():
-    def train(model: DeepLab, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        for _ in range(steps):
-            for parameter in model.parameters():
-                parameter.grad = parameter.detach().clone()
-            optimizer.step()
-
-    def start() -> tuple[DeepLab, torch.optim.Optimizer]:
-        model = smallest()
-        return model, torch.optim.SGD(parameter_groups(model, 0.01, repeat_backbone=True), momentum=0.9)
-
-    model, optimizer = start()
-    train(model, optimizer, 2)
-    resumed_model, resumed_optimizer = start()
-    resumed_model.load_state_dict(model.state_dict())
-    resumed_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as a file would
-    train(model, optimizer, 2)
-    train(resumed_model, resumed_optimizer, 2)
-    for ours, theirs in zip(resumed_model.parameters(), model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_repeating_the_backbone_of_a_flat_group_is_refused():
-    with pytest.raises(ValueError, match=r"head_factor is 1"):
-        parameter_groups(smallest(), 0.1, head_factor=1, repeat_backbone=True)
 
 
 def test_forward_is_finite_in_bfloat16_autocast():

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import subprocess
 from collections import OrderedDict
@@ -8,16 +9,22 @@ import pytest
 import torch
 from torch import nn
 
+from proda.models.build import build_network
 from proda.models.deeplab import DeepLab
 from proda.models.discriminator import Discriminator
+from proda.models.pretrained import load_imagenet, load_simclr
 from proda.models.weights import (
     load_discriminator,
-    load_imagenet,
     load_into,
+    load_network,
     load_prototypes,
-    load_simclr,
     load_weights,
+    prototypes_record,
+    save_prototypes,
+    save_weights,
+    weights_content,
 )
+from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_tensors
 
 
@@ -40,10 +47,6 @@ def ours(model: nn.Module, **entries) -> dict:
 def assert_same(model: nn.Module, other: nn.Module) -> None:
     for key, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key
-
-
-def backbone(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in model.state_dict().items() if not key.startswith("layer5")}
 
 
 @pytest.mark.parametrize("zip_container", [True, False])
@@ -308,80 +311,6 @@ def test_file_of_another_kind_is_one_clear_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_imagenet_weights_fill_the_backbone_and_leave_the_head(tmp_path):
-    theirs, model, path = network(), network(bn_pretrain=True), tmp_path / "resnet.pth"
-    nn.init.constant_(theirs.layer4[0].bn3.running_mean, 3.0)
-    torch.save(backbone(theirs) | {"fc.weight": torch.ones(2, 2), "fc.bias": torch.ones(2)}, path)
-    head = model.layer5.head[1].weight.clone()
-    assert "102 of the backbone's 102 tensors loaded, 2 left over" in load_imagenet(model, path)
-    for key, value in backbone(theirs).items():
-        assert torch.equal(model.state_dict()[key], value), key
-    assert torch.equal(model.layer5.head[1].weight, head)
-
-
-def test_imagenet_weights_of_before_batch_counters_load(tmp_path):
-    theirs = {key: value for key, value in backbone(network()).items() if not key.endswith("num_batches_tracked")}
-    torch.save(theirs, tmp_path / "resnet.pth")
-    assert "85 of the backbone's 102 tensors loaded, 0 left over" in load_imagenet(network(), tmp_path / "resnet.pth")
-
-
-def test_imagenet_weights_of_another_depth_are_refused(tmp_path):
-    torch.save(backbone(network()), tmp_path / "resnet.pth")
-    deeper = DeepLab(19, blocks=(1, 2, 1, 1), width=2, head_channels=16)
-    with pytest.raises(
-        ValueError, match=r"expected by the backbone; first only in the backbone: layer2.1.conv1.weight"
-    ):
-        load_imagenet(deeper, tmp_path / "resnet.pth")
-
-
-def test_imagenet_weights_come_from_the_download_cache(tmp_path, monkeypatch):
-    theirs, model = network(), network()
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(model, "width", 64)  # a stand-in of the right name, small enough to write
-    monkeypatch.setattr(model, "blocks", (3, 4, 23, 3))
-    cached = tmp_path / "checkpoints" / "resnet101-63fe2227.pth"
-    cached.parent.mkdir()
-    torch.save(backbone(theirs), cached)
-    assert str(cached) in load_imagenet(model)
-    assert torch.equal(model.conv1.weight, theirs.conv1.weight)
-
-
-def test_imagenet_weights_that_cannot_be_fetched_are_an_error_never_random(tmp_path, monkeypatch):
-    def offline(url: str, *_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with torch.device("meta"):
-        model = DeepLab(19)
-    with pytest.raises(
-        FileNotFoundError, match=r"resnet101-63fe2227.pth is not there .*no route to host.*give a local file"
-    ):
-        load_imagenet(model)
-
-
-def test_network_without_imagenet_weights_says_so():
-    with pytest.raises(ValueError, match=r"no ImageNet weights for blocks \(1, 1, 1, 1\) of width 2"):
-        load_imagenet(network())
-
-
-def test_simclr_checkpoint_fills_the_backbone_from_its_state_dict(tmp_path):
-    theirs, model, path = network(), network(), tmp_path / "r101_1x_sk0.pth"
-    torch.save({"state_dict": backbone(theirs) | {"fc.weight": torch.ones(2, 2)}, "epoch": 800}, path)
-    assert "102 of the backbone's 102 tensors loaded, 1 left over" in load_simclr(model, path)
-    assert torch.equal(model.layer4[0].conv3.weight, theirs.layer4[0].conv3.weight)
-
-
-def test_simclr_file_without_a_state_dict_or_with_other_keys_is_refused(tmp_path):
-    path = tmp_path / "r101_1x_sk0.pth"
-    torch.save({"resnet": {}}, path)
-    with pytest.raises(ValueError, match=r"found a dict with 'resnet', expected a SimCLR checkpoint with 'state_dict'"):
-        load_simclr(network(), path)
-    torch.save({"state_dict": {"net.0.weight": torch.ones(1)}}, path)
-    with pytest.raises(ValueError, match=r"found 0 of the 102 .*file: net.0.weight; first only in the backbone: conv1"):
-        load_simclr(network(), path)
-
-
 def test_one_altered_byte_of_a_tensor_is_noticed(tmp_path):
     path = tmp_path / "last.pt"
     value = torch.full((64,), 3.0)
@@ -391,3 +320,107 @@ def test_one_altered_byte_of_a_tensor_is_noticed(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"last.pt: cannot be read .*the checksum of .* differs"):
         load_weights(path)
+
+
+CLASSES = ("road", "building", "sky")
+
+
+def saved(path: Path, **content) -> nn.Module:
+    network = build_network("tiny", 3, bn_pretrain=content.pop("bn_pretrain", False))
+    save_weights(path, network, class_names=CLASSES, **content)
+    return network
+
+
+@pytest.mark.parametrize("bn_pretrain", [False, True])
+def test_saved_network_is_built_again_and_says_what_it_is(tmp_path, bn_pretrain):
+    network, path = saved(tmp_path / "last.pt", bn_pretrain=bn_pretrain, iteration=7), tmp_path / "last.pt"
+    loaded = load_network(path, backbone="tiny", class_names=list(CLASSES), dropout=0.5)
+    assert_same(network, loaded)
+    assert (loaded.bn_pretrain is not None) == bn_pretrain and loaded.layer5.head[0].p == 0.5
+    assert (loaded.backbone, loaded.head, loaded.num_classes, loaded.num_features) == ("tiny", "deeplab", 3, 32)
+    assert loaded.class_names == CLASSES and loaded.origin == hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = load_weights(path)
+    assert weights.class_names == CLASSES
+    assert weights.info == {"format": 2, "num_classes": 3, "backbone": "tiny", "iteration": 7}
+
+
+def test_weights_file_may_hold_prototypes_and_a_discriminator(tmp_path):
+    path, critic, prototypes = tmp_path / "last.pt", Discriminator(3, width=2), torch.rand(3, 32)
+    saved(path, prototypes=prototypes, discriminator=critic)
+    assert torch.equal(load_prototypes(path), prototypes)
+    load_discriminator(other := Discriminator(3, width=2), path)
+    assert_same(critic, other)
+    saved(path)
+    assert load_weights(path)[1:3] == (None, None)
+
+
+def test_content_with_another_number_of_names_than_classes_is_refused():
+    with pytest.raises(ValueError, match=r"^2 class names for a network of 3 classes$"):
+        weights_content(build_network("tiny", 3), class_names=CLASSES[:2])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("building", "road", "sky"), "found weights whose class 0 is 'road', expected 'building'; class names and"),
+        (("road", "building", "tree"), "found weights whose class 2 is 'sky', expected 'tree'; class names and"),
+        (("road", "building"), "found weights for 3 classes, expected 2 classes"),
+    ],
+)
+def test_other_classes_or_another_order_are_refused_with_the_first_that_differs(tmp_path, names, message):
+    saved(tmp_path / "last.pt")
+    with pytest.raises(UserError, match=f"last.pt: {message}"):
+        load_network(tmp_path / "last.pt", backbone="tiny", class_names=names)
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path):
+    saved(tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last.pt: found weights of --backbone=tiny, expected --backbone=resnet50$"):
+        load_network(tmp_path / "last.pt", backbone="resnet50", class_names=CLASSES)
+
+
+@pytest.mark.parametrize("entries", [{}, {"num_classes": 3, "backbone": "tiny"}])
+def test_weights_that_do_not_name_their_classes_are_compared_by_number(tmp_path, entries):
+    """A released file or a bare state dict; and what this package wrote before it stored class names."""
+    network, path = build_network("tiny", 3), tmp_path / "best_model.pkl"
+    torch.save(ours(network, **entries) if entries else released(network), path)
+    assert load_weights(path).class_names == ()
+    assert_same(network, load_network(path, backbone="tiny", class_names=CLASSES))
+    with pytest.raises(UserError, match=r"found weights for 3 classes, expected 4 classes"):
+        load_network(path, backbone="tiny", class_names=(*CLASSES, "tree"))
+
+
+def test_class_names_that_are_no_names_are_refused(tmp_path):
+    torch.save(ours(network(), class_names=[1, 2]), tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last.pt: found class_names of type list, expected a list of names"):
+        load_weights(tmp_path / "last.pt")
+
+
+def test_missing_weights_name_their_flag(tmp_path):
+    with pytest.raises(MissingFileError, match=r"^--teacher=.*nowhere.pt: no such file; expected weights"):
+        load_network(tmp_path / "nowhere.pt", backbone="tiny", class_names=CLASSES, flag="teacher")
+
+
+def test_prototypes_come_back_with_what_they_were_made_from(tmp_path):
+    prototypes, path = torch.rand(3, 16), tmp_path / "prototypes.pt"
+    made_from = {"weights": "ab" * 32, "images": "cd" * 32, "class_names": list(CLASSES), "passes": 4, "amp": "none"}
+    save_prototypes(path, prototypes, torch.tensor([1.0, 2.0, 3.0]), made_from=made_from)
+    assert torch.equal(load_prototypes(path), prototypes)
+    assert prototypes_record(path) == made_from
+    first = path.read_bytes()
+    save_prototypes(path, prototypes, torch.tensor([1.0, 2.0, 3.0]), made_from=made_from)
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("content", "record"),
+    [
+        (torch.rand(3, 16), {}),  # released
+        ({"prototypes": torch.rand(3, 16), "counts": torch.ones(3), "origin": "ab" * 32}, {"weights": "ab" * 32}),
+        ({"prototypes": torch.rand(3, 16), "counts": torch.ones(3), "origin": ""}, {}),
+        ({"prototypes": torch.rand(3, 16), "made_from": "weights"}, {}),
+    ],
+)
+def test_prototypes_that_say_less_have_a_shorter_record(tmp_path, content, record):
+    torch.save(content, tmp_path / "prototypes.pt")
+    assert prototypes_record(tmp_path / "prototypes.pt") == record

@@ -1,0 +1,128 @@
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from proda.models.build import BACKBONES, BUILDERS, build_network
+from proda.models.deeplab import DeepLab
+from proda.models.network import Segmentation, SegmentationNetwork, parameter_groups
+from proda.models.pretrained import load_imagenet
+from proda.models.weights import load_network, save_weights
+from proda.utils.errors import UserError
+
+
+def smallest(**settings) -> DeepLab:
+    return DeepLab(3, blocks=(2, 1, 1, 1), width=2, head_channels=16, **settings)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_network_is_built_with_every_option_and_says_what_it_is(name):
+    with torch.device("meta"):
+        model = build_network(name, 16, bn_pretrain=True, dropout=0.25)
+        output = model(torch.rand(1, 3, 64, 128))
+    assert output.logits.shape[1] == model.num_classes == 16
+    assert output.features.shape[1] == model.num_features
+    assert (model.backbone, model.head, model.class_names, model.origin) == (name, "deeplab", (), "")
+    assert model.bn_pretrain is not None and model.layer5.head[0].p == 0.25
+
+
+def test_parts_of_backbone_and_head_have_every_parameter_once():
+    for options in ({}, {"bn_pretrain": True}):
+        model = smallest(**options)
+        parts = [p for part in model.backbone_parts() + model.head_parts() for p in part.parameters()]
+        assert sorted(map(id, parts)) == sorted(map(id, model.parameters()))
+
+
+def test_unknown_backbone_is_refused_with_the_known_names():
+    with pytest.raises(UserError, match=r"^--backbone=resnet18: expected one of resnet101, resnet50, tiny$"):
+        build_network("resnet18", 19)
+
+
+class Patches(SegmentationNetwork):
+    """All that a network of one's own has to have."""
+
+    def __init__(self, num_classes: int, *, bn_pretrain: bool, dropout: float) -> None:
+        super().__init__()
+        self.num_classes, self.num_features, self.head = num_classes, 4, "linear"
+        self.embed = nn.Conv2d(3, 4, 8, stride=8)
+        self.classify = nn.Conv2d(4, num_classes, 1)
+
+    def forward(self, image: Tensor) -> Segmentation:
+        features = self.embed(image)
+        return Segmentation(self.classify(features), features)
+
+    def backbone_parts(self) -> tuple[nn.Module, ...]:
+        return (self.embed,)
+
+    def head_parts(self) -> tuple[nn.Module, ...]:
+        return (self.classify,)
+
+
+def test_network_of_ones_own_is_built_optimised_saved_loaded_and_filled(tmp_path, monkeypatch):
+    monkeypatch.setitem(BUILDERS, "patches", Patches)
+    model = build_network("patches", 2)
+    backbone, head = parameter_groups(model, 0.5)
+    assert backbone["params"] == list(model.embed.parameters()) and head["params"] == list(model.classify.parameters())
+    save_weights(tmp_path / "last.pt", model, class_names=("road", "sky"))
+    loaded = load_network(tmp_path / "last.pt", backbone="patches", class_names=("road", "sky"))
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in model.state_dict().items())
+    torch.save({"embed.weight": torch.ones(4, 3, 8, 8), "embed.bias": torch.ones(4)}, tmp_path / "pretrained.pth")
+    assert "2 of the backbone's 2 tensors loaded, 0 left over" in load_imagenet(loaded, tmp_path / "pretrained.pth")
+    assert (loaded.embed.weight == 1).all() and torch.equal(loaded.classify.weight, model.classify.weight)
+
+
+def test_groups_have_ten_times_the_rate_at_the_head_or_one_rate_for_all():
+    model = smallest(bn_pretrain=True)
+    backbone, head = parameter_groups(model, 0.5)
+    assert (backbone["lr"], head["lr"]) == (0.5, 5.0)
+    assert {id(p) for p in model.bn_pretrain.parameters()} <= {id(p) for p in head["params"]}
+    (flat,) = parameter_groups(model, 0.5, head_factor=1)
+    assert flat["lr"] == 0.5
+    every = sorted(map(id, model.parameters()))
+    assert sorted(map(id, flat["params"])) == every
+    assert sorted(map(id, backbone["params"] + head["params"])) == every
+
+
+def test_repeated_parameter_is_stepped_as_often_as_it_is_listed():
+    model = smallest()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the one that torch gives for repeated parameters is silenced
+        optimizer = torch.optim.SGD(parameter_groups(model, 1.0, repeat_backbone=True), lr=1.0)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    steps = {key: (before[key] - value).mean().round().item() for key, value in model.named_parameters()}
+    assert steps["conv1.weight"] == 1
+    assert steps["layer1.0.conv1.weight"] == steps["layer1.1.bn3.bias"] == 3
+    assert steps["layer1.0.downsample.0.weight"] == 4
+    assert steps["layer5.head.1.weight"] == 10  # once, at ten times the rate
+
+
+def test_optimizer_with_repeated_parameters_resumes_where_it_stopped():
+    def train(model: DeepLab, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            for parameter in model.parameters():
+                parameter.grad = parameter.detach().clone()
+            optimizer.step()
+
+    def start() -> tuple[DeepLab, torch.optim.Optimizer]:
+        model = smallest()
+        return model, torch.optim.SGD(parameter_groups(model, 0.01, repeat_backbone=True), momentum=0.9)
+
+    model, optimizer = start()
+    train(model, optimizer, 2)
+    resumed_model, resumed_optimizer = start()
+    resumed_model.load_state_dict(model.state_dict())
+    resumed_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # as a file would
+    train(model, optimizer, 2)
+    train(resumed_model, resumed_optimizer, 2)
+    for ours, theirs in zip(resumed_model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_repeating_the_backbone_of_a_flat_group_is_refused():
+    with pytest.raises(ValueError, match=r"head_factor is 1"):
+        parameter_groups(smallest(), 0.1, head_factor=1, repeat_backbone=True)
