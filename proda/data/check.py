@@ -138,5 +138,5 @@ def inspect_files(
         report.add(inspection)
 
 
-def _as_it_is(inspection: Inspection) -> Inspection:
+def _as_it_is(inspection: Any) -> Any:
     return inspection

@@ -90,7 +90,7 @@ def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str,
         return levels is None or (level < len(levels) and levels[level].fullmatch(_normal(folder)) is not None)
 
     real = os.path.realpath(base)
-    waiting = [("", real, (real,))]
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [("", real, (real,))]
     while waiting:
         folder, real, inside = waiting.pop()  # inside: this folder and those that it was reached by, links resolved
         level = folder.count("/")
