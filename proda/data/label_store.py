@@ -204,8 +204,8 @@ class SoftLabelStore(_Store):
         upper = (codes >> 2).astype(np.uint8)
         upper[..., 1:] -= upper[..., :-1].copy()
         lower = (codes & 3).astype(np.uint8).reshape(-1)
-        lower = np.pad(lower, (0, -lower.size % 4)).reshape(4, -1)
-        packed = lower[0] | lower[1] << 2 | lower[2] << 4 | lower[3] << 6
+        quarters = np.pad(lower, (0, -lower.size % 4)).reshape(4, -1)
+        packed = quarters[0] | quarters[1] << 2 | quarters[2] << 4 | quarters[3] << 6
         compressor = zlib.compressobj(1, strategy=zlib.Z_RLE)  # differences have no repeats worth searching
         data = _HEADER.pack(_MAGIC, *codes.shape) + compressor.compress(upper.tobytes() + packed.tobytes())
         data += compressor.flush()

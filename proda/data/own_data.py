@@ -106,7 +106,7 @@ def read_description(path: str | Path) -> Description:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except RecursionError:
-        raise UserError(f"{path}: hundreds of lists within one another; expected a description of data") from None
+        raise UserError(f"{path}: nested too deeply; expected a description of data") from None
     except ValueError as error:  # of TOML or of UTF-8
         raise UserError(f"{path}: not TOML ({error})") from None
     _check_keys(path, "", content, (*_OF_THE_WHOLE, *_SPLITS))
