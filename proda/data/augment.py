@@ -65,7 +65,7 @@ def draw_weak_view(
     top = rng.integers(height - crop_height, endpoint=True)
     left = rng.integers(width - crop_width, endpoint=True)
     numbers = (height, width, int(top), int(left), crop_height, crop_width)
-    return WeakView(*map(torch.tensor, numbers), flipped=torch.tensor(rng.random() < 0.5))
+    return WeakView._make(map(torch.tensor, (*numbers, rng.random() < 0.5)))
 
 
 def weak_view_of_image(image: Image.Image, view: WeakView) -> Image.Image:
@@ -103,7 +103,7 @@ def draw_strong_view(rng: np.random.Generator, size: tuple[int, int]) -> tuple[l
         if rng.random() < 0.5:
             operations.append(ImageOperation(name, value))
             if name in _GEOMETRY:
-                kinds[n], values[n] = _GEOMETRY[name], value
+                kinds[n], values[n] = _GEOMETRY[name], value or 0.0
     view = StrongView(
         torch.tensor(flipped),
         torch.tensor(kinds, dtype=torch.int64),
@@ -124,7 +124,7 @@ def strong_view_of_image(image: Image.Image, operations: list[ImageOperation], v
 
 def apply_operation(image: Image.Image, operation: ImageOperation) -> Image.Image:
     """One operation on an RGB image; geometry is bilinear and keeps the size, with ``FILL`` from outside."""
-    name, value = operation
+    name, value = operation.name, operation.value or 0.0
     if name in _ENHANCERS:
         return _ENHANCERS[name](image).enhance(value)
     match name:
@@ -135,9 +135,9 @@ def apply_operation(image: Image.Image, operation: ImageOperation) -> Image.Imag
         case "Identity":
             return image
         case "Posterize":
-            return ImageOps.posterize(image, value)
+            return ImageOps.posterize(image, int(value))
         case "Solarize":
-            return ImageOps.solarize(image, value)
+            return ImageOps.solarize(image, int(value))
         case "Rotate":
             return image.rotate(value, Image.Resampling.BILINEAR, fillcolor=FILL)
         case "ShearX":

@@ -42,10 +42,11 @@ class _Benchmark(LabelledFiles):
         self.left_out = files.left_out
 
         def expected(index: int) -> str:
-            name = labels[1]
+            assert labels
+            label_folder, name = labels
             for part in keys[self.names[index]].split("/"):
                 name = name.replace("*", part, 1)
-            return f"no label map {labels[0] / name}"
+            return f"no label map {label_folder / name}"
 
         self.require_labels(expected)
 

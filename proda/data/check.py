@@ -98,7 +98,7 @@ class DatasetReport:
     def lines(self, class_names: list[str], *, details: Path) -> Iterator[str]:
         """Sizes, classes that are in no image, and the first problems; ``details`` is the file that has them all."""
         if self.left_out:
-            yield f"  not part of it: {'; '.join(self.left_out)}"
+            yield f"  left out: {'; '.join(self.left_out)}"
         sizes = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.sizes.most_common(5))
         more = f", and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
         yield f"  sizes: {sizes or 'none could be read'}{more}"
@@ -138,5 +138,5 @@ def inspect_files(
         report.add(inspection)
 
 
-def _as_it_is(inspection: Inspection) -> Inspection:
+def _as_it_is(inspection: Any) -> Any:
     return inspection

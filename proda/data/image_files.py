@@ -127,7 +127,7 @@ def _decode_image(path: Path, data: bytes) -> Image.Image:
     _check_png_size(path, data)
     if _png_format(data) == _RGB_8_BIT and b"eXIf" not in data:
         return _as_rgb(path, png_decode(data), data)
-    image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     _check_size(path, *image.size)
     image.load()
     upright = _upright(image)
@@ -146,7 +146,7 @@ def _upright(image: Image.Image) -> Image.Transpose | None:
     ImageOps.exif_transpose would also write all other tags again, and fails at those that it does not understand.
     """
     try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow raises many things for odd metadata, and none of them makes the pixels worse
         return None
 

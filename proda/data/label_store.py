@@ -197,17 +197,17 @@ class SoftLabelStore(_Store):
         best = probabilities.argmax(0, keepdim=True)
         log = probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
         ratio = log.gather(0, best) - log
-        codes = ((_STEP**2 + 4 * _BEND * ratio).sqrt() - _STEP) / (2 * _BEND)
-        codes = codes.round().clamp(1, 1023).scatter(0, best, 0).to(torch.int16).cpu().numpy()
+        steps = ((_STEP**2 + 4 * _BEND * ratio).sqrt() - _STEP) / (2 * _BEND)
+        codes = steps.round().clamp(1, 1023).scatter(0, best, 0).to(torch.int16).cpu().numpy()
         # The upper eight bits vary slowly along a row and compress well as differences. The lower two are noise:
         # four to a byte, the four quarters of the array beside each other.
         upper = (codes >> 2).astype(np.uint8)
         upper[..., 1:] -= upper[..., :-1].copy()
         lower = (codes & 3).astype(np.uint8).reshape(-1)
-        lower = np.pad(lower, (0, -lower.size % 4)).reshape(4, -1)
-        lower = lower[0] | lower[1] << 2 | lower[2] << 4 | lower[3] << 6
+        quarters = np.pad(lower, (0, -lower.size % 4)).reshape(4, -1)
+        packed = quarters[0] | quarters[1] << 2 | quarters[2] << 4 | quarters[3] << 6
         compressor = zlib.compressobj(1, strategy=zlib.Z_RLE)  # differences have no repeats worth searching
-        data = _HEADER.pack(_MAGIC, *codes.shape) + compressor.compress(upper.tobytes() + lower.tobytes())
+        data = _HEADER.pack(_MAGIC, *codes.shape) + compressor.compress(upper.tobytes() + packed.tobytes())
         data += compressor.flush()
         _write_whole(path, data + zlib.crc32(data).to_bytes(4, "little"))
 
@@ -304,8 +304,8 @@ class HardLabelStore(_Store):
         low, high = confidence.aminmax()
         if not (low >= 0 and high <= 1 + 1e-5):  # false for NaN too
             raise ValueError(f"{confidence_path}: confidence must be in 0..1, got {low.item()}..{high.item()}")
-        codes = torch.bucketize(confidence, torch.from_numpy(_EDGES).to(confidence.device), out_int32=True)
-        codes = Image.fromarray(codes.to(torch.uint8).cpu().numpy())
+        levels = torch.bucketize(confidence, torch.from_numpy(_EDGES).to(confidence.device), out_int32=True)
+        codes = Image.fromarray(levels.to(torch.uint8).cpu().numpy())
         image = Image.fromarray(labels.to(torch.uint8).cpu().numpy())
         if self.palette is not None:
             colours = np.full((256, 3), 250, dtype=np.uint8)  # 256 of them, or Pillow packs several labels to a byte

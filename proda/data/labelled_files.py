@@ -68,7 +68,7 @@ class LabelledFiles(Dataset[Example]):
             raise ValueError(f"names must be unique, one per image: {len(set(names))} names, {len(images)} images")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"one label map per image is needed, got {len(labels)} for {len(images)} images")
-        kept = range(len(images))
+        kept = list(range(len(images)))
         if skip:
             skipped = frozenset(skip)
             kept = [i for i in kept if names[i] not in skipped]

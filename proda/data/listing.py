@@ -35,7 +35,7 @@ class FoundFiles(dict[str, Path]):
     @property
     def left_out(self) -> list[str]:
         """One line for each reason: how many files, and the first of them."""
-        return [f"{len(paths)} {reason}, as {min(paths)}" for reason, paths in sorted(self._left_out.items())]
+        return [f"{reason} ({len(paths)}, such as {min(paths)})" for reason, paths in sorted(self._left_out.items())]
 
 
 def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FoundFiles:
@@ -47,8 +47,8 @@ def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXE
     character is special. A star at the end, with or without a dot before it, stands for any suffix too. Capitals in a
     suffix do not matter. The key of a single file is its name without the suffix.
 
-    Links are followed, but not to a folder that they lie in. Left out and counted are hidden files, other suffixes,
-    and links to nothing. Keys are in the normal form NFC, as names from a Mac otherwise are not.
+    Links are followed, but not to a folder that contains them. Hidden files, other suffixes and broken links are left
+    out and counted. Keys are in Unicode's normal form NFC; a Mac writes names in NFD.
 
     Raises:
         UserError: a folder cannot be listed, or two files have one key.
@@ -90,7 +90,7 @@ def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str,
         return levels is None or (level < len(levels) and levels[level].fullmatch(_normal(folder)) is not None)
 
     real = os.path.realpath(base)
-    waiting = [("", real, (real,))]
+    waiting: list[tuple[str, str, tuple[str, ...]]] = [("", real, (real,))]
     while waiting:
         folder, real, inside = waiting.pop()  # inside: this folder and those that it was reached by, links resolved
         level = folder.count("/")
@@ -99,10 +99,11 @@ def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str,
             if is_folder:
                 if hidden or not may_hold(level, entry.name):
                     continue
-                below = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
-                if entry.is_symlink() and any(f"{place}/".startswith(f"{below}/") for place in inside):
-                    files.leave_out("links to a folder that they lie in", entry.path)
-                    warn_once(f"{entry.path}: left out, a link to a folder that it lies in")
+                link = entry.is_symlink()
+                below = os.path.realpath(entry.path) if link else os.path.join(real, entry.name)
+                if link and any(os.path.join(place, "").startswith(os.path.join(below, "")) for place in inside):
+                    files.leave_out("links to a folder that contains them", entry.path)
+                    warn_once(f"{entry.path}: left out: a link to a folder that contains it")
                 else:
                     waiting.append((f"{folder}{entry.name}/", below, (*inside, below)))
             elif levels is not None and level != len(levels):
@@ -113,21 +114,22 @@ def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str,
             elif hidden:
                 files.leave_out("hidden files", entry.path)
             elif is_folder is None:
-                files.leave_out("links to nothing, or no files", entry.path)
-                warn_once(f"{entry.path}: left out, a link to nothing or no file")
+                files.leave_out("broken links and special files", entry.path)
+                warn_once(f"{entry.path}: left out: a broken link or a special file")
             else:
                 yield folder + entry.name
 
 
 def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], bool | None]]:
-    """What a folder holds, and whether it is a folder; None for what is neither a folder nor a file."""
+    """What a folder holds, each with whether it is a folder itself; None for what is neither a folder nor a file."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 try:
-                    yield entry, True if entry.is_dir() else False if entry.is_file() else None
+                    is_folder = True if entry.is_dir() else False if entry.is_file() else None
                 except OSError:  # a link that leads to itself
-                    yield entry, None
+                    is_folder = None
+                yield entry, is_folder
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
 

@@ -82,7 +82,7 @@ class GlobalBatches:
 class Loader(DataLoader):
     """A DataLoader whose workers' errors about data keep to one line, the traceback being in the cause."""
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is what a for loop needs
         try:
             yield from super().__iter__()
         except (ValueError, OSError) as error:
@@ -119,7 +119,7 @@ def training_batches(
     }
     samplers = {
         key: GlobalBatches(
-            len(dataset),
+            len(dataset),  # type: ignore[arg-type]  # torch's Dataset does not declare its length
             batch_size,
             seed=(seed, number),
             iterations=iterations,
@@ -203,7 +203,7 @@ def evaluation_loader(
 
     No sample is repeated to make shares equal, so that sums over processes are exact; shares differ by one at most.
     """
-    part = Subset(dataset, range(rank, len(dataset), world_size))
+    part = Subset(dataset, range(rank, len(dataset), world_size))  # type: ignore[arg-type]
     return Loader(
         part,
         batch_size=batch_size,

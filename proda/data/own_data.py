@@ -106,7 +106,7 @@ def read_description(path: str | Path) -> Description:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except RecursionError:
-        raise UserError(f"{path}: hundreds of lists within one another; expected a description of data") from None
+        raise UserError(f"{path}: nested too deeply; expected a description of data") from None
     except ValueError as error:  # of TOML or of UTF-8
         raise UserError(f"{path}: not TOML ({error})") from None
     _check_keys(path, "", content, (*_OF_THE_WHOLE, *_SPLITS))
@@ -117,8 +117,9 @@ def read_description(path: str | Path) -> Description:
     if not splits:
         raise UserError(f"{path}: neither [train] nor [val]; expected a table [train] with images = ...")
     size = content.get("size")
-    two = _is_list(size, int) and len(size) == 2 and min(size) > 0
-    if size is not None and not (two and size[0] * size[1] <= MAX_PIXELS):
+    if size is not None and not (
+        _is_list(size, int) and len(size) == 2 and min(size) > 0 and size[0] * size[1] <= MAX_PIXELS
+    ):
         raise UserError(f"{path}: size = {size}: expected [width, height] in pixels, at most {MAX_PIXELS:,} in all")
     return Description(path, splits, _label_space(path, content), tuple(size) if size else None)
 
@@ -148,7 +149,8 @@ def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
         raise UserError(
             f'{path}: classes: expected a list of 2 to {MAX_CLASSES} entries {{ name = "road", ids = [1] }}'
         )
-    names, colors, table = [], [], np.full(256, UNKNOWN, np.uint8)
+    names: list[str] = []
+    colors, table = [], np.full(256, UNKNOWN, np.uint8)
     ignore = content.get("ignore", [])
     ignore = [ignore] if isinstance(ignore, int) else ignore
     if not _is_list(ignore, int) or not all(0 <= i <= 255 for i in ignore):

@@ -4,7 +4,7 @@ Everything random about a sample comes from the seed that it is asked for with, 
 processes and workers. Images travel as uint8 and become float on the device.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,18 +28,26 @@ from proda.utils.errors import UserError
 class SampleIndex(NamedTuple):
     """Which example, and the seed of all that is random about the sample made of it."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # takes the place of tuple.index, which nobody calls
     seed: tuple[int, ...]
 
     def generator(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
 
 
+class Examples(Protocol):
+    """What samples are made of: ``LabelledFiles``, or data in a layout of one's own."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
 class SourceTraining(Dataset):
     """Labelled crops: ``image`` uint8 [3, h, w], ``labels`` uint8 [h, w] (train ids, ``IGNORE``), ``name`` str."""
 
     def __init__(
-        self, dataset: Dataset[Example], *, mean_width: int = 2200, crop_height: int = 512, crop_width: int = 896
+        self, dataset: Examples, *, mean_width: int = 2200, crop_height: int = 512, crop_width: int = 896
     ) -> None:
         self.dataset = dataset
         self.view_settings = {"mean_width": mean_width, "crop_height": crop_height, "crop_width": crop_width}
@@ -76,7 +84,7 @@ class TargetTraining(Dataset):
 
     def __init__(
         self,
-        dataset: Dataset[Example],
+        dataset: Examples,
         *,
         mean_width: int = 2200,
         crop_height: int = 512,
@@ -133,7 +141,7 @@ class EvaluationSamples(Dataset):
     ``file_size`` int64 [2] is the height and width of the image file, which a description's ``size`` may change.
     """
 
-    def __init__(self, dataset: Dataset[Example]) -> None:
+    def __init__(self, dataset: Examples) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:

@@ -45,11 +45,11 @@ def test_a_report_names_every_bad_file_and_counts_the_others(tmp_path):
 def test_sizes_are_those_on_disk_and_bad_images_are_listed(tmp_path):
     dataset, result = folder(tmp_path), DatasetReport(3)
     dataset.size = (2, 2)
-    dataset.left_out = ["1 hidden files, as .x.png"]
+    dataset.left_out = ["hidden files (1, such as .x.png)"]
     dataset.images[1].write_bytes(b"")
     inspect_files(dataset, result)
     assert result.sizes == {(4, 2): 3} and result.bad_names == ["1"]
-    assert "  not part of it: 1 hidden files, as .x.png" in list(result.lines(["a", "b", "c"], details=tmp_path))
+    assert "  left out: hidden files (1, such as .x.png)" in list(result.lines(["a", "b", "c"], details=tmp_path))
 
 
 def test_without_labels_nothing_is_said_about_classes(tmp_path):

@@ -11,6 +11,7 @@ from proda.data.loaders import GlobalBatches, collate, evaluation_loader, to_dev
 from proda.data.samples import EvaluationSamples, SampleIndex, SourceTraining, TargetTraining
 from proda.method import IGNORE
 from proda.method.views import StrongView, WeakView
+from proda.utils.errors import MissingFileError, UserError
 
 CROP = {"mean_width": 80, "crop_height": 16, "crop_width": 32}  # for images of 64 x 32
 
@@ -258,15 +259,21 @@ def test_images_of_two_sizes_in_one_batch_are_refused_by_name():
 
 
 class Broken(Scenes):
+    def __init__(self, kind: type[Exception]) -> None:
+        super().__init__()
+        self.kind = kind
+
     def __getitem__(self, index: int) -> Example:
-        raise ValueError(f"{Path('data/scene.png')}: not a complete image (cut short)")
+        raise self.kind(f"{Path('data/scene.png')}: not a complete image (cut short)")
 
 
+@pytest.mark.parametrize("kind", [ValueError, UserError, MissingFileError])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_about_a_file_stays_one_line_whoever_reads_it(workers):
-    loader = evaluation_loader(EvaluationSamples(Broken()), num_workers=workers)
-    with pytest.raises(ValueError) as caught:
+def test_an_error_about_a_file_stays_one_line_whoever_reads_it(workers, kind):
+    loader = evaluation_loader(EvaluationSamples(Broken(kind)), num_workers=workers)
+    with pytest.raises(kind) as caught:
         list(loader)
+    assert type(caught.value) is kind
     assert str(caught.value) == "data/scene.png: not a complete image (cut short)"
 
 

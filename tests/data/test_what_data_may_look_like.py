@@ -256,34 +256,34 @@ def _(data):
 # Folders
 
 
-@row("hidden files and those of other systems", reported="not part of it: 1 hidden files")
+@row("hidden files and those of other systems", reported="left out: hidden files (1, such as ")
 def _(data):
     for name in ("._b.png", ".DS_Store", "Thumbs.db"):
         (data / "photos" / name).write_bytes(b"\0")
 
 
-@row("files with other suffixes", reported="2 files with another suffix, as")
+@row("files with other suffixes", reported="files with another suffix (2, such as ")
 def _(data):
     (data / "photos/notes.txt").write_text("")
     (data / "photos/a.xmp").write_text("")
 
 
-@row("link to nothing", reported="links to nothing, or no files")
+@row("link to nothing", reported="broken links and special files (1, such as ")
 def _(data):
     (data / "photos/d.png").symlink_to(data / "gone.png")
 
 
-@row("link to itself", reported="links to nothing, or no files")
+@row("link to itself", reported="broken links and special files (1, such as ")
 def _(data):
     (data / "photos/d.png").symlink_to(data / "photos/d.png")
 
 
-@row("link to its own folder", reported="links to a folder that they lie in")
+@row("link to its own folder", reported="links to a folder that contains them (1, such as ")
 def _(data):
     (data / "photos/again").symlink_to(data / "photos")
 
 
-@row("link to a folder above", reported="links to a folder that they lie in")
+@row("link to a folder above", reported="links to a folder that contains them (1, such as ")
 def _(data):
     (data / "photos/deeper").mkdir()
     (data / "photos/deeper/again").symlink_to(data)
@@ -299,7 +299,7 @@ def _(data):
     (data / "photos/linked").symlink_to(data / "elsewhere")
 
 
-@row("named pipe with the name of an image", reported="links to nothing, or no files")
+@row("named pipe with the name of an image", reported="broken links and special files (1, such as ")
 def _(data):
     os.mkfifo(data / "photos/d.png")
 
@@ -328,7 +328,7 @@ def _(data):
     return data / "photos.toml"
 
 
-@row("folder that holds other formats only", refused="left out: 1 files with another suffix")
+@row("folder that holds other formats only", refused="left out: files with another suffix (1, such as ")
 def _(data):
     shutil.rmtree(data / "photos")
     (data / "photos").mkdir()
@@ -471,7 +471,7 @@ def description(what, text, refused):
 
 
 description("size below [train]", PHOTOS + "size = [16, 8]\n", "size = ... stands below [train]; move it above")
-description("deeply nested lists", "size = " + "[" * 5000, "hundreds of lists within one another")
+description("deeply nested lists", "size = " + "[" * 5000, "nested too deeply")
 description("no TOML", "images = photos\n", "not TOML (")
 description("another encoding", PHOTOS.encode("utf-16"), "not TOML ('utf-8' codec")
 description(
