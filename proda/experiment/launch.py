@@ -88,8 +88,7 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
 
 def explain(error: BaseException) -> str:
     """One line about an error that is no bug of the program; empty for a bug. $PRODA_TRACEBACK shows where it arose."""
-    import torch
-
+    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())  # an error needs no import of torch
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     line = ""
@@ -99,7 +98,7 @@ def explain(error: BaseException) -> str:
         line = text
     elif isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
         line = f"{first} Memory may have run out: try fewer --num_workers; --resume goes on from the last checkpoint"
-    elif isinstance(error, torch.OutOfMemoryError):
+    elif isinstance(error, out_of_memory):
         line = f"{first} Try a smaller --batch_size, more processes, or --amp=bf16"
     elif isinstance(error, MemoryError):
         line = f"out of memory: {first}"
