@@ -11,7 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -207,10 +207,12 @@ def _read(option: OptionType, value: Any, place: str) -> Any:
 def _nearest(name: str, config_class: type) -> str:
     """The field that is most like ``name``; empty if none is.
 
-    A field is known by its name and by as many words at the start of its doc as ``name`` has: learning_rate is --lr.
+    A field is known by its name and by as many words at the start of its doc, or of its doc in a base class, as
+    ``name`` has: learning_rate is --lr.
     """
     words = len(re.split("[-_]", name))
-    known = {"_".join(doc.lower().split()[:words]): field for field, doc in reversed(field_docs(config_class).items())}
+    docs = [item for cls in config_class.__mro__ if is_dataclass(cls) for item in field_docs(cls).items()]
+    known = {"_".join(doc.lower().split()[:words]): field for field, doc in reversed(docs)}
     known |= {field.name: field.name for field in fields(config_class)}
     found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.65)
     return known[found[0]] if found else ""

@@ -82,14 +82,12 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
     config = make_config(module.Config, flags, getattr(module, "PRESETS", None))
     file = str(module.__file__)
     config.output = config.output or default_output(file)
-    _resume_after_restart(config)
     return run_in_group(partial(_run, file, config), config, explain)
 
 
 def explain(error: BaseException) -> str:
     """One line about an error that is no bug of the program; empty for a bug. $PRODA_TRACEBACK shows where it arose."""
-    import torch
-
+    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())  # an error needs no import of torch
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     line = ""
@@ -99,7 +97,7 @@ def explain(error: BaseException) -> str:
         line = text
     elif isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
         line = f"{first} Memory may have run out: try fewer --num_workers; --resume goes on from the last checkpoint"
-    elif isinstance(error, torch.OutOfMemoryError):
+    elif isinstance(error, out_of_memory):
         line = f"{first} Try a smaller --batch_size, more processes, or --amp=bf16"
     elif isinstance(error, MemoryError):
         line = f"out of memory: {first}"
@@ -156,6 +154,8 @@ sys.meta_path.append(_ByPlace)
 
 
 def _run(experiment: str, config: Any, local_rank: int) -> Any:
+    """What each process of the group does."""
+    _resume_after_restart(config)
     return load_experiment(experiment).run(local_rank, config)
 
 
@@ -192,20 +192,28 @@ def _resume_after_restart(config: Any) -> None:
     """Sets ``resume`` where torchrun or SLURM has started the same command again and its first life began the run.
 
     That it began the run shows in the config.json of the output folder, which has the same settings. Another run's
-    folder is refused, or with ``--overwrite`` deleted, as in the first life.
+    folder is refused, or with ``--overwrite`` deleted, as in the first life. All processes decide alike: torchrun
+    counts the restarts of each machine by itself.
     """
-    restarted = next((name for name in RESTARTS if int(os.environ.get(name) or 0) > 0), "")
-    if not restarted or getattr(config, "resume", True) or not hasattr(config, "overwrite"):
+    import ignite.distributed as idist
+
+    if getattr(config, "resume", True) or not hasattr(config, "overwrite"):
         return
+    restarted = any(int(os.environ.get(name) or 0) > 0 for name in RESTARTS) and _began(config)
+    if idist.all_reduce(int(restarted), "MAX"):
+        config.resume, config.overwrite = True, False
+        if idist.get_rank() == 0:
+            print(f"started again: going on with the run in {config.output}", flush=True)
+
+
+def _began(config: Any) -> bool:
+    """Whether the output folder holds a run of these settings."""
     try:
         begun = json.loads((Path(config.output) / "config.json").read_text())
     except (OSError, ValueError):
-        return
+        return False
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_REPEATED}
-    if isinstance(begun, dict) and settings.items() <= begun.items():
-        config.resume, config.overwrite = True, False
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-            print(f"{restarted}={os.environ[restarted]}: going on with the run in {config.output}", flush=True)
+    return isinstance(begun, dict) and settings.items() <= begun.items()
 
 
 def _usage() -> str:

@@ -111,6 +111,8 @@ class OptionType:
 def option_types(options: type) -> dict[str, OptionType]:
     """Field name -> what the field may hold, for a dataclass of options.
 
+    A field that is given a new default under a plain type (``lr: float = 0.1``) keeps the limits that its base has.
+
     Raises:
         UserError: a field's type is none that an option can have, or differs from that of the same field in a base.
     """
@@ -126,7 +128,7 @@ def option_types(options: type) -> dict[str, OptionType]:
         except TypeError:
             raise UserError(
                 f"{where}.{field.name}: no option can be {_spelling(hints[field.name])}; expected str, int, float, "
-                "bool, Literal[...] or a type of proda.utils.options (PathText for files, folders); | None may follow"
+                "bool, Literal[...] or a type of proda.utils.options (PathText for files and folders), or one | None"
             ) from None
     for base in options.__mro__[1:]:
         for name, before in option_types(base).items() if is_dataclass(base) else ():
@@ -136,6 +138,8 @@ def option_types(options: type) -> dict[str, OptionType]:
                     f"{where}.{name} is {_spelling(hints[name])}, but in {base.__qualname__} it is {before}: "
                     "give the field another name"
                 )
+            if now == OptionType(now.kind):
+                found[name] = replace(before, optional=False)
     return found
 
 

@@ -104,7 +104,7 @@ def test_a_wrong_default_names_file_and_field():
 
     with pytest.raises(UserError) as error:
         make_config(Wrong, {})
-    assert str(error.value) == f"{__file__}: Wrong.epochs=many: expected a whole number"
+    assert str(error.value) == f"{__file__}: Wrong.epochs=many: expected a whole number above 0"
 
 
 def test_text_stays_text_and_numbers_are_read_as_the_field_says():

@@ -119,6 +119,13 @@ def test_a_field_of_a_base_keeps_its_type():
         name: Literal["a", "b"] = "a"
 
     assert option_types(Narrower)["temperature"].bounds == Bounds(above=0)
+
+    @dataclass
+    class OtherDefaults(Narrower):
+        temperature: float = 3.0
+        name: str = "b"
+
+    assert option_types(OtherDefaults) == option_types(Narrower)
     for other in (str, float | None):
 
         @dataclass
