@@ -17,11 +17,12 @@ from PIL import Image
 
 from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.experiment.launch import main
-from proda.handlers.checkpoints import damage, resume
+from proda.handlers.checkpoints import Checkpoints, damage
 from proda.handlers.predictions import SaveOverlays, SavePredictions
 from proda.handlers.stopping import Stopped
 from proda.handlers.validation import Validation
 from proda.utils import files
+from proda.utils.errors import UserError
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, flags, train
 
@@ -292,7 +293,8 @@ def test_no_checkpoint_runs_code(stopped, clean_data, weights, tmp_path, capsys)
 
 def test_a_plain_pickle_in_the_place_of_a_checkpoint_is_not_read(tmp_path):
     (tmp_path / "checkpoint_1.pt").write_bytes(pickle.dumps(_Intruder(tmp_path / "trace")))
-    assert resume({}, tmp_path) == 0
+    with pytest.raises(UserError, match=r"checkpoint_1.pt: damaged"):
+        Checkpoints(tmp_path).resume(Engine(lambda *_: None))
     assert not (tmp_path / "trace").exists()
 
 

@@ -3,21 +3,26 @@
 The short form is part of every test run; ``pytest -m slow tests/test_kill.py`` is the long one.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from ignite.engine import Engine
 from PIL import Image
 
 from proda.data.label_store import SoftLabelStore
+from proda.experiment.launch import main
 from proda.handlers.checkpoints import damage
 from proda.handlers.stopping import Stopped, StopRequests
+from proda.models.deeplab import build_deeplab
 from tests import small_runs
 
 ITERATIONS = 8
@@ -68,6 +73,33 @@ def test_a_killed_run_goes_on_to_the_same_bits(writing, data, weights, tmp_path,
 @pytest.mark.parametrize("stage", small_runs.STAGES)
 def test_long_form(stage, writing, trial, data, weights, tmp_path, whole):
     _assert_survives_kills(stage, data, weights, tmp_path, whole, writing=writing, kills=2)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_ends_while_a_network_predicts_goes_on_to_the_same_bits(sent, data, weights, tmp_path, whole):
+    """Prototypes, label writing and validation: whatever runs a network in evaluation mode."""
+    _assert_survives_ends_within("stage1_denoise", sent, data, weights, tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(8))
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("stage", ["stage1_denoise", "stage2_distill", "warmup"])
+def test_long_form_of_ends_while_a_network_predicts(stage, sent, trial, data, weights, tmp_path, whole):
+    _assert_survives_ends_within(stage, sent, data, weights, tmp_path, whole, kills=2)
+
+
+def test_of_two_commands_that_race_for_a_folder_one_is_told_in_one_line(data, weights, tmp_path, whole):
+    expected, _ = whole("source_only")
+    racers = [_start("source_only", data, weights, tmp_path, by_command=True) for _ in range(2)]
+    for racer in racers:
+        racer.join(timeout=120)
+    output = (tmp_path / "output.txt").read_text()
+    assert sorted(racer.exitcode for racer in racers) == [0, 2], output
+    lines = [line for line in output.splitlines() if "error: " in line]
+    assert len(lines) == 1 and f"{tmp_path} is in use by" in lines[0] and "Traceback" not in output, output
+    assert not small_runs.differing(small_runs.checkpoint(tmp_path, ITERATIONS), expected)
+    assert not (tmp_path / ".lock").exists()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
@@ -165,6 +197,18 @@ def _assert_survives_kills(stage, data, weights, folder, whole, *, writing: bool
     _assert_ends_as(expected, stage, data, weights, folder)
 
 
+def _assert_survives_ends_within(stage, sent, data, weights, folder, whole, *, kills: int = 1) -> None:
+    expected, _ = whole(stage)
+    for _ in range(kills):
+        run = _start(stage, data, weights, folder, resume=True, sent=sent, prediction=RANDOM.randrange(1, 21))
+        run.join(timeout=120)
+        output = (folder / "output.txt").read_text()
+        assert run.exitcode in (0, -sent, 128 + sent), output
+        print(f"{stage}: {run.exitcode}, leaving {sorted(path.name for path in folder.iterdir())}")
+        _assert_files_are_whole(folder)
+    _assert_ends_as(expected, stage, data, weights, folder)
+
+
 def _assert_ends_as(expected: dict, stage, data, weights, folder: Path) -> None:
     run = _start(stage, data, weights, folder, resume=True)
     run.join(timeout=120)
@@ -187,20 +231,34 @@ def _assert_files_are_whole(folder: Path) -> None:
         SoftLabelStore(path.parent.parent, 13).read(path.stem)
 
 
-def _start(stage: str, data: Path, weights: Path, folder: Path, **more):
-    """A run in a process, and a process group, of its own; what it says goes to output.txt."""
+def _start(stage: str, data: Path, weights: Path, folder: Path, *, sent=0, prediction=0, by_command=False, **more):
+    """A run in a process, and a process group, of its own; what it says goes to output.txt.
+
+    Sends itself the signal ``sent`` at its ``prediction``-th forward pass of a network in evaluation mode.
+    """
     flags = {"iterations": ITERATIONS, "val_every": 3, **more}
-    run = FORKS.Process(target=_run, args=(stage, data, weights, folder, flags))
+    run = FORKS.Process(target=_run, args=(stage, data, weights, folder, flags, sent, prediction, by_command))
     run.start()
     return run
 
 
-def _run(stage: str, data: Path, weights: Path, folder: Path, flags: dict) -> None:
+def _run(stage, data, weights, folder: Path, flags: dict, sent: int, prediction: int, by_command: bool) -> None:
     os.setsid()
     folder.mkdir(exist_ok=True)
     output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    if sent:
+        network, count = type(build_deeplab("tiny", 13)), itertools.count(1)
+
+        def end(module, *_) -> None:
+            if isinstance(module, network) and not module.training and next(count) == prediction:
+                os.kill(os.getpid(), sent)
+
+        torch.nn.modules.module.register_module_forward_hook(end)
+    if by_command:
+        values = small_runs.flags(stage, data, weights, folder, **flags)
+        sys.exit(main([f"experiments/{stage}.py", *(f"--{name}={value}" for name, value in values.items())]))
     small_runs.train(stage, data, weights, folder, **flags)
 
 

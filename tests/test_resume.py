@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
 
 from proda.experiment.config import UserError
 from proda.experiment.launch import start
+from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.stopping import Stopped
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, scalars, train
@@ -163,20 +165,79 @@ def test_resume_and_overwrite_exclude_each_other(data, weights, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_resuming_with_another_learning_rate_is_said(complete, data, weights, capsys):
-    train("source_only", data, weights, complete, resume=True, lr=0.5)
-    assert "this run began with other settings: --lr=0.01, now 0.5" in capsys.readouterr().out
+@pytest.mark.parametrize(("flag", "value"), [("lr", 0.5), ("momentum", 0.5), ("weight_decay", 0.5), ("batch_size", 2)])
+def test_resuming_with_a_setting_that_a_run_keeps_is_one_clear_line(complete, data, weights, flag, value):
+    files = {path: path.stat().st_mtime_ns for path in complete.iterdir()}
+    with pytest.raises(UserError, match=rf"keeps what it began with \(--{flag} was .*, is {value}\)") as error:
+        train("source_only", data, weights, complete, resume=True, iterations=9, **{flag: value})
+    assert "\n" not in str(error.value) and files == {path: path.stat().st_mtime_ns for path in complete.iterdir()}
 
 
-def test_resuming_with_another_batch_size_is_one_clear_line(complete, data, weights):
-    with pytest.raises(ValueError, match=r"has 2 iterations an epoch, this command 4.*--batch_size"):
-        train("source_only", data, weights, complete, resume=True, batch_size=2, iterations=9)
+def test_a_longer_run_says_that_its_schedule_moves(complete, data, weights, capsys):
+    assert train("source_only", data, weights, complete, resume=True, iterations=7)["iterations"] == 7
+    out = capsys.readouterr().out
+    assert "--iterations was 5, is 7" in out
+    assert "the learning rate now reaches zero at iteration 7 instead of iteration 5" in out
+
+
+def test_a_longer_run_whose_schedule_stays_is_the_long_run(data, weights, tmp_path):
+    train("source_only", data, weights, tmp_path / "whole", iterations=7, schedule_iterations=9)
+    train("source_only", data, weights, tmp_path / "parts", iterations=4, schedule_iterations=9)
+    train("source_only", data, weights, tmp_path / "parts", iterations=7, schedule_iterations=9, resume=True)
+    assert not differing(checkpoint(tmp_path / "whole", 7), checkpoint(tmp_path / "parts", 7))
+
+
+def test_fewer_iterations_than_a_run_has_made_are_none_and_no_negative_speed(complete, data, weights):
+    summary = train("source_only", data, weights, complete, resume=True, iterations=3)
+    assert summary["iterations"] == ITERATIONS and "images_per_second" not in summary
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_sessions(data, weights, tmp_path):
+    with pytest.raises(Stopped):
+        train("source_only", data, weights, tmp_path, stop_after=3)
+    path = tmp_path / "checkpoint_3.pt"
+    content = torch.load(path, weights_only=True)
+    assert 0 < content["stopwatch"]["seconds"] < 100
+    content["stopwatch"]["seconds"] += 1000
+    torch.save(content, path)
+    assert train("source_only", data, weights, tmp_path, resume=True)["seconds"] > 1000
+
+
+def test_a_handler_that_ends_the_run_early_is_in_the_summary(data, weights, tmp_path, monkeypatch):
+    def attach(self, trainer, **_) -> None:
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: trainer.terminate())
+        attach_checkpoints(self, trainer, **_)
+
+    attach_checkpoints = Checkpoints.attach
+    monkeypatch.setattr(Checkpoints, "attach", attach)
+    summary = train("source_only", data, weights, tmp_path, iterations=20)
+    assert summary["iterations"] == 2 and summary["images_per_second"] > 0
 
 
 def test_resuming_another_stage_is_one_clear_line(complete, data, weights):
-    with pytest.raises(ValueError, match=r"checkpoint_5.pt: not a checkpoint of this command") as error:
+    with pytest.raises(UserError, match=r"holds a run of source_only, this is stage1_denoise") as error:
         train("stage1_denoise", data, weights, complete, resume=True)
     assert "\n" not in str(error.value)
+
+
+def test_models_of_a_branch_that_is_not_gone_on_with_do_not_stay(complete, data, weights, tmp_path, capsys):
+    shutil.copy(complete / "last.pt", complete / "best.pt")  # of iteration 5
+    (complete / "checkpoint_5.pt").unlink()
+    summary = train("source_only", data, weights, complete, resume=True, iterations=4)
+    assert (
+        f"{complete / 'best.pt'} is of iteration 5, after the checkpoint to go on from: deleted"
+        in capsys.readouterr().out
+    )
+    assert summary["iteration"] == 4
+    for name in ("best.pt", "label_free.pt", "last.pt"):
+        assert not (complete / name).exists() or torch.load(complete / name, weights_only=True)["iteration"] <= 4
+
+
+def test_a_run_is_resumed_where_its_folder_was_copied(complete, data, weights, tmp_path):
+    copied = shutil.copytree(complete, tmp_path / "copied")
+    (copied / "checkpoint_5.pt").unlink()
+    train("source_only", data, weights, copied, resume=True)
+    assert not differing(checkpoint(copied, ITERATIONS), checkpoint(complete, ITERATIONS))
 
 
 def _assert_resumes_exactly(stage, data, weights, folder, *, stops, iterations=ITERATIONS, **more) -> None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-MODELS = ("best.pt", "label_free.pt", "last.pt")
+MODELS = ("best.pt", "last.pt", "label_free.pt")
 RUN_FILES = (  # of a run, beside its checkpoints and models; glob patterns
     *("summary.json", "train.log", "prototypes.pt", "events.out.tfevents.*", "checkpoint_*.pt.damaged", ".*.part"),
 )
