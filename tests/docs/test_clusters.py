@@ -69,7 +69,7 @@ def simulate_slurm(folder: Path, *, training: str) -> dict[str, str]:
         file = folder / name
         file.write_text(f'#!/bin/bash\necho {name} "$@" >> "{folder}/calls"\n{body}\n')
         file.chmod(0o755)
-    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "42"}
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "42", "SLURM_CPUS_PER_TASK": "6"}
 
 
 # As a run does: SIGTERM is answered a moment later, with status 143.
