@@ -10,7 +10,7 @@ from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
 from proda.method import IGNORE
 from proda.method.views import Operation, StrongView, WeakView
-from proda.models.deeplab import DeepLab, build_deeplab
+from proda.models.network import SegmentationNetwork, build_network
 
 CPU = torch.device("cpu")
 B, K = 2, 5  # images of a batch, classes
@@ -19,9 +19,9 @@ FULL = (48, 96)  # of a whole target image
 PRECISION = Precision(CPU)
 
 
-def network(seed: int = 0, **options: Any) -> DeepLab:
+def network(seed: int = 0, **options: Any) -> SegmentationNetwork:
     torch.manual_seed(seed)
-    return build_deeplab("tiny", K, **options)
+    return build_network("tiny", K, **options)
 
 
 def sgd(model: nn.Module, lr: float = 0.01) -> torch.optim.SGD:
