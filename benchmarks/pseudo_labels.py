@@ -21,12 +21,11 @@ from loaders import write_files
 
 from proda.data.benchmarks import open_dataset
 from proda.data.label_store import Manifest, open_store
-from proda.data.labels import class_names
 from proda.data.loaders import evaluation_loader
 from proda.data.samples import EvaluationSamples
 from proda.engines.inference import segmentation_evaluator
+from proda.engines.labelling import write_pseudo_labels
 from proda.engines.optimization import Precision
-from proda.handlers.pseudo_labels import write_pseudo_labels
 from proda.models.build import build_network
 
 
@@ -39,7 +38,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = settings.images or (20 if device.type == "cuda" else 2)
     network = build_network(settings.backbone, 19).to(device).eval()
-    precision, names = Precision(device, settings.amp), class_names(19)
+    precision = Precision(device, settings.amp)
     unit, clock = ("seconds", time.perf_counter) if device.type == "cuda" else ("CPU-seconds", time.process_time)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
@@ -50,9 +49,9 @@ def main() -> None:
         write_files(root, 1)
         samples = EvaluationSamples(open_dataset("cityscapes", root))
         for name, work in {
-            "soft labels": lambda batch, i: generate(root, "soft", network, batch, i, precision, device),
-            "hard labels, flip": lambda batch, i: generate(root, "hard", network, batch, i, precision, device),
-            "evaluation": lambda batch, i: evaluate(network, batch, precision, device, names),
+            "soft labels": lambda batch, i: generate(root, "soft", network, batch, i, precision),
+            "hard labels, flip": lambda batch, i: generate(root, "hard", network, batch, i, precision),
+            "evaluation": lambda batch, i: segmentation_evaluator(network, precision).run(batch),
         }.items():
             seconds = []
             for i in range(images + (device.type == "cuda")):
@@ -63,13 +62,9 @@ def main() -> None:
             print(f"{name:<20} {median(seconds):8.3f} ({min(seconds):.3f} .. {max(seconds):.3f})")
 
 
-def generate(root, kind, network, batches, number, precision, device) -> None:
+def generate(root, kind, network, batches, number, precision) -> None:
     store = open_store(root / f"{kind}_{number}", kind, Manifest(19, "0" * 64, {}, ["ulm_000000_000019"]))
-    write_pseudo_labels(store, network, batches, precision, device, flip=kind == "hard")
-
-
-def evaluate(network, batches, precision, device, names) -> None:
-    segmentation_evaluator(network, len(names), precision, device).run(batches)
+    write_pseudo_labels(store, network, batches, precision, flip=kind == "hard")
 
 
 if __name__ == "__main__":

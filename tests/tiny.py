@@ -11,7 +11,7 @@ from proda.engines.optimization import Precision
 from proda.method import IGNORE
 from proda.method.views import Operation, StrongView, WeakView
 from proda.models.build import build_network
-from proda.models.deeplab import DeepLab
+from proda.models.network import SegmentationNetwork
 
 CPU = torch.device("cpu")
 B, K = 2, 5  # images of a batch, classes
@@ -20,7 +20,7 @@ FULL = (48, 96)  # of a whole target image
 PRECISION = Precision(CPU)
 
 
-def network(seed: int = 0, **options: Any) -> DeepLab:
+def network(seed: int = 0, **options: Any) -> SegmentationNetwork:
     torch.manual_seed(seed)
     return build_network("tiny", K, **options)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from proda.engines.adversarial import adversarial_trainer
+from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
 from proda.models.discriminator import Discriminator
@@ -13,7 +13,9 @@ from tests.tiny import CPU, PRECISION, B, H, K, W
 
 def trainer_of(student, discriminator, precision=PRECISION, **options):
     adam = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
-    return adversarial_trainer(student, discriminator, tiny.sgd(student), adam, precision, CPU, **options)
+    return adversarial_trainer(
+        student, discriminator, tiny.sgd(student), adam, precision, AdversarialOptions(**options)
+    )
 
 
 def test_events_fire_in_their_order():
@@ -23,6 +25,7 @@ def test_events_fire_in_their_order():
     assert spy.names == [
         "ITERATION_STARTED",
         "SOURCE_BACKWARD_DONE",
+        "LOSSES_READY",
         "BACKWARD_DONE",
         "OPTIMIZER_STEPPED",
         "DISCRIMINATOR_STEPPED",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from proda.engines.denoise import denoise_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
@@ -19,20 +19,22 @@ QUARTER = (H // 4, W // 4)
 def trainer_of(student=None, teacher=None, precision=PRECISION, prototypes=None, **options):
     student, teacher = student or tiny.network(), teacher or tiny.network(1)
     prototypes = torch.randn(K, D) if prototypes is None else prototypes
-    return denoise_trainer(student, teacher, prototypes, tiny.sgd(student), precision, CPU, **options)
+    labeller, options = options.pop("labeller", None), DenoiseOptions(**options)
+    return denoise_trainer(student, teacher, prototypes, tiny.sgd(student), precision, options, labeller)
 
 
 def test_events_fire_in_their_order_prototypes_after_the_optimizer():
     prototypes = Prototypes(K, D)
     trainer = trainer_of(prototypes=prototypes.values)
+    spy = tiny.Spy(trainer)  # before the handler, which fires an event within the optimizer's
     PrototypeEMA(prototypes).attach(trainer)
-    spy = tiny.Spy(trainer)  # attached last: no handler's place may turn the order round
     trainer.run([tiny.batch()])
     assert spy.names == [
         "ITERATION_STARTED",
         "SOURCE_BACKWARD_DONE",
         "TEACHER_FORWARD_DONE",
         "LABELS_RECTIFIED",
+        "LOSSES_READY",
         "BACKWARD_DONE",
         "OPTIMIZER_STEPPED",
         "PROTOTYPES_UPDATED",
@@ -40,7 +42,7 @@ def test_events_fire_in_their_order_prototypes_after_the_optimizer():
     ]
     assert {"class_means", "class_present"} <= spy.keys["TEACHER_FORWARD_DONE"]
     assert {"pseudo_labels", "rectified", "rectified_labels", "prototype_weights"} <= spy.keys["LABELS_RECTIFIED"]
-    assert {"loss", "loss_target", "loss_regularizer", "loss_consistency", "target_logits"} <= spy.keys["BACKWARD_DONE"]
+    assert {"loss", "loss_target", "loss_mrkld", "loss_structure", "target_logits"} <= spy.keys["BACKWARD_DONE"]
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
@@ -49,7 +51,7 @@ def test_the_output_is_as_documented_and_holds_no_graph(amp):
     tiny.assert_detached(out)
     maps, hard = (B, K, *QUARTER), (B, *QUARTER)
     assert tiny.shapes(out) == {
-        **dict.fromkeys(("loss", "loss_source", "loss_target", "loss_regularizer", "loss_consistency"), ()),
+        **dict.fromkeys(("loss", "loss_source", "loss_target", "loss_mrkld", "loss_structure"), ()),
         **{"class_means": (B, K, D), "class_present": (B, K)},
         **{"prototype_weights": maps, "rectified": maps, "target_logits": maps, "source_logits": (B, K, H, W)},
         **{"pseudo_labels": hard, "rectified_labels": hard},
@@ -61,8 +63,8 @@ def test_the_output_is_as_documented_and_holds_no_graph(amp):
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
-    out = trainer_of(regularizer_weight=0.3, consistency_weight=7.0).run([tiny.batch()]).output
-    expected = out["loss_source"] + out["loss_target"] + 0.3 * out["loss_regularizer"] + 7.0 * out["loss_consistency"]
+    out = trainer_of(mrkld_weight=0.3, structure_weight=7.0).run([tiny.batch()]).output
+    expected = out["loss_source"] + out["loss_target"] + out["loss_mrkld"] + out["loss_structure"]
     torch.testing.assert_close(out["loss"], expected)
 
 
@@ -87,14 +89,14 @@ def test_without_consistency_no_strong_view_is_computed():
     student, batch, passes = tiny.network(), tiny.batch(), []
     del batch["target"]["strong_image"], batch["target"]["strong_view"]
     student.register_forward_hook(lambda *_: passes.append(1))
-    out = trainer_of(student, consistency_weight=0.0).run([batch]).output
-    assert out["loss_consistency"] == 0 and len(passes) == 2  # source and weak view
+    out = trainer_of(student, structure_weight=0.0).run([batch]).output
+    assert "loss_structure" not in out and len(passes) == 2  # source and weak view
 
 
 def test_with_neither_the_teacher_is_not_run():
     teacher = tiny.network(1)
     teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
-    trainer = trainer_of(teacher=teacher, rectification=False, consistency_weight=0.0)
+    trainer = trainer_of(teacher=teacher, rectification=False, structure_weight=0.0)
     spy = tiny.Spy(trainer)
     out = trainer.run([tiny.batch()]).output
     assert "TEACHER_FORWARD_DONE" not in spy.names and "class_means" not in out

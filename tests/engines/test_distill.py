@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from proda.engines.distill import distill_trainer
+from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.optimization import Precision
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W
@@ -11,7 +11,7 @@ from tests.tiny import CPU, PRECISION, B, H, K, W
 
 def trainer_of(student=None, teacher=None, precision=PRECISION, **options):
     student, teacher = student or tiny.network(), teacher or tiny.network(1)
-    return distill_trainer(student, teacher, tiny.sgd(student), precision, CPU, **options)
+    return distill_trainer(student, teacher, tiny.sgd(student), precision, DistillOptions(**options))
 
 
 def test_events_fire_in_their_order():
@@ -22,6 +22,7 @@ def test_events_fire_in_their_order():
         "ITERATION_STARTED",
         "SOURCE_BACKWARD_DONE",
         "TEACHER_FORWARD_DONE",
+        "LOSSES_READY",
         "BACKWARD_DONE",
         "OPTIMIZER_STEPPED",
         "ITERATION_COMPLETED",
@@ -48,7 +49,7 @@ def test_the_output_is_as_documented_and_holds_no_graph(amp, bn_pretrain):
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
     out = trainer_of(distillation_weight=0.5).run([tiny.batch()]).output
-    torch.testing.assert_close(out["loss"], out["loss_source"] + out["loss_target"] + 0.5 * out["loss_distillation"])
+    torch.testing.assert_close(out["loss"], out["loss_source"] + out["loss_target"] + out["loss_distillation"])
 
 
 def test_the_distillation_term_is_never_negative_and_the_released_one_is():

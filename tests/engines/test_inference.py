@@ -1,18 +1,22 @@
 """Judging a network."""
 
 import math
+import weakref
 
 import pytest
 import torch
+from ignite.engine import Events
 from torch import nn
 
 from proda.engines.inference import predict, segmentation_evaluator
 from proda.models.network import Segmentation
-from tests.tiny import CPU, PRECISION
+from tests.tiny import PRECISION
 
 
 class Painted(nn.Module):
     """Says class 0 on the left half and class 1 on the right, as surely as ``sharpness`` tells, at half the size."""
+
+    num_classes = 3
 
     def __init__(self, sharpness: float = 50.0) -> None:
         super().__init__()
@@ -33,7 +37,7 @@ def test_the_confusion_matrix_has_truth_in_rows_and_leaves_ignored_pixels_out():
     labels = torch.zeros(1, 4, 8, dtype=torch.uint8)
     labels[:, 0] = 250
     labels[:, 1] = 2
-    evaluator = segmentation_evaluator(Painted(), 3, PRECISION, CPU)
+    evaluator = segmentation_evaluator(Painted(), PRECISION)
     confusion = evaluator.run([batch(labels)]).metrics["confusion"]
     assert confusion.sum() == 24
     assert confusion[0, :2].sum() == 16 and confusion[2, :2].sum() == 8 and confusion[:, 2].sum() == 0
@@ -41,9 +45,9 @@ def test_the_confusion_matrix_has_truth_in_rows_and_leaves_ignored_pixels_out():
 
 def test_the_label_free_score_is_log_k_for_sure_and_even_and_zero_for_undecided_predictions():
     labels = torch.zeros(2, 4, 8, dtype=torch.uint8)
-    sure = segmentation_evaluator(Painted(1e4), 3, PRECISION, CPU).run([batch(labels)] * 2).metrics["label_free"]
+    sure = segmentation_evaluator(Painted(1e4), PRECISION).run([batch(labels)] * 2).metrics["label_free"]
     assert sure == pytest.approx(math.log(2), abs=1e-3)
-    undecided = segmentation_evaluator(Painted(0.0), 3, PRECISION, CPU).run([batch(labels)]).metrics["label_free"]
+    undecided = segmentation_evaluator(Painted(0.0), PRECISION).run([batch(labels)]).metrics["label_free"]
     assert undecided == pytest.approx(0, abs=1e-6)
 
 
@@ -64,7 +68,21 @@ def test_scales_are_averaged():
     torch.testing.assert_close(result.sum(1), torch.ones(1, 8, 16))
 
 
-def test_the_network_is_judged_in_evaluation_mode_without_gradient():
-    network = Painted().train()
-    state = segmentation_evaluator(network, 3, PRECISION, CPU).run([batch(torch.zeros(1, 4, 8, dtype=torch.uint8))])
-    assert not network.training and not state.output["probabilities"].requires_grad
+def test_the_network_is_judged_in_evaluation_mode_without_gradient_and_put_back_into_its_modes():
+    network, seen = Painted().train(), []
+    network.frozen = nn.Dropout().eval()
+    network.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))
+    evaluator = segmentation_evaluator(network, PRECISION)
+    evaluator.run([batch(torch.zeros(1, 4, 8, dtype=torch.uint8))])
+    assert seen == [(False, False)]
+    assert network.training and not network.frozen.training
+
+
+def test_the_last_batch_and_its_probabilities_are_dropped_after_a_run():
+    evaluator, seen = segmentation_evaluator(Painted(), PRECISION), []
+    evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: seen.append(weakref.ref(engine.state.output["probabilities"]))
+    )
+    evaluator.run([batch(torch.zeros(1, 4, 8, dtype=torch.uint8))] * 2)
+    assert evaluator.state.output is None and evaluator.state.batch is None
+    assert [reference() for reference in seen] == [None, None]

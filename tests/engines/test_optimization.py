@@ -1,31 +1,127 @@
-"""Moving weights."""
+"""One step of the optimiser."""
 
 import pytest
 import torch
 from ignite.engine import Engine
 
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, images, move, resize, seeded_by_iteration
+from proda.engines.optimization import Precision, optimizer_step, resize, set_train_mode, to_float
+from proda.handlers.prototypes import PrototypeEMA, Prototypes
+from proda.handlers.schedule import ClipGradients, PolynomialDecay
+from proda.handlers.teacher import EMATeacher
 from tests import tiny
 from tests.tiny import CPU
 
+FACTOR = 1024.0  # by which a loss is scaled
+
+
+def weight(value: float = 0.0) -> torch.nn.Linear:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, value)
+    return layer
+
+
+def trainer_of(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer, precision: Precision) -> Engine:
+    """Batches are numbers, by which the loss rises with the layer's one weight."""
+
+    def step(engine: Engine, slope: float) -> dict:
+        engine.state.output = {"class_means": torch.ones(1, 2, 1), "class_present": torch.ones(1, 2).bool()}
+        optimizer.zero_grad()
+        precision.backward(layer(torch.tensor([[slope]])).sum())
+        optimizer_step(engine, optimizer, precision)
+        return engine.state.output
+
+    return proda_engine(step)
+
+
+def scaling() -> Precision:
+    """As fp16 has it on a GPU."""
+    precision = Precision(CPU)
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=FACTOR)
+    return precision
+
 
 def test_the_weights_move_between_the_two_events():
-    weight, seen = torch.nn.Linear(1, 1, bias=False), []
-
-    def step(engine: Engine, _batch: None) -> None:
-        weight(torch.ones(1, 1)).sum().backward()
-        move(engine, weight, tiny.sgd(weight, lr=1.0), Precision(CPU))
-
-    trainer, start = proda_engine(step), weight.weight.item()
+    layer, seen = weight(5.0), []
+    trainer = trainer_of(layer, tiny.sgd(layer, lr=1.0), Precision(CPU))
     for event in (ProdaEvents.BACKWARD_DONE, ProdaEvents.OPTIMIZER_STEPPED):
-        trainer.add_event_handler(event, lambda: seen.append(weight.weight.item()))
-    trainer.run([None])
-    assert seen == pytest.approx([start, start - 1])
+        trainer.add_event_handler(event, lambda: seen.append(layer.weight.item()))
+    trainer.run([1.0])
+    assert seen == [5, 4]
+
+
+def test_scaled_gradients_have_their_true_values_at_backward_done():
+    layer, seen = weight(), []
+    trainer = trainer_of(layer, tiny.sgd(layer, lr=0.5), scaling())
+    trainer.add_event_handler(ProdaEvents.BACKWARD_DONE, lambda: seen.append(layer.weight.grad.item()))
+    trainer.run([3.0])
+    assert seen == [3] and layer.weight.item() == -1.5
+
+
+@pytest.mark.parametrize("precision", [Precision(CPU), scaling()], ids=["off", "scaled"])
+def test_clipped_gradients_move_the_weights_by_the_rate_times_the_limit(precision):
+    layer = weight()
+    trainer = trainer_of(layer, tiny.sgd(layer, lr=0.5), precision)
+    ClipGradients(layer, 0.25).attach(trainer)
+    trainer.run([8.0])
+    assert layer.weight.item() == pytest.approx(-0.5 * 0.25, rel=1e-5)
+    trainer.run([0.125], max_epochs=2)  # within the limit
+    assert layer.weight.item() == pytest.approx(-0.5 * (0.25 + 0.125), rel=1e-5)
+
+
+def test_a_limit_of_zero_clips_nothing():
+    layer = weight()
+    trainer = trainer_of(layer, tiny.sgd(layer, lr=1.0), Precision(CPU))
+    ClipGradients(layer, 0.0).attach(trainer)
+    trainer.run([8.0])
+    assert layer.weight.item() == -8
+
+
+def test_a_step_that_loss_scaling_skips_moves_neither_schedule_nor_teacher_nor_prototypes():
+    layer, steps = weight(), []
+    optimizer, teacher, prototypes, precision = (
+        tiny.sgd(layer, 1.0),
+        EMATeacher(layer, 0.5),
+        Prototypes(2, 1),
+        scaling(),
+    )
+    trainer = trainer_of(layer, optimizer, precision)
+    teacher.attach(trainer)
+    PrototypeEMA(prototypes, 0.5).attach(trainer)
+    PolynomialDecay(optimizer, 10).attach(trainer)
+    trainer.add_event_handler(ProdaEvents.OPTIMIZER_STEPPED, lambda engine: steps.append(engine.state.iteration))
+
+    trainer.run([float("inf")], max_epochs=1)
+    assert steps == [] and layer.weight.item() == 0
+    assert teacher.ema_model.weight.item() == 0 and not prototypes.values.any() and not prototypes.counts.any()
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    assert precision.scaler.get_scale() == FACTOR / 2
+
+    trainer.run([2.0], max_epochs=2)
+    assert steps == [2] and layer.weight.item() == -2 and teacher.ema_model.weight.item() == -1
+    assert prototypes.values.flatten().tolist() == [0.5, 0.5]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.9**0.9)
+
+
+def test_the_loss_scale_goes_through_a_checkpoint_and_one_without_scaling_leaves_it():
+    precision, other = scaling(), scaling()
+    layer = weight()
+    trainer_of(layer, tiny.sgd(layer), precision).run([float("inf")])
+    other.load_state_dict(precision.state_dict())
+    assert other.scaler.get_scale() == FACTOR / 2
+    other.load_state_dict(Precision(CPU).state_dict())
+    assert other.scaler.get_scale() == FACTOR / 2
 
 
 def test_images_are_in_zero_to_one_without_mean_or_deviation():
-    assert images({"image": torch.tensor([0, 51, 255], dtype=torch.uint8)}).tolist() == pytest.approx([0, 0.2, 1])
+    assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+
+
+def test_training_mode_leaves_frozen_batch_norm_in_evaluation_mode():
+    network = tiny.network().eval()
+    for freeze in (True, False):
+        set_train_mode(network, freeze_bn=freeze)
+        assert network.training and network.bn1.training != freeze
 
 
 def test_resizing_aligns_corners_and_returns_float32():
@@ -34,30 +130,12 @@ def test_resizing_aligns_corners_and_returns_float32():
     assert resized.dtype == torch.float32 and resized.flatten().tolist() == [0, 0.25, 0.5, 0.75, 1]
 
 
-def test_random_numbers_follow_from_seed_and_iteration_alone():
-    def draws(seed: int, first: int) -> list[float]:
-        engine, found = Engine(lambda *_: found.append(torch.rand(()).item())), []
-        engine.state.iteration = first
-        reseed = seeded_by_iteration(seed)
-        for iteration in range(first, 4):
-            engine.state.iteration = iteration
-            reseed(engine)
-            found.append(torch.rand(()).item())
-        return found
-
-    whole = draws(0, 0)
-    assert draws(0, 2) == whole[2:] and draws(1, 0) != whole and len(set(whole)) == 4
-
-
 def test_a_parameter_that_the_optimizer_lists_repeatedly_is_unscaled_once():
-    parameter = torch.nn.Parameter(torch.tensor([1.0]))
-    precision = Precision(CPU)
-    precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    parameter, precision = torch.nn.Parameter(torch.tensor([1.0])), scaling()
     with pytest.warns(UserWarning, match="duplicate parameters"):
         optimizer = torch.optim.SGD([{"params": [parameter] * 3}], lr=0.0)
     precision.backward((parameter * 2).sum())
     precision.unscale(optimizer)
     assert parameter.grad.item() == 2
     assert len(optimizer.param_groups[0]["params"]) == 3
-    precision.scaler.step(optimizer)  # the scaler knows that it was unscaled
-    precision.scaler.update()
+    precision.step(optimizer)  # the scaler knows that it was unscaled

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ignite.engine import Engine
+from proda.handlers.ema import EMATeacher
 
 from proda.engines.denoise import denoise_trainer
 from proda.engines.events import ProdaEvents
@@ -15,7 +16,6 @@ from proda.engines.optimization import Precision
 from proda.experiment import domains, networks, training
 from proda.experiment.config import TrainConfig
 from proda.experiment.job import Job
-from proda.handlers.ema import EMATeacher
 from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import polynomial_decay

@@ -7,8 +7,8 @@ import torch
 from ignite.metrics import ConfusionMatrix
 
 from proda.data.labels import class_names
-from proda.handlers.validation import report
 from proda.method.metrics import scores
+from proda.metrics import report
 from tests.golden.arrays import DATA, assert_golden
 
 GOLDEN = json.loads((DATA / "metrics.json").read_text())

@@ -8,8 +8,8 @@ from PIL import Image
 from proda.data.label_store import Manifest, open_store
 from proda.data.labels import palette
 from proda.engines.inference import predict
+from proda.engines.labelling import write_pseudo_labels
 from proda.engines.optimization import Precision
-from proda.handlers.pseudo_labels import write_pseudo_labels
 from proda.models.deeplab import DeepLab
 from tests.golden.arrays import GoldenArrays, assert_golden
 from tests.golden.recipe import fill
@@ -30,7 +30,7 @@ def batches() -> list[dict]:
 
 def written(folder, kind: str, network: DeepLab, *, flip: bool = False):
     store = open_store(folder, kind, Manifest(19, "w", {}, NAMES), palette=palette(19))
-    write_pseudo_labels(store, network, batches(), Precision(CPU), CPU, flip=flip)
+    write_pseudo_labels(store, network, batches(), Precision(CPU), flip=flip)
     return [store.read(name) for name in NAMES]
 
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 
+from proda.engines.events import ProdaEvents, proda_engine
 from proda.experiment.networks import sgd
-from proda.handlers.schedule import polynomial_decay
+from proda.handlers.schedule import PolynomialDecay
 from proda.models.deeplab import DeepLab
 from tests.golden.arrays import DATA
 
@@ -30,7 +31,7 @@ def network() -> DeepLab:
 
 def rates_after(optimizer: torch.optim.Optimizer, total: int, iterations: list[int]) -> list[list[float]]:
     """Rates that the optimizer holds after so many finished iterations, without running all 90,000 of them."""
-    scheduler, found = polynomial_decay(optimizer, total).lr_scheduler, []
+    scheduler, found = PolynomialDecay(optimizer, total).scheduler, []
     for iteration in iterations:
         scheduler.last_epoch = iteration - 1
         optimizer.step()
@@ -52,9 +53,16 @@ def test_published_rates_of_backbone_and_head(case):
 
 def test_a_short_run_through_the_handler():
     optimizer, found = torch.optim.SGD([torch.zeros(1)], lr=1e-4), []
-    engine, expected = Engine(lambda *_: None), GOLDEN["short_run_total_10"]["values"]
-    engine.add_event_handler(Events.ITERATION_STARTED, polynomial_decay(optimizer, 10))
-    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: found.append(optimizer.param_groups[0]["lr"]))
+    expected = GOLDEN["short_run_total_10"]["values"]
+
+    def step(engine: Engine, _batch: None) -> dict:
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
+        return {}
+
+    engine = proda_engine(step)
+    PolynomialDecay(optimizer, 10).attach(engine)
     engine.run([None] * (len(expected) + 2))
     assert found[: len(expected)] == pytest.approx(expected, rel=REL)
     assert found[len(expected) :] == [0.0, 0.0]  # the released code raises an error past its end

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from proda.handlers.monitoring import StopOnNan, TrainingPanels, losses, watch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.inference import segmentation_evaluator
-from proda.handlers.ema import EMATeacher
-from proda.handlers.monitoring import StopOnNan, TrainingPanels, losses, watch
+from proda.handlers.teacher import EMATeacher
 from tests import tiny
-from tests.tiny import CPU, PRECISION, B, H, K, W
+from tests.tiny import PRECISION, B, H, K, W
 
 COLORS = np.random.default_rng(0).integers(0, 256, (K, 3), dtype=np.uint8)
 
@@ -32,7 +32,7 @@ def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = 
         return output()
 
     trainer, network = proda_engine(step), tiny.network()
-    evaluator = segmentation_evaluator(network, K, PRECISION, CPU)
+    evaluator = segmentation_evaluator(network, K, PRECISION)
     if teacher:
         EMATeacher(network, 0.25).attach(trainer)
     if start:

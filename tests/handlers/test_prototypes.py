@@ -10,7 +10,7 @@ from proda.handlers.prototypes import PrototypeEMA, Prototypes, initial_prototyp
 from proda.models.network import Segmentation
 from proda.utils.files import sha256_of_tensors
 from tests import tiny
-from tests.tiny import CPU, PRECISION
+from tests.tiny import PRECISION
 
 
 def test_prototypes_of_absent_classes_stay_where_they_are():
@@ -66,7 +66,7 @@ def batches(*brightness: int) -> list[dict]:
 @pytest.mark.parametrize("passes", [1, 3])
 def test_initial_prototypes_are_the_means_over_all_images(passes):
     prototypes = Prototypes(3, 1)
-    initial_prototypes(prototypes, HalfAndHalf().train(), batches(51, 102, 153), PRECISION, CPU, passes=passes)
+    initial_prototypes(prototypes, HalfAndHalf().train(), batches(51, 102, 153), PRECISION, passes=passes)
     torch.testing.assert_close(prototypes.values[:2], torch.tensor([[0.4], [1.4]]))
     assert prototypes.values[2] == 0 and prototypes.counts.tolist() == [3 * passes, 3 * passes, 0]
 
@@ -77,31 +77,31 @@ def whole_images() -> list[dict]:
 
 def test_prototypes_are_computed_once_and_then_read(tmp_path):
     file, network, images = tmp_path / "prototypes.pt", tiny.network(), whole_images()
-    computed = prepare_prototypes(file, network, images, PRECISION, CPU, origin="a" * 64)
+    computed = prepare_prototypes(file, network, images, PRECISION, origin="a" * 64)
     network.register_forward_hook(lambda *_: pytest.fail("computed again"))
-    read = prepare_prototypes(file, network, images, PRECISION, CPU, origin="a" * 64)
+    read = prepare_prototypes(file, network, images, PRECISION, origin="a" * 64)
     assert torch.equal(read.values, computed.values) and read.values.any()
     assert not read.counts.any() and not computed.counts.any()
 
 
 def test_prototypes_of_other_weights_are_refused_and_a_bare_tensor_is_taken(tmp_path):
     file, network = tmp_path / "prototypes.pt", tiny.network()
-    prepare_prototypes(file, network, whole_images(), PRECISION, CPU, origin="a" * 64)
+    prepare_prototypes(file, network, whole_images(), PRECISION, origin="a" * 64)
     with pytest.raises(ValueError, match=r"prototypes.pt: prototypes of other weights, found SHA-256 aaaa.* --proto"):
-        prepare_prototypes(file, network, [], PRECISION, CPU, origin="b" * 64)
+        prepare_prototypes(file, network, [], PRECISION, origin="b" * 64)
     torch.save(torch.ones(tiny.K, 32), file)  # a released file says nothing about its weights
-    assert prepare_prototypes(file, network, [], PRECISION, CPU, origin="b" * 64).values.sum() == tiny.K * 32
+    assert prepare_prototypes(file, network, [], PRECISION, origin="b" * 64).values.sum() == tiny.K * 32
 
 
 def test_a_file_that_does_not_fit_is_named_once(tmp_path):
     file = tmp_path / "prototypes.pt"
     torch.save(torch.ones(3, 7), file)
     with pytest.raises(ValueError, match=r"prototypes have shape \(3, 7\)") as error:
-        prepare_prototypes(file, tiny.network(), [], PRECISION, CPU)
+        prepare_prototypes(file, tiny.network(), [], PRECISION)
     assert str(error.value).count("prototypes.pt") == 1
     file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read") as error:
-        prepare_prototypes(file, tiny.network(), [], PRECISION, CPU)
+        prepare_prototypes(file, tiny.network(), [], PRECISION)
     assert str(error.value).count("prototypes.pt") == 1
 
 

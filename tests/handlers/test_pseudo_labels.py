@@ -6,7 +6,8 @@ from ignite.engine import Engine, Events
 
 from proda.data.label_store import Manifest, open_store, read_manifest
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.handlers.pseudo_labels import PseudoLabels, missing_labels, write_pseudo_labels
+from proda.engines.labelling import missing_labels, write_pseudo_labels
+from proda.handlers.pseudo_labels import PseudoLabels
 from tests import tiny
 from tests.tiny import CPU, FULL, PRECISION, K
 
@@ -48,7 +49,7 @@ def run(handler: PseudoLabels, *, iterations: int, start: int = 0, every: int = 
 
 def test_soft_labels_are_the_probabilities_at_network_resolution(tmp_path):
     network, store = tiny.network().train(), soft_store(tmp_path)
-    assert write_pseudo_labels(store, network, Images()(NAMES), PRECISION, CPU) == {}
+    assert write_pseudo_labels(store, network, Images()(NAMES), PRECISION) == {}
     expected = network.eval()(PICTURES.float() / 255).logits.softmax(1)
     for name, probabilities in zip(NAMES, expected, strict=True):
         torch.testing.assert_close(store.read(name), probabilities, atol=2e-3, rtol=0)
@@ -58,7 +59,7 @@ def test_soft_labels_are_the_probabilities_at_network_resolution(tmp_path):
 def test_hard_labels_are_the_arg_max_at_image_size(tmp_path, flip):
     network = tiny.network().eval()
     store = open_store(tmp_path, "hard", Manifest(K, "w", {"flip": flip}, NAMES))
-    write_pseudo_labels(store, network, Images()(NAMES), PRECISION, CPU, flip=flip)
+    write_pseudo_labels(store, network, Images()(NAMES), PRECISION, flip=flip)
     image = PICTURES[:1].float() / 255
     logits = [network(image).logits] + ([network(image.flip(-1)).logits] if flip else [])
     maps = [torch.nn.functional.interpolate(x.softmax(1), FULL, mode="bilinear", align_corners=True) for x in logits]
@@ -71,7 +72,7 @@ def test_hard_labels_are_the_arg_max_at_image_size(tmp_path, flip):
 def test_scores_against_ground_truth_are_those_of_the_predictions(tmp_path):
     network = tiny.network()
     scores = write_pseudo_labels(
-        soft_store(tmp_path), network, Images(labelled=True)(NAMES), PRECISION, CPU, class_names=CLASSES
+        soft_store(tmp_path), network, Images(labelled=True)(NAMES), PRECISION, class_names=CLASSES
     )
     logits = network.eval()(PICTURES.float() / 255).logits.softmax(1)
     predicted = torch.nn.functional.interpolate(logits, FULL, mode="bilinear", align_corners=True).argmax(1)
@@ -81,12 +82,12 @@ def test_scores_against_ground_truth_are_those_of_the_predictions(tmp_path):
 
 def test_an_incomplete_set_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="1 of 3 pseudo labels are not written, first 'c'"):
-        write_pseudo_labels(soft_store(tmp_path), tiny.network(), Images()(["a", "b"]), PRECISION, CPU)
+        write_pseudo_labels(soft_store(tmp_path), tiny.network(), Images()(["a", "b"]), PRECISION)
 
 
 def test_labels_are_prepared_when_training_starts_and_only_the_missing_ones(tmp_path):
     store, images, network = soft_store(tmp_path), Images(labelled=True), tiny.network()
-    handler = PseudoLabels(store, network, images, PRECISION, CPU, class_names=CLASSES)
+    handler = PseudoLabels(store, network, images, PRECISION, class_names=CLASSES)
     seen = []
     engine = proda_engine(lambda *_: seen.append("step"))
     engine.add_event_handler(
@@ -98,9 +99,9 @@ def test_labels_are_prepared_when_training_starts_and_only_the_missing_ones(tmp_
     assert images.asked == [NAMES]
 
     (tmp_path / "probabilities" / "b.probs").unlink()
-    run(PseudoLabels(store, network, images, PRECISION, CPU), iterations=1)
+    run(PseudoLabels(store, network, images, PRECISION), iterations=1)
     assert images.asked == [NAMES, ["b"]]
-    run(PseudoLabels(store, network, images, PRECISION, CPU), iterations=1)
+    run(PseudoLabels(store, network, images, PRECISION), iterations=1)
     assert len(images.asked) == 2 and missing_labels(store, NAMES) == []
 
 
@@ -130,7 +131,7 @@ def test_renewed_labels_carry_the_checksum_of_the_student(tmp_path):
     manifests = []
     for seed in (1, 2):
         store = soft_store(tmp_path / str(seed))
-        handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, CPU, student=tiny.network(seed))
+        handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=tiny.network(seed))
         run(handler, iterations=3, every=1)
         manifests.append(read_manifest(store.folder, "soft"))
     assert manifests[0].settings == manifests[1].settings == {"student_at_iteration": 2}
@@ -141,7 +142,7 @@ def test_labels_that_another_students_run_left_are_never_taken(tmp_path):
     labels = []
     for seed in (1, 2):
         store = soft_store(tmp_path)
-        handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, CPU, student=tiny.network(seed))
+        handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=tiny.network(seed))
         run(handler, iterations=3, every=1)
         labels.append(store.read("a"))
     assert (labels[0] - labels[1]).abs().max() > 0.01
@@ -150,12 +151,12 @@ def test_labels_that_another_students_run_left_are_never_taken(tmp_path):
 @pytest.mark.parametrize("start", [2, 3])
 def test_a_resumed_run_finds_the_labels_it_had(tmp_path, start):
     store, student = soft_store(tmp_path), tiny.network(1)
-    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, CPU, student=student)
+    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=student)
     run(handler, iterations=3, every=1)
     expected = store.read("a")
 
     store, images = soft_store(tmp_path), Images()
-    resumed = PseudoLabels(store, tiny.network(), images, PRECISION, CPU, student=student)
+    resumed = PseudoLabels(store, tiny.network(), images, PRECISION, student=student)
     if start == 3:  # between renewals the student has moved on, and the checkpoint knows which labels were in use
         resumed.load_state_dict(handler.state_dict())
         with torch.no_grad():
@@ -168,10 +169,10 @@ def test_a_resumed_run_finds_the_labels_it_had(tmp_path, start):
 
 def test_lost_labels_of_an_earlier_student_end_the_run_instead_of_being_made_by_a_later_one(tmp_path):
     store, student = soft_store(tmp_path), tiny.network(1)
-    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, CPU, student=student)
+    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=student)
     run(handler, iterations=3, every=1)
     (store.folder / "probabilities" / "b.probs").unlink()
-    resumed = PseudoLabels(soft_store(tmp_path), tiny.network(), Images(), PRECISION, CPU, student=student)
+    resumed = PseudoLabels(soft_store(tmp_path), tiny.network(), Images(), PRECISION, student=student)
     resumed.load_state_dict(handler.state_dict())
     with pytest.raises(ValueError, match="1 pseudo labels of iteration 2 are not there, and the student of iter"):
         run(resumed, iterations=4, start=3, every=1)
@@ -179,16 +180,14 @@ def test_lost_labels_of_an_earlier_student_end_the_run_instead_of_being_made_by_
 
 def test_renewal_switched_on_in_the_middle_waits_for_its_epoch(tmp_path):
     store, folders = soft_store(tmp_path), []
-    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, CPU, student=tiny.network(1))
+    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=tiny.network(1))
     run(handler, iterations=5, start=3, every=1, step=lambda *_: folders.append(store.folder.name))
     assert folders == [tmp_path.name, "iteration_4"]
 
 
 def test_renewed_labels_go_to_the_runs_own_folder_not_to_a_shared_one(tmp_path):
     store = soft_store(tmp_path / "shared")
-    handler = PseudoLabels(
-        store, tiny.network(), Images(), PRECISION, CPU, student=tiny.network(1), folder=tmp_path / "own"
-    )
+    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=tiny.network(1), folder=tmp_path / "own")
     run(handler, iterations=3, every=1)
     assert store.folder == tmp_path / "own" / "iteration_2"
     assert sorted(p.name for p in (tmp_path / "shared").iterdir()) == ["manifest.json", "probabilities"]

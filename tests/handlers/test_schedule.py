@@ -4,7 +4,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from proda.handlers.schedule import polynomial_decay
+from proda.handlers.schedule import PolynomialDecay
 
 
 def rates(iterations: int, horizon: int, base: float = 2.0, resume_at: int = 0) -> list[float]:
@@ -13,7 +13,7 @@ def rates(iterations: int, horizon: int, base: float = 2.0, resume_at: int = 0) 
 
     def run(engine: Engine, count: int, state: dict | None) -> dict:
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=base)
-        schedule = polynomial_decay(optimizer, horizon)
+        schedule = PolynomialDecay(optimizer, horizon)
         if state:
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
@@ -44,7 +44,7 @@ def test_a_resumed_schedule_goes_on_where_it_was(at):
 def test_every_group_keeps_its_ratio():
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr": 10.0}], lr=1.0)
     engine = Engine(lambda *_: None)
-    engine.add_event_handler(Events.ITERATION_STARTED, polynomial_decay(optimizer, 4))
+    engine.add_event_handler(Events.ITERATION_STARTED, PolynomialDecay(optimizer, 4))
     engine.run([None] * 3)
     one, ten = (group["lr"] for group in optimizer.param_groups)
     assert one == pytest.approx(0.5**0.9) and ten == pytest.approx(10 * one)

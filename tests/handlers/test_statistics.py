@@ -3,12 +3,12 @@
 import torch
 from ignite.engine import Events
 
-from proda.engines.distill import distill_trainer
+from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.optimization import images
-from proda.handlers.batch_norm import TargetStatistics
+from proda.engines.optimization import to_float
+from proda.handlers.statistics import AdaBN
 from tests import tiny
-from tests.tiny import CPU, PRECISION
+from tests.tiny import PRECISION
 
 VALIDATION = [{"image": torch.zeros(1, 3, 32, 64, dtype=torch.uint8)}]
 
@@ -29,10 +29,11 @@ def trained(batches, *, freeze_bn: bool = False, iterations: int = 1, every: int
     """
     torch.manual_seed(0)
     batch, student = tiny.batch(), tiny.network(dropout=0.5)
-    trainer = distill_trainer(student, tiny.network(1), tiny.sgd(student), PRECISION, CPU, freeze_bn=freeze_bn)
-    evaluator = segmentation_evaluator(student, tiny.K, PRECISION, CPU)
+    options = DistillOptions(freeze_bn=freeze_bn)
+    trainer = distill_trainer(student, tiny.network(1), tiny.sgd(student), PRECISION, options)
+    evaluator = segmentation_evaluator(student, PRECISION)
     if batches:
-        TargetStatistics(student, batches, PRECISION, CPU).attach(evaluator)
+        AdaBN(student, batches, PRECISION).attach(trainer, evaluator)
     seen = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(statistics(student)))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), lambda: evaluator.run(VALIDATION))
@@ -49,14 +50,14 @@ def test_one_batch_leaves_its_own_statistics_in_every_layer():
     for module in student.modules():
         if hasattr(module, "running_mean"):
             module.momentum = 1.0
-    student(images(batch))
+    student(to_float(batch["image"]))
     torch.testing.assert_close(found, statistics(student), rtol=1e-4, atol=1e-5)
 
 
 def test_several_batches_count_as_one_in_the_first_layer():
     batches = whole_images(3)
     student, _ = trained(batches)
-    everything = student.conv1(torch.cat([images(batch) for batch in batches]))
+    everything = student.conv1(torch.cat([to_float(batch["image"]) for batch in batches]))
     torch.testing.assert_close(student.bn1.running_mean, everything.mean((0, 2, 3)))
     torch.testing.assert_close(student.bn1.running_var, everything.var((0, 2, 3)), rtol=1e-3, atol=1e-6)
 
@@ -75,14 +76,14 @@ def test_statistics_are_made_anew_before_a_validation_and_only_then():
     assert torch.equal(seen[0], without[0]) and torch.equal(seen[1], without[1])  # the validation follows
     assert not torch.allclose(seen[2], without[2])
     before = statistics(student)
-    TargetStatistics(student, whole_images(), PRECISION, CPU)(None)  # the student is in training mode
+    AdaBN(student, whole_images(), PRECISION)(None)  # the student is in training mode
     assert not torch.allclose(statistics(student), before)
 
 
 def test_a_network_in_evaluation_mode_keeps_its_statistics():
     student, (*_, before) = trained(whole_images())
     student.eval()
-    TargetStatistics(student, whole_images(1), PRECISION, CPU)(None)
+    AdaBN(student, whole_images(1), PRECISION)(None)
     torch.testing.assert_close(statistics(student), before, rtol=0, atol=0)
 
 

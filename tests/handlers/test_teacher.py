@@ -5,7 +5,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from proda.handlers.ema import EMATeacher
+from proda.handlers.teacher import EMATeacher
 
 
 def student() -> nn.Module:
