@@ -13,10 +13,10 @@ from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.engines.supervised import StudentOptions, supervised_trainer
 from proda.experiment import training
-from proda.experiment.config import TrainConfig
+from proda.experiment.config import InitConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.experiment.networks import InitOptions, initial_network, parallel, sgd
+from proda.experiment.networks import initial_network, parallel, sgd
 from proda.experiment.recipes import STREETS
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
@@ -29,7 +29,7 @@ from proda.handlers.validation import Validation
 
 
 @dataclass
-class Config(StudentOptions, InitOptions, TrainConfig):
+class Config(StudentOptions, InitConfig):
     train_on: Literal["source", "target"] = "source"  # domain whose labels are learnt: source, or target for the oracle
 
 

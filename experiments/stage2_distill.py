@@ -14,10 +14,10 @@ from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.experiment import training
-from proda.experiment.config import AdaptConfig
+from proda.experiment.config import AdaptConfig, InitConfig, InitKind
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.experiment.networks import InitKind, InitOptions, initial_network, load_network, parallel, sgd
+from proda.experiment.networks import initial_network, load_network, parallel, sgd
 from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
@@ -32,7 +32,7 @@ from proda.utils.options import Fraction, NonNegativeFloat, PathText
 
 
 @dataclass
-class Config(DistillOptions, InitOptions, AdaptConfig):
+class Config(DistillOptions, InitConfig, AdaptConfig):
     teacher: PathText = "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the labels
     init: InitKind = "simclr"  # where the student starts: simclr, imagenet, random, or weights (all of --init_file)
     bn_pretrain: bool = True  # one more batch norm after the backbone: self-supervised features have another scale

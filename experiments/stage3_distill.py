@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from experiments.stage2_distill import PRESETS as STAGE2_PRESETS
 from experiments.stage2_distill import Config as Stage2Config
 from experiments.stage2_distill import run
-from proda.experiment.networks import InitKind
+from proda.experiment.config import InitKind
 from proda.utils.options import PathText
 
 __all__ = ["PRESETS", "Config", "run"]

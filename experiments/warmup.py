@@ -15,10 +15,10 @@ from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.experiment import training
-from proda.experiment.config import AdaptConfig
+from proda.experiment.config import AdaptConfig, InitConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.experiment.networks import InitOptions, initial_network, parallel, sgd
+from proda.experiment.networks import initial_network, parallel, sgd
 from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
@@ -33,7 +33,7 @@ from proda.utils.options import NonNegativeFloat
 
 
 @dataclass
-class Config(AdversarialOptions, InitOptions, AdaptConfig):
+class Config(AdversarialOptions, InitConfig, AdaptConfig):
     discriminator_lr: NonNegativeFloat = 1e-4  # learning rate of the discriminator's Adam, betas 0.9 and 0.99
 
 

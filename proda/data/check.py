@@ -44,7 +44,7 @@ class InspectedFiles(Dataset[Inspection]):
 
     def __getitem__(self, index: int) -> Inspection:
         try:
-            image, labels, name = self.dataset.read_unscaled(index)
+            image, labels, name, _ = self.dataset.read_unscaled(index)
         except UserError as error:
             return Inspection(self.dataset.names[index], None, None, str(error))
         pixels = None if labels is None else np.bincount(labels.reshape(-1), minlength=256)

@@ -154,8 +154,8 @@ class TrainingBatches:
 
     def __init__(
         self,
-        source: Dataset,
-        target: Dataset | None,
+        source: Any,
+        target: Any | None,
         *,
         batch_size: int,
         epochs: int,

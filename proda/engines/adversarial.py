@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine
-from torch import nn
+from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
@@ -20,7 +20,7 @@ from proda.utils.options import NonNegativeFloat
 
 @dataclass
 class AdversarialOptions(StudentOptions):
-    """What the warm-up's trainer asks; published values."""
+    """Options of the warm-up's trainer; published values."""
 
     freeze_bn: bool = True  # the student's batch norm keeps the statistics, scales and shifts that it starts with
     adversarial_weight: NonNegativeFloat = 0.01  # weight of the adversarial loss next to the source cross entropy
@@ -48,7 +48,8 @@ def adversarial_trainer(
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
-        engine.state.output = out = {}
+        out: dict[str, Tensor] = {}
+        engine.state.output = out
         target = batch["target"]["image"]
         set_train_mode(student, freeze_bn=options.freeze_bn)
         optimizer.zero_grad(set_to_none=True)

@@ -29,7 +29,7 @@ from proda.utils.options import Fraction, NonNegativeFloat, PositiveFloat
 
 @dataclass
 class DenoiseOptions(StudentOptions):
-    """What stage 1's trainer asks; published values."""
+    """Options of stage 1's trainer; published values."""
 
     rectification: bool = True  # weight the soft labels by the prototypes; without: conventional self-training
     temperature: PositiveFloat = 1.0  # multiplies the distances to the prototypes
@@ -77,14 +77,15 @@ def denoise_trainer(
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
-        engine.state.output = out = {}
+        out: dict[str, Tensor] = {}
+        engine.state.output = out
         target = batch["target"]
         set_train_mode(student, freeze_bn=options.freeze_bn)
         optimizer.zero_grad(set_to_none=True)
 
         source_backward(engine, student, batch["source"], precision)
 
-        teacher_distances = None
+        teacher_distances = torch.empty(0)  # nothing needs them without rectification and structure learning
         if options.rectification or options.structure_weight > 0:
             teacher.train(options.teacher_mode == "train")
             teacher_distances = _teacher_distances(engine, teacher, prototypes, target, precision)
@@ -125,7 +126,7 @@ def _teacher_distances(
 
 
 def _rectified_labels(
-    engine: Engine, soft_labels: Tensor, teacher_distances: Tensor | None, options: DenoiseOptions
+    engine: Engine, soft_labels: Tensor, teacher_distances: Tensor, options: DenoiseOptions
 ) -> Tensor:
     """Denoised pseudo labels, long [B, h, w]: soft labels [B, K, h, w] times prototype weights (equations 3 and 4)."""
     out, rectified = engine.state.output, soft_labels

@@ -27,7 +27,7 @@ from proda.utils.options import NonNegativeFloat
 
 @dataclass
 class DistillOptions(StudentOptions):
-    """What the trainer of stages 2 and 3 asks; published values."""
+    """Options of the trainer of stages 2 and 3; published values."""
 
     distillation_weight: NonNegativeFloat = 1.0  # weight of the KL divergence from the teacher's output
     distillation_as_released: bool = False  # put probabilities where the student's log-probabilities belong
@@ -56,7 +56,8 @@ def distill_trainer(
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
-        engine.state.output = out = {}
+        out: dict[str, Tensor] = {}
+        engine.state.output = out
         target = batch["target"]
         set_train_mode(student, freeze_bn=options.freeze_bn)
         optimizer.zero_grad(set_to_none=True)

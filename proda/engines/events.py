@@ -41,7 +41,7 @@ def proda_engine(step: Callable[[Engine, Any], dict[str, Any]], **remembered: An
 
     def step_and_average(engine: Engine, batch: Any) -> dict[str, Any]:
         output = step(engine, batch)
-        average_losses(output)
+        average_losses(output or {})  # a user's step may return nothing
         return output
 
     engine = Engine(step_and_average)
@@ -67,9 +67,9 @@ def remember(engine: Engine, **parts: Any) -> None:
             raise ValueError(f"the engine already remembers another {name!r}")
 
 
-def average_losses(output: dict[str, Any] | None) -> None:
+def average_losses(output: dict[str, Any]) -> None:
     """Replaces each loss in ``output`` by its mean over the processes; numbers become tensors, maps their mean."""
-    names = sorted(name for name in output or {} if name.startswith("loss"))
+    names = sorted(name for name in output if name.startswith("loss"))
     if not names:
         return
     for name in names:

@@ -1,6 +1,6 @@
 """One step of the optimiser: losses, gradients, mixed precision, and when processes exchange gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -77,7 +77,7 @@ def backward(
     """
     engine.state.losses, engine.state.graph = losses, graph
     engine.fire_event(ProdaEvents.LOSSES_READY)
-    total = sum(losses.values())
+    total: Tensor = sum(losses.values(), start=torch.zeros((), device=precision.device))
     precision.backward(total)
     engine.state.losses = engine.state.graph = None
     return {"loss": total.detach(), **{f"loss_{name}": loss.detach() for name, loss in losses.items()}}
@@ -106,12 +106,12 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """[B, C, h, w] resized to float32 [B, C, *size]: bilinear with aligned corners, as everywhere in the method."""
     maps = maps.float()
     if maps.shape[-2:] == torch.Size(size):
         return maps
-    return nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+    return nn.functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def mean_over_processes(count: Tensor) -> Tensor:

@@ -26,8 +26,9 @@ from proda.utils.options import Options
 
 @dataclass
 class StudentOptions(Options):
-    """What every trainer asks about its student."""
+    """What every trainer needs to know of its student."""
 
+    sync_bn: bool = True  # batch statistics over all processes (GPU only)
     freeze_bn: bool = False  # the student's batch norm keeps the statistics, scales and shifts that it starts with
 
 
@@ -68,7 +69,8 @@ def supervised_trainer(
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
-        engine.state.output = out = {}
+        out: dict[str, Tensor] = {}
+        engine.state.output = out
         set_train_mode(student, freeze_bn=options.freeze_bn)
         optimizer.zero_grad(set_to_none=True)
 

@@ -83,7 +83,6 @@ class TrainConfig(DataConfig):
     momentum: Fraction = 0.9  # of SGD
     weight_decay: NonNegativeFloat = 2e-4  # of SGD
     grad_clip: NonNegativeFloat = 0.0  # largest gradient norm; 0: no clipping
-    sync_bn: bool = True  # batch statistics over all processes (GPU only)
     mean_width: PositiveInt = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
     crop_width: PositiveInt = 896  # pixels
     crop_height: PositiveInt = 512  # pixels
@@ -110,8 +109,19 @@ class AdaptConfig(TrainConfig):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.adabn and self.freeze_bn:
+        if self.adabn and getattr(self, "freeze_bn", False):
             yield "--adabn has no effect with --freeze_bn: give --freeze_bn=False, or leave it out"
+
+
+InitKind = Literal["imagenet", "simclr", "random", "weights"]
+
+
+@dataclass
+class InitConfig(TrainConfig):
+    """Fields of every training stage whose network may start from pretrained weights."""
+
+    init: InitKind = "imagenet"  # where the network starts: imagenet, simclr, random, or weights (all of --init_file)
+    init_file: PathText = ""  # file for --init; torchvision's own ImageNet weights if empty
 
 
 def field_docs(config_class: type) -> dict[str, str]:
@@ -122,8 +132,8 @@ def field_docs(config_class: type) -> dict[str, str]:
             continue
         source = textwrap.dedent(inspect.getsource(cls))
         lines = source.splitlines()
-        for node in ast.parse(source).body[0].body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno:
                 line = lines[node.end_lineno - 1].encode()  # Python counts columns in bytes
                 docs[node.target.id] = line[node.end_col_offset :].decode().lstrip(" #").strip()
     return docs

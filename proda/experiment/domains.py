@@ -22,7 +22,7 @@ from proda.data.labels import LabelSpace, benchmark_labels
 from proda.data.loaders import SAME_SIZE_NEEDED, TrainingBatches, evaluation_loader
 from proda.data.own_data import Description, read_description
 from proda.data.samples import EvaluationSamples, SourceTraining, TargetTraining
-from proda.experiment.config import DataConfig, TrainConfig
+from proda.experiment.config import DataConfig
 from proda.models.network import SegmentationNetwork
 from proda.streets import write_streets
 from proda.utils.errors import UserError
@@ -34,6 +34,7 @@ SOME_IMAGES = 100  # training images that replace validation images where there 
 class Domains:
     """Source, target and validation images of a run; each folder is listed once, when it is first needed.
 
+    ``config``: of any experiment; training needs the fields of ``TrainConfig``, pseudo labels ``--pseudo_labels``.
     ``classes``: names and colours of the classes, which the source decides, and their ids in the target's label files.
 
     Raises:
@@ -41,7 +42,7 @@ class Domains:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self.config = config
+        self.config: Any = config
         self.own_source, self.own_target = own_data(config.source), own_data(config.target)
         if self.own_source is not None and self.own_target is None:
             raise UserError(f"--source={config.source} needs a --target: a description of the photographs (NAME.toml)")
@@ -95,8 +96,8 @@ class Domains:
         if config.skip_bad:
             options["skip"] = read_skip_list(config.skip_bad, "source" if is_source else split)
         if own is not None:
-            space = own.space if is_source else self.classes
-            return own.open(split, space, with_labels=with_labels, **options)
+            space = own.space if is_source else None
+            return own.open(split, space or self.classes, with_labels=with_labels, **options)
         name = config.source if is_source else config.target
         if name == "gta5" and config.gta5_size_as_released:
             options["size"] = GTA5_RELEASED_SIZE
@@ -125,7 +126,7 @@ class Domains:
 
     def training_batches(self, source: Dataset, target: Dataset | None) -> TrainingBatches:
         """Batches of a training run, each process its part."""
-        config: TrainConfig = self.config
+        config = self.config
         return TrainingBatches(
             source,
             target,
@@ -155,7 +156,7 @@ class Domains:
         images = EvaluationSamples(_some(self.target))
         return evaluation_loader(images, batch_size=STATISTICS_BATCH, num_workers=self.config.num_workers)
 
-    def whole_images(self, dataset: Dataset) -> DataLoader:
+    def whole_images(self, dataset: Any) -> DataLoader:
         """Unaugmented images in order, each on one process."""
         return evaluation_loader(
             EvaluationSamples(dataset),
@@ -179,7 +180,7 @@ class Domains:
             found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in list(sizes.items())[:2])
             raise UserError(f"{self.config.target}: training images of {found}; {SAME_SIZE_NEEDED}")
 
-    def _views(self) -> dict[str, int]:
+    def _views(self) -> dict[str, Any]:
         config = self.config
         return {
             "mean_width": config.mean_width,

@@ -291,7 +291,7 @@ def _describe(device: torch.device) -> str:
 
 def _print_and_write(log: logging.Logger, path: Path) -> None:
     file = logging.FileHandler(path)
-    file.handleError = lambda record: None  # a full disk costs lines of this file, not the run
+    setattr(file, "handleError", lambda record: None)  # noqa: B010 a full disk costs lines of this file, not the run
     for handler in (logging.StreamHandler(sys.stdout), file):
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)

@@ -120,8 +120,9 @@ def load_experiment(experiment: str) -> ModuleType:
         if str(ROOT) not in sys.path:
             sys.path.insert(0, str(ROOT))
         module = importlib.import_module(f"experiments.{file.stem}")
-        if Path(module.__file__ or "").resolve() != file:
-            raise UserError(f"{experiment}: another package is called experiments ({Path(module.__file__).parent})")
+        found = Path(module.__file__ or "").resolve()
+        if found != file:
+            raise UserError(f"{experiment}: another package is called experiments ({found.parent})")
     else:
         if str(file.parent) not in sys.path:
             sys.path.append(str(file.parent))

@@ -1,35 +1,23 @@
 """Networks and their optimiser, as the flags of an experiment ask for them."""
 
 import warnings
-from dataclasses import dataclass
-from typing import Literal
 
 import ignite.distributed as idist
 import torch
 from torch import nn
 
 from proda.data.labels import LabelSpace
-from proda.experiment.config import DataConfig, TrainConfig
+from proda.engines.supervised import StudentOptions
+from proda.experiment.config import DataConfig, InitConfig, TrainConfig
 from proda.models import weights
 from proda.models.build import build_network
 from proda.models.network import SegmentationNetwork, freeze_batch_norm, parameter_groups
 from proda.models.pretrained import load_imagenet, load_simclr
 from proda.utils.errors import UserError
-from proda.utils.options import Options, PathText
-
-InitKind = Literal["imagenet", "simclr", "random", "weights"]
-
-
-@dataclass
-class InitOptions(Options):
-    """Where a network starts."""
-
-    init: InitKind = "imagenet"  # where the network starts: imagenet, simclr, random, or weights (all of --init_file)
-    init_file: PathText = ""  # file for --init; torchvision's own ImageNet weights if empty
 
 
 def initial_network(
-    config: TrainConfig, classes: LabelSpace, device: torch.device, *, bn_pretrain: bool = False
+    config: InitConfig, classes: LabelSpace, device: torch.device, *, bn_pretrain: bool = False
 ) -> SegmentationNetwork:
     """A network at the start of its training, as ``--init`` and ``--init_file`` say.
 
@@ -59,8 +47,9 @@ def load_network(
         MissingFileError: no such file.
     """
     dropout = getattr(config, "dropout", 0.0)  # only training has any
-    options = {"backbone": config.backbone, "class_names": classes.names, "dropout": dropout}
-    return weights.load_network(getattr(config, flag), flag=flag, **options).to(device)
+    path, names = getattr(config, flag), classes.names
+    network = weights.load_network(path, backbone=config.backbone, class_names=names, dropout=dropout, flag=flag)
+    return network.to(device)
 
 
 def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:
@@ -71,7 +60,7 @@ def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
-def parallel(config: TrainConfig, network: nn.Module) -> nn.Module:
+def parallel(config: StudentOptions, network: nn.Module) -> nn.Module:
     """The network, wrapped to exchange gradients where there are several processes."""
     if config.freeze_bn:
         freeze_batch_norm(network)  # before DDP, which expects a gradient for every trainable parameter

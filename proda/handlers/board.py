@@ -50,12 +50,12 @@ class Board:
         resumed = {"purge_step": start + 1, "filename_suffix": f".{start}"} if start else {}
         self.logger = board = TensorboardLogger(log_dir=str(self.folder), **resumed)
         _outlive_full_disk(board)
-        regularly = Events.ITERATION_COMPLETED(every=every)
+        regularly, before_step = Events.ITERATION_COMPLETED(every=every), _filtered(ProdaEvents.BACKWARD_DONE, every)
         board.attach_output_handler(trainer, regularly, tag="train", output_transform=losses)
         if hasattr(trainer.state, "ema_momentum"):
             board.attach_output_handler(trainer, regularly, tag="train", state_attributes=["ema_momentum"])
         for name, optimizer in self.optimizers.items():  # before the step, after which the next rate is set
-            board.attach_opt_params_handler(trainer, ProdaEvents.BACKWARD_DONE(every=every), optimizer, tag=name)
+            board.attach_opt_params_handler(trainer, before_step, optimizer, tag=name)
         if torch.cuda.is_available():
             trainer.add_event_handler(regularly, self.write_gpu_memory)
         trainer.add_event_handler(regularly, lambda: board.writer.flush())  # a kill loses no point before a checkpoint
@@ -80,6 +80,7 @@ class Board:
             self.logger.close()
 
     def _write(self, tag: str, scores: Mapping[str, Any], iteration: int) -> None:
+        assert self.logger is not None  # the handlers that call this are attached when it is opened
         for name, value in flatten(scores).items():
             self.logger.writer.add_scalar(f"{tag}/{name}", value, iteration)
 
@@ -87,6 +88,11 @@ class Board:
 def losses(output: dict[str, Any]) -> dict[str, float]:
     """The losses of a trainer's output as floats."""
     return {name: float(value) for name, value in output.items() if name.startswith("loss")}
+
+
+def _filtered(event: Any, every: int) -> Any:
+    """``event(every=every)``: mypy takes the members of our enumeration for text."""
+    return event(every=every)
 
 
 def _progress_bar(trainer: Engine, *, every: int = 10) -> None:
@@ -104,7 +110,7 @@ def _outlive_full_disk(board: TensorboardLogger) -> None:
     tensorboardX writes in a thread, which an OSError would end; training would then wait for it for ever.
     """
     writer = board.writer.file_writer.event_writer._ev_writer
-    said = []
+    said: list[OSError] = []
 
     def surviving(write: Callable) -> Callable:
         def attempt(*args: Any) -> None:

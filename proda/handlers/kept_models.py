@@ -26,7 +26,7 @@ class KeptModels:
     know; none without labels) and ``label_free.pt`` (highest label-free score, see ``LabelFreeScore``).
 
     Args:
-        parts: what the files hold besides the network: ``prototypes`` or ``discriminator``, see ``weights_content``.
+        prototypes, discriminator: what the files hold besides the network.
     """
 
     def __init__(
@@ -35,10 +35,12 @@ class KeptModels:
         network: SegmentationNetwork,
         class_names: Sequence[str],
         folder: Path,
-        **parts: Tensor | nn.Module,
+        *,
+        prototypes: Tensor | None = None,
+        discriminator: nn.Module | None = None,
     ) -> None:
         self.validation, self.network, self.class_names = validation, network, class_names
-        self.folder, self.parts = Path(folder), parts
+        self.folder, self.prototypes, self.discriminator = Path(folder), prototypes, discriminator
         self.saved: dict[str, int] = {}  # file -> iteration of the network in it, of those that this process has saved
         self.failures: dict[str, OSError] = {}  # file -> why it could not be saved
 
@@ -66,8 +68,14 @@ class KeptModels:
 
     @idist.one_rank_only()
     def _save(self, name: str, result: dict[str, Any]) -> None:
-        info = {"iteration": result["iteration"], "miou": result["miou"]}
-        content = weights_content(self.network, class_names=self.class_names, **self.parts, **info)
+        content = weights_content(
+            self.network,
+            class_names=self.class_names,
+            prototypes=self.prototypes,
+            discriminator=self.discriminator,
+            iteration=result["iteration"],
+            miou=result["miou"],
+        )
         try:
             save_tensors(content, self.folder / name)
             self.saved[name] = result["iteration"]

@@ -81,8 +81,8 @@ class ValidationPanels:
             confidence, prediction = evaluator.state.output["probabilities"].max(1)
             columns = (evaluator.state.batch["image"], evaluator.state.output["labels"], prediction, confidence)
             for image, truth, predicted, sure in zip(*columns, strict=True):
-                pictures = (image_picture(image), label_picture(truth, self.colors))
-                pictures += (label_picture(predicted, self.colors), confidence_picture(sure))
+                pictures = [image_picture(image), label_picture(truth, self.colors)]
+                pictures += [label_picture(predicted, self.colors), confidence_picture(sure)]
                 # small at once: full-size pictures of a whole batch would stay in memory
                 self.rows.append([np.asarray(Image.fromarray(picture).resize(PANEL_SIZE, 0)) for picture in pictures])
             del self.rows[PANEL_ROWS:]

@@ -47,7 +47,8 @@ class PseudoLabels:
         self.store, self.network, self.images, self.precision = store, network, images, precision
         self.class_names, self.flip = class_names, flip
         self.manifest = read_manifest(store.folder, store.kind)  # of the first labels
-        self.every = 0
+        self.every, self.student, self.folder = 0, network, Path(store.folder)
+        self.batches: TrainingBatches | None = None
         self.renewed: dict[str, Any] = {}  # iteration and weights of the last renewal
 
     def attach(
@@ -68,7 +69,7 @@ class PseudoLabels:
         again, since loader processes have read ahead.
         """
         trainer.add_event_handler(Events.STARTED, self.prepare)
-        if renew_every > 0:
+        if renew_every > 0 and student is not None and folder is not None:
             self.every, self.student, self.batches, self.folder = renew_every, student, batches, folder
             trainer.add_event_handler(Events.EPOCH_COMPLETED(every=renew_every), self.renew)
             remember(trainer, pseudo_labels=self)
@@ -104,7 +105,8 @@ class PseudoLabels:
         if engine.state.iteration == engine.state.max_iters:
             return  # nobody would train on them
         self.prepare(engine)
-        engine.set_data(self.batches.loader(start=engine.state.iteration))
+        if self.batches is not None:
+            engine.set_data(self.batches.loader(start=engine.state.iteration))
 
     def state_dict(self) -> dict[str, Any]:
         return {"renewed": self.renewed}

@@ -46,7 +46,7 @@ class AdaBN:
         for layer in layers:
             layer.train()
             layer.momentum = 1.0  # running statistics are those of the last batch
-        count, means, squares = 0, 0.0, 0.0
+        count, means, squares = 0, torch.zeros(()), torch.zeros(())
         for batch in self.batches:
             batch = to_device(batch, self.precision.device)
             with self.precision.autocast():
@@ -80,7 +80,7 @@ class AverageStatistics:
             trainer.add_event_handler(ProdaEvents.BACKWARD_DONE, self)
 
     def __call__(self, _: Engine) -> None:
-        buffers = [b for layer in self.layers if layer.training for b in (layer.running_mean, layer.running_var)]
+        buffers = [getattr(layer, name) for layer in self.layers if layer.training for name in STATISTICS]
         if buffers:
             means = idist.all_reduce(torch.cat(buffers)) / idist.get_world_size()
             for buffer, mean in zip(buffers, means.split([len(b) for b in buffers]), strict=True):

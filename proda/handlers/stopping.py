@@ -73,7 +73,7 @@ class StopRequests:
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._agree)
         self._terminate = self.trainer.terminate
-        self.trainer.terminate = self._ask_to_end  # type: ignore[method-assign]
+        self.trainer.terminate = self._ask_to_end
         return self
 
     def __call__(self, trainer: Engine) -> None:

@@ -24,7 +24,7 @@ class EMATeacher(EMAHandler):
         super().__init__(student, momentum=momentum, handle_buffers="ema_train")
         self.ema_model.requires_grad_(False)
 
-    def attach(self, engine: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:  # type: ignore[override]
+    def attach(self, engine: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:
         super().attach(engine, name="ema_momentum", warn_if_exists=False, event=event)
         engine.add_event_handler(event, self.copy_buffers)
         remember(engine, teacher=self)

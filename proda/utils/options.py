@@ -31,7 +31,7 @@ class Bounds:
     def __str__(self) -> str:
         if self.low > -math.inf and self.high < math.inf:
             return f"from {self.low} to {self.high}"
-        limits = {"above": self.above, "of at least": self.low, "of at most": self.high}
+        limits: dict[str, float] = {"above": self.above, "of at least": self.low, "of at most": self.high}
         return " and ".join(f"{words} {limit}" for words, limit in limits.items() if math.isfinite(limit))
 
 
@@ -88,9 +88,10 @@ class OptionType:
             value = float(value)
         if type(value) is not self.kind or (self.choices and value not in self.choices):
             raise ValueError(f"expected {self}")
-        if self.kind is float and not math.isfinite(value):
+        number: Any = value
+        if self.kind is float and not math.isfinite(number):
             raise ValueError("expected a finite number")
-        if self.kind in (int, float) and value not in self.bounds:
+        if self.kind in (int, float) and number not in self.bounds:
             raise ValueError(f"expected {self}")
         return value
 
