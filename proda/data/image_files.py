@@ -7,7 +7,6 @@ decoded.
 
 import io
 import logging
-import re
 import struct
 import zlib
 from functools import cache
@@ -125,7 +124,7 @@ def read_ids(path: Path) -> Image.Image:
 
 def _decode_image(path: Path, data: bytes) -> Image.Image:
     _check_png_size(path, data)
-    if _png_format(data) == _RGB_8_BIT and b"eXIf" not in data:
+    if _png_format(data) == _RGB_8_BIT and not _png_chunk(data, b"eXIf"):
         return _as_rgb(path, png_decode(data), data)
     image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     _check_size(path, *image.size)
@@ -170,9 +169,9 @@ def _as_rgb(path: Path, pixels: np.ndarray, data: bytes) -> Image.Image:
 
 
 def _significant_bits(data: bytes) -> int:
-    """Of a 16-bit PNG that says so in its sBIT chunk, which stands before the pixels; 0 if it does not."""
-    found = re.search(rb"\0\0\0[\1-\4]sBIT(.)", data[: data.find(b"IDAT")], re.DOTALL)
-    return found[1][0] if found and 8 <= found[1][0] <= 16 else 0
+    """Of a 16-bit PNG that says so in its sBIT chunk; 0 if it does not."""
+    bits = _png_chunk(data, b"sBIT")[:1]
+    return bits[0] if bits and 8 <= bits[0] <= 16 else 0
 
 
 def _ids_as_bytes(path: Path, ids: np.ndarray) -> Image.Image:
@@ -186,6 +185,17 @@ def _ids_as_bytes(path: Path, ids: np.ndarray) -> Image.Image:
 def _png_format(data: bytes) -> bytes:
     """Bit depth and colour type of a PNG, two bytes of its header; empty for another format."""
     return data[24:26] if data.startswith(b"\x89PNG\r\n\x1a\n") else b""
+
+
+def _png_chunk(data: bytes, kind: bytes) -> bytes:
+    """Content of the first chunk of this kind; empty if there is none or for another format."""
+    place = 8 if _png_format(data) else len(data)
+    while place + 8 <= len(data):
+        length, found = struct.unpack_from(">I4s", data, place)
+        if found == kind:
+            return data[place + 8 : place + 8 + length]
+        place += length + 12  # with the length itself, the kind and a checksum
+    return b""
 
 
 def _check_png_size(path: Path, data: bytes) -> None:
