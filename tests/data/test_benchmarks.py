@@ -37,7 +37,7 @@ def synthia(root: Path, ids: np.ndarray) -> Path:
 
 
 def test_cityscapes_reads_an_image_its_train_ids_and_its_name(tmp_path):
-    image, labels, name = Cityscapes(cityscapes(tmp_path, raw_id=8), "train", num_classes=19)[0]
+    image, labels, name, _ = Cityscapes(cityscapes(tmp_path, raw_id=8), "train", num_classes=19)[0]
     assert image.mode == "RGB" and image.getpixel((3, 2)) == (10, 20, 30)
     assert labels.dtype == np.uint8 and labels.shape == (4, 8) and (labels == 1).all()
     assert name == "aachen_000000_000019"

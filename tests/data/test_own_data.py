@@ -3,6 +3,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from experiments import pseudo_labels
 from proda.data.labels import benchmark_labels
 from proda.data.listing import list_files
 from proda.data.own_data import read_description
-from proda.experiment import domains
 from proda.experiment.config import DataConfig, TrainConfig, make_config
+from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import main
 from proda.method import IGNORE
@@ -58,7 +59,7 @@ def error_of(call, kind=ValueError) -> str:
 
 def test_ids_become_class_numbers_and_ignored_ones_no_class(tmp_path):
     own = read_description(simulator(tmp_path))
-    image, labels, name = own.open("train", own.space, with_labels=True)[0]
+    image, labels, name, _ = own.open("train", own.space, with_labels=True)[0]
     assert labels.tolist() == [[IGNORE, 1, 0, 0]] and labels.dtype == np.uint8
     assert image.mode == "RGB" and image.size == (4, 1) and name == "a"
     assert own.space.names == ["road", "car"] and own.space.colors[1].tolist() == [0, 0, 142]
@@ -227,14 +228,14 @@ def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold
     target = str(describe(tmp_path, '[train]\nimages = "rgb"\n'))
     flags = {"target": target, "batch_size": batch_size, "mean_width": 80, "crop_width": 16, "crop_height": 8}
     settings = make_config(TrainConfig, flags)
-    assert len(domains.target_training(settings)) == 2  # crops have one size
+    assert len(Domains(settings).target_views()) == 2  # crops have one size
     if refused:
-        assert error_of(lambda: domains.target_training(settings, full_image=True)) == (
-            f"{target}: training images of 80x40 and 90x40; whole images of one batch must have one size (own data: "
-            "size = [width, height] in the description)"
+        assert error_of(lambda: Domains(settings).target_views(full_image=True)) == (
+            f"{target}: training images of 80x40 (a.jpg) and 90x40 (b.jpg); whole images of one batch must have one "
+            "size (own data: size = [width, height] in the description)"
         )
     else:
-        assert len(domains.target_training(settings, full_image=True)) == 2
+        assert len(Domains(settings).target_views(full_image=True)) == 2
 
 
 def test_a_file_name_that_no_prediction_could_have_is_told_before_work(tmp_path, capsys):
@@ -277,22 +278,21 @@ def test_the_source_decides_on_the_classes_and_the_target_on_its_ids(tmp_path):
         'classes = [{ name = "road", ids = 8 }, { name = "car", ids = 9 }]\n[train]\nimages = "rgb"\n',
         "coded.toml",
     )
-    assert domains.label_space(config(source=str(source), target=str(plain))).ids.tolist() == [3, 1]
-    space = domains.label_space(config(source=str(source), target=str(coded)))
+    assert Domains(config(source=str(source), target=str(plain))).classes.ids.tolist() == [3, 1]
+    space = Domains(config(source=str(source), target=str(coded))).classes
     assert space.names == ["road", "car"] and space.ids.tolist() == [8, 9] and space.colors[1].tolist() == [0, 0, 142]
-    assert domains.label_space(config(source="synthia", target=str(plain))).ids[:3].tolist() == [7, 8, 11]
+    assert Domains(config(source="synthia", target=str(plain))).classes.ids[:3].tolist() == [7, 8, 11]
 
 
 def test_source_and_target_that_do_not_go_together_are_refused(tmp_path):
     source = str(simulator(tmp_path))
-    assert "needs a --target" in error_of(lambda: domains.target_set(config(source=source), "train"))
+    assert "needs a --target" in error_of(lambda: Domains(config(source=source)))
+    plain = str(describe(tmp_path, '[train]\nimages = "rgb"\n', "plain.toml"))
     other = describe(tmp_path, 'classes = [{ name = "car" }, { name = "road" }]\n[train]\nimages = "rgb"\n')
-    found = error_of(lambda: domains.label_space(config(source=source, target=str(other))))
+    found = error_of(lambda: Domains(config(source=source, target=str(other))))
     assert "its classes are car, road; expected those of the source, in its order: road, car" in found
-    assert "has 2 classes" in error_of(lambda: domains.label_space(config(source=source, num_classes=19)))
-    assert "no classes" in error_of(
-        lambda: domains.label_space(config(source=str(describe(tmp_path, '[train]\nimages = "rgb"\n'))))
-    )
+    assert "has 2 classes" in error_of(lambda: Domains(config(source=source, target=plain, num_classes=19)))
+    assert "no classes" in error_of(lambda: Domains(config(source=plain, target=plain)))
 
 
 def test_a_flag_takes_a_benchmark_or_a_toml_file():
@@ -304,32 +304,33 @@ def test_photographs_without_labels_stand_in_for_validation(tmp_path):
     for number in range(3):
         photo(tmp_path / f"rgb/{number}.jpg")
     target = str(describe(tmp_path, '[train]\nimages = "rgb"\n', "photos.toml"))
-    images = domains.validation_set(config(target=target))
+    images = Domains(config(target=target)).validation
     assert len(images) == 3 and images[0].labels is None
 
 
 def test_pseudo_labels_are_stale_when_the_description_or_the_precision_has_changed(tmp_path):
-    (tmp_path / "model.pt").write_bytes(b"weights")
+    photo(tmp_path / "rgb/a.jpg")
     target, text = tmp_path / "photos.toml", 'size = [8, 4]\n[train]\nimages = "rgb"\n'
 
     def labels(description: str = text, **flags):
         target.write_text(description)
-        flags = {"weights": str(tmp_path / "model.pt"), "pseudo_labels": str(tmp_path / "labels")} | flags
+        flags = {"pseudo_labels": str(tmp_path / "labels")} | flags
         settings = make_config(pseudo_labels.Config, {"target": str(target), **flags})
-        return domains.label_store(settings, "hard", None, ["a"], flip=True)
+        network = SimpleNamespace(origin="0" * 64)
+        return Domains(settings).label_store("hard", tmp_path / "unused", network, flip=True)
 
     labels().write("a", torch.zeros(4, 8).long(), torch.ones(4, 8))
     assert labels().missing(["a"]) == []
     assert "amp: found 'off', expected 'bf16'; remove the folder" in error_of(lambda: labels(amp="bf16"))
     found = error_of(lambda: labels(text.replace("[8, 4]", "[16, 8]")))
-    assert "stale: description: found SHA-256 " in found and "; size: found [8, 4], expected [16, 8]; remove" in found
+    assert "stale: size: found [8, 4], expected [16, 8]; remove" in found
     elsewhere = tmp_path / "moved.toml"  # only its content counts
-    elsewhere.write_text(text)
+    elsewhere.write_text("# a comment\n" + text)
     assert labels(target=str(elsewhere)).missing(["a"]) == []
 
 
 def test_pseudo_labels_of_a_benchmark_need_no_description():
-    assert domains.prediction_settings(config(amp="bf16")) == {"amp": "bf16"}
+    assert Domains(config(amp="bf16")).prediction_settings() == {"amp": "bf16", "size": None}
 
 
 def blocks(language: str) -> list[str]:

@@ -22,8 +22,8 @@ from proda.data import image_files
 from proda.data.labels import benchmark_labels
 from proda.data.own_data import read_description
 from proda.data.samples import image_tensor
-from proda.experiment import domains
 from proda.experiment.config import TrainConfig, make_config
+from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import main
 from proda.utils.errors import UserError
@@ -565,7 +565,11 @@ def test_check_data(row, data, tmp_path, capsys):
 @every_row
 def test_training_opens_it_or_says_why_not(row, data):
     named = row.change(data)
-    opening = domains.source_training if row.domain == "source" else domains.target_training
+
+    def opening(config: TrainConfig):
+        domains = Domains(config)
+        return domains.source_crops() if row.domain == "source" else domains.target_views()
+
     if row.refused:
         with pytest.raises(UserError) as caught:
             opening(config(data))
@@ -591,11 +595,11 @@ def test_reading(row, data):
         return
     read = examples(row, data)
     assert len(read) == row.images or row.refused
-    assert all(image.mode == "RGB" and image_tensor(image).shape[0] == 3 for image, _, _ in read)
+    assert all(image.mode == "RGB" and image_tensor(image).shape[0] == 3 for image, *_ in read)
     b = next(example.image for example in read if example.name.startswith("b"))
     if not row.refused and row.first:
         assert b.getpixel((0, 0)) == row.first
     if row.what.startswith("turned"):
         assert b.getpixel((0, 0))[2] > 180
     if row.domain == "source" and not row.refused:
-        assert all((labels[:, :16] == 0).all() and (labels[:, 16:] == 1).all() for _, labels, _ in read)
+        assert all((labels[:, :16] == 0).all() and (labels[:, 16:] == 1).all() for _, labels, *_ in read)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from torch import nn
 
+from proda.engines.events import proda_engine
 from proda.handlers import checkpoints as module
 from proda.handlers.checkpoints import Checkpoints, damage, remove_abandoned
 from proda.utils.errors import UserError
@@ -43,15 +44,15 @@ class Run:
     def __init__(self, folder, *, every: int = 1, resumed: bool = False, **parts: Any) -> None:
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)
-        self.engine = Engine(self.step)
-        self.engine.state.remembered = {"student": self.network, **parts}
+        self.engine = proda_engine(self.step, student=self.network, **parts)
         self.checkpoints = Checkpoints(folder)
         self.checkpoints.attach(self.engine, every=every)
         self.start = self.checkpoints.resume(self.engine) if resumed else 0
 
-    def step(self, *_) -> None:
+    def step(self, *_) -> dict:
         with torch.no_grad():
             self.network.weight.add_(1.0)
+        return {}
 
     def to(self, iterations: int) -> "Run":
         self.engine.run([None] * 100, max_iters=iterations, epoch_length=100)
