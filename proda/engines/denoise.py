@@ -14,7 +14,7 @@ from proda.method import IGNORE
 from proda.method.losses import mrkld, structure_consistency, symmetric_cross_entropy
 from proda.method.prototypes import class_means, distances, prototype_weights
 from proda.method.pseudo_labels import hard_labels, rectify
-from proda.method.views import crop_soft_label_batch, replay, weak_view
+from proda.method.views import crop_soft_label_batch, warp_to_strong_view, warp_to_weak_view
 
 SCALE = 4  # label maps and features of target views live at a quarter of the image's resolution
 
@@ -106,7 +106,9 @@ def denoise_trainer(
         if consistency_weight > 0:
             with precision.autocast():
                 features = student(images(target, "strong_image")).features
-            moved, valid = replay(teacher_distances, target["strong_view"], scale=SCALE, released=replay_as_released)
+            moved, valid = warp_to_strong_view(
+                teacher_distances, target["strong_view"], scale=SCALE, released=replay_as_released
+            )
             valid = valid.squeeze(1)
             loss_consistency = structure_consistency(
                 distances(resize(features, size), prototypes),
@@ -140,7 +142,7 @@ def _teacher_forward(
     features = resize(full.features, full_size)
     means = class_means(features, resize(full.logits, full_size))
     out.update(class_means=means.means, class_present=means.present)
-    return distances(weak_view(features, target["weak_view"], scale=SCALE), prototypes)
+    return distances(warp_to_weak_view(features, target["weak_view"], scale=SCALE), prototypes)
 
 
 @torch.no_grad()

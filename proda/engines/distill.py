@@ -13,7 +13,7 @@ from proda.engines.step import Precision, accumulate_only, images, learn, mean_o
 from proda.engines.supervised import source_backward
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
-from proda.method.views import downscale_labels, replay
+from proda.method.views import downscale_labels, warp_to_strong_view
 
 
 def distill_trainer(
@@ -57,7 +57,9 @@ def distill_trainer(
         engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
 
         labels = downscale_labels(target["pseudo_labels"].long(), scale=SCALE)
-        labels, _ = replay(labels.unsqueeze(1), target["strong_view"], scale=SCALE, released=replay_as_released)
+        labels, _ = warp_to_strong_view(
+            labels.unsqueeze(1), target["strong_view"], scale=SCALE, released=replay_as_released
+        )
         labels = labels.squeeze(1)
         out.update(pseudo_labels=labels)
 
