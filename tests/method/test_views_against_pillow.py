@@ -54,7 +54,7 @@ def at_map_resolution(image: Image.Image) -> tuple[Tensor, Tensor]:
 
 
 def disagreement(moves, *, flipped: bool = False, cutout=(-1, -1, -1, -1)) -> tuple[float, float]:
-    """Shares of interior pixels whose label, and whose validity, differ between Pillow's picture and ``warp_to_strong_view``."""
+    """Shares of interior pixels whose label, and whose validity, differ between Pillow's picture and the warped map."""
     image = picture_of_labels()
     maps, _ = at_map_resolution(image)
     if flipped:
