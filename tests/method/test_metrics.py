@@ -66,7 +66,7 @@ def test_images_of_different_content_count_together_as_diverse():
 
 
 def test_the_terms_of_the_score_by_hand_and_in_float64_whatever_the_input():
-    probabilities = torch.tensor([[0.5, 1.0], [0.25, 0.5]])[None, None]  # of the first of two classes, 2 x 2 pixels
+    probabilities = torch.tensor([0.5, 1.0, 0.25, 0.5]).reshape(1, 1, 1, 4)  # of the first of two classes
     probabilities = torch.cat([probabilities, 1 - probabilities], 1).bfloat16()  # exact in bfloat16
     mean, entropy = mutual_information(probabilities)
     assert mean.tolist() == [0.5625, 0.4375]

@@ -186,6 +186,11 @@ def test_pixels_at_the_confidence_limit_count():
     assert class_means(torch.ones(1, 4, 1, 12), torch.zeros(1, 2, 1, 12), min_confidence=0.5).present[0, 0]
 
 
+def test_confidence_is_compared_in_float32():
+    logits = torch.tensor([2.203125, 0.0]).bfloat16().reshape(1, 2, 1, 1)  # 0.9005, which bfloat16 rounds to 0.9023
+    assert not class_means(torch.ones(1, 4, 1, 1), logits, min_confidence=0.901, min_pixels=1).present.any()
+
+
 def test_half_precision_inputs_give_what_float32_gives():
     features, logits, prototypes = torch.randn(1, 4, 6, 8), 3 * torch.randn(1, 3, 6, 8), torch.randn(3, 4)
     features, logits, prototypes = features.bfloat16(), logits.bfloat16(), prototypes.bfloat16()
