@@ -23,7 +23,7 @@ from proda.method import IGNORE
 from proda.method.losses import mrkld, structure_consistency, symmetric_cross_entropy
 from proda.method.prototypes import class_means, distances, prototype_weights
 from proda.method.pseudo_labels import hard_labels, rectify
-from proda.method.views import SCALE, crop_soft_label_batch, replay, weak_view
+from proda.method.views import SCALE, crop_soft_label_batch, warp_to_strong_view, warp_to_weak_view
 from proda.utils.options import Fraction, NonNegativeFloat, PositiveFloat
 
 
@@ -122,7 +122,7 @@ def _teacher_distances(
     means = class_means(features, resize(full.logits, size))
     engine.state.output.update(class_means=means.means, class_present=means.present)
     engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
-    return distances(weak_view(features, target["weak_view"]), prototypes)
+    return distances(warp_to_weak_view(features, target["weak_view"]), prototypes)
 
 
 def _rectified_labels(
@@ -176,7 +176,7 @@ def _structure_loss(
     with precision.autocast():
         features = student(to_float(target["strong_image"])).features
     features = resize(features, tuple(teacher_distances.shape[-2:]))
-    moved, valid = replay(teacher_distances, target["strong_view"], released=options.replay_as_released)
+    moved, valid = warp_to_strong_view(teacher_distances, target["strong_view"], released=options.replay_as_released)
     valid = valid.squeeze(1)
     loss = structure_consistency(
         distances(features, prototypes),

@@ -21,7 +21,7 @@ from proda.engines.optimization import (
 from proda.engines.supervised import StudentOptions, source_backward, student_of
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
-from proda.method.views import downscale_labels, replay
+from proda.method.views import downscale_labels, warp_to_strong_view
 from proda.utils.options import NonNegativeFloat
 
 
@@ -93,5 +93,5 @@ def distill_trainer(
 def _labels_of_strong_view(target: dict[str, Any], options: DistillOptions) -> Tensor:
     """The pseudo labels of the weak view, reduced to a quarter and moved as the strong view moved the image."""
     labels = downscale_labels(target["pseudo_labels"].long())
-    moved, _ = replay(labels.unsqueeze(1), target["strong_view"], released=options.replay_as_released)
+    moved, _ = warp_to_strong_view(labels.unsqueeze(1), target["strong_view"], released=options.replay_as_released)
     return moved.squeeze(1)

@@ -53,7 +53,9 @@ class StrongView(NamedTuple):
     cutout: Tensor  # int64 [B, 4], x0 y0 x1 y1 in pixels of the image, both corners inside; all -1 for none
 
 
-def weak_view(maps: Tensor, view: WeakView, *, scale: int = SCALE, size: tuple[int, int] | None = None) -> Tensor:
+def warp_to_weak_view(
+    maps: Tensor, view: WeakView, *, scale: int = SCALE, size: tuple[int, int] | None = None
+) -> Tensor:
     """Maps of full images, warped to the weak view by bilinear sampling.
 
     ``maps`` [B, C, h, w], 1/``scale`` the size of the full images; returns float32
@@ -92,7 +94,7 @@ def downscale_labels(labels: Tensor, scale: int = SCALE) -> Tensor:
     return labels[..., ::scale, ::scale]
 
 
-def replay(
+def warp_to_strong_view(
     maps: Tensor, view: StrongView, *, scale: int = SCALE, released: bool = False, padding: float = IGNORE
 ) -> tuple[Tensor, Tensor]:
     """Maps of weak views, warped to the strong views of the same images by nearest sampling.

@@ -16,7 +16,7 @@ from proda.data.augment import (
     weak_view_of_image,
     weak_view_of_labels,
 )
-from proda.method.views import Operation, StrongView, WeakView, replay
+from proda.method.views import Operation, StrongView, WeakView, warp_to_strong_view
 
 SMALL = {"mean_width": 275, "crop_height": 64, "crop_width": 112}  # the embedded images are 256 x 128
 
@@ -200,7 +200,7 @@ def test_labels_replayed_from_the_geometry_move_with_the_image(seed):
     image = strong_view_of_image(Image.fromarray(np.repeat(blocks[..., None], 3, 2)), moves, view).getchannel(0)
     flat = np.asarray(image.filter(ImageFilter.MaxFilter(9))) == np.asarray(image.filter(ImageFilter.MinFilter(9)))
     quarter = torch.from_numpy(blocks[2::4, 2::4].copy())[None, None]
-    moved, valid = replay(quarter, StrongView(*(field[None] for field in view)), padding=FILL[0])
+    moved, valid = warp_to_strong_view(quarter, StrongView(*(field[None] for field in view)), padding=FILL[0])
     assert (moved[~valid] == FILL[0]).all() and (~valid).any()
     wrong = np.asarray(image)[2::4, 2::4] != moved[0, 0].numpy()
     assert flat.mean() > 0.4 and wrong[flat[2::4, 2::4]].mean() < 0.005  # seams aside: they are bilinear in the image

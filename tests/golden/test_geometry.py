@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from proda.method.views import Operation, StrongView, WeakView, downscale_labels, replay, weak_view
+from proda.method.views import Operation, StrongView, WeakView, downscale_labels, warp_to_strong_view, warp_to_weak_view
 from tests.golden.arrays import GoldenArrays, assert_golden
 
 GOLDEN = GoldenArrays("geometry.npz")
@@ -55,18 +55,18 @@ def test_features_move_to_the_weak_view():
 
     size = tuple(GOLDEN["crop_size"].tolist())
     expected = GOLDEN["weak_features"]
-    assert_golden("weak_features", weak_view(features, view, size=size), expected, atol=1e-5)
-    assert_golden("weak_features", weak_view(features, view), expected, atol=1e-5)
+    assert_golden("weak_features", warp_to_weak_view(features, view, size=size), expected, atol=1e-5)
+    assert_golden("weak_features", warp_to_weak_view(features, view), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", range(15))
 def test_released_replay_of_label_maps_and_float_maps(case):
     name = GOLDEN["case_names"][case]
     view = strong_view(GOLDEN, case)
-    labels, _ = replay(GOLDEN["label_map"], view, released=True)
+    labels, _ = warp_to_strong_view(GOLDEN["label_map"], view, released=True)
     assert_golden(f"label map, {name}", labels, GOLDEN["label_map_transformed"][case])
 
-    maps, valid = replay(GOLDEN["float_map"], view, released=True)
+    maps, valid = warp_to_strong_view(GOLDEN["float_map"], view, released=True)
     expected = GOLDEN["float_map_transformed"][case]
     assert_golden(f"float map, {name}", maps, expected, atol=1e-5)
     assert torch.equal(valid.expand_as(maps), expected != 250)

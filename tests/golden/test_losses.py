@@ -8,7 +8,7 @@ from torch import Tensor
 
 from proda.method import losses
 from proda.method.prototypes import distances, prototype_weights
-from proda.method.views import replay
+from proda.method.views import warp_to_strong_view
 from proda.models.discriminator import Discriminator
 from tests.golden.arrays import GoldenArrays, assert_golden
 from tests.golden.recipe import fill
@@ -56,7 +56,7 @@ def test_structure_consistency_from_features_to_gradient(temperature):
     prototypes = GOLDEN["prototypes"]
     teacher = distances(GOLDEN["teacher_features_weak_view"], prototypes)
     assert_golden("teacher_distances_weak_view", teacher, GOLDEN["teacher_distances_weak_view"], atol=1e-4)
-    teacher, valid = replay(teacher, strong_view(GOLDEN), released=True)
+    teacher, valid = warp_to_strong_view(teacher, strong_view(GOLDEN), released=True)
     assert_golden("teacher_distances_strong_view", teacher, GOLDEN["teacher_distances_strong_view"], atol=1e-4)
     assert torch.equal(valid[:, 0], GOLDEN["valid_mask"].bool())
 

@@ -167,3 +167,30 @@ def test_cross_entropy_is_the_same_under_deterministic_algorithms():
         finally:
             torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(values[0], values[1])
+
+
+def test_cross_entropy_is_empty_only_where_no_pixel_counts():
+    logits, labels = torch.randn(1, 3, 1, 2), torch.tensor([[[1, IGNORE]]])
+    assert losses.cross_entropy(logits, labels, empty=2.0) == losses.cross_entropy(logits, labels)
+    assert losses.cross_entropy(logits, torch.full_like(labels, IGNORE), empty=2.0) == 2
+
+
+def test_reverse_cross_entropy_of_a_certain_prediction_holds_the_smallest_probability():
+    logits = torch.tensor([60.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
+    loss = losses.reverse_cross_entropy(logits, torch.zeros(1, 1, 1, dtype=torch.long))
+    assert loss.item() / -math.log(1e-4) == pytest.approx(2e-7, abs=0.5e-7)  # of two other classes, next to 1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, b: losses.structure_consistency(a, b, torch.ones(2, 4, 5, dtype=torch.bool)),
+        losses.distillation,
+        losses.discriminator_loss,
+        losses.generator_loss,
+    ],
+)
+def test_half_precision_inputs_are_computed_in_float32(loss):
+    inputs = (torch.randn(2, 3, 4, 5).bfloat16(), torch.randn(2, 3, 4, 5).bfloat16())
+    inputs = inputs[:1] if loss is losses.generator_loss else inputs
+    assert torch.equal(loss(*inputs), loss(*(value.float() for value in inputs)))

@@ -63,3 +63,13 @@ def test_images_of_different_content_count_together_as_diverse():
     whole = mutual_information(images)
     for i in range(2):
         torch.testing.assert_close(parts[0][i] + parts[1][i], whole[i])
+
+
+def test_the_terms_of_the_score_by_hand_and_in_float64_whatever_the_input():
+    probabilities = torch.tensor([0.5, 1.0, 0.25, 0.5]).reshape(1, 1, 1, 4)  # of the first of two classes
+    probabilities = torch.cat([probabilities, 1 - probabilities], 1).bfloat16()  # exact in bfloat16
+    mean, entropy = mutual_information(probabilities)
+    assert mean.tolist() == [0.5625, 0.4375]
+    pixels = [math.log(2), 0, -0.25 * math.log(0.25) - 0.75 * math.log(0.75), math.log(2)]
+    assert entropy.item() == pytest.approx(sum(pixels) / 4, rel=1e-6)
+    assert mean.dtype == entropy.dtype == torch.float64

@@ -170,3 +170,41 @@ def test_prototype_weights_by_hand():
 def test_prototype_weights_sum_to_one_however_far_the_prototypes(distance, temperature):
     weights = prototype_weights(distance * torch.rand(2, 4, 3, 3), temperature=temperature)
     torch.testing.assert_close(weights.sum(1), torch.ones(2, 3, 3))
+
+
+def test_one_confident_pixel_of_a_class_that_is_large_enough_is_its_mean():
+    logits = torch.zeros(1, 2, 1, 12)
+    logits[0, 0] = 1.0
+    logits[0, 0, 0, 3] = 9.0
+    features = torch.randn(1, 4, 1, 12)
+    means, present = class_means(features, logits, min_confidence=0.9)
+    assert present.tolist() == [[True, False]]
+    torch.testing.assert_close(means[0, 0], features[0, :, 0, 3])
+
+
+def test_pixels_at_the_confidence_limit_count():
+    assert class_means(torch.ones(1, 4, 1, 12), torch.zeros(1, 2, 1, 12), min_confidence=0.5).present[0, 0]
+
+
+def test_confidence_is_compared_in_float32():
+    logits = torch.tensor([2.203125, 0.0]).bfloat16().reshape(1, 2, 1, 1)  # 0.9005, which bfloat16 rounds to 0.9023
+    assert not class_means(torch.ones(1, 4, 1, 1), logits, min_confidence=0.901, min_pixels=1).present.any()
+
+
+def test_half_precision_inputs_give_what_float32_gives():
+    features, logits, prototypes = torch.randn(1, 4, 6, 8), 3 * torch.randn(1, 3, 6, 8), torch.randn(3, 4)
+    features, logits, prototypes = features.bfloat16(), logits.bfloat16(), prototypes.bfloat16()
+    for confidence in (0.0, 0.6, 0.7, 0.8, 0.9):
+        ours = class_means(features, logits, min_confidence=confidence, min_pixels=1)
+        assert torch.equal(
+            ours.means, class_means(features.float(), logits.float(), min_confidence=confidence, min_pixels=1).means
+        )
+    found = distances(features, prototypes)
+    assert torch.equal(found, distances(features.float(), prototypes.float()))
+    lowered = found.bfloat16()
+    assert torch.equal(prototype_weights(lowered), prototype_weights(lowered.float()))
+
+
+def test_distance_of_a_feature_on_its_prototype_is_the_root_of_the_lower_bound():
+    found = distances(torch.zeros(1, 4, 1, 1), torch.zeros(2, 4))
+    assert found.flatten().tolist() == pytest.approx([1e-6, 1e-6])

@@ -55,6 +55,18 @@ def test_confident_labels_exceed_the_threshold():
     assert labels.tolist() == [1, 2, 3, 4]
 
 
+def test_stored_confidences_are_compared_in_float32():
+    """Confidences are stored in float16, where 0.95 is 0.9502; torch would round the threshold to the same number."""
+    confidence = torch.tensor([0.9497, 0.95], dtype=torch.float16)
+    assert confident_labels(torch.tensor([1, 2]), confidence).tolist() == [IGNORE, 2]
+
+
+def test_labels_that_all_stay_are_a_copy():
+    labels = torch.tensor([1, 2])
+    confident_labels(labels, torch.ones(2), threshold=0, as_released=True)[0] = 9
+    assert labels.tolist() == [1, 2]
+
+
 def test_a_threshold_of_zero_switches_the_released_rule_off():
     labels, confidence = torch.tensor([1, 2]), torch.tensor([0.0, 0.5])
     assert confident_labels(labels, confidence, threshold=0, as_released=True).tolist() == [1, 2]

@@ -11,8 +11,8 @@ from proda.method.views import (
     WeakView,
     crop_soft_labels,
     downscale_labels,
-    replay,
-    weak_view,
+    warp_to_strong_view,
+    warp_to_weak_view,
 )
 
 NO_CUTOUT = (-1, -1, -1, -1)
@@ -46,9 +46,9 @@ def test_weak_view_is_resize_then_crop_then_flip():
     )
     first = F.interpolate(maps[:1], (25, 50), mode="bilinear", align_corners=True)[:, :, 2:14, 5:21].flip(3)
     second = F.interpolate(maps[1:], (16, 32), mode="bilinear", align_corners=True)[:, :, 0:12, 15:31]
-    for moved in (weak_view(maps, view), weak_view(maps, view, size=(48, 64))):
+    for moved in (warp_to_weak_view(maps, view), warp_to_weak_view(maps, view, size=(48, 64))):
         torch.testing.assert_close(moved, torch.cat((first, second)), atol=1e-5, rtol=0)
-    assert weak_view(maps.bfloat16(), view).dtype == torch.float32
+    assert warp_to_weak_view(maps.bfloat16(), view).dtype == torch.float32
 
 
 @pytest.mark.parametrize("flipped", [False, True])
@@ -99,7 +99,7 @@ def test_labels_are_downscaled_to_every_fourth_row_and_column():
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.bfloat16])
 def test_replay_of_nothing_is_the_identity_for_every_type(released, dtype):
     maps = numbered(8, 12).to(dtype)
-    moved, valid = replay(maps, strong_view(), released=released)
+    moved, valid = warp_to_strong_view(maps, strong_view(), released=released)
     assert torch.equal(moved, maps)
     assert moved.dtype == dtype
     assert valid.shape == (1, 1, 8, 12)
@@ -108,51 +108,54 @@ def test_replay_of_nothing_is_the_identity_for_every_type(released, dtype):
 
 @pytest.mark.parametrize("released", [False, True])
 def test_replay_mirrors_left_and_right(released):
-    moved, valid = replay(numbered(4, 8), strong_view(flipped=True), released=released)
+    moved, valid = warp_to_strong_view(numbered(4, 8), strong_view(flipped=True), released=released)
     assert torch.equal(moved, numbered(4, 8).flip(3))
     assert valid.all()
 
 
 def test_translation_shows_what_lies_value_pixels_to_the_right_and_below():
-    moved, valid = replay(numbered(3, 5), strong_view((Operation.TRANSLATE_X, 8.0)))
+    moved, valid = warp_to_strong_view(numbered(3, 5), strong_view((Operation.TRANSLATE_X, 8.0)))
     assert moved[0, 0, 0].tolist() == [2, 3, 4, IGNORE, IGNORE]
     assert valid[0, 0, 0].tolist() == [True, True, True, False, False]
-    moved, _ = replay(numbered(3, 5), strong_view((Operation.TRANSLATE_Y, -4.0)), padding=99)
+    moved, _ = warp_to_strong_view(numbered(3, 5), strong_view((Operation.TRANSLATE_Y, -4.0)), padding=99)
     assert moved[0, 0, :, 0].tolist() == [99, 0, 5]
 
 
 def test_shears_are_anchored_at_the_top_left_corner():
     # Row i, at height 4i + 2, is shifted by 4i + 2 pixels, that is i + 1/2 cells, and the half is rounded up.
-    moved, _ = replay(numbered(3, 5), strong_view((Operation.SHEAR_X, 1.0)))
+    moved, _ = warp_to_strong_view(numbered(3, 5), strong_view((Operation.SHEAR_X, 1.0)))
     assert moved[0, 0].tolist() == [[1, 2, 3, 4, 250], [7, 8, 9, 250, 250], [13, 14, 250, 250, 250]]
-    moved, _ = replay(numbered(3, 3), strong_view((Operation.SHEAR_Y, 1.0)))
+    moved, _ = warp_to_strong_view(numbered(3, 3), strong_view((Operation.SHEAR_Y, 1.0)))
     assert moved[0, 0].tolist() == [[3, 7, 250], [6, 250, 250], [250, 250, 250]]
 
 
 def test_rotation_by_a_right_angle_is_counter_clockwise_about_the_centre():
-    moved, valid = replay(numbered(4, 4), strong_view((Operation.ROTATE, 90.0)))
+    moved, valid = warp_to_strong_view(numbered(4, 4), strong_view((Operation.ROTATE, 90.0)))
     assert torch.equal(moved, numbered(4, 4).rot90(1, (2, 3)))
     assert valid.all()
 
 
 def test_cutout_covers_both_of_its_corners_and_the_released_one_does_not():
     cutout = (4, 4, 10, 6)  # the centres of columns 1 and 2, at 6 and 10; of row 1, at 6
-    _, valid = replay(numbered(4, 4), strong_view(cutout=cutout))
+    _, valid = warp_to_strong_view(numbered(4, 4), strong_view(cutout=cutout))
     assert (~valid[0, 0]).nonzero().tolist() == [[1, 1], [1, 2]]
-    _, valid = replay(numbered(4, 4), strong_view(cutout=(4, 4, 10, 8)), released=True)
+    _, valid = warp_to_strong_view(numbered(4, 4), strong_view(cutout=(4, 4, 10, 8)), released=True)
     assert (~valid[0, 0]).nonzero().tolist() == [[1, 1]]
 
 
 def test_the_released_replay_knows_one_order_and_the_last_value_only():
     first, second = (Operation.TRANSLATE_X, 4.0), (Operation.ROTATE, 30.0)
     maps = numbered(16, 16)
-    one_way = replay(maps, strong_view(first, second), released=True)[0]
-    other_way = replay(maps, strong_view(second, first), released=True)[0]
+    one_way = warp_to_strong_view(maps, strong_view(first, second), released=True)[0]
+    other_way = warp_to_strong_view(maps, strong_view(second, first), released=True)[0]
     assert torch.equal(one_way, other_way)
-    twice = replay(maps, strong_view((Operation.ROTATE, -9.0), second), released=True)[0]
-    assert torch.equal(twice, replay(maps, strong_view(second), released=True)[0])
+    twice = warp_to_strong_view(maps, strong_view((Operation.ROTATE, -9.0), second), released=True)[0]
+    assert torch.equal(twice, warp_to_strong_view(maps, strong_view(second), released=True)[0])
 
-    assert not torch.equal(replay(maps, strong_view(first, second))[0], replay(maps, strong_view(second, first))[0])
+    assert not torch.equal(
+        warp_to_strong_view(maps, strong_view(first, second))[0],
+        warp_to_strong_view(maps, strong_view(second, first))[0],
+    )
 
 
 def test_released_replay_of_a_tie_does_not_depend_on_the_processor():
@@ -166,14 +169,16 @@ def test_released_replay_of_a_tie_does_not_depend_on_the_processor():
     rounded sum gives: the pixel of column 15, which was ignored (250). Here positions are never fused.
     """
     moves = (Operation.SHEAR_X, 0.12), (Operation.TRANSLATE_X, 43.0)
-    moved, _ = replay(numbered(24, 40), strong_view(*moves, flipped=True, cutout=(108, 0, 140, 32)), released=True)
+    moved, _ = warp_to_strong_view(
+        numbered(24, 40), strong_view(*moves, flipped=True, cutout=(108, 0, 140, 32)), released=True
+    )
     assert divmod(int(moved[0, 0, 12, 5]), 40) == (12, 15)
 
 
 @pytest.mark.parametrize(("shear", "row", "column", "source_row"), [(0.12, 1, 37, 6), (-0.12, 7, 37, 2)])
 def test_released_matrices_are_computed_in_float64(shear, row, column, source_row):
     """Ties in which the released code decides by digits that the shear loses in float32."""
-    moved, _ = replay(numbered(24, 40), strong_view((Operation.SHEAR_Y, shear)), released=True)
+    moved, _ = warp_to_strong_view(numbered(24, 40), strong_view((Operation.SHEAR_Y, shear)), released=True)
     assert divmod(int(moved[0, 0, row, column]), 40) == (source_row, column)
 
 
@@ -185,10 +190,10 @@ def test_samples_of_a_batch_move_independently_and_channels_together():
     batch = StrongView(*(torch.cat(fields) for fields in zip(*views, strict=True)))
     maps = torch.randn(2, 3, 16, 24)
     for released in (False, True):
-        moved, valid = replay(maps, batch, released=released)
+        moved, valid = warp_to_strong_view(maps, batch, released=released)
         for i, view in enumerate(views):
             for c in range(3):
-                alone, alone_valid = replay(maps[i : i + 1, c : c + 1], view, released=released)
+                alone, alone_valid = warp_to_strong_view(maps[i : i + 1, c : c + 1], view, released=released)
                 assert torch.equal(moved[i, c], alone[0, 0])
                 assert torch.equal(valid[i], alone_valid[0])
 
@@ -208,8 +213,8 @@ MOVES = st.lists(
 def test_replay_composed_with_its_inverse_is_the_identity_on_interior_pixels(moves):
     # Maps that hold their own coordinates; nearest sampling rounds by up to half a pixel on either way.
     maps = torch.stack(torch.meshgrid(torch.arange(32), torch.arange(48), indexing="ij"))[None].float()
-    there, _ = replay(maps, strong_view(*moves))
-    back, inside = replay(there, strong_view(*((kind, -value) for kind, value in reversed(moves))))
+    there, _ = warp_to_strong_view(maps, strong_view(*moves))
+    back, inside = warp_to_strong_view(there, strong_view(*((kind, -value) for kind, value in reversed(moves))))
     interior = inside & (back != IGNORE)
     error = (back - maps).abs()[interior]
     assert error.max() <= 2
@@ -220,8 +225,8 @@ def test_replay_composed_with_its_inverse_is_the_identity_on_interior_pixels(mov
 def test_translation_by_whole_cells_and_back_is_exact(columns, rows):
     moves = ((Operation.TRANSLATE_X, 4.0 * columns), (Operation.TRANSLATE_Y, 4.0 * rows))
     maps = numbered(16, 24)
-    there, _ = replay(maps, strong_view(*moves), padding=-1)
-    back, _ = replay(there, strong_view(*((kind, -value) for kind, value in moves)), padding=-1)
+    there, _ = warp_to_strong_view(maps, strong_view(*moves), padding=-1)
+    back, _ = warp_to_strong_view(there, strong_view(*((kind, -value) for kind, value in moves)), padding=-1)
     interior = back >= 0
     assert interior.sum() == (16 - abs(rows)) * (24 - abs(columns))
     assert torch.equal(back[interior], maps[interior])
@@ -230,11 +235,11 @@ def test_translation_by_whole_cells_and_back_is_exact(columns, rows):
 @given(st.booleans())
 def test_a_flip_is_its_own_inverse(released):
     maps = torch.randn(1, 2, 6, 10)
-    once, _ = replay(maps, strong_view(flipped=True), released=released)
-    assert torch.equal(replay(once, strong_view(flipped=True), released=released)[0], maps)
+    once, _ = warp_to_strong_view(maps, strong_view(flipped=True), released=released)
+    assert torch.equal(warp_to_strong_view(once, strong_view(flipped=True), released=released)[0], maps)
 
 
 def test_gradients_flow_to_the_pixels_that_are_shown():
     maps = torch.zeros(1, 1, 3, 5, requires_grad=True)
-    replay(maps, strong_view((Operation.TRANSLATE_X, 8.0)))[0].sum().backward()
+    warp_to_strong_view(maps, strong_view((Operation.TRANSLATE_X, 8.0)))[0].sum().backward()
     assert maps.grad[0, 0, 0].tolist() == [0, 0, 1, 1, 1]

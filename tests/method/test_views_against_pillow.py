@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from proda.method.views import Operation, StrongView, replay
+from proda.method.views import Operation, StrongView, warp_to_strong_view
 
 SCALE, HEIGHT, WIDTH = 4, 256, 448  # the shape of the paper's crops, halved
 FILL = 250
@@ -54,7 +54,7 @@ def at_map_resolution(image: Image.Image) -> tuple[Tensor, Tensor]:
 
 
 def disagreement(moves, *, flipped: bool = False, cutout=(-1, -1, -1, -1)) -> tuple[float, float]:
-    """Shares of interior pixels whose label, and whose validity, differ between Pillow's picture and ``replay``."""
+    """Shares of interior pixels whose label, and whose validity, differ between Pillow's picture and the warped map."""
     image = picture_of_labels()
     maps, _ = at_map_resolution(image)
     if flipped:
@@ -71,7 +71,7 @@ def disagreement(moves, *, flipped: bool = False, cutout=(-1, -1, -1, -1)) -> tu
         torch.tensor([[value for _, value in moves] or [0.0]]),
         torch.tensor([cutout]),
     )
-    moved, valid = replay(maps[None, None], view, scale=SCALE)
+    moved, valid = warp_to_strong_view(maps[None, None], view, scale=SCALE)
     assert interior.float().mean() > 0.25
     wrong_label = (moved[0, 0] != expected)[interior].float().mean().item()
     wrong_validity = (valid[0, 0] != (expected != FILL))[interior].float().mean().item()
@@ -100,7 +100,7 @@ def test_translation_by_whole_cells_agrees_at_every_pixel():
     view = StrongView(
         torch.tensor([False]), torch.tensor([[Operation.TRANSLATE_X]]), torch.tensor([[60.0]]), torch.full((1, 4), -1)
     )
-    moved, _ = replay(at_map_resolution(image)[0][None, None], view, scale=SCALE)
+    moved, _ = warp_to_strong_view(at_map_resolution(image)[0][None, None], view, scale=SCALE)
     assert torch.equal(moved[0, 0], at_map_resolution(moved_image)[0])
 
 
@@ -113,7 +113,7 @@ def test_what_left_the_image_stays_lost():
         torch.tensor([[100.0, -100.0]]),
         torch.full((1, 4), -1),
     )
-    _, valid = replay(torch.zeros(1, 1, 64, 112), view)
+    _, valid = warp_to_strong_view(torch.zeros(1, 1, 64, 112), view)
     assert valid[0, 0].all(0).tolist() == [False] * 25 + [True] * 87  # the 100 left pixels went out and did not return
 
 
@@ -123,6 +123,6 @@ def test_the_released_replay_does_not_follow_the_image_horizontally():
     view = StrongView(
         torch.tensor([False]), torch.tensor([[Operation.TRANSLATE_X]]), torch.tensor([[60.0]]), torch.full((1, 4), -1)
     )
-    moved, _ = replay(at_map_resolution(image)[0][None, None], view, scale=SCALE, released=True)
+    moved, _ = warp_to_strong_view(at_map_resolution(image)[0][None, None], view, scale=SCALE, released=True)
     expected, interior = at_map_resolution(moved_image)
     assert (moved[0, 0] != expected)[interior].float().mean() > 0.2
