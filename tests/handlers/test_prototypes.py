@@ -108,8 +108,8 @@ def whole_images() -> list[dict]:
 MADE_FROM = {"weights": "a" * 64, "images": "b" * 64, "classes": ["road", "sky"], "amp": "off", "size": None}
 
 
-def prepare(file, network=None, images=(), passes=1, **changed) -> Prototypes:
-    return prepare_prototypes(file, network or tiny.network(), images, PRECISION, passes, MADE_FROM | changed)
+def prepare(file, network=None, batches=(), passes=1, **changed) -> Prototypes:
+    return prepare_prototypes(file, network or tiny.network(), batches, PRECISION, passes, MADE_FROM | changed)
 
 
 def test_prototypes_are_computed_once_and_then_read(tmp_path):
@@ -135,7 +135,7 @@ def test_prototypes_are_computed_once_and_then_read(tmp_path):
 )
 def test_prototypes_made_from_something_else_are_refused_in_one_line(tmp_path, changed, said):
     file = tmp_path / "prototypes.pt"
-    prepare(file, images=whole_images())
+    prepare(file, batches=whole_images())
     with pytest.raises(UserError) as error:
         prepare(file, **changed)
     assert str(error.value).startswith(f"{file}: prototypes made from {said}") and "\n" not in str(error.value)
