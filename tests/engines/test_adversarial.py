@@ -13,9 +13,8 @@ from tests.tiny import CPU, PRECISION, B, H, K, W
 
 def trainer_of(student, discriminator, precision=PRECISION, **options):
     adam = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
-    return adversarial_trainer(
-        student, discriminator, tiny.sgd(student), adam, precision, AdversarialOptions(**options)
-    )
+    options = AdversarialOptions(**options)
+    return adversarial_trainer(student, discriminator, tiny.sgd(student), adam, precision, options)
 
 
 def test_events_fire_in_their_order():

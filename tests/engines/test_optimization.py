@@ -78,13 +78,8 @@ def test_a_limit_of_zero_clips_nothing():
 
 
 def test_a_step_that_loss_scaling_skips_moves_neither_schedule_nor_teacher_nor_prototypes():
-    layer, steps = weight(), []
-    optimizer, teacher, prototypes, precision = (
-        tiny.sgd(layer, 1.0),
-        EMATeacher(layer, 0.5),
-        Prototypes(2, 1),
-        scaling(),
-    )
+    layer, precision, steps = weight(), scaling(), []
+    optimizer, teacher, prototypes = tiny.sgd(layer, 1.0), EMATeacher(layer, 0.5), Prototypes(2, 1)
     trainer = trainer_of(layer, optimizer, precision)
     teacher.attach(trainer)
     PrototypeEMA(prototypes, 0.5).attach(trainer)

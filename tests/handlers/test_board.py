@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from proda.handlers.monitoring import StopOnNan, TrainingPanels, losses, watch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.inference import segmentation_evaluator
+from proda.handlers.board import Board, losses
+from proda.handlers.nan import StopOnNan
+from proda.handlers.panels import TrainingPanels
 from proda.handlers.teacher import EMATeacher
 from tests import tiny
 from tests.tiny import PRECISION, B, H, K, W
@@ -28,17 +30,23 @@ def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = 
     """A watched run of fake steps with one validation in the middle."""
 
     def step(engine: Engine, batch: dict) -> dict:
-        engine.state.batch = batch
-        return output()
+        engine.state.batch, engine.state.output = batch, output()
+        engine.fire_event(ProdaEvents.BACKWARD_DONE)
+        engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
+        return engine.state.output
 
     trainer, network = proda_engine(step), tiny.network()
-    evaluator = segmentation_evaluator(network, K, PRECISION)
+    evaluator = segmentation_evaluator(network, PRECISION)
     if teacher:
         EMATeacher(network, 0.25).attach(trainer)
     if start:
         trainer.load_state_dict({"epoch_length": 4, "max_iters": iterations, "iteration": start})
-    options = {"log_every": 1, "panels_every": panels_every}
-    board = watch(trainer, evaluator, {"student": tiny.sgd(network, lr=0.125)}, folder, COLORS, **options)
+    optimizer = tiny.sgd(network, lr=0.125)
+    # the rate on the board is that of the step, not the one that the schedule sets after it
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda: optimizer.param_groups[0].update(lr=0.125))
+    trainer.add_event_handler(ProdaEvents.OPTIMIZER_STEPPED, lambda: optimizer.param_groups[0].update(lr=0.25))
+    board = Board(folder, evaluator, {"student": optimizer}, COLORS)
+    board.attach(trainer, every=1, panels_every=panels_every)
 
     @trainer.on(Events.STARTED)
     def new_labels() -> None:
@@ -48,7 +56,7 @@ def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = 
     @trainer.on(Events.ITERATION_COMPLETED(every=2))
     def validate() -> None:
         evaluator.run([tiny.batch()["source"]])
-        trainer.state.metrics = {"miou": 0.75, "iou/road": 0.5}
+        trainer.state.scores = {"miou": 0.75, "iou": {"road": 0.5, "train": float("nan")}}
         trainer.fire_event(ProdaEvents.VALIDATED)
 
     with warnings.catch_warnings():
@@ -140,7 +148,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(name, ba
     outputs = iter([1.0, bad, 1.0])
     saved = []
     engine = Engine(lambda *_: {"loss": torch.tensor(1.0)} | {name: torch.tensor(next(outputs))})
-    engine.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
+    StopOnNan().attach(engine)
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: saved.append(engine.state.iteration))
     engine.add_event_handler(Events.COMPLETED, lambda: saved.append("the end"))
     with pytest.raises(FloatingPointError, match=rf"not a finite number at iteration 2 .*{name} {bad}.*--grad_clip"):
@@ -151,5 +159,5 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(name, ba
 def test_another_handlers_wish_to_stop_is_not_taken_for_nan():
     engine = Engine(lambda *_: {"loss": torch.tensor(1.0)})
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.terminate)
-    engine.add_event_handler(Events.ITERATION_COMPLETED, StopOnNan())
+    StopOnNan().attach(engine)
     assert engine.run([None] * 5).iteration == 2

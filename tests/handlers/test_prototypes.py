@@ -8,37 +8,67 @@ from torch import nn
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.handlers.prototypes import PrototypeEMA, Prototypes, initial_prototypes, prepare_prototypes
 from proda.models.network import Segmentation
+from proda.utils.errors import UserError
 from proda.utils.files import sha256_of_tensors
 from tests import tiny
 from tests.tiny import PRECISION
 
 
+def trainer_of(means: list, present: list) -> Engine:
+    """Each of its iterations is a step of the optimizer, with these class means of the teacher."""
+
+    def step(engine: Engine, _batch: None) -> dict:
+        engine.state.output = {"class_means": torch.tensor(means), "class_present": torch.tensor(present)}
+        engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
+        return engine.state.output
+
+    return proda_engine(step)
+
+
 def test_prototypes_of_absent_classes_stay_where_they_are():
-    output = {"class_means": torch.ones(1, 3, 2), "class_present": torch.tensor([[True, False, True]])}
-    engine, prototypes = proda_engine(lambda *_: output), Prototypes(3, 2)
+    engine, prototypes = trainer_of([[[1.0, 1.0]] * 3], [[True, False, True]]), Prototypes(3, 2)
     PrototypeEMA(prototypes, momentum=0.5).attach(engine)
     engine.run([None, None])
     assert prototypes.values[:, 0].tolist() == [0.75, 0.0, 0.75]  # 1 - 0.5**2
     assert prototypes.counts.tolist() == [2, 0, 2]
+    assert engine.state.remembered == {"prototypes": prototypes}
 
 
 def test_the_images_of_a_batch_move_prototypes_one_after_the_other():
-    means = torch.tensor([[[1.0]], [[2.0]]])
-    output = {"class_means": means, "class_present": torch.tensor([[True], [True]])}
-    engine, prototypes = proda_engine(lambda *_: output), Prototypes(1, 1)
+    engine, prototypes = trainer_of([[[1.0]], [[2.0]]], [[True], [True]]), Prototypes(1, 1)
     PrototypeEMA(prototypes, momentum=0.5).attach(engine)
     engine.run([None])
     assert prototypes.values.item() == 0.5 * (0.5 * 1) + 0.5 * 2
 
 
 def test_an_update_is_seen_by_whoever_was_handed_the_tensor_and_is_told():
-    output = {"class_means": torch.ones(1, 2, 2), "class_present": torch.ones(1, 2, dtype=torch.bool)}
-    engine, prototypes, seen = proda_engine(lambda *_: output), Prototypes(2, 2), []
+    engine, prototypes, seen = trainer_of([[[1.0, 1.0]] * 2], [[True, True]]), Prototypes(2, 2), []
     values = prototypes.values
     PrototypeEMA(prototypes, momentum=1.0).attach(engine)
     engine.add_event_handler(ProdaEvents.PROTOTYPES_UPDATED, lambda: seen.append(values.clone()))
     engine.run([None])
     assert torch.equal(seen[0], torch.ones(2, 2))
+
+
+def test_without_momentum_they_are_fixed_and_remembered():
+    engine, prototypes = trainer_of([[[1.0]]], [[True]]), Prototypes(1, 1)
+    PrototypeEMA(prototypes, momentum=0.0).attach(engine)
+    engine.add_event_handler(ProdaEvents.PROTOTYPES_UPDATED, lambda: pytest.fail("moved"))
+    engine.run([None])
+    assert not prototypes.values.any() and engine.state.remembered == {"prototypes": prototypes}
+
+
+def test_where_the_teacher_does_not_run_nothing_moves():
+    def step(engine: Engine, _batch: None) -> dict:
+        engine.state.output = {}
+        engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
+        return {}
+
+    engine, prototypes = proda_engine(step), Prototypes(3, 2)
+    PrototypeEMA(prototypes).attach(engine)
+    engine.add_event_handler(ProdaEvents.PROTOTYPES_UPDATED, lambda: pytest.fail("moved"))
+    engine.run([None])
+    assert not prototypes.counts.any()
 
 
 def test_state_is_loaded_in_place_and_another_shape_is_refused():
@@ -75,33 +105,57 @@ def whole_images() -> list[dict]:
     return [{"image": tiny.pictures(*tiny.FULL)}]
 
 
+MADE_FROM = {"weights": "a" * 64, "images": "b" * 64, "classes": ["road", "sky"], "amp": "off", "size": None}
+
+
+def prepare(file, network=None, batches=(), passes=1, **changed) -> Prototypes:
+    return prepare_prototypes(file, network or tiny.network(), batches, PRECISION, passes, MADE_FROM | changed)
+
+
 def test_prototypes_are_computed_once_and_then_read(tmp_path):
-    file, network, images = tmp_path / "prototypes.pt", tiny.network(), whole_images()
-    computed = prepare_prototypes(file, network, images, PRECISION, origin="a" * 64)
+    file, network = tmp_path / "prototypes.pt", tiny.network()
+    computed = prepare(file, network, whole_images())
     network.register_forward_hook(lambda *_: pytest.fail("computed again"))
-    read = prepare_prototypes(file, network, images, PRECISION, origin="a" * 64)
+    read = prepare(file, network)
     assert torch.equal(read.values, computed.values) and read.values.any()
     assert not read.counts.any() and not computed.counts.any()
 
 
-def test_prototypes_of_other_weights_are_refused_and_a_bare_tensor_is_taken(tmp_path):
-    file, network = tmp_path / "prototypes.pt", tiny.network()
-    prepare_prototypes(file, network, whole_images(), PRECISION, origin="a" * 64)
-    with pytest.raises(ValueError, match=r"prototypes.pt: prototypes of other weights, found SHA-256 aaaa.* --proto"):
-        prepare_prototypes(file, network, [], PRECISION, origin="b" * 64)
-    torch.save(torch.ones(tiny.K, 32), file)  # a released file says nothing about its weights
-    assert prepare_prototypes(file, network, [], PRECISION, origin="b" * 64).values.sum() == tiny.K * 32
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"weights": "c" * 64}, "other weights: found aaaaaaaaaaaa, expected cccccccccccc;"),
+        ({"images": "c" * 64}, "other images: found bbbbbbbbbbbb, expected cccccccccccc;"),
+        ({"classes": ["sky", "road"]}, "other classes: found ['road', 'sky'], expected ['sky', 'road'];"),
+        ({"amp": "bf16"}, "other amp: found off, expected bf16;"),
+        ({"size": [64, 32]}, "other size: found None, expected [64, 32];"),
+        ({"passes": 4}, "other passes: found 1, expected 4;"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_prototypes_made_from_something_else_are_refused_in_one_line(tmp_path, changed, said):
+    file = tmp_path / "prototypes.pt"
+    prepare(file, batches=whole_images())
+    with pytest.raises(UserError) as error:
+        prepare(file, **changed)
+    assert str(error.value).startswith(f"{file}: prototypes made from {said}") and "\n" not in str(error.value)
+
+
+def test_a_released_file_that_says_nothing_about_its_origin_is_taken(tmp_path):
+    file = tmp_path / "prototypes.pt"
+    torch.save(torch.ones(tiny.K, 32), file)
+    assert prepare(file).values.sum() == tiny.K * 32
 
 
 def test_a_file_that_does_not_fit_is_named_once(tmp_path):
     file = tmp_path / "prototypes.pt"
     torch.save(torch.ones(3, 7), file)
     with pytest.raises(ValueError, match=r"prototypes have shape \(3, 7\)") as error:
-        prepare_prototypes(file, tiny.network(), [], PRECISION)
+        prepare(file)
     assert str(error.value).count("prototypes.pt") == 1
     file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read") as error:
-        prepare_prototypes(file, tiny.network(), [], PRECISION)
+        prepare(file)
     assert str(error.value).count("prototypes.pt") == 1
 
 
@@ -112,10 +166,3 @@ def test_a_state_dict_has_one_checksum_until_a_value_changes():
     with torch.no_grad():
         network.bn1.running_mean[0] += 1e-6
     assert first != sha256_of_tensors(network.state_dict())
-
-
-def test_an_engine_without_class_means_is_an_error_not_a_silent_standstill():
-    engine: Engine = proda_engine(lambda *_: {})
-    PrototypeEMA(Prototypes(3, 2)).attach(engine)
-    with pytest.raises(KeyError, match="class_means"):
-        engine.run([None])

@@ -8,8 +8,9 @@ from proda.data.label_store import Manifest, open_store, read_manifest
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.labelling import missing_labels, write_pseudo_labels
 from proda.handlers.pseudo_labels import PseudoLabels
+from proda.utils.errors import UserError
 from tests import tiny
-from tests.tiny import CPU, FULL, PRECISION, K
+from tests.tiny import FULL, PRECISION, K
 
 NAMES = ["a", "b", "c"]
 CLASSES = [f"class {k}" for k in range(K)]
@@ -37,13 +38,49 @@ def soft_store(folder, weights="w", names=NAMES):
     return open_store(folder, "soft", Manifest(K, weights, {}, names))
 
 
-def run(handler: PseudoLabels, *, iterations: int, start: int = 0, every: int = 0, step=lambda *_: None) -> Engine:
-    """A run with epochs of two iterations."""
+class Batches:
+    """Of a run; remembers from which iterations it was started again."""
+
+    def __init__(self) -> None:
+        self.restarts: list[int] = []
+
+    def loader(self, start: int) -> list[str]:
+        self.restarts.append(start)
+        return [f"from {start}"] * 2
+
+
+def labels_of(store, images=None) -> PseudoLabels:
+    """Written by a network of seed 0 at the start."""
+    return PseudoLabels(store, tiny.network(), images or Images(), PRECISION, CLASSES)
+
+
+def run(
+    handler: PseudoLabels,
+    *,
+    iterations: int,
+    start: int = 0,
+    every: int = 0,
+    student=None,
+    batches: Batches | None = None,
+    folder=None,
+    checkpoint_every: int = 0,
+    step=lambda *_: {},
+) -> Engine:
+    """A run with epochs of two iterations; the newest two checkpoints are kept, none for 0."""
     engine = proda_engine(step)
     if start:
         engine.load_state_dict({"epoch_length": 2, "max_iters": iterations, "iteration": start})
-    handler.attach(engine, every=every)
-    engine.run([None, None], max_iters=iterations, epoch_length=2)
+    folder = folder or handler.store.folder
+    handler.attach(engine, every, student=student, batches=batches or Batches(), folder=folder)
+    saved: list[int] = []
+
+    @engine.on(Events.ITERATION_COMPLETED)
+    def save() -> None:
+        if checkpoint_every and engine.state.iteration % checkpoint_every == 0:
+            saved.append(engine.state.iteration)
+            engine.state.checkpoint_iterations = saved[-2:]
+
+    engine.run(["from 0"] * 2, max_iters=iterations, epoch_length=2)
     return engine
 
 
@@ -87,7 +124,7 @@ def test_an_incomplete_set_is_an_error(tmp_path):
 
 def test_labels_are_prepared_when_training_starts_and_only_the_missing_ones(tmp_path):
     store, images, network = soft_store(tmp_path), Images(labelled=True), tiny.network()
-    handler = PseudoLabels(store, network, images, PRECISION, class_names=CLASSES)
+    handler = PseudoLabels(store, network, images, PRECISION, CLASSES)
     seen = []
     engine = proda_engine(lambda *_: seen.append("step"))
     engine.add_event_handler(
@@ -99,30 +136,25 @@ def test_labels_are_prepared_when_training_starts_and_only_the_missing_ones(tmp_
     assert images.asked == [NAMES]
 
     (tmp_path / "probabilities" / "b.probs").unlink()
-    run(PseudoLabels(store, network, images, PRECISION), iterations=1)
+    run(labels_of(store, images), iterations=1)
     assert images.asked == [NAMES, ["b"]]
-    run(PseudoLabels(store, network, images, PRECISION), iterations=1)
+    run(labels_of(store, images), iterations=1)
     assert len(images.asked) == 2 and missing_labels(store, NAMES) == []
 
 
 def test_the_student_renews_them_every_so_many_epochs_but_not_after_the_last(tmp_path):
-    store, images = soft_store(tmp_path), Images()
-    student, restarts, folders = tiny.network(1), [], []
-    handler = PseudoLabels(
-        store,
-        tiny.network(),
-        images,
-        PRECISION,
-        CPU,
+    store, images, batches, read = soft_store(tmp_path), Images(), Batches(), []
+    student = tiny.network(1)
+    run(
+        labels_of(store, images),
+        iterations=8,
+        every=2,
         student=student,
-        renew_data=lambda start: restarts.append(start) or [None, None],
+        batches=batches,
+        step=lambda _, batch: read.append((batch, store.folder.name)),
     )
-    engine = proda_engine(lambda *_: folders.append(store.folder.name))
-    handler.attach(engine, every=2)
-    engine.run([None, None], max_iters=8, epoch_length=2)
-    first = tmp_path.name
-    assert folders == [first] * 4 + ["iteration_4"] * 4
-    assert restarts == [4] and images.asked == [NAMES, NAMES]
+    assert read == [("from 0", tmp_path.name)] * 4 + [("from 4", "iteration_4")] * 4
+    assert batches.restarts == [4] and images.asked == [NAMES, NAMES]
     expected = student.eval()(PICTURES[:1].float() / 255).logits.softmax(1)
     torch.testing.assert_close(store.read("a"), expected[0], atol=2e-3, rtol=0)
 
@@ -131,8 +163,7 @@ def test_renewed_labels_carry_the_checksum_of_the_student(tmp_path):
     manifests = []
     for seed in (1, 2):
         store = soft_store(tmp_path / str(seed))
-        handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=tiny.network(seed))
-        run(handler, iterations=3, every=1)
+        run(labels_of(store), iterations=3, every=1, student=tiny.network(seed))
         manifests.append(read_manifest(store.folder, "soft"))
     assert manifests[0].settings == manifests[1].settings == {"student_at_iteration": 2}
     assert len({*(manifest.weights for manifest in manifests), "w"}) == 3
@@ -142,8 +173,7 @@ def test_labels_that_another_students_run_left_are_never_taken(tmp_path):
     labels = []
     for seed in (1, 2):
         store = soft_store(tmp_path)
-        handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=tiny.network(seed))
-        run(handler, iterations=3, every=1)
+        run(labels_of(store), iterations=3, every=1, student=tiny.network(seed))
         labels.append(store.read("a"))
     assert (labels[0] - labels[1]).abs().max() > 0.01
 
@@ -151,64 +181,82 @@ def test_labels_that_another_students_run_left_are_never_taken(tmp_path):
 @pytest.mark.parametrize("start", [2, 3])
 def test_a_resumed_run_finds_the_labels_it_had(tmp_path, start):
     store, student = soft_store(tmp_path), tiny.network(1)
-    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=student)
-    run(handler, iterations=3, every=1)
+    handler = labels_of(store)
+    run(handler, iterations=3, every=1, student=student)
     expected = store.read("a")
 
-    store, images = soft_store(tmp_path), Images()
-    resumed = PseudoLabels(store, tiny.network(), images, PRECISION, student=student)
+    store, images, folders = soft_store(tmp_path), Images(), []
+    resumed = labels_of(store, images)
     if start == 3:  # between renewals the student has moved on, and the checkpoint knows which labels were in use
         resumed.load_state_dict(handler.state_dict())
         with torch.no_grad():
             student.conv1.weight.add_(1.0)
-    folders = []
-    run(resumed, iterations=4, start=start, every=1, step=lambda *_: folders.append(store.folder.name))
+    step = lambda *_: folders.append(store.folder.name)  # noqa: E731
+    run(resumed, iterations=4, start=start, every=1, student=student, step=step, folder=tmp_path)
     assert set(folders) == {"iteration_2"} and images.asked == []
     assert torch.equal(store.read("a"), expected)
 
 
 def test_lost_labels_of_an_earlier_student_end_the_run_instead_of_being_made_by_a_later_one(tmp_path):
     store, student = soft_store(tmp_path), tiny.network(1)
-    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=student)
-    run(handler, iterations=3, every=1)
+    handler = labels_of(store)
+    run(handler, iterations=3, every=1, student=student)
     (store.folder / "probabilities" / "b.probs").unlink()
-    resumed = PseudoLabels(soft_store(tmp_path), tiny.network(), Images(), PRECISION, student=student)
+    resumed = labels_of(soft_store(tmp_path))
     resumed.load_state_dict(handler.state_dict())
-    with pytest.raises(ValueError, match="1 pseudo labels of iteration 2 are not there, and the student of iter"):
-        run(resumed, iterations=4, start=3, every=1)
+    with pytest.raises(UserError, match="1 pseudo labels of iteration 2 are missing, and the student of iteration 3"):
+        run(resumed, iterations=4, start=3, every=1, student=student)
 
 
 def test_renewal_switched_on_in_the_middle_waits_for_its_epoch(tmp_path):
     store, folders = soft_store(tmp_path), []
-    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=tiny.network(1))
-    run(handler, iterations=5, start=3, every=1, step=lambda *_: folders.append(store.folder.name))
+    step = lambda *_: folders.append(store.folder.name)  # noqa: E731
+    run(labels_of(store), iterations=5, start=3, every=1, student=tiny.network(1), step=step)
     assert folders == [tmp_path.name, "iteration_4"]
 
 
 def test_renewed_labels_go_to_the_runs_own_folder_not_to_a_shared_one(tmp_path):
     store = soft_store(tmp_path / "shared")
-    handler = PseudoLabels(store, tiny.network(), Images(), PRECISION, student=tiny.network(1), folder=tmp_path / "own")
-    run(handler, iterations=3, every=1)
-    assert store.folder == tmp_path / "own" / "iteration_2"
+    run(labels_of(store), iterations=3, every=1, student=tiny.network(1), folder=tmp_path / "own")
+    assert store.folder == tmp_path / "own" / "pseudo_labels" / "iteration_2"
     assert sorted(p.name for p in (tmp_path / "shared").iterdir()) == ["manifest.json", "probabilities"]
 
 
-def test_the_step_after_a_renewal_reads_new_labels_in_new_batches(tmp_path):
-    store, read = soft_store(tmp_path), []
-    handler = PseudoLabels(
-        store,
-        tiny.network(),
-        Images(),
-        PRECISION,
-        CPU,
-        student=tiny.network(1),
-        renew_data=lambda start: [f"from {start}"] * 2,
-    )
-    engine = proda_engine(lambda _, batch: read.append(batch))
-    handler.attach(engine, every=1)
-    engine.run(["from 0"] * 2, max_iters=4, epoch_length=2)
-    assert read == ["from 0", "from 0", "from 2", "from 2"]
-    assert engine.has_event_handler(handler.renew, Events.EPOCH_COMPLETED)
+def renewed_folders(tmp_path) -> set[str]:
+    return {path.name for path in (tmp_path / "pseudo_labels").iterdir()}
+
+
+def test_renewed_labels_that_no_checkpoint_needs_are_deleted(tmp_path):
+    """Labels are renewed every second iteration, and each iteration has a checkpoint, of which two stay."""
+    handler = labels_of(soft_store(tmp_path / "first"))
+    (tmp_path / "pseudo_labels" / "iteration_of_mine").mkdir(parents=True)
+    run(handler, iterations=9, every=1, student=tiny.network(1), folder=tmp_path, checkpoint_every=1)
+    # at the renewal of 8, checkpoints 7 and 8 are on the disk; both were made while training on the labels of 6
+    assert renewed_folders(tmp_path) == {"iteration_6", "iteration_8", "iteration_of_mine"}
+    assert (tmp_path / "first" / "manifest.json").exists()
+
+
+def test_labels_of_an_old_checkpoint_stay_while_it_is_there(tmp_path):
+    handler = labels_of(soft_store(tmp_path / "first"))
+    run(handler, iterations=9, every=1, student=tiny.network(1), folder=tmp_path, checkpoint_every=3)
+    assert renewed_folders(tmp_path) == {"iteration_2", "iteration_4", "iteration_6", "iteration_8"}
+
+
+def test_a_resume_from_each_kept_checkpoint_finds_its_labels(tmp_path):
+    """Without the labels of its own time, a resumed run would end with an error."""
+    student, states = tiny.network(1), {}
+    handler = labels_of(soft_store(tmp_path / "first"))
+
+    def note(engine: Engine, _batch: str) -> dict:
+        states[engine.state.iteration] = handler.state_dict()
+        return {}
+
+    run(handler, iterations=9, every=1, student=student, folder=tmp_path, checkpoint_every=1, step=note)
+    for start in (8, 9):  # the kept ones
+        resumed = labels_of(soft_store(tmp_path / "first"))
+        resumed.load_state_dict(states[start])
+        run(resumed, iterations=10, start=start, every=1, student=student, folder=tmp_path)
+        assert resumed.store.folder.name == "iteration_8"
 
 
 def test_a_checkpoint_cannot_name_a_folder():

@@ -2,28 +2,40 @@
 
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 
+from proda.engines.events import ProdaEvents, proda_engine
 from proda.handlers.schedule import PolynomialDecay
 
 
+def trainer_of(optimizer: torch.optim.Optimizer, found: list[float]) -> Engine:
+    """Each iteration is a step of the optimizer; ``found`` gets the rates that it was made with."""
+
+    def step(engine: Engine, _batch: None) -> dict:
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
+        return {}
+
+    return proda_engine(step, optimizer=optimizer)
+
+
 def rates(iterations: int, horizon: int, base: float = 2.0, resume_at: int = 0) -> list[float]:
-    """Rates that the optimizer holds during each iteration; through a state dict if ``resume_at`` is given."""
-    found = []
+    """Rates of each iteration; through the states that the engine remembers if ``resume_at`` is given."""
+    found: list[float] = []
 
-    def run(engine: Engine, count: int, state: dict | None) -> dict:
+    def run(count: int, states: dict) -> dict:
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=base)
-        schedule = PolynomialDecay(optimizer, horizon)
-        if state:
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
-        engine.add_event_handler(Events.ITERATION_STARTED, schedule)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: found.append(optimizer.param_groups[0]["lr"]))
+        engine = trainer_of(optimizer, found)
+        PolynomialDecay(optimizer, horizon).attach(engine)
+        parts = engine.state.remembered
+        for name, state in states.items():
+            parts[name].load_state_dict(state)
         engine.run([None] * count)
-        return {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        return {name: part.state_dict() for name, part in parts.items()}
 
-    state = run(Engine(lambda *_: None), resume_at, None) if resume_at else None
-    run(Engine(lambda *_: None), iterations - resume_at, state)
+    states = run(resume_at, {}) if resume_at else {}
+    run(iterations - resume_at, states)
     return found
 
 
@@ -43,8 +55,18 @@ def test_a_resumed_schedule_goes_on_where_it_was(at):
 
 def test_every_group_keeps_its_ratio():
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr": 10.0}], lr=1.0)
-    engine = Engine(lambda *_: None)
-    engine.add_event_handler(Events.ITERATION_STARTED, PolynomialDecay(optimizer, 4))
-    engine.run([None] * 3)
+    engine = trainer_of(optimizer, [])
+    PolynomialDecay(optimizer, 4).attach(engine)
+    engine.run([None] * 2)
     one, ten = (group["lr"] for group in optimizer.param_groups)
     assert one == pytest.approx(0.5**0.9) and ten == pytest.approx(10 * one)
+
+
+def test_two_schedules_follow_the_steps_of_their_own_optimizers_and_are_remembered_by_name():
+    first, second = (torch.optim.SGD([torch.zeros(1)], lr=1.0) for _ in range(2))
+    engine = trainer_of(first, [])
+    PolynomialDecay(first, 4).attach(engine)
+    PolynomialDecay(second, 4).attach(engine, ProdaEvents.DISCRIMINATOR_STEPPED, name="critic_schedule")
+    engine.run([None] * 2)
+    assert first.param_groups[0]["lr"] == pytest.approx(0.5**0.9) and second.param_groups[0]["lr"] == 1.0
+    assert {"schedule", "critic_schedule"} <= engine.state.remembered.keys()

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from torch import nn
 
+from proda.engines.events import ProdaEvents, proda_engine
 from proda.handlers.teacher import EMATeacher
 
 
@@ -15,13 +16,15 @@ def student() -> nn.Module:
 def run(network: nn.Module, teacher: EMATeacher, iterations: int) -> Engine:
     """Every iteration adds 1 to all parameters and runs the network on a batch."""
 
-    def step(engine: Engine, _batch: None) -> None:
+    def step(engine: Engine, _batch: None) -> dict:
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(1.0)
         network.train()(torch.randn(8, 2))
+        engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
+        return {}
 
-    engine = Engine(step)
+    engine = proda_engine(step)
     teacher.attach(engine)
     engine.run([None] * iterations)
     return engine
@@ -62,10 +65,15 @@ def test_buffers_are_copied_by_value_and_never_shared():
 def test_buffers_come_from_the_end_of_the_iteration():
     network = student()
     teacher = EMATeacher(network, momentum=0.1)
-    engine = Engine(lambda *_: network.train()(torch.randn(8, 2)))
+
+    def step(engine: Engine, _batch: None) -> dict:
+        network.train()(torch.randn(8, 2))
+        teacher.ema_model(torch.randn(8, 2) + 100)  # what it writes into its own statistics is overwritten
+        engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
+        return {}
+
+    engine = proda_engine(step)
     teacher.attach(engine)
-    # the teacher's forward in the middle of an iteration is overwritten
-    engine.add_event_handler(Events.ITERATION_STARTED, lambda: teacher.ema_model(torch.randn(8, 2) + 100))
     engine.run([None])
     assert torch.equal(teacher.ema_model[1].running_mean, network[1].running_mean)
 
@@ -78,7 +86,8 @@ def test_the_teacher_learns_nothing_by_gradient():
 def test_it_goes_on_from_its_state():
     network = student()
     teacher = EMATeacher(network, momentum=0.25)
-    run(network, teacher, 2)
+    engine = run(network, teacher, 2)
+    assert engine.state.remembered == {"teacher": teacher}
     other = EMATeacher(network, momentum=0.25)
     other.load_state_dict(teacher.state_dict())
     assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in other.ema_model.state_dict().items())

@@ -1,17 +1,24 @@
 """Validation during training, and which model is kept."""
 
+import errno
 import json
 import math
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
+from ignite.metrics import RunningAverage
 
 from proda.data.labels import class_names
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.handlers.checkpoints import checkpoints, resume
-from proda.handlers.validation import Validation, report
-from proda.utils.files import save_json
+from proda.engines.inference import segmentation_evaluator
+from proda.handlers.checkpoints import Checkpoints
+from proda.handlers.kept_models import KeptModels
+from proda.handlers.validation import Validation
+from proda.metrics import report
+from proda.utils.files import save_json, save_tensors
+from tests import tiny
+from tests.tiny import PRECISION, K
 
 CLASSES = ["road", "sky", "train"]
 
@@ -33,19 +40,35 @@ class Judge(Engine):
         self.state.metrics = {"confusion": confusion(correct, 10 - correct), "label_free": label_free}
 
 
+class Run:
+    """A run whose network is known by the iteration that its one buffer holds."""
+
+    def __init__(self, folder, evaluator: Engine, *, every: int = 1, checkpoint_every: int = 0) -> None:
+        self.network = tiny.network()
+        self.network.register_buffer("iteration", torch.tensor(0))
+        self.trainer = proda_engine(self.step)
+        self.folder = folder
+        if checkpoint_every:
+            Checkpoints(folder).attach(self.trainer, every=checkpoint_every)
+        self.validation = Validation(evaluator, [None], CLASSES)
+        self.validation.attach(self.trainer, every=every)
+        self.models = KeptModels(self.validation, self.network, CLASSES, folder, prototypes=torch.ones(3, 2))
+        self.models.attach(self.trainer)
+
+    def step(self, engine: Engine, _batch: None) -> dict:
+        self.network.iteration.fill_(engine.state.iteration)
+        return {}
+
+
 def train(folder, *scores: tuple[int, float], every: int = 1, iterations: int | None = None) -> Validation:
-    trainer = proda_engine(lambda *_: None)
-    weights = lambda: {"model": torch.tensor(trainer.state.iteration)}  # noqa: E731
-    validation = Validation(Judge(*scores), [], CLASSES, weights, folder)
-    validation.trainer = trainer
-    validation.attach(trainer, every=every)
-    trainer.run([None] * (iterations or len(scores)))
-    return validation
+    run = Run(folder, Judge(*scores), every=every)
+    run.trainer.run([None] * (iterations or len(scores)))
+    return run.validation
 
 
 def kept(folder) -> dict[str, int]:
     """File -> iteration of its weights."""
-    return {path.stem: torch.load(path, weights_only=True)["model"].item() for path in folder.glob("*.pt")}
+    return {path.stem: torch.load(path, weights_only=True)["model"]["iteration"].item() for path in folder.glob("*.pt")}
 
 
 def test_an_absent_class_is_no_zero():
@@ -85,36 +108,92 @@ def test_the_end_of_training_is_validated_once(tmp_path):
 
 
 def test_scores_are_on_the_trainer_when_the_event_fires_without_absent_classes(tmp_path):
-    trainer, seen = proda_engine(lambda *_: None), []
-    validation = Validation(Judge((8, 0.5)), [], CLASSES, dict, tmp_path)
+    run, seen = Run(tmp_path, Judge((8, 0.5))), []
+    run.trainer.add_event_handler(
+        ProdaEvents.VALIDATED, lambda engine: seen.append((engine.state.scores, dict(engine.state.metrics)))
+    )
+    run.trainer.run([None])
+    ((scores, metrics),) = seen
+    assert metrics["miou"] == scores["miou"] == pytest.approx(0.8) and metrics["label_free"] == 0.5
+    assert {name for name in metrics if name.startswith("iou/")} == {"iou/road", "iou/sky"}
+    assert set(scores["iou"]) == set(CLASSES)
+
+
+def test_a_users_metrics_stay_on_the_trainer(tmp_path):
+    run = Run(tmp_path, Judge((8, 0.5), (9, 0.5)))
+    RunningAverage(output_transform=lambda _: 2.0).attach(run.trainer, "mine")
+    run.trainer.run([None] * 2)
+    assert run.trainer.state.metrics["mine"] == 2.0 and run.trainer.state.metrics["miou"] == pytest.approx(0.9)
+
+
+def test_validation_leaves_the_network_in_its_modes(tmp_path):
+    network = tiny.network().train()
+    network.bn1.eval()  # as frozen batch norm is
+    evaluator, modes = segmentation_evaluator(network, PRECISION), []
+    trainer = proda_engine(lambda *_: {})
+    validation = Validation(evaluator, [tiny.batch()["source"]], [f"class {k}" for k in range(K)])
     validation.attach(trainer, every=1)
-    trainer.add_event_handler(ProdaEvents.VALIDATED, lambda engine: seen.append(dict(engine.state.metrics)))
+    for event in (ProdaEvents.VALIDATED, Events.EPOCH_COMPLETED):
+        trainer.add_event_handler(event, lambda: modes.append((network.training, network.bn1.training)))
     trainer.run([None])
-    assert seen[0]["miou"] == pytest.approx(0.8) and seen[0]["label_free"] == 0.5
-    assert {name for name in seen[0] if name.startswith("iou/")} == {"iou/road", "iou/sky"}
+    assert modes == [(True, False)] * 2
+    assert evaluator.state.output is None and evaluator.state.batch is None
 
 
 def test_its_memory_goes_through_a_checkpoint_so_the_best_stays_the_best(tmp_path):
     first = train(tmp_path, (9, 0.1), (5, 0.2))
-    trainer = proda_engine(lambda *_: None)
-    second = Validation(Judge((6, 0.3)), [], CLASSES, lambda: {"model": torch.tensor(99)}, tmp_path)
-    second.load_state_dict(first.state_dict())
-    trainer.state.iteration = 3
-    second(trainer)
+    second = Run(tmp_path, Judge((6, 0.3)))
+    assert second.trainer.state.remembered == {"validation": second.validation}
+    second.validation.load_state_dict(first.state_dict())
+    second.network.iteration.fill_(99)
+    second.trainer.state.iteration = 3
+    second.validation(second.trainer)
     assert kept(tmp_path) == {"last": 99, "best": 1, "label_free": 99}
-    assert second.summary()["best_iteration"] == 1
+    assert second.validation.summary()["best_iteration"] == 1
 
 
 def test_the_last_checkpoint_holds_the_last_validation(tmp_path):
     """It runs when the checkpoint of the same iteration is on the disk already."""
-    trainer = proda_engine(lambda *_: None)
-    validation = Validation(Judge((5, 0.1)), [], CLASSES, lambda: {"model": torch.zeros(1)}, tmp_path)
-    validation.attach(trainer, every=10)
-    checkpoints({"trainer": trainer, "validation": validation}, tmp_path, trainer, every=1)
-    trainer.run([None] * 2)
-    again = Validation(Judge(), [], CLASSES, dict, tmp_path)
-    resume({"trainer": proda_engine(lambda *_: None), "validation": again}, tmp_path)
-    assert [result["iteration"] for result in again.results] == [2]
+    Run(tmp_path, Judge((5, 0.1)), every=10, checkpoint_every=1).trainer.run([None] * 2)
+    again = Run(tmp_path, Judge())
+    assert Checkpoints(tmp_path).resume(again.trainer) == 2
+    assert [result["iteration"] for result in again.validation.results] == [2]
+
+
+class Interrupted(Judge):
+    """Is stopped within its first validation."""
+
+    def run(self, *_) -> None:
+        super().run()
+        self.should_terminate = "skip_completed" if len(self.scores) == 2 else False
+
+
+def test_an_interrupted_validation_counts_for_nothing_and_is_repeated_when_the_run_is_resumed(tmp_path):
+    first = Run(tmp_path, Interrupted((1, 0.1), (2, 0.2), (3, 0.3)), every=2, checkpoint_every=1)
+    first.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda: first.trainer.terminate(skip_completed=True)
+    )
+    first.trainer.add_event_handler(ProdaEvents.VALIDATED, lambda: pytest.fail("validated"))
+    first.trainer.run([None] * 4)
+    assert first.validation.results == [] and not (tmp_path / "last.pt").exists()
+
+    again, seen = Run(tmp_path, Judge((5, 0.1), (6, 0.2)), every=2), []
+    assert Checkpoints(tmp_path).resume(again.trainer) == 2
+    again.trainer.add_event_handler(ProdaEvents.VALIDATED, lambda engine: seen.append(engine.state.iteration))
+    again.trainer.run([None] * 4)
+    assert seen == [2, 4] and again.validation.results[0]["miou"] < again.validation.results[1]["miou"]
+
+
+def test_a_finished_validation_is_not_repeated_when_the_run_is_resumed(tmp_path):
+    first = Run(tmp_path, Judge((5, 0.1)), every=2, checkpoint_every=1)
+    first.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda: first.trainer.terminate(skip_completed=True)
+    )
+    first.trainer.run([None] * 4)
+    again = Run(tmp_path, Judge((6, 0.2)), every=2)
+    assert Checkpoints(tmp_path).resume(again.trainer) == 2
+    again.trainer.run([None] * 4)
+    assert [result["iteration"] for result in again.validation.results] == [2, 4]
 
 
 def test_a_network_that_predicts_nan_ends_the_run_and_replaces_no_file(tmp_path):
@@ -123,15 +202,50 @@ def test_a_network_that_predicts_nan_ends_the_run_and_replaces_no_file(tmp_path)
     assert kept(tmp_path) == {"last": 1, "best": 1, "label_free": 1}
 
 
+def full_disk(monkeypatch, refused: list[str]) -> None:
+    """Files of these names cannot be written."""
+
+    def attempt(content, path) -> None:
+        if path.name in refused:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save_tensors(content, path)
+
+    monkeypatch.setattr("proda.handlers.kept_models.save_tensors", attempt)
+
+
 def test_a_full_disk_keeps_the_file_before_it(tmp_path, monkeypatch):
     train(tmp_path, (5, 0.1))
-
-    def full(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("proda.handlers.validation.save_tensors", full)
+    full_disk(monkeypatch, ["last.pt", "best.pt", "label_free.pt"])
     assert len(train(tmp_path, (6, 0.1), (7, 0.1)).results) == 2  # training goes on
     assert kept(tmp_path)["last"] == 1
+
+
+def test_a_failed_save_of_the_best_model_is_not_forgotten_when_the_last_is_saved(tmp_path, monkeypatch):
+    refused = ["best.pt"]
+    full_disk(monkeypatch, refused)
+    run = Run(tmp_path, Judge((9, 0.1), (5, 0.1), (6, 0.1)))
+    run.trainer.add_event_handler(ProdaEvents.VALIDATED, refused.clear)  # there is room again for the next one
+    run.trainer.run([None] * 3)
+    assert kept(tmp_path) == {"last": 3, "label_free": 1}
+    with pytest.raises(OSError, match=r"No space left on device.*best\.pt"):
+        run.models.raise_failures()
+
+
+def test_a_later_better_model_makes_up_for_a_failed_save(tmp_path, monkeypatch):
+    refused = ["best.pt"]
+    full_disk(monkeypatch, refused)
+    run = Run(tmp_path, Judge((5, 0.1), (9, 0.1)))
+    run.trainer.add_event_handler(ProdaEvents.VALIDATED, refused.clear)
+    run.trainer.run([None] * 2)
+    assert kept(tmp_path)["best"] == 2
+    run.models.raise_failures()
+
+
+def test_models_hold_the_parts_that_they_are_given_and_nothing_unfinished_stays(tmp_path):
+    train(tmp_path, (5, 0.1))
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert torch.equal(content["prototypes"], torch.ones(3, 2)) and content["class_names"] == CLASSES
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "label_free.pt", "last.pt"]
 
 
 def test_a_summary_with_an_absent_class_is_valid_json(tmp_path):
@@ -142,11 +256,9 @@ def test_a_summary_with_an_absent_class_is_valid_json(tmp_path):
 
 
 def test_without_labels_there_is_no_best_model(tmp_path):
-    trainer = proda_engine(lambda *_: None)
-    judge = Judge((0, 0.5))
+    judge = Judge()
     judge.run = lambda *_: judge.state.metrics.update(confusion=torch.zeros(3, 3), label_free=0.5)
-    validation = Validation(judge, [], CLASSES, lambda: {"model": torch.tensor(1)}, tmp_path)
-    validation.attach(trainer, every=1)
-    trainer.run([None])
+    run = Run(tmp_path, judge)
+    run.trainer.run([None])
     assert kept(tmp_path) == {"last": 1, "label_free": 1}
-    assert trainer.state.metrics == {"label_free": 0.5}
+    assert run.trainer.state.metrics == {"label_free": 0.5}
