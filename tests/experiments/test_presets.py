@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 import pytest
 
-from proda.experiment import domains, training
 from proda.experiment.config import make_config
+from proda.experiment.domains import Domains
 from proda.experiment.launch import load_experiment
 
 TARGET_IMAGES = 2975  # Cityscapes train
@@ -33,7 +33,7 @@ COMMON = {
     "crop_width": 896,
     "crop_height": 512,
     "dropout": 0.1,
-    "target_statistics": False,
+    "adabn": False,
     "val_every": 1000,
 }
 DISTILLATION = {
@@ -74,7 +74,7 @@ STAGES = {
         "threshold": 0.0,
         "ce_weight": 0.1,
         "rce_weight": 1.0,
-        "consistency_weight": 10.0,
+        "structure_weight": 10.0,
     },
     "stage2_distill": {**DISTILLATION, "init": "simclr", "init_file": ""},
     "stage3_distill": {**DISTILLATION, "init": "weights"},
@@ -87,10 +87,10 @@ PAPER = {
         "schedule_iterations": 0,
         "prototype_passes": 1,
         "replay_as_released": False,
-        "regularizer_weight": 0.1,
+        "mrkld_weight": 0.1,
     },
     "stage2_distill": {
-        "weights": "runs/stage1_denoise/last.pt",
+        "teacher": "runs/stage1_denoise/last.pt",
         "repeat_backbone_parameters": False,
         "schedule_iterations": 0,
         "threshold_as_released": False,
@@ -100,7 +100,7 @@ PAPER = {
 }
 PAPER["stage3_distill"] = {
     **PAPER["stage2_distill"],
-    "weights": "runs/stage2_distill/last.pt",
+    "teacher": "runs/stage2_distill/last.pt",
     "init_file": "runs/stage2_distill/last.pt",
 }
 RELEASED = {
@@ -110,10 +110,10 @@ RELEASED = {
         "schedule_iterations": 90_000,
         "prototype_passes": 4,
         "replay_as_released": True,
-        "regularizer_weight": 0.1,
+        "mrkld_weight": 0.1,
     },
     "stage2_distill": {
-        "weights": "runs/stage1_denoise/best.pt",
+        "teacher": "runs/stage1_denoise/best.pt",
         "repeat_backbone_parameters": True,
         "schedule_iterations": 90_000,
         "threshold_as_released": True,
@@ -123,7 +123,7 @@ RELEASED = {
 }
 RELEASED["stage3_distill"] = {
     **RELEASED["stage2_distill"],
-    "weights": "runs/stage2_distill/best.pt",
+    "teacher": "runs/stage2_distill/best.pt",
     "init_file": "runs/stage2_distill/best.pt",
 }
 
@@ -137,7 +137,7 @@ def expected(stage: str, preset: str) -> dict:
     values = {**COMMON, **STAGES[stage], "preset": preset, "source": preset.split("_")[0]}
     values |= (RELEASED if preset.endswith("released") else PAPER)[stage]
     if preset == "synthia_released" and stage == "stage1_denoise":
-        values["regularizer_weight"] = 0.0
+        values["mrkld_weight"] = 0.0
     return values
 
 
@@ -159,7 +159,7 @@ def test_the_source_alone_picks_its_recipe_and_gta5_is_the_default(stage):
 def test_a_source_has_its_own_number_of_classes(stage, source, classes):
     module = load_experiment(f"experiments/{stage}.py")
     config = make_config(module.Config, {"preset": f"{source}_released"}, module.PRESETS)
-    assert len(domains.label_space(config).names) == classes
+    assert len(Domains(config).classes.names) == classes
 
 
 @pytest.mark.parametrize("stage", STAGES)
