@@ -8,11 +8,12 @@ from dataclasses import asdict
 
 import pytest
 
+from proda.data.loaders import TrainingBatches
 from proda.experiment.config import make_config
 from proda.experiment.domains import Domains
 from proda.experiment.launch import load_experiment
 
-TARGET_IMAGES = 2975  # Cityscapes train
+SOURCE_IMAGES, TARGET_IMAGES = 9400, 2975  # SYNTHIA, the smaller source; Cityscapes train
 # Where and how fast a run is made, and how it is watched.
 RUNNING = {
     *("output", "seed", "device", "num_workers", "amp", "deterministic", "nproc_per_node", "backend", "data_root"),
@@ -34,6 +35,9 @@ COMMON = {
     "crop_height": 512,
     "dropout": 0.1,
     "adabn": False,
+    "skip_bad": "",
+    "labelled_only": False,
+    "gta5_size_as_released": False,
     "val_every": 1000,
 }
 DISTILLATION = {
@@ -167,7 +171,9 @@ def test_a_run_on_cityscapes_has_the_published_length(stage):
     module = load_experiment(f"experiments/{stage}.py")
     for preset in ("gta5", "gta5_released"):
         config = make_config(module.Config, {"preset": preset}, module.PRESETS)
-        assert training.run_length(config, TARGET_IMAGES) == (743, 62_412)
+        length = {"batch_size": config.batch_size, "epochs": config.epochs, "iterations": config.iterations}
+        batches = TrainingBatches(range(SOURCE_IMAGES), range(TARGET_IMAGES), **length)
+        assert (batches.epoch_length, batches.iterations) == (743, 62_412)
 
 
 def test_labels_and_prototypes_made_alone_are_those_that_the_stages_make():
