@@ -18,9 +18,10 @@ from tqdm import tqdm
 from proda.data.check import DatasetReport, inspect_files
 from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
 from proda.data.loaders import SAME_SIZE_NEEDED
-from proda.experiment import domains
-from proda.experiment.config import SOURCES, STREETS, DataConfig
+from proda.experiment.config import DataConfig
+from proda.experiment.domains import Domains
 from proda.experiment.job import Job
+from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
 from proda.experiment.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import inside
@@ -38,7 +39,7 @@ class Config(DataConfig):
 
 
 PRESETS = {
-    **SOURCES,
+    **EVALUATION_PRESETS,
     "streets": {field.name: STREETS[field.name] for field in fields(Config) if field.name in STREETS},
 }
 
@@ -53,16 +54,17 @@ def run(local_rank: int, config: Config) -> dict:
     parts = config.parts.strip("()").replace(" ", "").replace("'", "").split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         raise UserError(f"--parts={config.parts}: no part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
-    space = domains.label_space(config)
+    data = Domains(config)
+    space = data.classes
     job.open({"source -> target": f"{config.source} -> {config.target}, {len(space.names)} classes"})
 
     reports = {}
     for part in parts:
-        own = domains.own_data(getattr(config, PARTS[part][0]))
+        own = data.own_target
         if own is not None and part == "val" and "val" not in own.splits:
             job.log.info("\nval: none, %s has no [val]; training will do without validation", own.path)
             continue
-        reports[part] = check(config, part)
+        reports[part] = check(data, part)
         job.log.info("\n%s (%s): %s", part, getattr(config, PARTS[part][0]), reports[part].headline)
         for line in reports[part].lines(space.names, details=job.folder / "summary.json"):
             job.log.info("%s", line)
@@ -77,12 +79,12 @@ def run(local_rank: int, config: Config) -> dict:
     return job.finish({"exit_status": int(broken > 0), **{part: s.summary(space.names) for part, s in reports.items()}})
 
 
-def check(config: Config, part: str) -> DatasetReport:
+def check(data: Domains, part: str) -> DatasetReport:
     """Every file of a part, and whether the part as a whole can be trained on."""
-    domain, split = PARTS[part]
-    report = DatasetReport(len(domains.label_space(config).names))
+    config, (domain, split) = data.config, PARTS[part]
+    report = DatasetReport(len(data.classes.names))
     try:
-        dataset = open_part(config, domain, split, report)
+        dataset = open_part(data, domain, split, report)
     except UserError as error:
         report.problems.append(str(error))
         return report
@@ -98,7 +100,7 @@ def check(config: Config, part: str) -> DatasetReport:
     sizes = [dataset.size] if dataset.size else list(report.sizes)
     try:
         if part != "val":
-            domains.check_views(config, [(height, width) for width, height in sizes])
+            data.check_views([(height, width) for width, height in sizes])
     except UserError as error:
         report.problems.append(str(error))
     if part == "train" and len(sizes) > 1:
@@ -108,19 +110,19 @@ def check(config: Config, part: str) -> DatasetReport:
     return report
 
 
-def open_part(config: Config, domain: str, split: str, report: DatasetReport) -> LabelledFiles:
+def open_part(data: Domains, domain: str, split: str, report: DatasetReport) -> LabelledFiles:
     """The data set with such labels as there are; that others are missing is noted where all are needed.
 
     Labels that only a report would use, those of the target's training images, break no run.
     """
-    own = domains.own_data(getattr(config, domain))
+    own = data.own_target
     needed = domain == "source" or (split == "val" and (own is None or own.has_labels("val")))
     try:
-        dataset = domains.open_data(config, domain, split, with_labels=True)
+        dataset = data.open(domain, split, with_labels=True)
         dataset.optional_labels = not needed
         return dataset
     except MissingFileError as error:
-        dataset = domains.open_data(config, domain, split, with_labels=False)
+        dataset = data.open(domain, split, with_labels=False)
         if not needed:
             return dataset
         report.problems.append(str(error))

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from proda.data.labels import class_names
 from proda.experiment.launch import start
 from proda.models.build import build_network
+from proda.models.weights import weights_content
 from proda.streets import write_streets
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +34,7 @@ def write_weights(path: Path, *, seed: int = 0) -> Path:
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     network.layer5.head[1].weight.data.mul_(30)
-    torch.save({"model": network.state_dict(), "num_classes": 13, "backbone": "tiny"}, path)
+    torch.save(weights_content(network, class_names=class_names(13)), path)
     return path
 
 
@@ -61,14 +63,14 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
     }
     if stage == "stage1_denoise":
         del values["init"], values["init_file"]
-    if stage not in ("source_only", "warmup"):
         values["weights"] = str(weights)
     if stage in ("stage2_distill", "stage3_distill"):
+        values["teacher"] = str(weights)
         values["threshold"] = 0.2  # an untrained teacher is never sure
     if stage == "source_only":
         return values | more
     values = {**values, "freeze_bn": False, **more}
-    return {"target_statistics": not values["freeze_bn"] and values.get("teacher_mode") != "eval", **values}
+    return {"adabn": not values["freeze_bn"] and values.get("teacher_mode") != "eval", **values}
 
 
 def train(stage: str, *args: Any, **more: Any) -> Any:
@@ -109,11 +111,8 @@ def numbers(content: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def differing(one: Any, other: Any) -> list[str]:
-    """Places in two checkpoints whose bits differ; the time that a run has taken is none."""
-    one, other = (
-        {key: value for key, value in numbers(content).items() if key != ".stopwatch.seconds"}
-        for content in (one, other)
-    )
+    """Places in two checkpoints whose bits differ."""
+    one, other = numbers(one), numbers(other)
     return sorted(one.keys() ^ other.keys()) + [
         key for key in one.keys() & other.keys() if not _same(one[key], other[key])
     ]

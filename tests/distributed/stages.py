@@ -20,11 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
-from proda.experiment import domains, networks
-from proda.experiment.config import DataConfig, RunConfig, make_config
-from proda.experiment.launch import start
+from proda.experiment.config import RunConfig, make_config
+from proda.experiment.domains import Domains
+from proda.experiment.launch import load_experiment, start
+from proda.experiment.networks import load_network, parallel
 from proda.handlers import prototypes
-from tests.small_runs import flags
+from tests.small_runs import STAGES, flags
 
 CAP = 10  # of the counts of initial prototypes: reached in the second pass over eight images, so that order matters
 
@@ -40,10 +41,8 @@ class Config(RunConfig):
 def run(local_rank: int, config: Config) -> dict:
     written: list[str] = []
     exchanges: Counter = Counter()
-    wrap = networks.parallel
-
     def counted(*args, **settings):
-        network = wrap(*args, **settings)
+        network = parallel(*args, **settings)
         if isinstance(network, DistributedDataParallel):
             kind = type(network.module).__name__
 
@@ -59,7 +58,10 @@ def run(local_rank: int, config: Config) -> dict:
         if config.double:
             torch.set_default_dtype(torch.float64)
             patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # what the method raises half precision by
-        patch.setattr(networks, "parallel", counted)
+        for stage in STAGES:
+            module = load_experiment(f"experiments/{stage}.py")
+            if hasattr(module, "parallel"):  # stage 3 has stage 2's
+                patch.setattr(module, "parallel", counted)
         patch.setattr(prototypes, "COUNT_CAP", CAP)
         for store in (SoftLabelStore, HardLabelStore):
             patch.setattr(store, "write", _recorded(store.write, written))
@@ -87,10 +89,12 @@ def _all_stages(config: Config, record: dict, written: list[str], exchanges: Cou
 def _confusion(config: Config) -> list[list[float]]:
     """Of the untrained weights on the validation images."""
     settings = {"data_root": config.data_root, "num_classes": 13, "backbone": "tiny", "val_batch_size": 2}
-    settings = make_config(DataConfig, settings | {"num_workers": 0, "device": "cpu"})
-    network = networks.network_from(settings, config.weights)
-    evaluator = segmentation_evaluator(network, 13, Precision("cpu"), torch.device("cpu"))
-    evaluator.run(domains.whole_images(settings, domains.validation_set(settings)))
+    settings |= {"num_workers": 0, "device": "cpu", "weights": config.weights}
+    settings = make_config(load_experiment("experiments/evaluate.py").Config, settings)
+    data = Domains(settings)
+    network = load_network(settings, data.classes, torch.device("cpu"))
+    evaluator = segmentation_evaluator(network, Precision("cpu"))
+    evaluator.run(data.validation_batches())
     return evaluator.state.metrics["confusion"].tolist()
 
 

@@ -5,33 +5,36 @@ from functools import wraps
 import pytest
 import torch
 
+from proda.data.loaders import TrainingBatches
 from proda.engines.supervised import supervised_trainer
-from proda.experiment.config import TrainConfig
-from proda.experiment.training import clip_gradients, run_length
-from proda.handlers.batch_norm import TargetStatistics
 from proda.handlers.checkpoints import NewestFiles
-from proda.handlers.ema import EMATeacher
-from proda.handlers.monitoring import StopOnNan
+from proda.handlers.nan import StopOnNan
 from proda.handlers.prototypes import PrototypeEMA
+from proda.handlers.schedule import ClipGradients
+from proda.handlers.statistics import AdaBN
+from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
+from proda.utils.errors import UserError
 from tests import small_runs, tiny
-from tests.tiny import CPU, PRECISION
+from tests.tiny import PRECISION
 
 
-def test_the_incomplete_last_batch_of_an_epoch_is_dropped():
-    assert run_length(TrainConfig(batch_size=4, epochs=3), 11) == (2, 6)
-    assert run_length(TrainConfig(batch_size=4, epochs=3, iterations=7), 11) == (2, 7)
+@pytest.mark.parametrize(("iterations", "length"), [(0, (2, 6)), (7, (2, 7))])
+def test_the_incomplete_last_batch_of_an_epoch_is_dropped(iterations, length):
+    batches = TrainingBatches(range(20), range(11), batch_size=4, epochs=3, iterations=iterations)
+    assert (batches.epoch_length, batches.iterations) == length
 
 
-def test_images_that_make_no_batch_are_refused():
-    with pytest.raises(ValueError, match="--batch_size=4 is more than the 3 training images"):
-        run_length(TrainConfig(batch_size=4), 3)
+@pytest.mark.parametrize(("source", "target", "short"), [(3, 8, "source"), (8, 3, "target")])
+def test_images_that_make_no_batch_are_refused(source, target, short):
+    with pytest.raises(UserError, match=f"--batch_size=4 exceeds the 3 training images of the {short}"):
+        TrainingBatches(range(source), range(target), batch_size=4, epochs=1)
 
 
 def test_prototypes_move_before_the_teacher_and_nothing_is_judged_or_saved_before(tmp_path, monkeypatch):
     order = []
     moments = [(PrototypeEMA, "__call__"), (EMATeacher, "copy_buffers"), (StopOnNan, "__call__")]
-    moments += [(Validation, "__call__"), (TargetStatistics, "__call__"), (NewestFiles, "__call__")]
+    moments += [(Validation, "__call__"), (AdaBN, "__call__"), (NewestFiles, "__call__")]
 
     def noted(cls: type, method: str):
         original = getattr(cls, method)
@@ -55,8 +58,8 @@ def test_gradients_are_clipped_to_their_largest_norm_between_backward_and_step(l
     norms = {}
     for limit in (0.0, largest):
         network = tiny.network(dropout=0.0)
-        trainer = supervised_trainer(network, tiny.sgd(network), PRECISION, CPU)
-        clip_gradients(trainer, network, limit)
+        trainer = supervised_trainer(network, tiny.sgd(network), PRECISION)
+        ClipGradients(network, limit).attach(trainer)
         torch.manual_seed(0)
         trainer.run([tiny.batch()])
         norms[limit] = torch.stack([p.grad.norm() for p in network.parameters()]).norm().item()

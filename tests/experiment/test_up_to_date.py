@@ -1,4 +1,4 @@
-"""Steps: what is skipped, resumed, refused and done anew, with runs that only leave their files."""
+"""Runs that build on one another: what is skipped, resumed, refused and done anew, with runs that only leave their files."""
 
 import json
 import os
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from proda.experiment import up_to_date as steps
+from proda.experiment import up_to_date
+from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.utils import lock
 from proda.utils.errors import UserError
@@ -31,8 +32,9 @@ class Step:
         self.refusal: BaseException | None = None  # what it is refused with before it writes anything
         self.weights.write_bytes(b"warm-up")
 
-    def open_data(self, config: Any, domain: str, split: str, *, with_labels: bool) -> SimpleNamespace:
-        return SimpleNamespace(names=self.names[domain])
+    def images(self, domain: str) -> SimpleNamespace:
+        names = ",".join(self.names[domain])
+        return SimpleNamespace(fingerprint=lambda: names, label_fingerprint=lambda: f"labels of {names}")
 
     def start(self, experiment: str, flags: dict[str, Any]) -> None:
         assert experiment == EXPERIMENT
@@ -48,7 +50,7 @@ class Step:
 
     def complete(self, *, overwrite: bool = False, **flags: Any) -> dict[str, Any]:
         flags = {"output": str(self.folder), "weights": str(self.weights)} | flags
-        return steps.complete(EXPERIMENT, flags, overwrite=overwrite)
+        return up_to_date.run_if_outdated(EXPERIMENT, flags, overwrite=overwrite)
 
     def refuses(self, **flags: Any) -> str:
         """The line that another start is refused with; it changes nothing and starts nothing."""
@@ -63,8 +65,10 @@ class Step:
 @pytest.fixture
 def step(tmp_path, monkeypatch) -> Step:
     found = Step(tmp_path)
-    monkeypatch.setattr(steps, "start", found.start)
-    monkeypatch.setattr(steps.domains, "open_data", found.open_data)
+    monkeypatch.setattr(up_to_date, "start", found.start)
+    for name in ("source", "target"):
+        monkeypatch.setattr(Domains, name, property(lambda _, name=name: found.images(name)))
+    monkeypatch.setattr(Domains, "validation", None)  # its images are no files
     return found
 
 
@@ -90,7 +94,8 @@ def test_what_it_depends_on_is_recorded_before_it_starts(step):
     configuration = step.record["configuration"]
     assert configuration["iterations"] == 7 and configuration["lr"] == 1e-4  # defaults too
     assert not {"output", "weights", "num_workers", "resume"} & configuration.keys()
-    assert step.record["data"].keys() == {"source images", "target images"} and step.record["version"] == 1
+    assert step.record["data"].keys() == {"classes", "source images", "source labels", "target images"}
+    assert step.record["version"] == 1
     assert step.started[0]["resume"] is False
 
 
@@ -215,7 +220,7 @@ def test_a_flag_that_does_not_exist_is_named_and_nothing_is_written(step):
 
 def test_the_record_has_the_parts_that_a_damaged_one_is_told_by(step):
     step.complete()
-    assert step.record.keys() == {*steps.PARTS, "version"}
+    assert step.record.keys() == {*up_to_date.PARTS, "version"}
 
 
 def edit(step: Step, **changes: Any) -> None:
@@ -259,7 +264,7 @@ def test_data_that_the_record_does_not_know_yet_change_nothing(step):
 
 def test_a_record_of_a_newer_version_is_one_line(step):
     step.complete()
-    edit(step, version=steps.VERSION + 1)
+    edit(step, version=up_to_date.VERSION + 1)
     assert "inputs.json: written by a newer version of proda" in step.refuses()
 
 
@@ -289,6 +294,6 @@ def test_what_is_done_anew_goes_record_first_so_that_half_of_it_is_never_taken_f
     step.complete()
     deleted = []
     monkeypatch.setattr(Path, "unlink", lambda path, **_: deleted.append(path.name))
-    steps.clear(step.folder)
+    up_to_date.clear(step.folder)
     assert deleted[0] == "inputs.json" and {"summary.json", "last.pt", "checkpoint_1.pt"} <= set(deleted)
     assert read_summary(step.folder)["start"] == 1  # nothing went, so the list is of what would

@@ -4,30 +4,36 @@ python run.py tests/experiments/my_experiment.py --weights=runs/warmup/last.pt
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 from ignite.engine import Engine
-from proda.handlers.ema import EMATeacher
 
-from proda.engines.denoise import denoise_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
-from proda.experiment import domains, networks, training
+from proda.experiment import training
 from proda.experiment.config import TrainConfig
+from proda.experiment.domains import Domains
 from proda.experiment.job import Job
+from proda.experiment.networks import load_network, parallel, sgd
+from proda.handlers.board import Board
+from proda.handlers.checkpoints import Checkpoints
+from proda.handlers.kept_models import KeptModels
 from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
-from proda.handlers.schedule import polynomial_decay
+from proda.handlers.schedule import PolynomialDecay
+from proda.handlers.seeding import SeedIterations
+from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
+from proda.utils.options import PathText
 
 
 @dataclass
-class Config(TrainConfig):
-    weights: str = "runs/warmup/last.pt"  # first student, first teacher, labels and prototypes
+class Config(DenoiseOptions, TrainConfig):
+    weights: PathText = "runs/warmup/last.pt"  # first student, first teacher, labels and prototypes
     lr: float = 1e-4  # of all parameters
     head_lr_factor: float = 1.0  # one parameter group
-    pseudo_labels: str = ""  # folder of soft labels; OUTPUT/pseudo_labels if empty
+    pseudo_labels: PathText = ""  # folder of soft labels; OUTPUT/pseudo_labels if empty
 
 
 class Diary:
@@ -41,6 +47,8 @@ class Diary:
         for moment in ProdaEvents:
             trainer.add_event_handler(moment, lambda _, name: self.moments.append(name), moment.value)
         trainer.add_event_handler(ProdaEvents.LABELS_RECTIFIED, self.compare)
+        trainer.state.summary["moments"] = self.moments  # goes to summary.json
+        trainer.state.summary["changed_labels"] = self.changed
 
     def compare(self, trainer: Engine) -> None:
         before, after = trainer.state.output["pseudo_labels"], trainer.state.output["rectified_labels"]  # [B, h, w]
@@ -48,36 +56,32 @@ class Diary:
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job = Job(config)
-    source, images = domains.source_training(config), domains.target_set(config, "train")
-    val = domains.whole_images(config, domains.validation_set(config))
-    warm, network = (networks.network_from(config, config.weights, dropout=config.dropout) for _ in range(2))
-    length = training.run_length(config, len(images))
-    soft_labels = domains.label_store(config, "soft", job, images.names)
-    target = domains.target_training(config, full_image=True, strong=True, soft_labels=soft_labels)
-    job.open(training.summary_lines(config, length))
+    job, data = Job(config), Domains(config)
+    first, network = (load_network(config, data.classes, job.device) for _ in range(2))
+    store = data.label_store("soft", job.folder / "pseudo_labels", first)
+    target = data.target_views(full_image=True, strong=True, soft_labels=store)
+    batches = data.training_batches(data.source_crops(), target)
+    job.open(training.summary_lines(config, data, batches), data.fingerprints())
 
-    optimizer, precision = networks.sgd(config, network), Precision(job.device, config.amp)
-    schedule = polynomial_decay(optimizer, config.schedule_iterations or length.iterations)
-    student = networks.parallel(network, job.device, sync_bn=config.sync_bn, freeze_bn=config.freeze_bn)
-    teacher, named = EMATeacher(network), domains.named_images(config, images)
-    file = job.folder / "prototypes.pt"
-    prototypes = prepare_prototypes(file, warm.to(job.device), named(images.names), precision, job.device)
-    moved = (student, teacher.ema_model, prototypes.values, optimizer)
-    trainer = denoise_trainer(*moved, precision, job.device, freeze_bn=config.freeze_bn)
-    names, weights = domains.label_space(config).names, partial(networks.network_content, config, network)
-    evaluator = segmentation_evaluator(network, len(names), precision, job.device)
-    validation, diary = Validation(evaluator, val, names, weights, job.folder), Diary()
+    precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
+    teacher, file, made_from = EMATeacher(network), job.folder / "prototypes.pt", data.made_from(first)
+    prototypes = prepare_prototypes(file, first, data.whole_target(), precision, 1, made_from)
+    trainer = denoise_trainer(student, teacher.ema_model, prototypes.values, optimizer, precision, config)
+    evaluator = segmentation_evaluator(network, precision)
 
-    diary.attach(trainer)
-    training.attach_first(trainer, network, schedule, config)
-    PseudoLabels(soft_labels, warm, named, precision, job.device).attach(trainer)
+    Diary().attach(trainer)
+    PseudoLabels(store, first, data.whole_target, precision, data.classes.names).attach(trainer)
     PrototypeEMA(prototypes).attach(trainer)
     teacher.attach(trainer)
 
-    state = {"student": network, "optimizer": optimizer, "schedule": schedule, "precision": precision}
-    state |= {"teacher": teacher, "prototypes": prototypes}
-    notes, optimizers = {"moments": diary.moments, "changed_labels": diary.changed}, {"student": optimizer}
-    return training.train(
-        job, trainer, source, target, validation, length, state=state, optimizers=optimizers, notes=notes
-    )
+    SeedIterations(config.seed).attach(trainer)
+    PolynomialDecay(optimizer, batches.iterations).attach(trainer)
+    checkpoints = Checkpoints(job.folder)
+    checkpoints.attach(trainer, every=config.checkpoint_every)
+    validation = Validation(evaluator, data.validation_batches(), data.classes.names)
+    validation.attach(trainer, every=config.val_every)
+    models = KeptModels(validation, network, data.classes.names, job.folder)
+    models.attach(trainer)
+    board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
+    board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
+    return training.run(job, trainer, batches, checkpoints, validation, models, board)

@@ -42,9 +42,9 @@ def test_it_runs_every_row_and_goes_on_after_an_interruption(data, tmp_path, mon
     assert configs["no_target_loss"]["ce_weight"] == configs["no_target_loss"]["rce_weight"] == 0
     assert configs["symmetric"]["rce_weight"] > 0 and not configs["symmetric"]["rectification"]
     assert configs["fixed_prototypes"]["rectification"] and configs["fixed_prototypes"]["prototype_momentum"] == 0
-    assert configs["moving_prototypes"]["prototype_momentum"] > 0 == configs["moving_prototypes"]["consistency_weight"]
-    assert configs["structure"]["consistency_weight"] > 0
-    assert configs["distillation"]["weights"] == str(tmp_path / "seed_0/structure/last.pt")
+    assert configs["moving_prototypes"]["prototype_momentum"] > 0 == configs["moving_prototypes"]["structure_weight"]
+    assert configs["structure"]["structure_weight"] > 0
+    assert configs["distillation"]["teacher"] == str(tmp_path / "seed_0/structure/last.pt")
 
     (tmp_path / "seed_0/second_distillation/summary.json").unlink()  # as if it had been stopped in the last row
     capsys.readouterr()

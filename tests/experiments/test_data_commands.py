@@ -10,8 +10,8 @@ from PIL import Image
 from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.labelled_files import read_skip_list
-from proda.experiment import domains
 from proda.experiment.config import make_config
+from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment, main
 from proda.models.build import build_network
@@ -150,7 +150,7 @@ def test_a_released_recipe_is_checked_and_judged_under_its_name(experiment):
     module = load_experiment(f"experiments/{experiment}.py")
     for preset, classes in (("gta5_released", 19), ("synthia_released", 16)):
         config = make_config(module.Config, {"preset": preset}, module.PRESETS)
-        assert len(domains.label_space(config).names) == classes
+        assert len(Domains(config).classes.names) == classes
 
 
 def test_a_split_without_labels_gives_predictions_and_no_score(inputs, tmp_path, capsys):

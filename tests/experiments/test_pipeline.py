@@ -56,10 +56,10 @@ def test_every_stage_starts_from_what_the_one_before_has_left(done):
     assert list(read(done / "summary.json")["stages"]) == ALL
     assert config_of(done, "warmup")["init_file"] == str(done / "source_only/last.pt")
     assert config_of(done, "stage1_denoise")["weights"] == str(done / "warmup/last.pt")
-    assert config_of(done, "stage2_distill")["weights"] == str(done / "stage1_denoise/last.pt")
+    assert config_of(done, "stage2_distill")["teacher"] == str(done / "stage1_denoise/last.pt")
     assert config_of(done, "stage2_distill")["init_file"] == str(done / "stage1_denoise/last.pt")
     stage3 = config_of(done, "stage3_distill")
-    assert stage3["weights"] == stage3["init_file"] == str(done / "stage2_distill/last.pt")
+    assert stage3["teacher"] == stage3["init_file"] == str(done / "stage2_distill/last.pt")
     assert [stage for stage in ALL if config_of(done, stage).get("train_on") == "target"] == ["oracle"]
     recorded = read(done / "stage1_denoise/inputs.json")
     assert recorded["files"] == {"weights": sha256(done / "warmup/last.pt")}
@@ -78,7 +78,7 @@ def test_other_inputs_are_refused_in_one_line_and_nothing_changes(done, data, ca
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
     assert command(data, done, seed=3) == 2
     error = capsys.readouterr().err
-    assert f"{done / 'source_only'} holds a run with other inputs (--seed was 0, is 3): do it anew by --over" in error
+    assert f"{done / 'source_only'} holds a run with other inputs (--seed was 0, is 3): make it again by --over" in error
     assert error.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
 
@@ -104,7 +104,7 @@ def test_other_weights_and_images_are_other_inputs(two, data, capsys):
     recorded = read(two / "warmup/inputs.json")
     for part, name, words in (
         ("files", "init_file", "other content of --init_file"),
-        ("images", "target", "other tar"),
+        ("data", "target images", "other target images"),
     ):
         changed = {**recorded, part: {**recorded[part], name: "0"}, "hash": "0"}
         (two / "warmup/inputs.json").write_text(json.dumps(changed))
@@ -115,7 +115,7 @@ def test_other_weights_and_images_are_other_inputs(two, data, capsys):
 def test_with_overwrite_only_what_has_changed_is_done_anew(two, data, capsys):
     (two / "warmup/inputs.json").unlink()  # as a run by hand would leave it
     assert command(data, two, until="warmup") == 2
-    assert "of which inputs.json does not tell the inputs" in capsys.readouterr().err
+    assert "holds a run without a readable inputs.json" in capsys.readouterr().err
     assert command(data, two, until="warmup", overwrite=True) == 0
     out = capsys.readouterr().out
     assert out.count("up to date, skipped") == 1 and "warmup: up to date" not in out
@@ -155,9 +155,9 @@ def test_on_real_data_the_stages_get_preset_downloads_and_the_model_it_keeps(pre
     assert found["warmup"]["init_file"] == "i.pth" and "weights" not in found["warmup"]
     assert found["stage1_denoise"]["weights"] == f"o/warmup/{kept}"
     assert (found["stage2_distill"]["init"], found["stage2_distill"]["init_file"]) == ("simclr", "s.pth")
-    assert found["stage2_distill"]["weights"] == f"o/stage1_denoise/{kept}"
+    assert found["stage2_distill"]["teacher"] == f"o/stage1_denoise/{kept}"
     assert found["stage2_distill"]["bn_pretrain"] is True
-    assert found["stage3_distill"]["weights"] == found["stage3_distill"]["init_file"] == f"o/stage2_distill/{kept}"
+    assert found["stage3_distill"]["teacher"] == found["stage3_distill"]["init_file"] == f"o/stage2_distill/{kept}"
 
 
 def test_a_student_of_stage_2_that_starts_from_imagenet_has_no_batch_norm_for_simclr():

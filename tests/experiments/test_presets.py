@@ -8,11 +8,12 @@ from dataclasses import asdict
 
 import pytest
 
-from proda.experiment import domains, training
+from proda.data.loaders import TrainingBatches
 from proda.experiment.config import make_config
+from proda.experiment.domains import Domains
 from proda.experiment.launch import load_experiment
 
-TARGET_IMAGES = 2975  # Cityscapes train
+SOURCE_IMAGES, TARGET_IMAGES = 9400, 2975  # SYNTHIA, the smaller source; Cityscapes train
 # Where and how fast a run is made, and how it is watched.
 RUNNING = {
     *("output", "seed", "device", "num_workers", "amp", "deterministic", "nproc_per_node", "backend", "data_root"),
@@ -33,7 +34,10 @@ COMMON = {
     "crop_width": 896,
     "crop_height": 512,
     "dropout": 0.1,
-    "target_statistics": False,
+    "adabn": False,
+    "skip_bad": "",
+    "labelled_only": False,
+    "gta5_size_as_released": False,
     "val_every": 1000,
 }
 DISTILLATION = {
@@ -74,7 +78,7 @@ STAGES = {
         "threshold": 0.0,
         "ce_weight": 0.1,
         "rce_weight": 1.0,
-        "consistency_weight": 10.0,
+        "structure_weight": 10.0,
     },
     "stage2_distill": {**DISTILLATION, "init": "simclr", "init_file": ""},
     "stage3_distill": {**DISTILLATION, "init": "weights"},
@@ -87,10 +91,10 @@ PAPER = {
         "schedule_iterations": 0,
         "prototype_passes": 1,
         "replay_as_released": False,
-        "regularizer_weight": 0.1,
+        "mrkld_weight": 0.1,
     },
     "stage2_distill": {
-        "weights": "runs/stage1_denoise/last.pt",
+        "teacher": "runs/stage1_denoise/last.pt",
         "repeat_backbone_parameters": False,
         "schedule_iterations": 0,
         "threshold_as_released": False,
@@ -100,7 +104,7 @@ PAPER = {
 }
 PAPER["stage3_distill"] = {
     **PAPER["stage2_distill"],
-    "weights": "runs/stage2_distill/last.pt",
+    "teacher": "runs/stage2_distill/last.pt",
     "init_file": "runs/stage2_distill/last.pt",
 }
 RELEASED = {
@@ -110,10 +114,10 @@ RELEASED = {
         "schedule_iterations": 90_000,
         "prototype_passes": 4,
         "replay_as_released": True,
-        "regularizer_weight": 0.1,
+        "mrkld_weight": 0.1,
     },
     "stage2_distill": {
-        "weights": "runs/stage1_denoise/best.pt",
+        "teacher": "runs/stage1_denoise/best.pt",
         "repeat_backbone_parameters": True,
         "schedule_iterations": 90_000,
         "threshold_as_released": True,
@@ -123,7 +127,7 @@ RELEASED = {
 }
 RELEASED["stage3_distill"] = {
     **RELEASED["stage2_distill"],
-    "weights": "runs/stage2_distill/best.pt",
+    "teacher": "runs/stage2_distill/best.pt",
     "init_file": "runs/stage2_distill/best.pt",
 }
 
@@ -137,7 +141,7 @@ def expected(stage: str, preset: str) -> dict:
     values = {**COMMON, **STAGES[stage], "preset": preset, "source": preset.split("_")[0]}
     values |= (RELEASED if preset.endswith("released") else PAPER)[stage]
     if preset == "synthia_released" and stage == "stage1_denoise":
-        values["regularizer_weight"] = 0.0
+        values["mrkld_weight"] = 0.0
     return values
 
 
@@ -159,7 +163,7 @@ def test_the_source_alone_picks_its_recipe_and_gta5_is_the_default(stage):
 def test_a_source_has_its_own_number_of_classes(stage, source, classes):
     module = load_experiment(f"experiments/{stage}.py")
     config = make_config(module.Config, {"preset": f"{source}_released"}, module.PRESETS)
-    assert len(domains.label_space(config).names) == classes
+    assert len(Domains(config).classes.names) == classes
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -167,7 +171,9 @@ def test_a_run_on_cityscapes_has_the_published_length(stage):
     module = load_experiment(f"experiments/{stage}.py")
     for preset in ("gta5", "gta5_released"):
         config = make_config(module.Config, {"preset": preset}, module.PRESETS)
-        assert training.run_length(config, TARGET_IMAGES) == (743, 62_412)
+        length = {"batch_size": config.batch_size, "epochs": config.epochs, "iterations": config.iterations}
+        batches = TrainingBatches(range(SOURCE_IMAGES), range(TARGET_IMAGES), **length)
+        assert (batches.epoch_length, batches.iterations) == (743, 62_412)
 
 
 def test_labels_and_prototypes_made_alone_are_those_that_the_stages_make():

@@ -102,7 +102,7 @@ def test_its_board_has_losses_rates_scores_and_panels(runs, stage):
     scalars = {"train/loss", "train/loss_source", "student/lr/group_0", "val/miou", "val/iou/road"}
     scalars |= {"discriminator/lr/group_0", "train/loss_adversarial"} if stage == "warmup" else set()
     scalars |= {"pseudo_labels/miou", "train/loss_target"} if stage.startswith("stage") else set()
-    scalars |= {"train/ema_momentum", "train/loss_consistency"} if stage == "stage1_denoise" else set()
+    scalars |= {"train/ema_momentum", "train/loss_structure"} if stage == "stage1_denoise" else set()
     assert scalars <= set(tags["scalars"])
     target = set() if stage == "source_only" else {"train/target"}
     assert set(tags["images"]) == {"train/source", "val/panel"} | target
@@ -128,7 +128,7 @@ def test_stage_1_moves_student_teacher_and_prototypes(runs, weights):
 @pytest.mark.parametrize(
     "more",
     [
-        {"rectification": False, "consistency_weight": 0.0},  # conventional self-training: the teacher is not run
+        {"rectification": False, "structure_weight": 0.0},  # conventional self-training: the teacher is not run
         {"prototype_momentum": 0.0, "teacher_mode": "eval", "grad_clip": 0.5},
         {"renew_labels_every": 1, "amp": "bf16"},
         {"preset": "synthia_released", "num_classes": 13},
