@@ -1,4 +1,4 @@
-"""Runs that build on one another: what is skipped, resumed, refused and done anew, with runs that only leave their files."""
+"""Runs that build on one another: what is skipped, resumed, refused and run again, by runs that only leave files."""
 
 import json
 import os
