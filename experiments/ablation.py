@@ -16,7 +16,7 @@ from proda.experiment import domains
 from proda.experiment.config import STREETS_DATA, DataConfig, pick
 from proda.experiment.launch import load_experiment
 from proda.experiment.tables import compare, comparison_page
-from proda.experiment.up_to_date import complete
+from proda.experiment.up_to_date import run_if_outdated
 from proda.utils.files import save_json
 
 # Conventional self-training: cross entropy on the soft labels' arg-max, which stays what the warm-up model says. The
@@ -95,7 +95,7 @@ def run(local_rank: int, config: Config) -> dict:
             }
             if config.scale != 1.0:
                 flags |= shortened(experiment, config.scale)
-            runs[row].append(complete(f"experiments/{experiment}.py", flags, overwrite=config.overwrite))
+            runs[row].append(run_if_outdated(f"experiments/{experiment}.py", flags, overwrite=config.overwrite))
             summary = compare(runs, control=CONTROL)
             save_json(
                 {"seed": config.seed, "seeds": config.seeds, "scale": config.scale, **summary}, folder / "summary.json"

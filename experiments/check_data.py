@@ -21,7 +21,7 @@ from proda.experiment import domains
 from proda.experiment.config import SOURCES, STREETS, DataConfig
 from proda.experiment.job import Job
 from proda.experiment.tables import markdown_table
-from proda.utils.files import inside
+from proda.utils.files import safe_path
 from proda.visualization import frequency_picture
 
 PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("target", "val")}
@@ -85,7 +85,7 @@ def check(config: Config, part: str) -> Survey:
         return result
     for name in dataset.names if part == "train" else ():
         try:
-            inside(Path("pseudo_labels"), name)
+            safe_path(Path("pseudo_labels"), name)
         except ValueError as error:
             result.problems.append(f"{getattr(config, domain)}: {error}")
     survey(dataset, result, num_workers=config.num_workers, progress=lambda findings: tqdm(findings, part, leave=False))

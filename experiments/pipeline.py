@@ -17,7 +17,7 @@ from proda.experiment.config import SOURCES, STREETS, DataConfig, make_config, p
 from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment
 from proda.experiment.tables import stage_table
-from proda.experiment.up_to_date import complete, tell
+from proda.experiment.up_to_date import print_once, run_if_outdated
 from proda.utils.files import save_json
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
@@ -61,13 +61,13 @@ def run(local_rank: int, config: Config) -> dict:
     if config.init_file and not Path(config.init_file).is_file():
         raise FileNotFoundError(f"--init_file={config.init_file}: no such file; expected ImageNet weights")
     for number, stage in enumerate(todo, 1):
-        tell(f"\n[{number}/{len(todo)}] {stage}")
-        complete(experiment_file(stage), flags(config, stage), overwrite=config.overwrite)
+        print_once(f"\n[{number}/{len(todo)}] {stage}")
+        run_if_outdated(experiment_file(stage), flags(config, stage), overwrite=config.overwrite)
     there = [stage for stage in STREETS_STAGES if (folder / stage / "summary.json").is_file()]
     summary = {"stages": {stage: read_summary(folder / stage) for stage in there}}
     if idist.get_rank() == 0:
         save_json(summary, folder / "summary.json")
-    tell(f"\n{stage_table(summary['stages'])}\n\n{folder / 'summary.json'}   tensorboard --logdir {folder}")
+    print_once(f"\n{stage_table(summary['stages'])}\n\n{folder / 'summary.json'}   tensorboard --logdir {folder}")
     return summary
 
 

@@ -21,7 +21,7 @@ from proda.experiment import domains, networks
 from proda.experiment.config import SOURCES, STREETS_DATA, DataConfig, numbers
 from proda.experiment.job import Job
 from proda.handlers.predictions import SaveOverlays, SavePredictions
-from proda.utils.files import inside
+from proda.utils.files import safe_path
 
 
 @dataclass
@@ -46,7 +46,7 @@ def run(local_rank: int, config: Config) -> dict:
         names = [key.replace("/", "-") for key in files]
     dataset = LabelledFiles(list(files.values()), None, names, table=space.table, num_classes=len(space.names))
     for name in names:
-        inside(job.folder, name, ".png")  # now, not when its turn has come
+        safe_path(job.folder, name, ".png")  # now, not when its turn has come
     network = networks.network_from(config, config.weights).to(job.device)
     job.open({"weights": config.weights, "images": len(dataset)})
 

@@ -26,7 +26,7 @@ from imagecodecs import png_decode
 from PIL import Image
 from torch import Tensor
 
-from proda.utils.files import inside, replacing, save_json
+from proda.utils.files import atomic_write, safe_path, save_json
 
 # K classes; h, w network resolution; H, W image size.
 FORMAT = 1  # raise it whenever a file of an older version would be read wrongly
@@ -63,7 +63,7 @@ def open_store(
     folder = Path(folder)
     images = list(manifest.images)
     for name in images:
-        inside(folder, name)
+        safe_path(folder, name)
     if len(set(images)) != len(images):
         twice = next(name for i, name in enumerate(images) if name in images[:i])
         raise ValueError(f"{folder}: two images are called {twice!r}; names must differ")
@@ -133,7 +133,7 @@ class _Store:
                     (self.folder / part / file).unlink(missing_ok=True)
 
     def _path(self, part: str, name: str) -> Path:
-        return inside(self.folder / part, name, self.parts[part])
+        return safe_path(self.folder / part, name, self.parts[part])
 
     def _delete(self) -> None:
         for part, suffix in self.parts.items():
@@ -295,7 +295,7 @@ def _listing(folder: Path) -> list[str]:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(data)
 
 

@@ -26,7 +26,7 @@ VERSION = 1  # of the record; earlier ones have none, and know the data otherwis
 PARTS = ("configuration", "files", "data")  # of the record
 
 
-def complete(experiment: str, flags: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
+def run_if_outdated(experiment: str, flags: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
     """Runs an experiment in the folder ``flags["output"]`` unless its result is up to date; returns ``summary.json``.
 
     A run with the same inputs that was cut short goes on. One with other inputs is deleted with ``overwrite``, and made
@@ -43,7 +43,7 @@ def complete(experiment: str, flags: dict[str, Any], *, overwrite: bool = False)
     same = bool(before) and not changes
     idist.barrier()  # each process has looked before one of them writes
     if same and finished:
-        tell(f"{folder}: up to date, skipped")
+        print_once(f"{folder}: up to date, skipped")
         return read_summary(folder)
     if used and not same and not overwrite:
         found = f"with other inputs ({_shortened(changes)})" if before else f"without a readable {RECORD}"
@@ -66,7 +66,7 @@ def complete(experiment: str, flags: dict[str, Any], *, overwrite: bool = False)
     return read_summary(folder)
 
 
-def tell(text: str) -> None:
+def print_once(text: str) -> None:
     """A line on the terminal, once for all processes."""
     if idist.get_rank() == 0:
         print(text, flush=True)
@@ -138,7 +138,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any], config: Any) -> list[s
         f"other content of --{n}" for n in sorted(files.keys() | now["files"]) if files.get(n) != now["files"].get(n)
     ]
     if not data:
-        tell(f"{RECORD} is of an earlier version: whether the data are the same is not known")
+        print_once(f"{RECORD} is of an earlier version: whether the data are the same is not known")
     return changes + [f"other {name}" for name in sorted(data.keys() & now["data"]) if data[name] != now["data"][name]]
 
 

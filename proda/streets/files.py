@@ -12,7 +12,7 @@ from PIL import Image
 from proda.data.labels import CLASSES
 from proda.streets.scene import draw_scene
 from proda.streets.style import CAMERA, GAME
-from proda.utils.files import replacing, save_json
+from proda.utils.files import atomic_write, save_json
 
 VERSION = 3  # raise it with every change of the drawings: folders of another version are refused
 MARKER, UNFINISHED = "streets.json", "streets.unfinished.json"
@@ -62,9 +62,9 @@ def write_streets(
         if image_path.exists():  # it is written after the labels, so they are there too
             continue
         image, labels = draw_scene(np.random.default_rng(entropy), style, size)
-        with replacing(labels_path) as path:
+        with atomic_write(labels_path) as path:
             _save_labels(labels, dataset, path)
-        with replacing(image_path) as path:
+        with atomic_write(image_path) as path:
             image.save(path, "PNG", compress_level=3)
     for folder, wanted in settings.items():
         save_json(wanted, folder / MARKER)

@@ -48,7 +48,7 @@ class Step:
 
     def complete(self, *, overwrite: bool = False, **flags: Any) -> dict[str, Any]:
         flags = {"output": str(self.folder), "weights": str(self.weights)} | flags
-        return steps.complete(EXPERIMENT, flags, overwrite=overwrite)
+        return steps.run_if_outdated(EXPERIMENT, flags, overwrite=overwrite)
 
     def refuses(self, **flags: Any) -> str:
         """The line that another start is refused with; it changes nothing and starts nothing."""
