@@ -24,7 +24,7 @@ from proda.experiment.job import Job
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
 from proda.experiment.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
-from proda.utils.files import inside
+from proda.utils.files import safe_path
 from proda.visualization import frequency_picture
 
 PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("target", "val")}
@@ -90,7 +90,7 @@ def check(data: Domains, part: str) -> DatasetReport:
         return report
     for name in dataset.names if part == "train" else ():
         try:
-            inside(Path("pseudo_labels"), name)
+            safe_path(Path("pseudo_labels"), name)
         except ValueError as error:
             report.problems.append(f"{getattr(config, domain)}: {error}")
             report.bad_names.append(name)

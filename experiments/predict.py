@@ -25,7 +25,7 @@ from proda.experiment.networks import load_network
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SaveOverlays, SavePredictions
 from proda.utils.errors import MissingFileError
-from proda.utils.files import inside
+from proda.utils.files import safe_path
 from proda.utils.options import PathText
 
 
@@ -44,7 +44,7 @@ def run(local_rank: int, config: Config) -> dict:
     job, data, scales = Job(config), Domains(config), parse_scales(config.scales, "scales")
     dataset = named_files(config, data)
     for name in dataset.names:
-        inside(job.folder, name, ".png")  # now, not when its turn has come
+        safe_path(job.folder, name, ".png")  # now, not when its turn has come
     network = load_network(config, data.classes, job.device)
     job.open({"weights": config.weights, "images": len(dataset)})
 

@@ -107,7 +107,7 @@ def draw_strong_view(rng: np.random.Generator, size: tuple[int, int]) -> tuple[l
     view = StrongView(
         torch.tensor(flipped),
         torch.tensor(kinds, dtype=torch.int64),
-        torch.tensor(values, dtype=torch.float32),
+        torch.tensor(values, dtype=torch.float64),  # as released: its matrices are in float64
         torch.tensor(_draw_cutout(rng, size)),
     )
     return operations, view

@@ -31,7 +31,7 @@ from torch import Tensor
 from proda.data.image_files import MAX_PIXELS, warn_once
 from proda.data.labelled_files import first_duplicate
 from proda.utils.errors import MissingFileError, UserError
-from proda.utils.files import inside, replacing, save_json
+from proda.utils.files import atomic_write, safe_path, save_json
 
 # K classes; h, w network resolution; H, W image size.
 FORMAT = 2  # raise it whenever a file of an older version would be read wrongly
@@ -77,7 +77,7 @@ def open_store(
     folder = Path(folder)
     images = list(manifest.images)
     for name in images:
-        inside(folder, name)
+        safe_path(folder, name)
     if twice := first_duplicate(images):
         raise ValueError(f"{folder}: two images are called {twice!r}; names must differ")
     if manifest.class_names and len(manifest.class_names) != manifest.num_classes:
@@ -151,7 +151,7 @@ class _Store:
                     (self.folder / part / file).unlink(missing_ok=True)
 
     def _path(self, part: str, name: str) -> Path:
-        return inside(self.folder / part, name, self.parts[part])
+        return safe_path(self.folder / part, name, self.parts[part])
 
     def _delete(self) -> None:
         for part, suffix in self.parts.items():
@@ -332,7 +332,7 @@ def _listing(folder: Path) -> list[str]:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(data)
 
 

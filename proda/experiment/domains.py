@@ -246,7 +246,7 @@ class Domains:
 
 def data_root(config: DataConfig) -> Path:
     """Where the data sets are; with ``--preset=streets`` they are drawn first if they are missing."""
-    root = Path(config.data_root or os.environ.get("PRODA_DATA") or "data")
+    root = Path(config.data_root or os.environ.get("PRODA_DATA") or "data").expanduser()
     if config.preset == "streets":
         with idist.one_rank_first():
             write_streets(root, source=config.source)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from proda.data.labels import colorize
 from proda.engines.optimization import resize
-from proda.utils.files import inside, replacing
+from proda.utils.files import atomic_write, safe_path
 from proda.visualization import image_picture
 
 
@@ -40,7 +40,7 @@ class SavePredictions:
             if self.colors is not None:
                 # all 256 of them, or Pillow packs several pixels to a byte
                 picture.putpalette(colorize(np.arange(256), self.colors).tobytes())
-            with replacing(inside(self.folder, name, self.suffix)) as partial:
+            with atomic_write(safe_path(self.folder, name, self.suffix)) as partial:
                 picture.save(partial, "PNG")
 
 
@@ -61,5 +61,5 @@ class SaveOverlays:
             photo, colors = (
                 Image.fromarray(picture) for picture in (image_picture(image), colorize(values, self.colors))
             )
-            with replacing(inside(self.folder, name, ".jpg")) as partial:
+            with atomic_write(safe_path(self.folder, name, ".jpg")) as partial:
                 Image.blend(photo, colors, self.strength).save(partial, "JPEG", quality=90)

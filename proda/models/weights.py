@@ -226,11 +226,6 @@ def prototypes_record(path: str | Path) -> dict[str, Any]:
     return {"weights": data["origin"]} if data.get("origin") and isinstance(data["origin"], str) else {}
 
 
-def prototypes_origin(path: str | Path) -> str:
-    """SHA-256 of the weights that the prototypes of a file were computed from; empty if it does not say."""
-    return prototypes_record(path).get("weights", "")
-
-
 def read_tensors(path: str | Path) -> Any:
     """What ``torch.save`` wrote, on the CPU; UserError for a file that is damaged or holds more than plain values."""
     path = Path(path)

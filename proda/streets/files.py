@@ -13,7 +13,7 @@ from proda.data.labels import CLASSES
 from proda.streets.scene import draw_scene
 from proda.streets.style import CAMERA, GAME, Style
 from proda.utils.errors import UserError
-from proda.utils.files import replacing, save_json
+from proda.utils.files import atomic_write, save_json
 
 VERSION = 3  # increase it whenever the drawings change; folders of another version are refused
 MARKER, UNFINISHED = "streets.json", "streets.unfinished.json"
@@ -77,9 +77,9 @@ def write_streets(
         if image_path.exists():  # the image is written after its label map, so both exist
             continue
         image, labels = draw_scene(np.random.default_rng(entropy), style, size)
-        with replacing(labels_path) as path:
+        with atomic_write(labels_path) as path:
             _save_labels(labels, dataset, path)
-        with replacing(image_path) as path:
+        with atomic_write(image_path) as path:
             image.save(path, "PNG", compress_level=3)
     for folder, wanted in settings.items():
         save_json(wanted, folder / MARKER)

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from proda.utils.errors import UserError
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path to write to; it takes the place of ``path`` when the block ends well, and vanishes when it does not.
 
     The bytes are on the disk before the name changes, so a crash of the machine keeps the old file or the new one.
@@ -37,21 +39,21 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def inside(folder: Path, name: str, suffix: str = "") -> Path:
-    """The file ``name + suffix`` in ``folder``; ValueError if the name, which comes from data, could lead elsewhere.
+def safe_path(folder: Path, name: str, suffix: str = "") -> Path:
+    """The file ``name + suffix`` in ``folder``; UserError if the name, which comes from data, could lead elsewhere.
 
     Nor may it hold what is not printable: line ends, bytes that are not UTF-8.
     """
     plain = isinstance(name, str) and name.isprintable() and PureWindowsPath(name).name == name  # also knows / and \\
     if not plain or not name or name.startswith("."):
         expected = "expected printable characters, no path separators, no leading dot"
-        raise ValueError(f"{name!r} cannot name a file in {folder}: {expected}")
+        raise UserError(f"{name!r} cannot name a file in {folder}: {expected}")
     return Path(folder) / (name + suffix)
 
 
 def save_tensors(content: Any, path: Path) -> None:
-    """``torch.save`` through :func:`replacing`; equal content gives equal bytes. OSError if it cannot be written."""
-    with replacing(path) as partial:
+    """``torch.save`` through :func:`atomic_write`; equal content gives equal bytes. OSError if it cannot be written."""
+    with atomic_write(path) as partial:
         try:
             with open(partial, "wb") as file:  # torch writes the name it is given into the file
                 torch.save(content, file)
@@ -62,8 +64,8 @@ def save_tensors(content: Any, path: Path) -> None:
 
 
 def save_json(content: Any, path: Path) -> None:
-    """Indented JSON through :func:`replacing`; NaN becomes null."""
-    with replacing(path) as partial:
+    """Indented JSON through :func:`atomic_write`; NaN becomes null."""
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(_without_nan(content), indent=2) + "\n")
 
 

@@ -51,7 +51,7 @@ def sgd(network: DeepLab, lr: float, **options: Any) -> torch.optim.SGD:
 def strong_view(prefix: str) -> StrongView:
     """The recorded geometry, its operations listed in the released code's fixed order."""
     names = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-    values = torch.stack([golden[f"{prefix}geometry_{name}"] for name in names], dim=1).float()
+    values = torch.stack([golden[f"{prefix}geometry_{name}"] for name in names], dim=1)
     codes = torch.tensor([Operation.SHEAR_X, Operation.SHEAR_Y, Operation.TRANSLATE_X, Operation.TRANSLATE_Y, 5])
     codes = codes.expand(values.shape).where(values != NOT_APPLIED, Operation.NONE)
     cutout = golden[f"{prefix}geometry_CutoutAbs"].long()

@@ -8,12 +8,12 @@ import os
 import pytest
 import torch
 
-from proda.utils.files import replacing, save_json, save_tensors, sha256, sha256_of_tensors
+from proda.utils.files import atomic_write, save_json, save_tensors, sha256, sha256_of_tensors
 
 
 def test_a_new_file_appears_whole_in_a_folder_that_was_not_there(tmp_path):
     path = tmp_path / "a" / "b.txt"
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("new")
         assert not path.exists() and partial.parent == path.parent
     assert path.read_text() == "new"
@@ -23,7 +23,7 @@ def test_a_new_file_appears_whole_in_a_folder_that_was_not_there(tmp_path):
 def test_a_writer_that_fails_leaves_the_old_file_and_no_remains(tmp_path):
     path = tmp_path / "b.txt"
     path.write_text("old")
-    with pytest.raises(OSError, match="full"), replacing(path) as partial:
+    with pytest.raises(OSError, match="full"), atomic_write(path) as partial:
         partial.write_text("ne")
         raise OSError("full")
     assert path.read_text() == "old"
@@ -43,13 +43,13 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
 def test_a_writer_that_writes_nothing_is_an_error_and_keeps_the_old_file(tmp_path):
     path = tmp_path / "b.txt"
     path.write_text("old")
-    with pytest.raises(FileNotFoundError), replacing(path):
+    with pytest.raises(FileNotFoundError), atomic_write(path):
         pass
     assert path.read_text() == "old"
 
 
 def test_an_unfinished_file_matches_no_pattern_that_readers_look_for(tmp_path):
-    with replacing(tmp_path / "checkpoint_1.pt") as partial:
+    with atomic_write(tmp_path / "checkpoint_1.pt") as partial:
         partial.write_text("half")
         assert list(tmp_path.glob("checkpoint_*.pt")) == []
         assert partial.name.endswith(".part")
