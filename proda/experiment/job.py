@@ -57,6 +57,8 @@ class Job:
         torch.use_deterministic_algorithms(config.deterministic)
         if getattr(config, "overwrite", False):
             keep_inputs(self.folder, config)
+            if self.folder.is_dir():
+                self.lock.acquire()  # now: opening the label store deletes labels of the run to overwrite
 
     def open(self, lines: dict[str, Any] | None = None, data: Mapping[str, str] | None = None) -> None:
         """Takes the folder, writes ``train.log`` and ``config.json``, and prints the start-up summary.
