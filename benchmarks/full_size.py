@@ -125,12 +125,14 @@ def command(stage: str, root: Path, settings: argparse.Namespace, more: list[str
     flags |= {"backbone": settings.backbone}
     if stage != "evaluate":
         flags |= {"batch_size": settings.batch_size, "iterations": settings.iterations, "log_every": 1}
+    before = root / STAGES[STAGES.index(stage) - 1] / "last.pt"
     if stage == "warmup":
         flags["init_file"] = root / "imagenet.pth"
+    elif stage in ("stage1_denoise", "evaluate"):
+        flags["weights"] = before
     else:
-        flags["weights"] = root / STAGES[STAGES.index(stage) - 1] / "last.pt"
-    if stage in ("stage2_distill", "stage3_distill"):
-        flags["init_file"] = root / "simclr.pth" if stage == "stage2_distill" else flags["weights"]
+        flags["teacher"] = before
+        flags["init_file"] = root / "simclr.pth" if stage == "stage2_distill" else before
         flags["threshold"] = 0.0  # a teacher that has learned nothing is never sure, and no pseudo label would count
     given = [f"--{name}={value}" for name, value in flags.items()]
     return [sys.executable, "run.py", f"experiments/{stage}.py", *given, *more]

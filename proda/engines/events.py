@@ -1,6 +1,7 @@
 """The moments of the method that Ignite's own events do not name, and what an engine remembers.
 
-Within one iteration the events fire in the order of the class body, as far as the stage has them.
+Within one iteration the events fire in the order of the class body, as far as the stage has them. Training on source
+labels alone has one backward pass: there ``LOSSES_READY`` comes before ``SOURCE_BACKWARD_DONE``.
 ``engine.state.output`` is a dict that grows during the iteration: at each event it holds what has been computed so
 far, detached from the graph (the trainer factories list its keys).
 """

@@ -34,7 +34,8 @@ class Checkpoints:
 
     What is remembered is looked up at every save, so handlers may register late. A file holds a dict of state dicts:
     ``trainer``, each remembered part under its name, and ``format`` with the layout's version. The newest two files of
-    this run stay; a full disk costs a line in the log and no checkpoint.
+    this run stay; a full disk costs a line in the log and no checkpoint. ``trainer.state.checkpoint_iterations`` lists
+    the iterations of the files that are there.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -114,6 +115,7 @@ class Checkpoints:
             return 0
         files = checkpoint_files(self.folder)
         self.writer.own = {step: path for step, path in files.items() if step <= iteration}
+        trainer.state.checkpoint_iterations = list(self.writer.own)
         _load(self._parts(trainer), files[iteration])
         if idist.get_rank() == 0:
             remove_abandoned(self.folder, iteration)

@@ -66,17 +66,20 @@ def test_early_stopping_ends_the_run_where_its_score_no_longer_rises(train, tmp_
 
 
 def test_a_time_limit_ends_the_run_and_saves(train, tmp_path):
-    summary = train(lambda trainer: trainer.add_event_handler(Events.ITERATION_COMPLETED, TimeLimit(0)), val_every=100)
+    limit = TimeLimit(1)
+    limit.start_time -= 1  # long ago
+    summary = train(lambda trainer: trainer.add_event_handler(Events.ITERATION_COMPLETED, limit), val_every=100)
     assert summary["iteration"] == 1 and checkpoints(tmp_path / "run") == {"checkpoint_1.pt"}
 
 
-def test_the_basic_profiler_measures_every_iteration_and_our_events(train):
+def test_the_basic_profiler_measures_every_iteration(train):
     profiler = BasicTimeProfiler()
     train(profiler.attach)
     results = profiler.get_results()
     assert results["processing_stats"]["total"] > 0 and results["dataflow_stats"]["total"] > 0
-    assert len(profiler.processing_times) == ITERATIONS and (profiler.processing_times > 0).all()
-    profiler.write_results  # noqa: B018
+    # it makes room for as many batches an epoch as the loader has, and ours has those of the whole run
+    assert (profiler.processing_times > 0).nonzero().flatten().tolist() == list(range(ITERATIONS))
+    assert results["event_handlers_stats"]["ITERATION_COMPLETED"]["total"] > 0
 
 
 def test_the_handlers_profiler_knows_our_handlers_by_name(train):

@@ -7,6 +7,7 @@ from ignite.engine import Engine, Events
 from proda.data.label_store import Manifest, open_store, read_manifest
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.labelling import missing_labels, write_pseudo_labels
+from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.utils.errors import UserError
 from tests import tiny
@@ -240,6 +241,37 @@ def test_labels_of_an_old_checkpoint_stay_while_it_is_there(tmp_path):
     handler = labels_of(soft_store(tmp_path / "first"))
     run(handler, iterations=9, every=1, student=tiny.network(1), folder=tmp_path, checkpoint_every=3)
     assert renewed_folders(tmp_path) == {"iteration_2", "iteration_4", "iteration_6", "iteration_8"}
+
+
+def test_a_resumed_run_keeps_the_labels_of_the_checkpoint_before_the_newest(tmp_path):
+    """Should the newest prove damaged later, the one before it is gone on with."""
+
+    def start(folder, iterations: int, resume: bool) -> Engine:
+        engine, checkpoints = proda_engine(lambda *_: {}), Checkpoints(folder)
+        handler = labels_of(soft_store(tmp_path / "first"))
+        handler.attach(engine, 1, student=tiny.network(1), batches=Batches(), folder=folder)
+        checkpoints.attach(engine, every=3)
+        if resume:
+            assert checkpoints.resume(engine) == 6 and engine.state.checkpoint_iterations == [3, 6]
+            engine.state.max_iters = None
+        engine.run(["from 0"] * 2, max_epochs=iterations // 2, epoch_length=2)
+        return engine
+
+    run_folder = tmp_path / "run"
+    assert start(run_folder, 6, resume=False).state.checkpoint_iterations == [3, 6]
+    # the labels of 2, on which the run trained at iteration 3
+    assert "iteration_2" in renewed_folders(run_folder)
+    seen = []
+    monitor = PseudoLabels.prepare
+
+    def prepare(self, engine: Engine) -> None:
+        monitor(self, engine)
+        seen.append((engine.state.iteration, sorted(renewed_folders(run_folder))))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PseudoLabels, "prepare", prepare)
+        start(run_folder, 8, resume=True)
+    assert seen[0] == (6, ["iteration_2", "iteration_4", "iteration_6"])
 
 
 def test_a_resume_from_each_kept_checkpoint_finds_its_labels(tmp_path):

@@ -1,4 +1,4 @@
-"""The learning-rate schedule."""
+"""The learning-rate schedule, and the limit on gradients."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from ignite.engine import Engine
 
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.handlers.schedule import PolynomialDecay
+from tests import small_runs, tiny
 
 
 def trainer_of(optimizer: torch.optim.Optimizer, found: list[float]) -> Engine:
@@ -70,3 +71,15 @@ def test_two_schedules_follow_the_steps_of_their_own_optimizers_and_are_remember
     engine.run([None] * 2)
     assert first.param_groups[0]["lr"] == pytest.approx(0.5**0.9) and second.param_groups[0]["lr"] == 1.0
     assert {"schedule", "critic_schedule"} <= engine.state.remembered.keys()
+
+
+def test_the_flag_for_clipping_limits_what_a_step_of_a_stage_moves(tmp_path):
+    """All parameters together move by the rate times the limit, which is far below the norm of any gradient here."""
+    data, weights = small_runs.write_data(tmp_path / "data", num_val=1), small_runs.write_weights(tmp_path / "w.pt")
+    plain = {"lr": 0.5, "head_lr_factor": 1.0, "momentum": 0.0, "weight_decay": 0.0, "iterations": 1}
+    small_runs.train("source_only", data, weights, tmp_path / "run", grad_clip=0.25, val_every=100, **plain)
+    start = torch.load(weights, weights_only=True)["model"]
+    end = small_runs.checkpoint(tmp_path / "run", 1)["student"]
+    names = [name for name, _ in tiny.network().named_parameters()]
+    moved = torch.stack([(end[name] - start[name]).double().norm() for name in names]).norm()
+    assert moved.item() == pytest.approx(0.5 * 0.25, rel=1e-3)

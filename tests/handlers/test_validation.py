@@ -9,13 +9,11 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import RunningAverage
 
-from proda.data.labels import class_names
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.inference import segmentation_evaluator
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
 from proda.handlers.validation import Validation
-from proda.metrics import report
 from proda.utils.files import save_json, save_tensors
 from tests import tiny
 from tests.tiny import PRECISION, K
@@ -69,22 +67,6 @@ def train(folder, *scores: tuple[int, float], every: int = 1, iterations: int | 
 def kept(folder) -> dict[str, int]:
     """File -> iteration of its weights."""
     return {path.stem: torch.load(path, weights_only=True)["model"]["iteration"].item() for path in folder.glob("*.pt")}
-
-
-def test_an_absent_class_is_no_zero():
-    result = report(confusion(8, 2), CLASSES)
-    assert result["iou"]["road"] == 8 / 10 and result["iou"]["sky"] == 8 / 10
-    assert math.isnan(result["iou"]["train"])
-    assert result["miou"] == pytest.approx(0.8)
-
-
-def test_sixteen_classes_have_a_thirteen_class_score_beside_them():
-    matrix = torch.eye(16, dtype=torch.float64)
-    matrix[3, 3], matrix[3, 0] = 0, 1  # wall is wrong: it is not among the thirteen, but takes half of road
-    result = report(matrix, class_names(16))
-    assert result["miou"] == pytest.approx((14 + 0.5) / 16)
-    assert result["miou_13"] == pytest.approx((12 + 0.5) / 13)
-    assert "miou_13" not in report(torch.eye(3), CLASSES)
 
 
 def test_the_last_the_best_and_the_label_free_model_are_kept(tmp_path):
