@@ -41,6 +41,7 @@ class Config(RunConfig):
 def run(local_rank: int, config: Config) -> dict:
     written: list[str] = []
     exchanges: Counter = Counter()
+
     def counted(*args, **settings):
         network = parallel(*args, **settings)
         if isinstance(network, DistributedDataParallel):
