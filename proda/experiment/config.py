@@ -8,6 +8,8 @@ name -> the fields that differ from the defaults. The dataclasses below hold the
 import ast
 import difflib
 import inspect
+import logging
+import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -29,6 +31,15 @@ from proda.utils.options import (
     option_types,
 )
 
+log = logging.getLogger("proda")
+
+# Old name -> present name. The old names are accepted for one release, where the experiment has no such field.
+RENAMED_FLAGS = {
+    "target_statistics": "adabn",
+    "consistency_weight": "structure_weight",
+    "regularizer_weight": "mrkld_weight",
+    "weights": "teacher",  # of stages 2 and 3
+}
 BENCHMARKS = {"source": ("gta5", "synthia"), "target": ("cityscapes",)}
 
 
@@ -152,6 +163,7 @@ def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[s
             go with others, an unknown preset; for a preset or default that is wrong it names the file.
     """
     presets, types, file = presets or {}, option_types(config_class), file_of(config_class)
+    flags = with_present_names(flags, config_class)
     if unknown := [name for name in flags if name not in types]:
         near = _nearest(unknown[0], config_class)
         raise UserError(f"unknown flag --{unknown[0]}{near and f'; the nearest is --{near}'} (--help lists all)")
@@ -177,6 +189,27 @@ def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[s
     for problem in config.problems():
         raise UserError(problem)
     return config
+
+
+def with_present_names(flags: Mapping[str, Any], config_class: type, *, place: str = "") -> dict[str, Any]:
+    """``flags`` with the present name of each that ``RENAMED_FLAGS`` lists, and a warning in the log for each.
+
+    ``place``: what the flags are from, for the warning; the command line if empty.
+
+    Raises:
+        UserError: a flag is given under both names.
+    """
+    known, found = {field.name for field in fields(config_class)}, dict(flags)
+    for old, new in RENAMED_FLAGS.items():
+        if old not in flags or old in known or new not in known:
+            continue
+        if new in flags:
+            raise UserError(f"{place or f'--{old} and --{new}'}: {old} is the old name of {new}; give {new} alone")
+        found[new] = found.pop(old)
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            told = f"{place}: --{old}" if place else f"--{old}"
+            log.warning("%s is now called --%s; the next release will not accept the old name", told, new)
+    return found
 
 
 def resolve_num_classes(config: DataConfig) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import fire
 
-from proda.experiment.config import field_docs
+from proda.experiment.config import field_docs, with_present_names
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.options import option_types
 
@@ -58,6 +58,7 @@ def with_recorded(flags: Mapping[str, Any], config_class: type) -> dict[str, Any
         raise MissingFileError(f"{place}: no such file; expected the config.json of a run") from None
     except (ValueError, AttributeError) as error:
         raise UserError(f"{place}: expected the config.json of a run") from error
+    recorded, flags = with_present_names(recorded, config_class, place=place), with_present_names(flags, config_class)
     if other := recorded.keys() - {field.name for field in fields(config_class)}:
         raise UserError(f"{place}: {min(other)} is no flag of this experiment; expected the config.json of its run")
     if "preset" in flags:

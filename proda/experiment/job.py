@@ -18,6 +18,7 @@ import ignite.distributed as idist
 import torch
 from ignite.utils import manual_seed
 
+from proda.experiment.config import with_present_names
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json, sha256
 from proda.utils.lock import FolderLock
@@ -212,6 +213,7 @@ def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
             raise ValueError
     except (FileNotFoundError, ValueError):
         return [f"{folder / 'config.json'} is missing or damaged: whether the run began with these settings is unknown"]
+    before = with_present_names(before, type(config), place=str(folder / "config.json"))
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
     return changes_at_resume({**defaults, **before}, record, folder)
 

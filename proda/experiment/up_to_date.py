@@ -12,7 +12,7 @@ from typing import Any
 
 import ignite.distributed as idist
 
-from proda.experiment.config import make_config
+from proda.experiment.config import make_config, with_present_names
 from proda.experiment.domains import Domains
 from proda.experiment.job import UNCOMPARED_FLAGS, keep_inputs, read_summary, weights_flags
 from proda.experiment.launch import load_experiment, start
@@ -127,8 +127,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any], config: Any) -> list[s
     if not before:
         return []
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
-    old, new = before["configuration"], json.loads(json.dumps(now["configuration"]))
-    files, data = before["files"], before["data"]
+    old, files = (with_present_names(before[part], type(config), place=RECORD) for part in ("configuration", "files"))
+    new, data = json.loads(json.dumps(now["configuration"])), before["data"]
     changes = [
         f"--{name} was {was}, is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())

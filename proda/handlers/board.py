@@ -61,6 +61,8 @@ class Board:
         trainer.add_event_handler(regularly, lambda: board.writer.flush())  # a kill loses no point before a checkpoint
         trainer.add_event_handler(ProdaEvents.VALIDATED, self.write_scores)
         trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED, self.write_label_quality)
+        if getattr(trainer.state, "pseudo_label_scores", None):  # the first labels are written before the files open
+            self.write_label_quality(trainer)
         TrainingPanels(board.writer, self.colors).attach(trainer, every=panels_every)
         ValidationPanels(board.writer, self.colors).attach(trainer, self.evaluator)
 

@@ -6,10 +6,19 @@ from dataclasses import dataclass
 
 import pytest
 
-from proda.experiment.config import AdaptConfig, DataConfig, TrainConfig, field_docs, make_config, parse_scales
+from proda.experiment.config import (
+    RENAMED_FLAGS,
+    AdaptConfig,
+    DataConfig,
+    TrainConfig,
+    field_docs,
+    make_config,
+    parse_scales,
+)
+from proda.experiment.launch import load_experiment
 from proda.utils.errors import UserError
 from proda.utils.options import Options, option_types
-from tests.small_runs import ROOT
+from tests.small_runs import ROOT, STAGES
 
 
 @dataclass
@@ -126,6 +135,7 @@ def test_rules_of_several_fields_hold_whatever_the_order_of_inheritance():
     @dataclass
     class EngineOptions(Options):
         teacher_mode: str = "train"  # of the teacher
+        freeze_bn: bool = False  # of the student
 
         def problems(self):
             yield from super().problems()
@@ -138,15 +148,15 @@ def test_rules_of_several_fields_hold_whatever_the_order_of_inheritance():
 
     with pytest.raises(UserError, match="no teacher"):
         make_config(Both, {"teacher_mode": "none"})
-    with pytest.raises(UserError, match="--target_statistics has no effect with --freeze_bn"):
-        make_config(Both, {"target_statistics": True, "freeze_bn": True})
+    with pytest.raises(UserError, match="--adabn has no effect with --freeze_bn"):
+        make_config(Both, {"adabn": True, "freeze_bn": True})
     assert list(EngineOptions().problems()) == []
 
 
 def test_every_field_says_what_it_may_hold():
     for name, option in option_types(AdaptConfig).items():
         bounded = option.choices or str(option.bounds) or option.is_path or option.kind is bool
-        assert bounded or name in ("preset",), f"{name}: {option}"
+        assert bounded or name in ("preset", "backbone"), f"{name}: {option}"
 
 
 def test_every_field_has_a_doc():
@@ -178,3 +188,37 @@ def test_the_list_of_experiments_needs_no_torch():
     """``--help`` answers at once."""
     code = "import sys; from proda.experiment.launch import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@dataclass
+class Distillation(AdaptConfig):
+    teacher: str = "a.pt"  # weights of the teacher
+
+
+def test_a_renamed_flag_is_accepted_under_its_old_name_with_a_line_that_says_the_new_one(caplog):
+    caplog.set_level("WARNING", logger="proda")
+    config = make_config(Distillation, {"weights": "b.pt", "target_statistics": "True"})
+    assert config.teacher == "b.pt" and config.adabn
+    lines = sorted(record.getMessage() for record in caplog.records)
+    assert lines == [
+        "--target_statistics is now called --adabn; the next release will not accept the old name",
+        "--weights is now called --teacher; the next release will not accept the old name",
+    ]
+
+
+def test_a_name_that_the_experiment_has_itself_is_no_old_one(caplog):
+    assert make_config(Config, {"weights": "b.pt"}).weights == "b.pt" and not caplog.records
+    with pytest.raises(UserError, match="unknown flag --consistency_weight"):  # nothing of its present name either
+        make_config(Config, {"consistency_weight": 1})
+
+
+def test_a_flag_under_both_names_is_refused():
+    with pytest.raises(UserError, match="--weights and --teacher: weights is the old name of teacher; give teacher"):
+        make_config(Distillation, {"weights": "b.pt", "teacher": "c.pt"})
+
+
+def test_every_renamed_flag_leads_to_one_that_an_experiment_has():
+    configs = [load_experiment(stage).Config for stage in STAGES]
+    for old, new in RENAMED_FLAGS.items():
+        found = [config for config in configs if new in option_types(config) and old not in option_types(config)]
+        assert found, f"{old} -> {new}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proda.experiment.config import TrainConfig
+from proda.experiment.config import AdaptConfig, TrainConfig
 from proda.experiment.flags import help_text, parse_flags, with_recorded
 from proda.utils.errors import UserError
 
@@ -45,6 +45,16 @@ def test_a_config_gives_flags_which_single_flags_override(tmp_path, monkeypatch)
     (tmp_path / "config.json").write_text('{"seed": 1, "lr": 0.5, "output": "x", "resume": true, "run": {}}')
     assert with_recorded({"config": "~/config.json", "lr": "1"}, Config) == {"seed": 1, "lr": "1"}
     assert with_recorded({"lr": "1"}, Config) == {"lr": "1"}
+
+
+def test_a_config_of_an_older_run_may_have_old_names_which_flags_of_either_name_override(tmp_path, caplog):
+    caplog.set_level("WARNING", logger="proda")
+    file = tmp_path / "config.json"
+    file.write_text('{"target_statistics": true, "lr": 0.5}')
+    assert with_recorded({"config": str(file)}, AdaptConfig) == {"adabn": True, "lr": 0.5}
+    assert caplog.messages[0].startswith(f"--config={file}: --target_statistics is now called --adabn; ")
+    for name in ("adabn", "target_statistics"):
+        assert with_recorded({"config": str(file), name: "False"}, AdaptConfig) == {"adabn": "False", "lr": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,12 @@ def test_images_that_make_no_batch_are_refused(source, target, short):
         TrainingBatches(range(source), range(target), batch_size=4, epochs=1)
 
 
-def test_prototypes_move_before_the_teacher_and_nothing_is_judged_or_saved_before(tmp_path, monkeypatch):
+def test_prototypes_move_before_the_teacher_and_the_iteration_is_saved_before_and_after_its_validation(
+    tmp_path, monkeypatch
+):
     order = []
     moments = [(PrototypeEMA, "__call__"), (EMATeacher, "copy_buffers"), (StopOnNan, "__call__")]
-    moments += [(Validation, "__call__"), (AdaBN, "__call__"), (NewestFiles, "__call__")]
+    moments += [(NewestFiles, "__call__"), (Validation, "__call__"), (AdaBN, "__call__"), (NewestFiles, "__call__")]
 
     def noted(cls: type, method: str):
         original = getattr(cls, method)
@@ -46,11 +48,11 @@ def test_prototypes_move_before_the_teacher_and_nothing_is_judged_or_saved_befor
 
         return note
 
-    for cls, method in moments:
+    for cls, method in dict.fromkeys(moments):
         monkeypatch.setattr(cls, method, noted(cls, method))
     data, weights = small_runs.write_data(tmp_path / "data"), small_runs.write_weights(tmp_path / "before.pt")
     small_runs.train("stage1_denoise", data, weights, tmp_path / "run", iterations=2, val_every=1, checkpoint_every=1)
-    assert order[:12] == [cls for cls, _ in moments] * 2
+    assert order[: 2 * len(moments)] == [cls for cls, _ in moments] * 2
 
 
 @pytest.mark.parametrize(("largest", "clipped"), [(0.01, True), (1e6, False), (0.0, False)])

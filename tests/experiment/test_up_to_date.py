@@ -34,7 +34,7 @@ class Step:
 
     def images(self, domain: str) -> SimpleNamespace:
         names = ",".join(self.names[domain])
-        return SimpleNamespace(fingerprint=lambda: names, label_fingerprint=lambda: f"labels of {names}")
+        return SimpleNamespace(fingerprint=lambda: names, label_fingerprint=lambda: "of labels")
 
     def start(self, experiment: str, flags: dict[str, Any]) -> None:
         assert experiment == EXPERIMENT
@@ -143,7 +143,7 @@ def test_a_changed_description_is_named_and_its_place_does_not_matter(step, tmp_
     description = tmp_path / "photos.toml"
     description.write_text(PHOTOS)
     step.complete(target=str(description))
-    description.write_text(PHOTOS + "[val]\nimages = 'more'\n")
+    description.write_text("size = [64, 32]\n" + PHOTOS)
     assert "with other inputs (other target description): make it again" in step.refuses(target=str(description))
     description.write_text(PHOTOS)
     step.complete(target=str(description))
@@ -236,6 +236,15 @@ def test_a_flag_that_the_record_is_too_old_to_know_had_its_default(step):
     step.complete()
     assert len(step.started) == 1
     assert "(--temperature was 1.0, is 2.0)" in step.refuses(temperature=2.0)
+
+
+def test_a_record_with_old_names_of_flags_is_read_with_the_present_ones(step):
+    step.complete(adabn=True)
+    old = {"target_statistics" if name == "adabn" else name: v for name, v in step.record["configuration"].items()}
+    edit(step, configuration=old)
+    step.complete(adabn=True)
+    assert len(step.started) == 1
+    assert "(--adabn was True, is False)" in step.refuses()
 
 
 def test_a_flag_that_is_gone_is_named(step):

@@ -37,7 +37,6 @@ COMMON = {
     "adabn": False,
     "skip_bad": "",
     "labelled_only": False,
-    "gta5_size_as_released": False,
     "val_every": 1000,
 }
 DISTILLATION = {
@@ -140,6 +139,7 @@ def resolved(stage: str, **flags) -> dict:
 def expected(stage: str, preset: str) -> dict:
     values = {**COMMON, **STAGES[stage], "preset": preset, "source": preset.split("_")[0]}
     values |= (RELEASED if preset.endswith("released") else PAPER)[stage]
+    values["gta5_size_as_released"] = preset == "gta5_released"
     if preset == "synthia_released" and stage == "stage1_denoise":
         values["mrkld_weight"] = 0.0
     return values
