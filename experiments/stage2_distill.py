@@ -7,6 +7,7 @@ Hard pseudo labels of the teacher are written at the start where they are missin
 GTA5 -> Cityscapes: the released code reports 56.9 mIoU (SYNTHIA: 54.6 over 16 classes).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from proda.data.label_store import check_threshold
@@ -42,6 +43,11 @@ class Config(DistillOptions, InitConfig, AdaptConfig):
     threshold: Fraction = 0.95  # pseudo labels that are not more confident than this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
 
+    def problems(self) -> Iterator[str]:
+        """One line for each value that no run can use."""
+        yield from super().problems()
+        check_threshold(self.threshold)
+
 
 RELEASED = {
     "teacher": "runs/stage1_denoise/best.pt",
@@ -71,7 +77,6 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job = Job(config)
-    check_threshold(config.threshold)
 
     # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
     data = Domains(config)

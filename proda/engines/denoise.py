@@ -85,7 +85,7 @@ def denoise_trainer(
 
         source_backward(engine, student, batch["source"], precision)
 
-        teacher_distances = torch.empty(0)  # nothing needs them without rectification and structure learning
+        teacher_distances: Tensor | None = None  # needed by rectification and by structure learning
         if options.rectification or options.structure_weight > 0:
             teacher.train(options.teacher_mode == "train")
             teacher_distances = _teacher_distances(engine, teacher, prototypes, target, precision)
@@ -95,6 +95,7 @@ def denoise_trainer(
         losses, graph = _weak_view_losses(student, labels, target, precision, options)
         out.update(target_logits=graph["target_logits"].detach())
         if options.structure_weight > 0:
+            assert teacher_distances is not None
             structure, graph["strong_features"] = _structure_loss(
                 student, teacher_distances, prototypes, target, precision, options
             )
@@ -126,11 +127,12 @@ def _teacher_distances(
 
 
 def _rectified_labels(
-    engine: Engine, soft_labels: Tensor, teacher_distances: Tensor, options: DenoiseOptions
+    engine: Engine, soft_labels: Tensor, teacher_distances: Tensor | None, options: DenoiseOptions
 ) -> Tensor:
     """Denoised pseudo labels, long [B, h, w]: soft labels [B, K, h, w] times prototype weights (equations 3 and 4)."""
     out, rectified = engine.state.output, soft_labels
     if options.rectification:
+        assert teacher_distances is not None
         weights = prototype_weights(teacher_distances, temperature=options.temperature)
         rectified = rectify(soft_labels, weights)
         out.update(prototype_weights=weights)
@@ -145,7 +147,7 @@ def _weak_view_losses(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Symmetric cross entropy on the labels and the regulariser, weighted; and the tensors they come from.
 
-    Source: equation 5 of the paper for the symmetric cross entropy; MRKLD from CRST (arXiv:1908.09822).
+    Source: section 3.1 of the paper for the symmetric cross entropy; CRST (arXiv:1908.09822) for MRKLD.
     """
     with precision.autocast():
         prediction = student(to_float(target["image"]))
@@ -171,7 +173,7 @@ def _structure_loss(
 ) -> tuple[Tensor, Tensor]:
     """KL divergence between the teacher's prototypical assignment of the weak view and the student's of the strong one.
 
-    Returns the loss (equations 7 to 9) and the student's features [B, D, h, w] of the strong view.
+    Returns the loss (section 3.2) and the student's features [B, D, h, w] of the strong view.
     """
     with precision.autocast():
         features = student(to_float(target["strong_image"])).features

@@ -23,7 +23,7 @@ class ProdaEvents(EventEnum):
     SOURCE_BACKWARD_DONE = "source_backward_done"  # the gradients of the source loss are there
     TEACHER_FORWARD_DONE = "teacher_forward_done"  # the teacher has seen the target image
     LABELS_RECTIFIED = "labels_rectified"  # stage 1: soft labels times prototype weights, and their arg-max
-    LOSSES_READY = "losses_ready"  # before the last backward pass: add a loss to ``engine.state.losses`` here
+    LOSSES_READY = "losses_ready"  # before the last backward pass: ``engine.state.losses["mine"] = weight * term``
     BACKWARD_DONE = "backward_done"  # all gradients of the iteration are there; clip or inspect them here
     OPTIMIZER_STEPPED = "optimizer_stepped"  # the student's weights have changed; not fired when fp16 skips the step
     PROTOTYPES_UPDATED = "prototypes_updated"  # stage 1: the prototypes have moved

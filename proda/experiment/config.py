@@ -212,16 +212,6 @@ def with_present_names(flags: Mapping[str, Any], config_class: type, *, place: s
     return found
 
 
-def resolve_num_classes(config: DataConfig) -> int:
-    """The number of classes that a run has: the flag, else the benchmark's own."""
-    return config.num_classes or (16 if config.source == "synthia" else 19)
-
-
-def pick(config: Any, *names: str) -> dict[str, Any]:
-    """Some fields by name, for a function whose arguments are called the same: ``f(**pick(config, "a", "b"))``."""
-    return {name: getattr(config, name) for name in names}
-
-
 def parse_scales(text: str, flag: str = "scales") -> tuple[float, ...]:
     """Image scales separated by commas, each from 0.1 to 10; UserError names the flag."""
     try:
@@ -231,9 +221,6 @@ def parse_scales(text: str, flag: str = "scales") -> tuple[float, ...]:
     if not values or not all(0.1 <= value <= 10 for value in values):
         raise UserError(f"--{flag}={text}: expected numbers from 0.1 to 10, separated by commas")
     return values
-
-
-numbers = parse_scales  # the old name, until evaluate and predict use the new one
 
 
 def default_output(experiment_file: str) -> str:

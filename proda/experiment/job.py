@@ -56,6 +56,7 @@ class Job:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matrix products on a GPU are refused
         torch.use_deterministic_algorithms(config.deterministic)
+        refuse_other_run(self.folder, config)
         if getattr(config, "overwrite", False):
             keep_inputs(self.folder, config)
             if self.folder.is_dir():
@@ -184,6 +185,16 @@ def keep_inputs(folder: Path, config: Any, *more: Path) -> None:
             )
 
 
+def refuse_other_run(folder: Path, config: Any) -> None:
+    """UserError if ``folder`` holds a run that the training run of ``config`` neither resumes nor overwrites."""
+    there = earlier_run(folder)
+    if there and not getattr(config, "resume", True) and not config.overwrite:
+        raise UserError(
+            f"{folder} holds another run ({there[-1].name}): continue it by --resume, delete it by --overwrite, or "
+            "set another --output"
+        )
+
+
 def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
     """Makes sure that a training run does not mix with what another one has left in ``folder``.
 
@@ -195,11 +206,7 @@ def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
         if there:
             raise UserError(f"{folder} holds a training run ({there[-1].name}): give another --output")
         return []
-    if there and not resume and not overwrite:
-        raise UserError(
-            f"{folder} holds another run ({there[-1].name}): go on with it by --resume, delete it by --overwrite, or "
-            "give another --output"
-        )
+    refuse_other_run(folder, config)
     if overwrite:
         keep_inputs(folder, config)
         for path in all_run_files(folder):

@@ -64,6 +64,8 @@ def run(
     config, state = job.config, trainer.state
     remember(trainer, stopwatch=job.stopwatch)
     start = checkpoints.resume(trainer) if config.resume else 0
+    checkpoints.check(trainer)
+    board.open()
     if state.epoch_length not in (None, batches.epoch_length):
         raise UserError(
             f"the run to resume has {state.epoch_length} iterations an epoch, this command {batches.epoch_length}: "

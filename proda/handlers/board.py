@@ -23,7 +23,7 @@ class Board:
     """Shows a run to people, on rank 0: a progress bar on the terminal, scalars and panels in TensorBoard files.
 
     TensorBoard has the losses, learning rates, the teacher's momentum, GPU memory, the scores of each validation and of
-    new pseudo labels, and panels of training and validation images. The files are opened when the run starts: a
+    new pseudo labels, and panels of training and validation images. Open it when everything is attached and resumed: a
     resumed run hides the points that the interrupted one wrote after its checkpoint. Close it when the run has ended.
 
     Args:
@@ -39,18 +39,23 @@ class Board:
 
     def attach(self, trainer: Engine, *, every: int, panels_every: int) -> None:
         """``every`` and ``panels_every``: iterations between scalars and between training panels (0 for none)."""
-        if idist.get_rank() == 0:
-            _progress_bar(trainer)
-            trainer.add_event_handler(Events.STARTED, self.open, every, panels_every)
+        self.trainer, self.every, self.panels_every = trainer, every, panels_every
 
-    def open(self, trainer: Engine, every: int, panels_every: int) -> None:
-        """Opens the files and attaches what writes into them."""
+    def open(self) -> None:
+        """Opens the files, and attaches the progress bar and what writes into the files."""
+        if idist.get_rank() != 0:
+            return
+        trainer = self.trainer
+        _progress_bar(trainer)
         start = trainer.state.iteration
         # Files are named by the second: a run that is resumed at once must not overwrite the one before.
         resumed = {"purge_step": start + 1, "filename_suffix": f".{start}"} if start else {}
         self.logger = board = TensorboardLogger(log_dir=str(self.folder), **resumed)
         _outlive_full_disk(board)
-        regularly, before_step = Events.ITERATION_COMPLETED(every=every), _filtered(ProdaEvents.BACKWARD_DONE, every)
+        regularly, before_step = (
+            Events.ITERATION_COMPLETED(every=self.every),
+            _filtered(ProdaEvents.BACKWARD_DONE, self.every),
+        )
         board.attach_output_handler(trainer, regularly, tag="train", output_transform=losses)
         if hasattr(trainer.state, "ema_momentum"):
             board.attach_output_handler(trainer, regularly, tag="train", state_attributes=["ema_momentum"])
@@ -63,7 +68,7 @@ class Board:
         trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED, self.write_label_quality)
         if getattr(trainer.state, "pseudo_label_scores", None):  # the first labels are written before the files open
             self.write_label_quality(trainer)
-        TrainingPanels(board.writer, self.colors).attach(trainer, every=panels_every)
+        TrainingPanels(board.writer, self.colors).attach(trainer, every=self.panels_every)
         ValidationPanels(board.writer, self.colors).attach(trainer, self.evaluator)
 
     def write_scores(self, trainer: Engine) -> None:

@@ -50,8 +50,8 @@ class Checkpoints:
         saves twice, before the last validation and after it, and so does an iteration that is validated: what a
         resumed run need not repeat is then in the checkpoint.
 
-        Raises (when training starts, and at a save):
-            UserError: a part's state cannot be read back, or the folder holds checkpoints of another run.
+        Raises (at a save):
+            UserError: a part's state cannot be read back.
             FloatingPointError: a network or optimiser holds numbers that are not finite; nothing is saved.
         """
         handler = Checkpoint(
@@ -78,7 +78,6 @@ class Checkpoints:
                 save(trainer)
 
         def start(trainer: Engine) -> None:
-            self._check(trainer)
             if not trainer.has_event_handler(save, Events.COMPLETED):
                 # Now, to run after the handlers that were attached meanwhile.
                 trainer.add_event_handler(Events.COMPLETED, save)
@@ -126,8 +125,12 @@ class Checkpoints:
     def _parts(self, trainer: Engine) -> dict[str, Any]:
         return {"trainer": trainer, **getattr(trainer.state, "remembered", {})}
 
-    def _check(self, trainer: Engine) -> None:
-        """Before any time is spent: can all that is remembered be read back, and is the folder this run's?"""
+    def check(self, trainer: Engine) -> None:
+        """Checks before training that all parts can be read back, and that the folder is this run's.
+
+        Raises:
+            UserError: if not.
+        """
         for name, part in self._parts(trainer).items():
             check_readable(part.state_dict(), name)
         others = checkpoint_files(self.folder).keys() - self.writer.own.keys()

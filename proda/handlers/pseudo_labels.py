@@ -119,7 +119,7 @@ class PseudoLabels:
     def _due(self, engine: Engine) -> bool:
         """Whether the student of this very iteration writes the labels, also where a run resumes between epochs."""
         iteration = engine.state.iteration
-        return iteration > 0 and iteration % (self.every * engine.state.epoch_length) == 0
+        return self.every > 0 and iteration > 0 and iteration % (self.every * engine.state.epoch_length) == 0
 
     def _open_renewed(self) -> None:
         settings = {**self.manifest.settings, "student_at_iteration": self.renewed["iteration"]}
