@@ -47,6 +47,7 @@ def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = 
     trainer.add_event_handler(ProdaEvents.OPTIMIZER_STEPPED, lambda: optimizer.param_groups[0].update(lr=0.25))
     board = Board(folder, evaluator, {"student": optimizer}, COLORS)
     board.attach(trainer, every=1, panels_every=panels_every)
+    board.open()
 
     @trainer.on(Events.STARTED)
     def new_labels() -> None:
