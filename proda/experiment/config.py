@@ -191,10 +191,12 @@ def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[s
     return config
 
 
-def with_present_names(flags: Mapping[str, Any], config_class: type, *, place: str = "") -> dict[str, Any]:
-    """``flags`` with the present name of each that ``RENAMED_FLAGS`` lists, and a warning in the log for each.
+def with_present_names(
+    flags: Mapping[str, Any], config_class: type, *, place: str = "", quiet: bool = False
+) -> dict[str, Any]:
+    """``flags`` with the present name of each that ``RENAMED_FLAGS`` lists; a warning for each, unless ``quiet``.
 
-    ``place``: what the flags are from, for the warning; the command line if empty.
+    ``place``: the file that the flags are from, for the warning; the command line if empty.
 
     Raises:
         UserError: a flag is given under both names.
@@ -206,7 +208,7 @@ def with_present_names(flags: Mapping[str, Any], config_class: type, *, place: s
         if new in flags:
             raise UserError(f"{place or f'--{old} and --{new}'}: {old} is the old name of {new}; give {new} alone")
         found[new] = found.pop(old)
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        if not quiet and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             told = f"{place}: --{old}" if place else f"--{old}"
             log.warning("%s is now called --%s; the next release will not accept the old name", told, new)
     return found

@@ -220,7 +220,7 @@ def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
             raise ValueError
     except (FileNotFoundError, ValueError):
         return [f"{folder / 'config.json'} is missing or damaged: whether the run began with these settings is unknown"]
-    before = with_present_names(before, type(config), place=str(folder / "config.json"))
+    before = with_present_names(before, type(config), quiet=True)
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
     return changes_at_resume({**defaults, **before}, record, folder)
 

@@ -127,7 +127,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any], config: Any) -> list[s
     if not before:
         return []
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
-    old, files = (with_present_names(before[part], type(config), place=RECORD) for part in ("configuration", "files"))
+    old, files = (with_present_names(before[part], type(config), quiet=True) for part in ("configuration", "files"))
     new, data = json.loads(json.dumps(now["configuration"])), before["data"]
     changes = [
         f"--{name} was {was}, is {new.get(name)}"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from proda.experiment.config import RunConfig, TrainConfig
+from proda.experiment.config import AdaptConfig, RunConfig, TrainConfig
 from proda.experiment.job import NOT_TOLD, RESUMABLE_FLAGS, Job, read_summary
 from proda.utils import lock
 from proda.utils.errors import UserError
@@ -33,6 +33,11 @@ class Training(TrainConfig):
     weights: str = ""  # a file
     init_file: str = ""  # another
     own: int = 1  # a flag of a user's own
+
+
+@dataclass
+class Adaptation(AdaptConfig):
+    pass
 
 
 def test_nothing_is_written_before_it_is_opened(tmp_path):
@@ -316,6 +321,16 @@ def test_a_flag_that_the_run_is_too_old_to_know_had_its_default(tmp_path):
     resume(training(tmp_path, resume=True))
     edit(tmp_path, own=None, run=None)
     assert "(--own was 1, is 2)" in refuses(tmp_path, training(tmp_path, resume=True, own=2))
+
+
+def test_a_setting_under_its_old_name_is_that_of_the_present_one(tmp_path):
+    values = {"output": str(tmp_path), "device": "cpu", "adabn": True}
+    Job(Adaptation(**values)).open()
+    (tmp_path / "checkpoint_1.pt").write_text("of a run")
+    edit(tmp_path, adabn=None, target_statistics=True)
+    resume(Adaptation(**values, resume=True))
+    edit(tmp_path, adabn=None, target_statistics=True)
+    assert "(--adabn was True, is False)" in refuses(tmp_path, Adaptation(**values | {"adabn": False}, resume=True))
 
 
 def test_a_flag_that_is_gone_is_said(tmp_path, capsys):

@@ -135,7 +135,10 @@ def test_a_stage_that_cannot_start_leaves_nothing(data, tmp_path, capsys):
         ({"from_stage": "stage3", "until": "warmup"}, "--from_stage=stage3 comes after --until=warmup"),
         ({"from_stage": "stage2"}, "stage1_denoise/last.pt: no such file"),
         ({"preset": "gta5"}, "--simclr=: no such file; stage 2 needs"),
-        ({"preset": "gta5", "stage2_init": "swav"}, "--stage2_init=swav: expected simclr, imagenet or random"),
+        (
+            {"preset": "gta5", "stage2_init": "swav"},
+            "--stage2_init=swav: expected one of 'simclr', 'imagenet', 'random'",
+        ),
         ({"preset": "gta5", "until": "stage1", "init_file": "no.pth"}, "--init_file=no.pth: no such file"),
     ],
 )

@@ -1,0 +1,170 @@
+"""The code of docs/extending.md does what the page says, on the smallest network and batch."""
+
+import dataclasses
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+
+from proda.data.own_data import read_description
+from proda.engines.adversarial import adversarial_trainer
+from proda.engines.denoise import denoise_trainer
+from proda.engines.distill import distill_trainer
+from proda.engines.events import ProdaEvents
+from proda.engines.supervised import supervised_trainer
+from proda.experiment.config import make_config
+from proda.experiment.launch import main
+from proda.handlers.prototypes import PrototypeEMA, Prototypes
+from proda.models.build import BUILDERS, build_network
+from proda.models.discriminator import Discriminator
+from proda.models.network import parameter_groups
+from tests import small_runs, tiny
+from tests.tiny import PRECISION, B, H, K, W
+
+PAGE = (small_runs.ROOT / "docs/extending.md").read_text()
+SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^##+ ", PAGE, flags=re.MULTILINE)}
+
+
+def block(section: str, language: str = "python") -> str:
+    """The block of code in a section; there has to be one."""
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```", SECTIONS[section], re.MULTILINE | re.DOTALL)
+    return found
+
+
+PROTOTYPES = Prototypes(K, 32)
+PROTOTYPES.values.normal_()
+
+
+def denoise(student=None) -> Engine:
+    student = student or tiny.network()
+    return denoise_trainer(student, tiny.network(1), PROTOTYPES.values, tiny.sgd(student), PRECISION)
+
+
+def executed(section: str, **names) -> dict:
+    """The names that a section's code defines, or finds."""
+    # As a module of its own: dataclasses look there for what annotations mean.
+    scope = {"__name__": __name__, **names}
+    exec(compile(block(section), f"docs/extending.md: {section}", "exec"), scope)
+    return scope
+
+
+def test_every_block_of_the_page_is_tried_here():
+    tried = {"A handler of your own", "A handler that remembers something", "A new loss", "A new benchmark"}
+    tried |= {"A new backbone", "A stage of your own"}
+    assert {title for title, text in SECTIONS.items() if "```" in text} == tried
+
+
+def test_a_handler_adds_to_the_summary():
+    trainer = denoise()
+    executed("A handler of your own", trainer=trainer)
+    trainer.run([tiny.batch()] * 10)
+    assert 0 < trainer.state.summary["changed_labels"] <= 1
+
+
+def test_a_handler_that_remembers_goes_on_from_its_state():
+    trainer = denoise()
+    handler = executed("A handler that remembers something", trainer=trainer)["ShareOfChangedLabels"]
+    trainer.run([tiny.batch()] * 2)
+    part = trainer.state.remembered["share_of_changed_labels"]
+    assert part.iterations == 2 and trainer.state.summary["share_of_changed_labels"] == part.total / 2
+    resumed = handler()
+    resumed.load_state_dict(part.state_dict())
+    assert (resumed.total, resumed.iterations) == (part.total, 2)
+
+
+def test_a_loss_is_part_of_the_sum_and_of_the_gradients():
+    gradients, losses = [], []
+    for with_entropy in (False, True):
+        student = tiny.network(dropout=0.0)
+        trainer = denoise(student)
+        if with_entropy:
+            executed("A new loss", trainer=trainer)
+        torch.manual_seed(0)
+        losses.append(trainer.run([tiny.batch()]).output)
+        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+    assert losses[1]["loss_entropy"] > 0 and "loss_entropy" not in losses[0]
+    torch.testing.assert_close(losses[1]["loss"], losses[0]["loss"] + losses[1]["loss_entropy"])
+    assert not torch.allclose(*gradients)
+
+
+def test_a_description_of_a_benchmark_is_read(tmp_path):
+    file = tmp_path / "my_city.toml"
+    file.write_text(block("A new benchmark", "toml"))
+    description = read_description(file)
+    assert description.space.names == ["road", "building", "sky"] and set(description.splits) == {"train", "val"}
+
+
+def test_a_backbone_is_built_by_its_name_and_trained(monkeypatch):
+    monkeypatch.setattr("proda.models.build.BUILDERS", BUILDERS)
+    try:
+        executed("A new backbone")
+        network = build_network("plain", K)
+        assert network.backbone == "plain"
+        assert sum(len(group["params"]) for group in parameter_groups(network, 0.1)) == len(list(network.parameters()))
+        supervised_trainer(network, tiny.sgd(network), PRECISION).run([tiny.batch()])
+    finally:
+        BUILDERS.pop("plain", None)
+
+
+def test_a_stage_is_a_copy_with_a_flag_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for line in block("A stage of your own", "bash").splitlines():
+        assert line.startswith("python run.py ") and main(line.split()[2:]) == 0
+    assert "--structure_weight" in capsys.readouterr().out
+    config = executed("A stage of your own")["Config"]
+    assert make_config(config, {"entropy_weight": "0.5"}).entropy_weight == 0.5
+    assert "entropy_weight" in {field.name for field in dataclasses.fields(config)}
+
+
+def trainers() -> dict[str, Engine]:
+    student, critic = tiny.network(), Discriminator(K)
+    optimizers = tiny.sgd(student), tiny.sgd(critic)
+    return {
+        "denoise_trainer": denoise(),
+        "distill_trainer": distill_trainer(student, tiny.network(1), optimizers[0], PRECISION),
+        "adversarial_trainer": adversarial_trainer(student, critic, *optimizers, PRECISION),
+        "supervised_trainer": supervised_trainer(student, optimizers[0], PRECISION),
+    }
+
+
+@pytest.mark.parametrize("name", trainers())
+def test_the_tables_say_which_events_fire_in_which_order_and_what_is_there(name):
+    (section,) = [text for title, text in SECTIONS.items() if f"`{name}`" in title]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
+    documented = [event for row in rows for event in re.findall(r"`(?:Events\.)?([A-Z_]+)`", row[0])]
+    trainer, seen = trainers()[name], SimpleNamespace(events=[], losses=set(), graph=set(), before={})
+    events = [Events.ITERATION_STARTED, *ProdaEvents, Events.ITERATION_COMPLETED]
+
+    def note(engine: Engine, event: str) -> None:
+        seen.events.append(event)
+        seen.before[event] = set(engine.state.output or {})
+        if event == "LOSSES_READY":
+            seen.losses, seen.graph = set(engine.state.losses), dict(engine.state.graph)
+
+    for event in events:
+        trainer.add_event_handler(event, note, event.name)
+    if name == "denoise_trainer":
+        PrototypeEMA(PROTOTYPES).attach(trainer)  # last, so that what it fires is noted after the event it listens to
+    trainer.run([tiny.batch()])
+    assert documented == [event for event in seen.events if event != "ITERATION_STARTED" or name == "denoise_trainer"]
+
+    (ready,) = [row for row in rows if row[0] == "`LOSSES_READY`"]
+    _, losses, graph = re.split(r"`losses`: |`graph`: ", ready[1])
+    assert set(re.findall(r"`(\w+)`", losses)) == seen.losses
+    sides = {"B": B, "K": K, "D": 32, "H": H, "W": W, "h": H // 4, "w": W // 4}
+    described = dict(re.findall(r"`(\w+)` \[([^]]+)\]", graph))
+    assert described.keys() == seen.graph.keys()
+    for key, shape in described.items():
+        found = seen.graph[key].shape
+        assert [sides.get(side, size) for side, size in zip(shape.split(", "), found, strict=True)] == list(found)
+    named = {word for row in rows for word in re.findall(r"`(\w+)`", row[2]) if word != "loss_NAME"}
+    assert named <= seen.before["ITERATION_COMPLETED"]
+    assert {f"loss_{term}" for term in seen.losses} <= seen.before["ITERATION_COMPLETED"]
+    if name in ("denoise_trainer", "adversarial_trainer"):
+        shown = set()
+        for row in rows:
+            shown |= {word for word in re.findall(r"`(\w+)`", row[2]) if word != "loss_NAME"}
+            for event in re.findall(r"`([A-Z_]+)`", row[0]):
+                assert shown <= seen.before[event], event
