@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.optimization import Precision
 from proda.engines.supervised import StudentOptions, supervised_trainer
 from proda.experiment import training
 from proda.experiment.config import InitConfig
@@ -41,31 +40,30 @@ PRESETS = {
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job = Job(config)
+    job, data = Job(config), Domains(config)
 
     # Data: labelled crops of one domain.
-    data = Domains(config)
     crops = data.source_crops() if config.train_on == "source" else data.oracle_crops()
     batches = data.training_batches(crops, None)
 
     # Network and engines: one iteration of training, and of validation.
-    network = initial_network(config, data.classes, job.device)
+    student = initial_network(config, data.classes, job.device)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
-    precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
-    trainer = supervised_trainer(student, optimizer, precision, config)
-    evaluator = segmentation_evaluator(network, precision)
+    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
+    trainer = supervised_trainer(student_ddp, optimizer, precision, config)
+    evaluator = segmentation_evaluator(student, precision)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
     SeedIterations(config.seed).attach(trainer)
     PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
-    ClipGradients(network, config.grad_clip).attach(trainer)
-    AverageStatistics(network).attach(trainer)
+    ClipGradients(student, config.grad_clip).attach(trainer)
+    AverageStatistics(student).attach(trainer)
     StopOnNan().attach(trainer)
     checkpoints = Checkpoints(job.folder)
     checkpoints.attach(trainer, every=config.checkpoint_every)
     validation = Validation(evaluator, data.validation_batches(), data.classes.names)
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, network, data.classes.names, job.folder)
+    models = KeptModels(validation, student, data.classes.names, job.folder)
     models.attach(trainer)
     board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)

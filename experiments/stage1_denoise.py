@@ -13,7 +13,6 @@ from pathlib import Path
 
 from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.optimization import Precision
 from proda.experiment import training
 from proda.experiment.config import AdaptConfig
 from proda.experiment.domains import Domains
@@ -87,47 +86,46 @@ PRESETS = {
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job = Job(config)
+    job, data = Job(config), Domains(config)
 
     # Data: labelled source crops; target photographs as weak, strong and whole views, with their soft labels.
-    data = Domains(config)
-    warmup, network = (load_network(config, data.classes, job.device) for _ in range(2))
+    warmup, student = (load_network(config, data.classes, job.device) for _ in range(2))
     store = None if config.online_soft_labels else data.label_store("soft", job.folder / "pseudo_labels", warmup)
     target = data.target_views(full_image=True, strong=True, soft_labels=store)
     batches = data.training_batches(data.source_crops(), target)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
 
     # Networks: student, mean teacher and prototypes all start from the warm-up model.
-    precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
-    teacher = EMATeacher(network, config.teacher_momentum)
+    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
+    teacher = EMATeacher(student, config.teacher_momentum)
     file, made_from = Path(config.prototypes or job.folder / "prototypes.pt"), data.made_from(warmup)
     prototypes = prepare_prototypes(file, warmup, data.whole_target(), precision, config.prototype_passes, made_from)
 
-    # Engines: one iteration of training, and of validation. Config has the fields of DenoiseOptions.
-    labeller = warmup if config.online_soft_labels else None
-    trainer = denoise_trainer(student, teacher.ema_model, prototypes.values, optimizer, precision, config, labeller)
-    evaluator = segmentation_evaluator(network, precision)
+    # Engines: one iteration of training (Config inherits DenoiseOptions), and of validation.
+    trainer = denoise_trainer(student_ddp, teacher.ema_model, prototypes.values, optimizer, precision, config, warmup)
+    evaluator = segmentation_evaluator(student, precision)
 
     # The method: soft labels before the first iteration; after each step the prototypes (equation 6) and the teacher.
     if store is not None:
         labels = PseudoLabels(store, warmup, data.whole_target, precision, data.classes.names)
-        labels.attach(trainer, config.renew_labels_every, student=network, batches=batches, folder=job.folder)
-    PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
-    teacher.attach(trainer)
+        labels.attach(trainer, config.renew_labels_every, student=student, batches=batches, folder=job.folder)
+    if config.needs_teacher:
+        PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
+        teacher.attach(trainer)
     if config.adabn:
-        AdaBN(network, data.statistics_batches(), precision).attach(trainer, evaluator)
+        AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
     SeedIterations(config.seed).attach(trainer)
     PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
-    ClipGradients(network, config.grad_clip).attach(trainer)
-    AverageStatistics(network).attach(trainer)
+    ClipGradients(student, config.grad_clip).attach(trainer)
+    AverageStatistics(student).attach(trainer)
     StopOnNan().attach(trainer)
     checkpoints = Checkpoints(job.folder)
     checkpoints.attach(trainer, every=config.checkpoint_every)
     validation = Validation(evaluator, data.validation_batches(), data.classes.names)
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, network, data.classes.names, job.folder, prototypes=prototypes.values)
+    models = KeptModels(validation, student, data.classes.names, job.folder, prototypes=prototypes.values)
     models.attach(trainer)
     board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)

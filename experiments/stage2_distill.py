@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from proda.data.label_store import check_threshold
 from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.optimization import Precision
 from proda.experiment import training
 from proda.experiment.config import AdaptConfig, InitConfig, InitKind
 from proda.experiment.domains import Domains
@@ -76,10 +75,9 @@ PRESETS = {
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job = Job(config)
+    job, data = Job(config), Domains(config)
 
     # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
-    data = Domains(config)
     teacher = load_network(config, data.classes, job.device, flag="teacher")
     store = data.label_store("hard", job.folder / "pseudo_labels", teacher, flip=config.flip)
     confident = {"threshold": config.threshold, "threshold_as_released": config.threshold_as_released}
@@ -87,31 +85,31 @@ def run(local_rank: int, config: Config) -> dict:
     batches = data.training_batches(data.source_crops(), target)
 
     # Networks: the student starts from self-supervised weights (stage 2) or from its teacher (stage 3).
-    network = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
+    student = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
-    precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
+    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
 
-    # Engines: one iteration of training, and of validation. Config has the fields of DistillOptions.
-    trainer = distill_trainer(student, teacher, optimizer, precision, config)
-    evaluator = segmentation_evaluator(network, precision)
+    # Engines: one iteration of training (Config inherits DistillOptions), and of validation.
+    trainer = distill_trainer(student_ddp, teacher, optimizer, precision, config)
+    evaluator = segmentation_evaluator(student, precision)
 
     # The method: the teacher's hard labels before the first iteration; it does not change.
     names = data.classes.names
     PseudoLabels(store, teacher, data.whole_target, precision, names, flip=config.flip).attach(trainer)
     if config.adabn:
-        AdaBN(network, data.statistics_batches(), precision).attach(trainer, evaluator)
+        AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
     SeedIterations(config.seed).attach(trainer)
     PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
-    ClipGradients(network, config.grad_clip).attach(trainer)
-    AverageStatistics(network).attach(trainer)
+    ClipGradients(student, config.grad_clip).attach(trainer)
+    AverageStatistics(student).attach(trainer)
     StopOnNan().attach(trainer)
     checkpoints = Checkpoints(job.folder)
     checkpoints.attach(trainer, every=config.checkpoint_every)
     validation = Validation(evaluator, data.validation_batches(), data.classes.names)
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, network, data.classes.names, job.folder)
+    models = KeptModels(validation, student, data.classes.names, job.folder)
     models.attach(trainer)
     board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)

@@ -13,7 +13,6 @@ import torch
 from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.optimization import Precision
 from proda.experiment import training
 from proda.experiment.config import AdaptConfig, InitConfig
 from proda.experiment.domains import Domains
@@ -56,41 +55,40 @@ PRESETS = {
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job = Job(config)
+    job, data = Job(config), Domains(config)
 
     # Data: labelled source crops, and crops of target photographs.
-    data = Domains(config)
     batches = data.training_batches(data.source_crops(), data.target_views())
 
     # Networks: the segmentation network, and a discriminator that judges from which domain its predictions are.
-    network = initial_network(config, data.classes, job.device)
+    student = initial_network(config, data.classes, job.device)
     critic = Discriminator(len(data.classes.names)).to(job.device)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
-    precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
+    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
 
-    # Engines: one iteration of training, and of validation. Config has the fields of AdversarialOptions.
+    # Engines: one iteration of training (Config inherits AdversarialOptions), and of validation.
     discriminator = parallel(config, critic)
-    trainer = adversarial_trainer(student, discriminator, optimizer, critic_optimizer, precision, config)
-    evaluator = segmentation_evaluator(network, precision)
+    trainer = adversarial_trainer(student_ddp, discriminator, optimizer, critic_optimizer, precision, config)
+    evaluator = segmentation_evaluator(student, precision)
 
     # The method: the discriminator's learning rate follows its own steps.
     schedule = PolynomialDecay(critic_optimizer, config.schedule_iterations or batches.iterations)
     schedule.attach(trainer, ProdaEvents.DISCRIMINATOR_STEPPED, name="discriminator_schedule")
     if config.adabn:
-        AdaBN(network, data.statistics_batches(), precision).attach(trainer, evaluator)
+        AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
     SeedIterations(config.seed).attach(trainer)
     PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
-    ClipGradients(network, config.grad_clip).attach(trainer)
-    AverageStatistics(network).attach(trainer)
+    ClipGradients(student, config.grad_clip).attach(trainer)
+    AverageStatistics(student).attach(trainer)
     StopOnNan().attach(trainer)
     checkpoints = Checkpoints(job.folder)
     checkpoints.attach(trainer, every=config.checkpoint_every)
     validation = Validation(evaluator, data.validation_batches(), data.classes.names)
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, network, data.classes.names, job.folder, discriminator=critic)
+    models = KeptModels(validation, student, data.classes.names, job.folder, discriminator=critic)
     models.attach(trainer)
     board = Board(job.folder, evaluator, {"student": optimizer, "discriminator": critic_optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)

@@ -41,6 +41,11 @@ class DenoiseOptions(StudentOptions):
     teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics and dropout, as published
     replay_as_released: bool = False  # move maps to the strong view in the released code's order and with its offsets
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether rectification or structure learning is on; without both the teacher does not run."""
+        return self.rectification or self.structure_weight > 0
+
 
 def denoise_trainer(
     student: nn.Module,
@@ -68,10 +73,10 @@ def denoise_trainer(
         ``target_logits`` [B, K, h, w] and ``target_features`` [B, D, h', w'] (network stride) of the weak view, and
         ``strong_features`` [B, D, h, w] of the strong view where structure learning is on.
 
-    A handler of ``LABELS_RECTIFIED`` may replace ``output["rectified_labels"]``. With ``labeller``, the frozen network
-    of the stage before, soft labels are its prediction on the full image, computed in every iteration, and batches
-    hold none. Without rectification the soft labels are trained on as they are (conventional self-training); with
-    ``structure_weight=0`` no strong view is computed; with neither, the teacher does not run.
+    A handler of ``LABELS_RECTIFIED`` may replace ``output["rectified_labels"]``. Where batches hold no soft labels,
+    ``labeller``, the frozen network of the stage before, predicts them on the full image in every iteration. Without
+    rectification the soft labels are trained on as they are (conventional self-training). Without structure learning
+    no strong view is computed. If both are off, the teacher does not run.
     """
     options = options or DenoiseOptions()
 
@@ -86,10 +91,12 @@ def denoise_trainer(
         source_backward(engine, student, batch["source"], precision)
 
         teacher_distances: Tensor | None = None  # needed by rectification and by structure learning
-        if options.rectification or options.structure_weight > 0:
+        if options.needs_teacher:
             teacher.train(options.teacher_mode == "train")
             teacher_distances = _teacher_distances(engine, teacher, prototypes, target, precision)
-        soft_labels = target["soft_labels"] if labeller is None else _predict_soft_labels(labeller, target, precision)
+        soft_labels = target.get("soft_labels")
+        if soft_labels is None and labeller is not None:
+            soft_labels = _predict_soft_labels(labeller, target, precision)
         labels = _rectified_labels(engine, resize(soft_labels, _map_size(target["image"])), teacher_distances, options)
 
         losses, graph = _weak_view_losses(student, labels, target, precision, options)

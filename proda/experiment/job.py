@@ -18,6 +18,7 @@ import ignite.distributed as idist
 import torch
 from ignite.utils import manual_seed
 
+from proda.engines.optimization import Precision
 from proda.experiment.config import with_present_names
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json, sha256
@@ -42,12 +43,13 @@ PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow", "tensor
 class Job:
     """Made at the start of ``run``; writes nothing until ``open``, so that bad input leaves no trace.
 
-    ``device`` torch device of this process; ``folder`` where everything goes; ``log`` the logger ``proda``.
+    ``device`` and ``precision`` of this process; ``folder`` where everything goes; ``log`` the logger ``proda``.
     """
 
     def __init__(self, config: Any) -> None:
         self.config = config
         self.device = _device(config)
+        self.precision = Precision(self.device, config.amp)
         self.folder = Path(config.output)
         self.log = logging.getLogger("proda")
         self.stopwatch = Stopwatch()

@@ -66,8 +66,6 @@ class PrototypeEMA:
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
-        if "class_means" not in engine.state.output:
-            return  # nothing in this run needs the teacher, so it did not run
         means, present = engine.state.output["class_means"], engine.state.output["class_present"]
         if idist.get_world_size() > 1:
             means, present = idist.all_gather(means), idist.all_gather(present.to(torch.uint8)).bool()
