@@ -17,7 +17,6 @@ import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.optimization import Precision
 from proda.experiment.config import DataConfig, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
@@ -49,8 +48,7 @@ def run(local_rank: int, config: Config) -> dict:
     network = load_network(config, data.classes, job.device)
     job.open({"weights": config.weights, "images": f"{len(images.dataset)} {config.target} {config.split}"})
 
-    precision = Precision(job.device, config.amp)
-    evaluator = segmentation_evaluator(network, precision, flip=config.flip, scales=scales)
+    evaluator = segmentation_evaluator(network, job.precision, flip=config.flip, scales=scales)
     if config.predictions:
         folder = Path(config.predictions)
         SavePredictions(folder, suffix="_pred_labelIds.png", ids=data.classes.ids).attach(evaluator)

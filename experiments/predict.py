@@ -17,7 +17,6 @@ from proda.data.image_files import IMAGE_SUFFIXES
 from proda.data.labelled_files import LabelledFiles
 from proda.data.listing import list_files
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.optimization import Precision
 from proda.experiment.config import DataConfig, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
@@ -48,7 +47,7 @@ def run(local_rank: int, config: Config) -> dict:
     network = load_network(config, data.classes, job.device)
     job.open({"weights": config.weights, "images": len(dataset)})
 
-    evaluator = segmentation_evaluator(network, Precision(job.device, config.amp), flip=config.flip, scales=scales)
+    evaluator = segmentation_evaluator(network, job.precision, flip=config.flip, scales=scales)
     SavePredictions(job.folder / "labels", colors=data.classes.colors).attach(evaluator)
     SaveOverlays(job.folder / "overlays", data.classes.colors).attach(evaluator)
     if idist.get_rank() == 0:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import ignite.distributed as idist
 
-from proda.engines.optimization import Precision
 from proda.experiment.config import DataConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
@@ -42,7 +41,7 @@ def run(local_rank: int, config: Config) -> dict:
     job.open({"weights": config.weights, "images": len(images.dataset)})
 
     prototypes = Prototypes(network.num_classes, network.num_features, job.device)
-    initial_prototypes(prototypes, network, images, Precision(job.device, config.amp), passes=config.passes)
+    initial_prototypes(prototypes, network, images, job.precision, passes=config.passes)
     if idist.get_rank() == 0:
         made_from = {**data.made_from(network), "passes": config.passes}
         save_prototypes(job.folder / "prototypes.pt", prototypes.values, prototypes.counts, made_from=made_from)

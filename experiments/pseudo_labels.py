@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proda.engines.labelling import missing_labels, write_pseudo_labels
-from proda.engines.optimization import Precision
 from proda.experiment.config import DataConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
@@ -44,8 +43,8 @@ def run(local_rank: int, config: Config) -> dict:
     store = data.label_store(config.kind, job.folder / "pseudo_labels", network, **settings)
     job.open({"weights": config.weights, "images": len(names)})
 
-    missing, precision = missing_labels(store, names), Precision(job.device, config.amp)
+    missing = missing_labels(store, names)
     scores = write_pseudo_labels(
-        store, network, data.whole_target(missing), precision, flip=config.flip, class_names=data.classes.names
+        store, network, data.whole_target(missing), job.precision, flip=config.flip, class_names=data.classes.names
     )
     return job.finish({"written": len(missing), "images": len(names), **scores})
