@@ -1,6 +1,7 @@
 """One process or many: the group that torchrun or SLURM has made is joined, or processes are started here."""
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -189,6 +190,7 @@ def _as_one_of_many(run: Callable[[], Any], report: Callable[[str, int], None], 
     """
     try:
         run()
+        gc.collect()  # networks wrapped for several processes end before their group does, not at interpreter exit
         return
     except SystemExit as end:
         if getattr(end, "together", False):  # all processes leave here, having saved

@@ -10,7 +10,6 @@ from ignite.engine import Engine
 from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.optimization import Precision
 from proda.experiment import training
 from proda.experiment.config import TrainConfig
 from proda.experiment.domains import Domains
@@ -63,7 +62,7 @@ def run(local_rank: int, config: Config) -> dict:
     batches = data.training_batches(data.source_crops(), target)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
 
-    precision, optimizer, student = Precision(job.device, config.amp), sgd(config, network), parallel(config, network)
+    optimizer, student, precision = sgd(config, network), parallel(config, network), job.precision
     teacher, file, made_from = EMATeacher(network), job.folder / "prototypes.pt", data.made_from(first)
     prototypes = prepare_prototypes(file, first, data.whole_target(), precision, 1, made_from)
     trainer = denoise_trainer(student, teacher.ema_model, prototypes.values, optimizer, precision, config)
