@@ -52,7 +52,7 @@ def test_a_config_gives_flags_which_single_flags_override(tmp_path, monkeypatch)
     [
         ({"config": "nothing.json"}, "--config=nothing.json: no such file; expected the config.json of a run"),
         ({"config": ""}, "--config=: no such file"),
-        ({"config": "other.json"}, "--config=other.json: gan is no flag of this experiment"),
+        ({"config": "other.json"}, "--config=other.json: gan is not a flag of this experiment"),
         ({"config": "fits.json", "preset": "gta5"}, "--preset=gta5 and --config=fits.json"),
         ({"config": "text.json"}, "--config=text.json: expected the config.json of a run"),
         ({"config": "list.json"}, "--config=list.json: expected the config.json of a run"),
