@@ -168,7 +168,7 @@ def test_resume_and_overwrite_exclude_each_other(data, weights, tmp_path):
 @pytest.mark.parametrize(("flag", "value"), [("lr", 0.5), ("momentum", 0.5), ("weight_decay", 0.5), ("batch_size", 2)])
 def test_resuming_with_a_setting_that_a_run_keeps_is_one_clear_line(complete, data, weights, flag, value):
     files = {path: path.stat().st_mtime_ns for path in complete.iterdir()}
-    with pytest.raises(UserError, match=rf"keeps what it began with \(--{flag} was .*, is {value}\)") as error:
+    with pytest.raises(UserError, match=rf"resumed with its own settings \(--{flag} was .*, is {value}\)") as error:
         train("source_only", data, weights, complete, resume=True, iterations=9, **{flag: value})
     assert "\n" not in str(error.value) and files == {path: path.stat().st_mtime_ns for path in complete.iterdir()}
 
@@ -215,7 +215,7 @@ def test_a_handler_that_ends_the_run_early_is_in_the_summary(data, weights, tmp_
 
 
 def test_resuming_another_stage_is_one_clear_line(complete, data, weights):
-    with pytest.raises(UserError, match=r"holds a run of source_only, this is stage1_denoise") as error:
+    with pytest.raises(UserError, match=r"holds a run of source_only, not of stage1_denoise") as error:
         train("stage1_denoise", data, weights, complete, resume=True)
     assert "\n" not in str(error.value)
 

@@ -1,8 +1,9 @@
 """Settings of an experiment: a flat dataclass whose fields are the command-line flags.
 
-An experiment module has a ``Config`` dataclass, every field with a type that says what is allowed (see
-:mod:`proda.utils.options`), a default and a trailing comment that says what it is, and optionally ``PRESETS``: recipe
-name -> the fields that differ from the defaults. The dataclasses below hold the fields that several experiments share.
+An experiment module defines a dataclass ``Config``. Every field has a type that limits its values (see
+:mod:`proda.utils.options`), a default, and a trailing comment that describes it. The module may also define
+``PRESETS``: recipe name -> the fields that differ from the defaults. The dataclasses below hold the fields that several
+experiments share.
 """
 
 import ast
@@ -47,30 +48,30 @@ BENCHMARKS = {"source": ("gta5", "synthia"), "target": ("cityscapes",)}
 class RunConfig(Options):
     """Fields of every experiment."""
 
-    preset: str = ""  # whole recipe: one of the presets listed above; single flags override it
-    output: PathText = ""  # folder for all that the run writes; runs/<experiment> if empty
-    seed: Annotated[int, Bounds(0, 2**31 - 1)] = 0  # fixes weights, data order, augmentation and dropout
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    num_workers: NonNegativeInt = 4  # data loading processes of each training process; 0 loads in the training process
+    preset: str = ""  # recipe: one of the presets listed above; other flags override its values
+    output: PathText = ""  # output folder of the run; runs/<experiment> if empty
+    seed: Annotated[int, Bounds(0, 2**31 - 1)] = 0  # seed of initial weights, data order, augmentation and dropout
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if available, else cpu
+    num_workers: NonNegativeInt = 4  # data loading processes per training process; 0: no extra processes
     amp: Literal["off", "bf16", "fp16"] = "off"  # mixed precision
-    deterministic: bool = False  # use deterministic algorithms only: slower on a GPU
-    nproc_per_node: NonNegativeInt = 0  # processes to start on this machine; 0: no spawning
-    backend: Literal["", "nccl", "gloo"] = ""  # of several processes; chosen by device if empty
+    deterministic: bool = False  # use only deterministic algorithms, which are slower on a GPU
+    nproc_per_node: NonNegativeInt = 0  # processes to start on this machine; 0: use the current process
+    backend: Literal["", "nccl", "gloo"] = ""  # communication between processes; depends on the device if empty
 
 
 @dataclass
 class DataConfig(RunConfig):
     """Fields of every experiment that reads images."""
 
-    data_root: PathText = ""  # holds cityscapes/, gta5/, synthia/; $PRODA_DATA, else data/, if empty
+    data_root: PathText = ""  # folder with cityscapes/, gta5/ and synthia/; if empty, $PRODA_DATA or else data/
     source: PathText = "gta5"  # labelled synthetic domain: gta5, synthia, or a description file (docs/own_data.md)
     target: PathText = "cityscapes"  # unlabelled domain: cityscapes, or a description file (docs/own_data.md)
-    num_classes: NonNegativeInt = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, all of a description file
-    backbone: str = "resnet101"  # of the segmentation network: resnet101, resnet50 or tiny
-    val_batch_size: PositiveInt = 1  # images in one evaluation step of one process
-    skip_bad: PathText = ""  # list of images to leave out, such as the bad_files.txt that check_data writes
-    labelled_only: bool = False  # leave out source images without a label map
-    gta5_size_as_released: bool = False  # resize every image and label map of GTA5 to 1914 x 1052
+    num_classes: NonNegativeInt = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, all classes of a description file
+    backbone: str = "resnet101"  # backbone of the segmentation network: resnet101, resnet50 or tiny
+    val_batch_size: PositiveInt = 1  # images per evaluation step and process
+    skip_bad: PathText = ""  # file that lists images to skip, such as bad_files.txt written by check_data
+    labelled_only: bool = False  # skip source images without a label map
+    gta5_size_as_released: bool = False  # resize all images and label maps of GTA5 to 1914 x 1052 pixels
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -82,46 +83,46 @@ class DataConfig(RunConfig):
 
 @dataclass
 class TrainConfig(DataConfig):
-    """Fields of every training stage; published values."""
+    """Fields of every training stage. The defaults are the published values."""
 
-    batch_size: PositiveInt = 4  # global batch of each domain, split over the processes
+    batch_size: PositiveInt = 4  # global batch size per domain, split over the processes
     epochs: PositiveInt = 84  # passes over the target training images
-    iterations: NonNegativeInt = 0  # length in iterations instead of epochs, if above 0
-    schedule_iterations: NonNegativeInt = 0  # iteration at which the learning rate reaches zero; 0: the last one
-    lr: NonNegativeFloat = 2.5e-4  # learning rate of the backbone at the start
-    head_lr_factor: NonNegativeFloat = 10.0  # the head learns this much faster; 1 puts all parameters in one group
-    repeat_backbone_parameters: bool = False  # as released: most backbone parameters step 3 or 4 times an iteration
-    momentum: Fraction = 0.9  # of SGD
-    weight_decay: NonNegativeFloat = 2e-4  # of SGD
-    grad_clip: NonNegativeFloat = 0.0  # largest gradient norm; 0: no clipping
-    mean_width: PositiveInt = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
-    crop_width: PositiveInt = 896  # pixels
-    crop_height: PositiveInt = 512  # pixels
+    iterations: NonNegativeInt = 0  # length of training in iterations; 0: use --epochs
+    schedule_iterations: NonNegativeInt = 0  # iteration at which the learning rate reaches zero; 0: the last iteration
+    lr: NonNegativeFloat = 2.5e-4  # learning rate of the backbone at the start of training
+    head_lr_factor: NonNegativeFloat = 10.0  # ratio of the learning rates of head and backbone; 1: one parameter group
+    repeat_backbone_parameters: bool = False  # as released: update most backbone weights 3 or 4 times an iteration
+    momentum: Fraction = 0.9  # momentum of SGD
+    weight_decay: NonNegativeFloat = 2e-4  # weight decay of SGD
+    grad_clip: NonNegativeFloat = 0.0  # maximum gradient norm; 0: no clipping
+    mean_width: PositiveInt = 2200  # images are resized to 0.5 to 1.5 times this width, then cropped
+    crop_width: PositiveInt = 896  # width of the crops in pixels
+    crop_height: PositiveInt = 512  # height of the crops in pixels
     dropout: Fraction = 0.1  # channel dropout before the classifier
     val_every: PositiveInt = 1000  # iterations between validations
     checkpoint_every: PositiveInt = 1000  # iterations between full checkpoints
-    resume: bool = False  # go on from the last good checkpoint in the output folder
-    overwrite: bool = False  # delete what another run has left in the output folder
-    log_every: PositiveInt = 50  # iterations between scalars in TensorBoard
-    panels_every: NonNegativeInt = 1000  # iterations between image panels in TensorBoard; 0: none
-    stop_after: NonNegativeInt = 0  # save and leave after this iteration, as a preemption would; 0: never
+    resume: bool = False  # continue from the last good checkpoint in the output folder
+    overwrite: bool = False  # delete the files of an earlier run in the output folder
+    log_every: PositiveInt = 50  # iterations between scalars written to TensorBoard
+    panels_every: NonNegativeInt = 1000  # iterations between image panels written to TensorBoard; 0: no panels
+    stop_after: NonNegativeInt = 0  # save and exit after this iteration, as on SIGTERM; 0: never
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         if self.resume and self.overwrite:
-            yield "--resume and --overwrite: one goes on with the run in the output folder, the other deletes it"
+            yield "--resume and --overwrite: one continues the run in the output folder, the other deletes it"
 
 
 @dataclass
 class AdaptConfig(TrainConfig):
     """Fields of every training stage that sees both domains."""
 
-    adabn: bool = False  # recompute batch norm's statistics on target images before each validation (AdaBN)
+    adabn: bool = False  # recompute batch-norm statistics on target images before each validation (AdaBN)
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         if self.adabn and getattr(self, "freeze_bn", False):
-            yield "--adabn has no effect with --freeze_bn: give --freeze_bn=False, or leave it out"
+            yield "--adabn has no effect with --freeze_bn; set --freeze_bn=False or remove --adabn"
 
 
 InitKind = Literal["imagenet", "simclr", "random", "weights"]
@@ -129,14 +130,14 @@ InitKind = Literal["imagenet", "simclr", "random", "weights"]
 
 @dataclass
 class InitConfig(TrainConfig):
-    """Fields of every training stage whose network may start from pretrained weights."""
+    """Fields of every training stage that may start from pretrained weights."""
 
-    init: InitKind = "imagenet"  # where the network starts: imagenet, simclr, random, or weights (all of --init_file)
-    init_file: PathText = ""  # file for --init; torchvision's own ImageNet weights if empty
+    init: InitKind = "imagenet"  # initial weights: imagenet, simclr, random, or weights (all from --init_file)
+    init_file: PathText = ""  # weights file for --init; if empty, torchvision downloads its ImageNet weights
 
 
 def field_docs(config_class: type) -> dict[str, str]:
-    """The trailing comment of every field, base classes first."""
+    """Field name -> its trailing comment, for all fields of a class; base classes first."""
     docs: dict[str, str] = {}
     for cls in reversed(config_class.__mro__):
         if cls is object:
@@ -151,27 +152,27 @@ def field_docs(config_class: type) -> dict[str, str]:
 
 
 def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[str, dict] | None = None) -> Any:
-    """``config_class`` from defaults, then the preset's values, then the flags.
+    """An instance of ``config_class``: the flags override the preset, which overrides the defaults.
 
     Args:
         config_class: a flat dataclass of options (see :mod:`proda.utils.options`).
         flags: flag name -> value, or its text.
-        presets: recipe name -> field values; ``flags["preset"]``, else ``flags["source"]``, picks one.
+        presets: recipe name -> field values. ``flags["preset"]`` selects one, or else ``flags["source"]``.
 
     Raises:
-        UserError: a flag that does not exist (names the nearest), a value that the field cannot hold or that does not
-            go with others, an unknown preset; for a preset or default that is wrong it names the file.
+        UserError: a flag or preset is unknown, a value is invalid, or two values exclude each other. For an unknown
+            flag the message names the most similar one. For an invalid preset or default it names the file.
     """
     presets, types, file = presets or {}, option_types(config_class), file_of(config_class)
     flags = with_present_names(flags, config_class)
     if unknown := [name for name in flags if name not in types]:
         near = _nearest(unknown[0], config_class)
-        raise UserError(f"unknown flag --{unknown[0]}{near and f'; the nearest is --{near}'} (--help lists all)")
+        raise UserError(f"unknown flag --{unknown[0]}{near and f'; the nearest is --{near}'} (--help lists all flags)")
     values = {name: _read(types[name], value, f"--{name}") for name, value in flags.items()}
     source = values.get("source", "")
     recipe = values.get("preset") or getattr(config_class, "preset", "") or (source if source in presets else "")
     if recipe and recipe not in presets:
-        raise UserError(f"--preset={recipe}: no such recipe; expected one of {', '.join(presets) or '(none)'}")
+        raise UserError(f"--preset={recipe}: unknown preset; expected one of {', '.join(presets) or '(none)'}")
     chosen = {"preset": recipe} if recipe else {}
     for name, value in presets.get(recipe, {}).items():
         place = f"{file}: preset {recipe}: {name}"
@@ -183,7 +184,7 @@ def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[s
         if field.name not in chosen and field.name not in values:
             place = f"{file}: {config_class.__name__}.{field.name}"
             if field.default is MISSING:
-                raise UserError(f"{place}: every field of an experiment has a default")
+                raise UserError(f"{place}: every field of an experiment needs a default")
             chosen[field.name] = _read(types[field.name], field.default, place)
     config = config_class(**{**chosen, **values})
     for problem in config.problems():
@@ -215,7 +216,7 @@ def with_present_names(
 
 
 def parse_scales(text: str, flag: str = "scales") -> tuple[float, ...]:
-    """Image scales separated by commas, each from 0.1 to 10; UserError names the flag."""
+    """Parses image scales separated by commas, each from 0.1 to 10. A UserError names the flag."""
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -237,10 +238,9 @@ def _read(option: OptionType, value: Any, place: str) -> Any:
 
 
 def _nearest(name: str, config_class: type) -> str:
-    """The field that is most like ``name``; empty if none is.
+    """The field most similar to ``name``; empty if no field is similar.
 
-    A field is known by its name and by as many words at the start of its doc, or of its doc in a base class, as
-    ``name`` has: learning_rate is --lr.
+    ``name`` is compared with field names and with the first words of their comments, including those in base classes.
     """
     words = len(re.split("[-_]", name))
     docs = [item for cls in config_class.__mro__ if is_dataclass(cls) for item in field_docs(cls).items()]

@@ -1,4 +1,4 @@
-"""The images and labels of source and target, as the flags of an experiment name them."""
+"""Images and labels of the source and target domain, as the flags of an experiment specify them."""
 
 import copy
 import os
@@ -27,29 +27,30 @@ from proda.models.network import SegmentationNetwork
 from proda.streets import write_streets
 from proda.utils.errors import UserError
 
-STATISTICS_BATCH = 10  # images in one batch for AdaBN: results depend on it, so no flag for speed sets it
-SOME_IMAGES = 100  # training images that replace validation images where there are none, and those for AdaBN
+STATISTICS_BATCH = 10  # images per batch for AdaBN; no flag changes it, because results depend on it
+SOME_IMAGES = 100  # training images used for AdaBN, and for validation if there is no validation split
 
 
 class Domains:
-    """Source, target and validation images of a run; each folder is listed once, when it is first needed.
+    """Source, target and validation images of a run. Each folder is listed once, when it is first needed.
 
-    ``config``: of any experiment; training needs the fields of ``TrainConfig``, pseudo labels ``--pseudo_labels``.
-    ``classes``: names and colours of the classes, which the source decides, and their ids in the target's label files.
+    ``config`` may be that of any experiment. Training also needs the fields of ``TrainConfig``, and pseudo labels need
+    ``pseudo_labels``. ``classes`` holds the names and colours of the source's classes and their ids in the target's
+    label files.
 
     Raises:
-        UserError: source, target and ``--num_classes`` do not agree, or a folder does not hold what it should.
+        UserError: source, target and ``--num_classes`` do not agree, or files are missing in a folder.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self.config: Any = config
         self.own_source, self.own_target = own_data(config.source), own_data(config.target)
         if self.own_source is not None and self.own_target is None:
-            raise UserError(f"--source={config.source} needs a --target: a description of the photographs (NAME.toml)")
+            raise UserError(f"--source={config.source} needs --target=NAME.toml, a description of the target images")
         self.classes = _label_space(config, self.own_source, self.own_target)
         self.root = data_root(config)
 
-    # Images as they are on the disk
+    # Images on disk
 
     @cached_property
     def source(self) -> LabelledFiles:
@@ -58,7 +59,7 @@ class Domains:
 
     @cached_property
     def labelled_target(self) -> LabelledFiles:
-        """The target's training images, with ground truth where its files exist: only to score pseudo labels."""
+        """The target's training images, with ground truth where it exists: used only to score pseudo labels."""
         dataset = self.open("target", "train", with_labels=True, optional_labels=True)
         spot_check(dataset)
         return dataset
@@ -72,10 +73,10 @@ class Domains:
 
     @cached_property
     def validation(self) -> Dataset:
-        """What training is validated on: the labelled validation images.
+        """The labelled validation images.
 
-        Own data may have none. Then these are images without labels, for the label-free score: those of [val], or
-        else some of [train].
+        Your own data may lack them. The label-free score is then computed on the unlabelled images of [val], or on
+        some of [train] if there is no [val].
         """
         own = self.own_target
         if own is not None and "val" not in own.splits:
@@ -83,13 +84,13 @@ class Domains:
         return self.images("val", with_labels=own is None or own.has_labels("val"))
 
     def images(self, split: str, *, with_labels: bool) -> LabelledFiles:
-        """The target's images of a split; a few are read to see that it can be done."""
+        """The target's images of a split. A few are read to check that they are valid."""
         dataset = self.open("target", split, with_labels=with_labels)
         spot_check(dataset)
         return dataset
 
     def open(self, domain: str, split: str, *, with_labels: bool, **options: Any) -> LabelledFiles:
-        """Lists a split of ``domain``, "source" or "target"; no file is read. ``options``: of ``LabelledFiles``."""
+        """Lists a split of ``domain``, "source" or "target"; reads no file. ``options`` go to ``LabelledFiles``."""
         config, is_source = self.config, domain == "source"
         own = self.own_source if is_source else self.own_target
         options["labelled_only"] = is_source and config.labelled_only
@@ -112,20 +113,20 @@ class Domains:
         return SourceTraining(self.source, **self._views())
 
     def oracle_crops(self) -> Dataset:
-        """Labelled crops of the target, for the oracle alone."""
+        """Labelled crops of the target; only the oracle trains on them."""
         images = self.images("train", with_labels=True)
         self.check_views(spot_check(images))
         return SourceTraining(images, **self._views())
 
     def target_views(self, **parts: Any) -> Dataset:
-        """Unlabelled views of the target; ``parts`` as ``TargetTraining`` takes them."""
+        """Unlabelled views of the target. ``parts`` are arguments of ``TargetTraining``."""
         self.check_views(spot_check(self.target))
         if parts.get("full_image") and self.config.batch_size > idist.get_world_size():
             self._check_same_size()
         return TargetTraining(self.target, **self._views(), **parts)
 
     def training_batches(self, source: Dataset, target: Dataset | None) -> TrainingBatches:
-        """Batches of a training run, each process its part."""
+        """This process's share of the batches of a training run."""
         config = self.config
         return TrainingBatches(
             source,
@@ -141,7 +142,7 @@ class Domains:
         )
 
     def whole_target(self, names: Sequence[str] | None = None) -> DataLoader:
-        """Whole target training images in order, all or those with the given ``names``, each on one process."""
+        """Whole target training images in order, each on one process: all, or those in ``names``."""
         images: Dataset = self.labelled_target
         if names is not None:
             images = Subset(images, self.labelled_target.indices(names))
@@ -152,7 +153,7 @@ class Domains:
         return self.whole_images(self.validation)
 
     def statistics_batches(self) -> DataLoader:
-        """Whole target training images from all over the set, the same on every process."""
+        """Whole target training images spread evenly over the set, the same on every process."""
         images = EvaluationSamples(_some(self.target))
         return evaluation_loader(images, batch_size=STATISTICS_BATCH, num_workers=self.config.num_workers)
 
@@ -167,18 +168,18 @@ class Domains:
         )
 
     def check_views(self, sizes: Iterable[tuple[int, int]]) -> None:
-        """UserError if images of these sizes (height, width) are too small for the views."""
+        """Raises UserError if images of these sizes (height, width) are too small for the crops."""
         for size in sizes:
             draw_weak_view(np.random.default_rng(0), size, **self._views())
 
     def _check_same_size(self) -> None:
-        """UserError if whole target training images differ in size, by the headers of all files."""
+        """Raises UserError if target training images differ in size, according to the headers of all files."""
         if self.target.size is not None:
-            return  # all are resized
+            return  # all images are resized to this size
         sizes = {image_size(path): path for path in self.target.images}
         if len(sizes) > 1:
             found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in list(sizes.items())[:2])
-            raise UserError(f"{self.config.target}: training images of {found}; {SAME_SIZE_NEEDED}")
+            raise UserError(f"{self.config.target}: found training images of {found}; {SAME_SIZE_NEEDED}")
 
     def _views(self) -> dict[str, Any]:
         config = self.config
@@ -188,18 +189,18 @@ class Domains:
             "crop_width": config.crop_width,
         }
 
-    # What results depend on
+    # What the results depend on
 
     def label_store(
         self, kind: str, folder: Path, network: SegmentationNetwork, **settings: Any
     ) -> SoftLabelStore | HardLabelStore:
         """The store of the pseudo labels that ``network`` predicts for the target's training images.
 
-        ``kind``: soft or hard. ``folder``: where ``--pseudo_labels`` names no other. ``settings``: whatever else the
-        labels depend on.
+        ``kind`` is "soft" or "hard". ``folder`` is used unless ``--pseudo_labels`` names another. ``settings`` are
+        other values that the labels depend on.
         """
         own_folder = not self.config.pseudo_labels
-        with idist.one_rank_first():  # what is overwritten has to be gone before the others look
+        with idist.one_rank_first():  # old labels must be deleted before other ranks open the folder
             return open_store(
                 folder if own_folder else Path(self.config.pseudo_labels),
                 kind,
@@ -213,11 +214,11 @@ class Domains:
                 ),
                 palette=self.classes.colors,
                 overwrite=own_folder and getattr(self.config, "overwrite", False),
-                remedy="remove the folder, or give another --pseudo_labels",
+                remedy="delete the folder or set another --pseudo_labels",
             )
 
     def fingerprints(self) -> dict[str, str]:
-        """What identifies the data of a run, by name: image and label files, descriptions, and the classes' order."""
+        """Name -> fingerprint of the data of a run: image files, label files, descriptions and the order of classes."""
         found = {"classes": ", ".join(self.classes.names)}
         for name, own in (("source", self.own_source), ("target", self.own_target)):
             if own is not None:
@@ -230,7 +231,7 @@ class Domains:
         return found
 
     def made_from(self, network: SegmentationNetwork) -> dict[str, Any]:
-        """What the prototypes of ``network`` depend on, besides the number of passes."""
+        """What the prototypes of ``network`` depend on, apart from the number of passes."""
         return {
             "weights": network.origin,
             "images": self.target.fingerprint(),
@@ -239,13 +240,13 @@ class Domains:
         }
 
     def prediction_settings(self) -> dict[str, Any]:
-        """What predictions on the target's training images depend on, besides the weights and the images."""
+        """What predictions on the target's training images depend on, apart from the weights and the images."""
         own = self.own_target
         return {"amp": self.config.amp, "size": own.size if own else None}
 
 
 def data_root(config: DataConfig) -> Path:
-    """Where the data sets are; with ``--preset=streets`` they are drawn first if they are missing."""
+    """The folder of the data sets. ``--preset=streets`` draws its data set there if it is missing."""
     root = Path(config.data_root or os.environ.get("PRODA_DATA") or "data").expanduser()
     if config.preset == "streets":
         with idist.one_rank_first():
@@ -254,7 +255,7 @@ def data_root(config: DataConfig) -> Path:
 
 
 def own_data(name: str) -> Description | None:
-    """The description file that ``--source`` or ``--target`` names, None for a benchmark."""
+    """The description file that ``--source`` or ``--target`` names; None for a benchmark."""
     return read_description(name) if name.endswith(".toml") else None
 
 
@@ -262,7 +263,7 @@ def _label_space(config: DataConfig, source: Description | None, target: Descrip
     if source is None:
         space = benchmark_labels(config.num_classes or (16 if config.source == "synthia" else 19))
     elif source.space is None:
-        raise UserError(f"{source.path}: no classes = [...]; the source has to list them")
+        raise UserError(f"{source.path}: no classes = [...]; the description of the source must list them")
     else:
         space = source.space
     if config.num_classes not in (0, len(space.names)):
@@ -270,8 +271,8 @@ def _label_space(config: DataConfig, source: Description | None, target: Descrip
     if target is not None and target.space is not None:
         if target.space.names != space.names:
             raise UserError(
-                f"{target.path}: its classes are {', '.join(target.space.names)}; expected those of the source, in "
-                f"its order: {', '.join(space.names)}"
+                f"{target.path}: its classes are {', '.join(target.space.names)}; expected those of the source in "
+                f"the same order: {', '.join(space.names)}"
             )
         space = space._replace(table=target.space.table)
     return space

@@ -1,4 +1,4 @@
-"""The command line of an experiment: its flags, those of an earlier run, and ``--help``."""
+"""The command line of an experiment: its flags, ``--config`` and ``--help``."""
 
 import contextlib
 import io
@@ -14,20 +14,20 @@ from proda.experiment.config import field_docs, with_present_names
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.options import option_types
 
-# Entries of config.json that --config leaves out: where and how a run is made, not what it is.
+# Entries of config.json that --config ignores: they say where and how a run is executed.
 NOT_REPEATED = ("run", "output", "resume", "overwrite", "stop_after", "nproc_per_node", "backend")
 VARIABLES = (
-    "environment variables: PRODA_DATA is the folder of the data where --data_root is not given; PRODA_TRACEBACK=1",
-    "prints the traceback, which shows where in the code it arose, beside an error line",
+    "environment variables: PRODA_DATA is the data folder if --data_root is not set; PRODA_TRACEBACK=1 prints the",
+    "traceback of an error in addition to its message",
 )
 
 
 def parse_flags(arguments: list[str]) -> dict[str, str]:
-    """``--name=value`` arguments as Python Fire splits them: flag name -> the text of its value.
+    """Splits ``--name=value`` arguments with Python Fire: flag name -> the text of its value.
 
-    A flag alone has the value ``True``. Fire's reading of values is left out, since it takes ``--output=1.10`` for a
-    number: the field says what a text means. Fire calls what it is given before it looks at flags that are left over,
-    so it is given a function that only collects.
+    A flag without a value gets the text ``True``. Values are not parsed by Fire, which would read ``--output=1.10`` as
+    a number; the type of the field decides how to parse its text. Fire calls its function before it checks for
+    remaining arguments, so the function only collects the flags.
     """
 
     @fire.decorators.SetParseFn(str)
@@ -47,7 +47,7 @@ def parse_flags(arguments: list[str]) -> dict[str, str]:
 
 
 def with_recorded(flags: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-    """Flags with those that ``--config=FILE``, the config.json of an earlier run, adds to them."""
+    """The flags together with those recorded in ``--config=FILE``, the config.json of an earlier run."""
     if "config" not in flags:
         return dict(flags)
     place = f"--config={flags['config']}"
@@ -60,22 +60,24 @@ def with_recorded(flags: Mapping[str, Any], config_class: type) -> dict[str, Any
         raise UserError(f"{place}: expected the config.json of a run") from error
     recorded, flags = with_present_names(recorded, config_class, place=place), with_present_names(flags, config_class)
     if other := recorded.keys() - {field.name for field in fields(config_class)}:
-        raise UserError(f"{place}: {min(other)} is no flag of this experiment; expected the config.json of its run")
+        raise UserError(
+            f"{place}: {min(other)} is not a flag of this experiment; expected one of its config.json files"
+        )
     if "preset" in flags:
         raise UserError(
-            f"--preset={flags['preset']} and {place}, which has every setting of a recipe: give one of them"
+            f"--preset={flags['preset']} and {place}: each sets all values of a recipe; pass only one of them"
         )
     return recorded | {name: value for name, value in flags.items() if name != "config"}
 
 
 def help_text(config_class: type, doc: str, presets: Mapping[str, dict] | None = None) -> str:
-    """What ``--help`` prints: the experiment's docstring, its presets, then each flag with default, doc and choices."""
+    """The text of ``--help``: the experiment's docstring, its presets, and each flag with default and comment."""
     docs, types = field_docs(config_class), option_types(config_class)
     lines = [doc.strip(), ""]
     if presets:
         lines += [f"presets: {', '.join(presets)}", ""]
     width = max(len(f"--{field.name}={field.default}") for field in fields(config_class))
-    lines.append("flags (--config=FILE gives those in the config.json of another run, which single flags override):")
+    lines.append("flags (--config=FILE reads them from the config.json of another run; other flags override them):")
     for field in fields(config_class):
         choices = ", ".join(str(choice) for choice in types[field.name].choices if choice != "")
         doc = f"{docs[field.name]} ({choices})" if choices else docs[field.name]

@@ -25,25 +25,25 @@ from proda.utils.files import save_json, sha256
 from proda.utils.lock import FolderLock
 from proda.utils.run_files import all_run_files, earlier_run
 
-# Flags that change neither weights nor scores, or say so themselves.
+# Flags that are not compared between runs: they change neither weights nor scores.
 UNCOMPARED_FLAGS = {
     *("preset", "output", "device", "num_workers", "nproc_per_node", "backend", "data_root", "val_batch_size"),
     *("checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
 }
-# What may change at --resume, each with a line in the log. Any other flag is refused, those of a user's own Config too:
-# the run would be neither the one that began nor the one that was asked for.
+# Flags that may change at --resume; each change is logged. A change of any other flag is refused, including flags of a
+# user's own Config: the result would belong neither to the old settings nor to the new ones.
 LENGTH_FLAGS = {"iterations", "epochs", "schedule_iterations"}
 RESUMABLE_FLAGS = UNCOMPARED_FLAGS | LENGTH_FLAGS | {"val_every", "pseudo_labels"}
-NOT_TOLD = {"output", "resume", "overwrite"}  # a folder that was moved, and how this very command treats it
-WEIGHTS_FILES = (".pt", ".pth", ".pkl", ".npz")  # a flag that names such a file: its content counts, not its place
-FORMAT = 1  # version of config.json's "run"; earlier files have none
+NOT_TOLD = {"output", "resume", "overwrite"}  # changes that are not logged
+WEIGHTS_FILES = (".pt", ".pth", ".pkl", ".npz")  # files with these suffixes are compared by content, not by path
+FORMAT = 1  # version of "run" in config.json; older files have no version
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow", "tensorboardX", "fire")
 
 
 class Job:
-    """Made at the start of ``run``; writes nothing until ``open``, so that bad input leaves no trace.
+    """A run of an experiment. Nothing is written before ``open``, so that invalid input leaves no files.
 
-    ``device`` and ``precision`` of this process; ``folder`` where everything goes; ``log`` the logger ``proda``.
+    ``device`` and ``precision`` of this process, ``folder`` the output folder, and ``log`` the logger ``proda``.
     """
 
     def __init__(self, config: Any) -> None:
@@ -56,7 +56,7 @@ class Job:
         self.lock = FolderLock(self.folder)
         manual_seed(config.seed)
         if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or matrix products on a GPU are refused
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for matrix products on a GPU
         torch.use_deterministic_algorithms(config.deterministic)
         refuse_other_run(self.folder, config)
         if getattr(config, "overwrite", False):
@@ -65,15 +65,15 @@ class Job:
                 self.lock.acquire()  # now: opening the label store deletes labels of the run to overwrite
 
     def open(self, lines: dict[str, Any] | None = None, data: Mapping[str, str] | None = None) -> None:
-        """Takes the folder, writes ``train.log`` and ``config.json``, and prints the start-up summary.
+        """Locks the folder, opens ``train.log``, writes ``config.json`` and prints the start-up summary.
 
         Args:
-            lines: added to the summary.
-            data: fingerprints of images, labels and descriptions, by name; a run is resumed on the same data only.
+            lines: more lines of the summary, name -> value.
+            data: name -> fingerprint of images, labels and descriptions. A run is only resumed on the same data.
 
         Raises:
-            UserError: another command uses the folder; or it holds a run, and neither ``--resume`` nor
-                ``--overwrite`` is given; or the run to resume began with other settings, data or weights.
+            UserError: another command uses the folder; the folder holds a run and neither ``--resume`` nor
+                ``--overwrite`` is set; or the run to resume has other settings, data or weights.
         """
         self.lock.acquire()
         changes: list[str] = []
@@ -84,7 +84,7 @@ class Job:
             except BaseException:
                 self.lock.release()
                 raise
-        idist.barrier()  # nobody goes on before the folder is ours
+        idist.barrier()  # no process continues before rank 0 holds the folder
         _reset(self.log)
         if idist.get_rank() == 0:
             _print_and_write(self.log, self.folder / "train.log")
@@ -101,12 +101,12 @@ class Job:
             self.log.info("%-22s %s", name, value)
 
     def finish(self, summary: dict[str, Any], *, iterations: int = 0, images: int = 0) -> dict[str, Any]:
-        """Writes ``summary.json`` with the time added, gives the folder free, and returns what the file holds.
+        """Writes ``summary.json`` with the time added, unlocks the folder and returns the content of the file.
 
         Args:
             summary: scores.
-            iterations: iterations that the run has really made, those of earlier sessions included.
-            images: images that all processes have trained on in this session, for images per second.
+            iterations: completed iterations of the run, including those of earlier sessions.
+            images: number of images that all processes trained on in this session, for images per second.
         """
         seconds = self.stopwatch.seconds
         summary = {**summary, "iterations": iterations, "seconds": round(seconds, 1)}
@@ -136,9 +136,9 @@ class Job:
 
 
 class Stopwatch:
-    """Seconds of a run over all its sessions; remembered in checkpoints, it goes on where the last one stopped.
+    """Seconds of a run over all its sessions. Checkpoints store the value, so that it continues after a resume.
 
-    What a killed session did after its last checkpoint is made again, and not counted twice.
+    Work of a killed session after its last checkpoint is repeated and not counted twice.
     """
 
     def __init__(self) -> None:
@@ -146,7 +146,7 @@ class Stopwatch:
 
     @property
     def session(self) -> float:
-        """Seconds since this process began the run or took it up again."""
+        """Seconds since this process started or resumed the run."""
         return time.monotonic() - self.started
 
     @property
@@ -161,28 +161,28 @@ class Stopwatch:
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
-    """``summary.json`` of a finished run. UserError if it is missing or damaged."""
+    """Reads ``summary.json`` of a finished run. Raises UserError if it is missing or damaged."""
     path = Path(folder) / "summary.json"
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such file; a run writes it when it is complete") from None
+        raise MissingFileError(f"{path}: no such file; a run writes it when it has finished") from None
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); delete it, and make it again by --resume") from error
+        raise UserError(f"{path}: damaged ({error}); delete it and run the same command with --resume") from error
 
 
 def weights_flags(config: Any) -> dict[str, str]:
-    """The flags that name a weights file, and the file; prototypes too. It need not be there."""
+    """Flag -> path, for each flag that names a file of weights or prototypes. The file need not exist."""
     return {n: v for n, v in asdict(config).items() if isinstance(v, str) and Path(v).suffix in WEIGHTS_FILES}
 
 
 def keep_inputs(folder: Path, config: Any, *more: Path) -> None:
-    """UserError if a flag names what ``--overwrite`` would delete: files of the run in ``folder``, or ``more``."""
+    """Raises UserError if a flag names a file that ``--overwrite`` deletes: a file of the run or one of ``more``."""
     doomed = {path.resolve(): path for path in (*all_run_files(folder), *more)}
     for name, value in asdict(config).items():
         if name != "output" and isinstance(value, str) and value and Path(value).resolve() in doomed:
             raise UserError(
-                f"--{name}={value}: --overwrite would delete it with the run in {folder}; copy it elsewhere, or give "
+                f"--{name}={value}: --overwrite would delete it with the run in {folder}; copy it elsewhere, or set "
                 "another --output"
             )
 
@@ -198,15 +198,15 @@ def refuse_other_run(folder: Path, config: Any) -> None:
 
 
 def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
-    """Makes sure that a training run does not mix with what another one has left in ``folder``.
+    """Makes sure that files of two runs do not mix in ``folder``.
 
-    Returns a line for everything that is not as the run to be resumed began. ``record``: what goes to config.json.
+    Returns one line for each setting that differs from the run to resume. ``record`` is the new content of config.json.
     """
     resume, overwrite = (getattr(config, name, None) for name in ("resume", "overwrite"))
     there = earlier_run(folder)
     if resume is None or overwrite is None:  # not a training run
         if there:
-            raise UserError(f"{folder} holds a training run ({there[-1].name}): give another --output")
+            raise UserError(f"{folder} holds a training run ({there[-1].name}); set another --output")
         return []
     refuse_other_run(folder, config)
     if overwrite:
@@ -221,26 +221,26 @@ def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
         if not isinstance(before, dict):
             raise ValueError
     except (FileNotFoundError, ValueError):
-        return [f"{folder / 'config.json'} is missing or damaged: whether the run began with these settings is unknown"]
+        return [f"{folder / 'config.json'} is missing or damaged: the settings of the run to resume are unknown"]
     before = with_present_names(before, type(config), quiet=True)
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
     return changes_at_resume({**defaults, **before}, record, folder)
 
 
 def changes_at_resume(before: dict[str, Any], now: dict[str, Any], folder: Path) -> list[str]:
-    """A line for each setting of a run that changes at ``--resume``; each is the content of a config.json.
+    """One line for each setting of a run that changes at ``--resume``.
 
-    ``before`` has the defaults of flags that it is too old to know.
+    ``before`` and ``now`` are contents of config.json. ``before`` holds the defaults of flags that did not exist yet.
 
     Raises:
-        UserError: something changes that a run has to keep (see ``RESUMABLE_FLAGS``).
+        UserError: a setting changes that must stay the same within a run (see ``RESUMABLE_FLAGS``).
     """
     old, new = before.get("run", {}), now["run"]
     if old.get("format", 0) > FORMAT:
-        raise UserError(f"{folder / 'config.json'}: written by a newer version of proda; resume the run with that one")
+        raise UserError(f"{folder / 'config.json'}: written by a newer version of proda; use that version to resume")
     if old.get("experiment", new["experiment"]) != new["experiment"]:
         raise UserError(
-            f"{folder} holds a run of {old['experiment']}, this is {new['experiment']}: give --output for another run"
+            f"{folder} holds a run of {old['experiment']}, not of {new['experiment']}; set another --output"
         )
     told, refused = [], []
     files, data = old.get("files", {}), old.get("data", {})
@@ -248,7 +248,7 @@ def changes_at_resume(before: dict[str, Any], now: dict[str, Any], folder: Path)
         changed = f"--{name} was {before.get(name)}, is {value}"
         if name in files.keys() & new["files"].keys():
             if files[name] != new["files"][name]:
-                refused.append(f"--{name}={value} has other content than the file that the run began with")
+                refused.append(f"the content of --{name}={value} has changed")
             elif before[name] != value:
                 told.append(changed)
         elif name == "run" or before.get(name) == value:
@@ -256,15 +256,17 @@ def changes_at_resume(before: dict[str, Any], now: dict[str, Any], folder: Path)
         elif name in RESUMABLE_FLAGS or (
             name in ("source", "target") and value.endswith(".toml") and data and new["data"]
         ):
-            told += [changed] * (name not in NOT_TOLD)  # of descriptions what they say counts: it is in the data
+            told += [changed] * (name not in NOT_TOLD)  # descriptions are compared by content, in "data"
         else:
             refused.append(changed)
-    refused += [f"other {name}" for name in sorted(data.keys() & new["data"].keys()) if data[name] != new["data"][name]]
+    refused += [
+        f"{name} changed" for name in sorted(data.keys() & new["data"].keys()) if data[name] != new["data"][name]
+    ]
     if refused:
-        more = f" and {len(refused) - 3} changes more" if len(refused) > 3 else ""
+        more = f" and {len(refused) - 3} more changes" if len(refused) > 3 else ""
         raise UserError(
-            f"{folder}: a run to --resume keeps what it began with ({', '.join(refused[:3])}{more}): leave it as it "
-            "was, or give --output for another run"
+            f"{folder}: a run can only be resumed with its own settings ({', '.join(refused[:3])}{more}): "
+            "restore them, or set another --output"
         )
     horizons = [_horizon(settings) for settings in (before, now)]
     if horizons[0] != horizons[1]:
@@ -275,17 +277,17 @@ def changes_at_resume(before: dict[str, Any], now: dict[str, Any], folder: Path)
         if old.get(name, new[name]) != new[name]
     ]
     gone = sorted(before.keys() - now.keys())
-    return told + [f"--{name}={before[name]} of the run is no flag any more: left out" for name in gone]
+    return told + [f"--{name}={before[name]} of the run is not a flag any more; it is ignored" for name in gone]
 
 
 def _horizon(settings: dict[str, Any]) -> str:
-    """Where the learning rate reaches zero, as ``TrainConfig`` has it."""
+    """Where the learning rate reaches zero, in words, from the settings of ``TrainConfig``."""
     iterations = settings.get("schedule_iterations") or settings.get("iterations")
     return f"iteration {iterations}" if iterations else f"the end of epoch {settings.get('epochs')}"
 
 
 def _experiment(config: Any) -> str:
-    """Name of the file that defines the settings of an experiment."""
+    """Name of the experiment file that defines ``config``, without the suffix."""
     module = sys.modules.get(type(config).__module__)
     return Path(getattr(module, "__file__", None) or type(config).__module__).stem
 

@@ -1,7 +1,7 @@
-"""Experiments that build on one another: each is skipped when its output is up to date, resumed when half done.
+"""Experiments that build on one another: skipped if their output is up to date, resumed if they were interrupted.
 
-What an experiment depends on is in ``inputs.json`` of its folder from before its start: the resolved flags, the
-contents of weights files, and the fingerprints of images, labels and descriptions.
+Before an experiment starts, ``inputs.json`` in its folder records what the result depends on: the resolved flags, the
+checksums of weights files, and the fingerprints of images, labels and descriptions.
 """
 
 import json
@@ -22,32 +22,32 @@ from proda.utils.lock import FolderLock
 from proda.utils.run_files import all_run_files, earlier_run
 
 RECORD = "inputs.json"
-VERSION = 1  # of the record; earlier ones have none, and know the data otherwise
+VERSION = 1  # of the record; older records have no version and other fingerprints of the data
 PARTS = ("configuration", "files", "data")  # of the record
 
 
 def run_if_outdated(experiment: str, flags: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
     """Runs an experiment in the folder ``flags["output"]`` unless its result is up to date; returns ``summary.json``.
 
-    A run with the same inputs that was cut short goes on. One with other inputs is deleted with ``overwrite``, and made
-    again.
+    An interrupted run with the same inputs is resumed. A run with different inputs is deleted and repeated if
+    ``overwrite`` is set.
 
     Raises:
-        UserError: the folder holds a run with other inputs, or unknown ones; another command uses it; ``overwrite``
-            would delete what a flag names; or as :func:`start`.
+        UserError: the folder holds a run with different or unknown inputs; another command uses the folder;
+            ``overwrite`` would delete a file that a flag names; or an error of :func:`start`.
     """
     config = _config(experiment, flags)
     folder, now = Path(flags["output"]), inputs(experiment, flags)
     before, finished = _recorded(folder), (folder / "summary.json").is_file()
     changes, used = _changes(before, now, config), finished or bool(earlier_run(folder))
     same = bool(before) and not changes
-    idist.barrier()  # each process has looked before one of them writes
+    idist.barrier()  # all processes have read the folder before one of them writes
     if same and finished:
         print_once(f"{folder}: up to date, skipped")
         return read_summary(folder)
     if used and not same and not overwrite:
-        found = f"with other inputs ({_shortened(changes)})" if before else f"without a readable {RECORD}"
-        raise UserError(f"{folder} holds a run {found}: make it again by --overwrite, or give another --output")
+        found = f"with different inputs ({_shortened(changes)})" if before else f"without a readable {RECORD}"
+        raise UserError(f"{folder} holds a run {found}: repeat it with --overwrite, or set another --output")
     if used and not same:
         keep_inputs(folder, config, folder / "pseudo_labels")
     with FolderLock(folder):
@@ -60,14 +60,14 @@ def run_if_outdated(experiment: str, flags: dict[str, Any], *, overwrite: bool =
         start(experiment, {**flags, "resume": same and used})
     except BaseException:
         if idist.get_rank() == 0 and folder.is_dir() and [path.name for path in folder.iterdir()] == [RECORD]:
-            shutil.rmtree(folder)  # it was refused before it wrote anything
+            shutil.rmtree(folder)  # the run failed before it wrote anything
         raise
     idist.barrier()  # rank 0 writes the summary
     return read_summary(folder)
 
 
 def print_once(text: str) -> None:
-    """Prints a line, once for all processes."""
+    """Prints a line on rank 0 only."""
     if idist.get_rank() == 0:
         print(text, flush=True)
 
@@ -76,10 +76,10 @@ def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
     """What the result of an experiment depends on, as ``inputs.json`` records it.
 
     Raises:
-        MissingFileError: a weights file that a flag names is not there.
+        MissingFileError: a weights file that a flag names does not exist.
     """
     config = _config(experiment, flags)
-    files = {name: value for name, value in weights_flags(config).items() if name != "prototypes"}  # made if missing
+    files = {name: value for name, value in weights_flags(config).items() if name != "prototypes"}  # computed
     for name, path in files.items():
         if not Path(path).is_file():
             raise MissingFileError(f"--{name}={path}: no such file; expected the weights that {experiment} starts from")
@@ -92,7 +92,7 @@ def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def clear(folder: Path) -> None:
-    """Deletes a run from its folder; the record of its inputs first, so that half of it is never taken for whole."""
+    """Deletes a run from its folder, the record of its inputs first: a partly deleted run is never seen as complete."""
     for path in [folder / RECORD, *all_run_files(folder)]:
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / "pseudo_labels", ignore_errors=True)
@@ -104,9 +104,9 @@ def _config(experiment: str, flags: dict[str, Any]) -> Any:
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """What :func:`inputs` gave for the run in ``folder``; empty where no record is there or it is damaged.
+    """The recorded result of :func:`inputs` for the run in ``folder``; empty if the record is missing or damaged.
 
-    A record of an earlier version does not know the data as this one does: its data are not compared.
+    Records of an older version have other fingerprints of the data, so their data are not compared.
     """
     try:
         content = json.loads((folder / RECORD).read_text())
@@ -123,7 +123,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any], config: Any) -> list[str]:
-    """What has changed, in words. A flag that the record is too old to know had its default."""
+    """The changes of inputs, in words. Flags that did not exist when the record was written had their defaults."""
     if not before:
         return []
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
@@ -135,13 +135,15 @@ def _changes(before: dict[str, Any], now: dict[str, Any], config: Any) -> list[s
         if name not in now["files"] and (was := old.get(name, defaults.get(name))) != new.get(name)
     ]
     changes += [
-        f"other content of --{n}" for n in sorted(files.keys() | now["files"]) if files.get(n) != now["files"].get(n)
+        f"content of --{n} changed" for n in sorted(files.keys() | now["files"]) if files.get(n) != now["files"].get(n)
     ]
     if not data:
-        print_once(f"{RECORD} is of an earlier version: whether the data are the same is not known")
-    return changes + [f"other {name}" for name in sorted(data.keys() & now["data"]) if data[name] != now["data"][name]]
+        print_once(f"{RECORD} was written by an older version: the data cannot be compared")
+    return changes + [
+        f"{name} changed" for name in sorted(data.keys() & now["data"]) if data[name] != now["data"][name]
+    ]
 
 
 def _shortened(changes: list[str]) -> str:
-    more = f", and {len(changes) - 3} changes more" if len(changes) > 3 else ""
+    more = f", and {len(changes) - 3} more changes" if len(changes) > 3 else ""
     return ", ".join(changes[:3]) + more

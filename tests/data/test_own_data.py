@@ -231,7 +231,7 @@ def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold
     assert len(Domains(settings).target_views()) == 2  # crops have one size
     if refused:
         assert error_of(lambda: Domains(settings).target_views(full_image=True)) == (
-            f"{target}: training images of 80x40 (a.jpg) and 90x40 (b.jpg); whole images of one batch must have one "
+            f"{target}: found training images of 80x40 (a.jpg) and 90x40 (b.jpg); whole images of one batch must have one "
             "size (own data: size = [width, height] in the description)"
         )
     else:
@@ -290,7 +290,7 @@ def test_source_and_target_that_do_not_go_together_are_refused(tmp_path):
     plain = str(describe(tmp_path, '[train]\nimages = "rgb"\n', "plain.toml"))
     other = describe(tmp_path, 'classes = [{ name = "car" }, { name = "road" }]\n[train]\nimages = "rgb"\n')
     found = error_of(lambda: Domains(config(source=source, target=str(other))))
-    assert "its classes are car, road; expected those of the source, in its order: road, car" in found
+    assert "its classes are car, road; expected those of the source in the same order: road, car" in found
     assert "has 2 classes" in error_of(lambda: Domains(config(source=source, target=plain, num_classes=19)))
     assert "no classes" in error_of(lambda: Domains(config(source=plain, target=plain)))
 
@@ -321,7 +321,7 @@ def test_pseudo_labels_are_stale_when_the_description_or_the_precision_has_chang
 
     labels().write("a", torch.zeros(4, 8).long(), torch.ones(4, 8))
     assert labels().missing(["a"]) == []
-    assert "amp: found 'off', expected 'bf16'; remove the folder" in error_of(lambda: labels(amp="bf16"))
+    assert "amp: found 'off', expected 'bf16'; delete the folder" in error_of(lambda: labels(amp="bf16"))
     found = error_of(lambda: labels(text.replace("[8, 4]", "[16, 8]")))
     assert "stale: size: found [8, 4], expected [16, 8]; remove" in found
     elsewhere = tmp_path / "moved.toml"  # only its content counts

@@ -52,7 +52,7 @@ def test_the_source_alone_picks_its_recipe():
         ({"output": 7}, "--output=7: expected text"),
         ({"rectification": 1}, "--rectification=1: expected True or False"),
         ({"resume": "yes"}, "--resume=yes: expected True or False"),
-        ({"preset": "gta"}, "--preset=gta: no such recipe; expected one of gta5, synthia"),
+        ({"preset": "gta"}, "--preset=gta: unknown preset; expected one of gta5, synthia"),
         ({"amp": "fp8"}, "--amp=fp8: expected one of 'off', 'bf16', 'fp16'"),
         ({"source": "photos"}, "--source=photos: expected one of 'gta5', 'synthia', or a file NAME.toml"),
         ({"num_classes": -1}, "--num_classes=-1: expected a whole number of at least 0"),
@@ -75,7 +75,7 @@ def test_a_bad_flag_is_one_line_that_says_what_was_found_and_expected(flags, mes
     ("flag", "found"),
     [
         ("batchsize", "the nearest is --batch_size"),
-        ("learning_rte", "the nearest is --lr"),  # by its doc: "learning rate of the backbone at the start"
+        ("learning_rte", "the nearest is --lr"),  # by its doc: "learning rate of the backbone at the start of training"
         ("learning-rate", "the nearest is --lr"),
         ("workers", "the nearest is --num_workers"),
         ("Weights", "the nearest is --weights"),

@@ -62,7 +62,7 @@ def test_a_config_of_an_older_run_may_have_old_names_which_flags_of_either_name_
     [
         ({"config": "nothing.json"}, "--config=nothing.json: no such file; expected the config.json of a run"),
         ({"config": ""}, "--config=: no such file"),
-        ({"config": "other.json"}, "--config=other.json: gan is no flag of this experiment"),
+        ({"config": "other.json"}, "--config=other.json: gan is not a flag of this experiment"),
         ({"config": "fits.json", "preset": "gta5"}, "--preset=gta5 and --config=fits.json"),
         ({"config": "text.json"}, "--config=text.json: expected the config.json of a run"),
         ({"config": "list.json"}, "--config=list.json: expected the config.json of a run"),

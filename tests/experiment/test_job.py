@@ -227,7 +227,9 @@ def test_every_flag_at_resume_is_applied_with_a_line_or_refused(tmp_path, capsys
         assert said in capsys.readouterr().out
         assert json.loads((tmp_path / "config.json").read_text())[flag] == other
     else:
-        assert f"keeps what it began with ({said}): leave it as it was, or give --output" in refuses(tmp_path, changed)
+        assert f"resumed with its own settings ({said}): restore them, or set another --output" in refuses(
+            tmp_path, changed
+        )
 
 
 def test_the_table_of_flags_names_flags_that_there_are():
@@ -249,7 +251,7 @@ def test_an_unchanged_run_is_resumed_without_a_line(tmp_path, capsys):
 def test_many_changes_are_one_line(tmp_path):
     begin(tmp_path)
     line = refuses(tmp_path, training(tmp_path, resume=True, lr=1.0, momentum=0.5, weight_decay=0.1, batch_size=9))
-    assert "--batch_size was 4, is 9" in line and "and 1 changes more" in line
+    assert "--batch_size was 4, is 9" in line and "and 1 more changes" in line
 
 
 @pytest.mark.parametrize(
@@ -281,13 +283,13 @@ def test_the_content_of_a_weights_file_counts_and_not_its_place(tmp_path, capsys
     assert f"--weights was {file}, is {moved}" in capsys.readouterr().out
     moved.write_text("other")
     line = refuses(folder, training(folder, resume=True, weights=str(moved)))
-    assert f"--weights={moved} has other content than the file that the run began with" in line
+    assert f"the content of --weights={moved} has changed" in line
 
 
 def test_other_data_under_the_same_flags_are_refused(tmp_path):
     begin(tmp_path, data={"source images": "1", "target images": "2"})
     config = training(tmp_path, resume=True)
-    assert "(other target images)" in refuses(tmp_path, config, {"source images": "1", "target images": "3"})
+    assert "(target images changed)" in refuses(tmp_path, config, {"source images": "1", "target images": "3"})
     resume(config, {"source images": "1", "target images": "2", "of a later version": "4"})
 
 
@@ -296,7 +298,7 @@ def test_a_description_may_have_another_place_where_it_says_the_same(tmp_path, c
     begin(tmp_path, data=data, target="a.toml")
     resume(training(tmp_path, resume=True, target="b.toml"), data)
     assert "--target was a.toml, is b.toml" in capsys.readouterr().out
-    assert "(other target images)" in refuses(
+    assert "(target images changed)" in refuses(
         tmp_path, training(tmp_path, resume=True, target="b.toml"), {**data, "target images": "3"}
     )
     assert "(--target was b.toml, is a.toml)" in refuses(tmp_path, training(tmp_path, resume=True, target="a.toml"))
@@ -312,7 +314,7 @@ def test_a_run_of_another_experiment_is_refused(tmp_path):
     begin(tmp_path)
     edit(tmp_path, run={"experiment": "warmup"})
     line = refuses(tmp_path, training(tmp_path, resume=True))
-    assert f"{tmp_path} holds a run of warmup, this is test_job: give --output" in line
+    assert f"{tmp_path} holds a run of warmup, not of test_job; set another --output" in line
 
 
 def test_a_flag_that_the_run_is_too_old_to_know_had_its_default(tmp_path):
@@ -337,7 +339,7 @@ def test_a_flag_that_is_gone_is_said(tmp_path, capsys):
     begin(tmp_path)
     edit(tmp_path, gone=5)
     resume(training(tmp_path, resume=True))
-    assert "--gone=5 of the run is no flag any more" in capsys.readouterr().out
+    assert "--gone=5 of the run is not a flag any more" in capsys.readouterr().out
 
 
 def test_a_newer_version_is_refused(tmp_path):
@@ -363,4 +365,4 @@ def test_settings_that_cannot_be_read_are_said_to_be_unknown(tmp_path, capsys, c
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     resume(training(tmp_path, resume=True, lr=9.0))
-    assert "config.json is missing or damaged: whether the run began with these settings" in capsys.readouterr().out
+    assert "config.json is missing or damaged: the settings of the run to resume are unknown" in capsys.readouterr().out

@@ -69,7 +69,7 @@ def test_an_unknown_flag_names_the_nearest(experiment, capsys):
         (["--batch_size=2.5"], "--batch_size=2.5: expected a whole number above 0"),
         (["--weights"], "--weights=True: expected text"),
         (["--resume=yes"], "--resume=yes: expected True or False"),
-        (["--preset=gta"], "no such recipe; expected one of gta5, synthia, gta5_released"),
+        (["--preset=gta"], "unknown preset; expected one of gta5, synthia, gta5_released"),
         (["lr=0.1"], "'lr=0.1': expected flags of the form --name=value"),
         (["--lr=0.1", "stray"], "'stray': expected flags of the form --name=value"),
         (["--config=nothing.json"], "--config=nothing.json: no such file; expected the config.json of a run"),

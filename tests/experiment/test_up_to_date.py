@@ -120,23 +120,23 @@ def test_a_run_cut_short_before_its_first_checkpoint_starts_again(step):
 
 def test_a_changed_flag_is_named_with_both_values(step):
     step.complete()
-    expected = f"{step.folder} holds a run with other inputs (--seed was 0, is 3): make it again by --"
+    expected = f"{step.folder} holds a run with different inputs (--seed was 0, is 3): repeat it with --"
     assert expected in step.refuses(seed=3)
     found = step.refuses(seed=3, lr=0.5, amp="bf16", dropout=0.0, temperature=2.0)
-    assert "(--amp was off, is bf16, --dropout was 0.1, is 0.0, --lr was 0.0001, is 0.5, and 2 changes more)" in found
+    assert "(--amp was off, is bf16, --dropout was 0.1, is 0.0, --lr was 0.0001, is 0.5, and 2 more changes)" in found
 
 
 def test_changed_weights_are_named(step):
     step.complete()
     step.weights.write_bytes(b"another")
-    assert "holds a run with other inputs (other content of --weights): make it again" in step.refuses()
+    assert "holds a run with different inputs (content of --weights changed): repeat it" in step.refuses()
 
 
 @pytest.mark.parametrize("domain", ["source", "target"])
 def test_a_changed_list_of_images_is_named(step, domain):
     step.complete()
     step.names[domain] = ["x", "z"]
-    assert f"with other inputs (other {domain} images): make it again" in step.refuses()
+    assert f"with different inputs ({domain} images changed): repeat it" in step.refuses()
 
 
 def test_a_changed_description_is_named_and_its_place_does_not_matter(step, tmp_path):
@@ -144,7 +144,7 @@ def test_a_changed_description_is_named_and_its_place_does_not_matter(step, tmp_
     description.write_text(PHOTOS)
     step.complete(target=str(description))
     description.write_text("size = [64, 32]\n" + PHOTOS)
-    assert "with other inputs (other target description): make it again" in step.refuses(target=str(description))
+    assert "with different inputs (target description changed): repeat it" in step.refuses(target=str(description))
     description.write_text(PHOTOS)
     step.complete(target=str(description))
     assert len(step.started) == 1
@@ -163,7 +163,7 @@ def test_a_run_by_hand_or_with_a_damaged_record_is_refused(step, record):
     (step.folder / "last.pt").write_text("dear")
     if record is not None:
         (step.folder / "inputs.json").write_text(record)
-    assert "holds a run without a readable inputs.json: make it again by --overwrite" in step.refuses()
+    assert "holds a run without a readable inputs.json: repeat it with --overwrite" in step.refuses()
 
 
 def test_overwrite_does_anew_what_has_changed_and_leaves_nothing_of_the_run_before(step):
@@ -260,7 +260,7 @@ def test_a_record_of_the_version_before_is_good_and_the_data_are_said_to_be_unkn
     (step.folder / "inputs.json").write_text(json.dumps(old))
     step.complete()
     assert len(step.started) == 1
-    assert "inputs.json is of an earlier version: whether the data are the same is not known" in capsys.readouterr().out
+    assert "inputs.json was written by an older version: the data cannot be compared" in capsys.readouterr().out
     assert "(--seed was 0, is 3)" in step.refuses(seed=3)
 
 

@@ -55,7 +55,7 @@ def test_it_runs_every_row_and_goes_on_after_an_interruption(data, tmp_path, mon
 
     assert command(data, tmp_path, "--seeds=1", "--scale=0.01") == 2
     error = capsys.readouterr().err
-    assert "source_only holds a run with other inputs (--iterations was " in error and "--overwrite" in error
+    assert "source_only holds a run with different inputs (--iterations was " in error and "--overwrite" in error
 
 
 def test_a_row_that_falls_is_told_with_the_seeds_in_which_it_does():

@@ -78,7 +78,9 @@ def test_other_inputs_are_refused_in_one_line_and_nothing_changes(done, data, ca
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
     assert command(data, done, seed=3) == 2
     error = capsys.readouterr().err
-    assert f"{done / 'source_only'} holds a run with other inputs (--seed was 0, is 3): make it again" in error
+    assert (
+        f"{done / 'source_only'} holds a run with different inputs (--seed was 0, is 3): repeat it with --over" in error
+    )
     assert error.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
 
@@ -103,8 +105,8 @@ def test_a_stage_cut_short_is_resumed(two, data, capsys):
 def test_other_weights_and_images_are_other_inputs(two, data, capsys):
     recorded = read(two / "warmup/inputs.json")
     for part, name, words in (
-        ("files", "init_file", "other content of --init_file"),
-        ("data", "target images", "other target images"),
+        ("files", "init_file", "content of --init_file changed"),
+        ("data", "target images", "target images changed"),
     ):
         changed = {**recorded, part: {**recorded[part], name: "0"}, "hash": "0"}
         (two / "warmup/inputs.json").write_text(json.dumps(changed))
