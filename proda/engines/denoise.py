@@ -43,12 +43,10 @@ class DenoiseOptions(StudentOptions):
     rectification: bool = True  # weight the soft labels by the prototypes; False: conventional self-training
     temperature: PositiveFloat = 1.0  # multiplies the distances to the prototypes
     threshold: Fraction = 0.0  # rectified labels with a lower probability are ignored
-    ce_weight: NonNegativeFloat = 0.1  # cross entropy on the rectified labels
-    rce_weight: NonNegativeFloat = 1.0  # reverse cross entropy on the rectified labels
-    mrkld_weight: NonNegativeFloat = 0.1  # the regulariser MRKLD: KL divergence of the prediction from the uniform one
-    structure_weight: NonNegativeFloat = (
-        10.0  # weight of target structure learning: consistency of weak and strong view
-    )
+    ce_weight: NonNegativeFloat = 0.1  # weight of the cross entropy on the rectified labels
+    rce_weight: NonNegativeFloat = 1.0  # weight of the reverse cross entropy on the rectified labels
+    mrkld_weight: NonNegativeFloat = 0.1  # weight of the regulariser MRKLD: KL divergence from the uniform distribution
+    structure_weight: NonNegativeFloat = 10.0  # weight of structure learning: consistency of weak and strong view
     teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics and dropout, as published; eval: neither
     replay_as_released: bool = False  # warp maps to the strong view with the released code's order and offsets
 

@@ -52,8 +52,8 @@ def distill_trainer(
     labels are uint8 [B, H, W] of the weak view and ``IGNORE`` where the teacher is not confident.
 
     Output: ``loss`` and its parts ``loss_source``, ``loss_target``, ``loss_distillation`` (weighted): scalars;
-    ``pseudo_labels`` long [B, H/4, W/4] warped to the strong view, ``target_logits`` [B, K, H/4, W/4] of the student and
-    ``teacher_logits`` [B, K, H/8, W/8], both on the strong view; ``source_logits`` [B, K, H, W].
+    ``pseudo_labels`` long [B, H/4, W/4] warped to the strong view; ``target_logits`` [B, K, H/4, W/4] of the student
+    and ``teacher_logits`` [B, K, H/8, W/8], both on the strong view; ``source_logits`` [B, K, H, W].
     ``engine.state.graph`` at ``LOSSES_READY``: ``target_logits`` [B, K, H/4, W/4] and ``target_features``
     [B, D, H/8, W/8] of the student.
     """

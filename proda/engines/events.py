@@ -1,6 +1,7 @@
 """Events within an iteration, in addition to Ignite's own, and the objects that an engine's checkpoints contain.
 
 Within one iteration the events fire in the order of the class body; a stage fires only the events that apply to it.
+Without target losses, ``SOURCE_BACKWARD_DONE`` comes after ``LOSSES_READY``.
 ``engine.state.output`` is a dict that grows during the iteration: at each event it holds what has been computed so
 far, detached from the graph. The functions that create the trainers list its keys.
 """

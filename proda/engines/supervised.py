@@ -65,7 +65,8 @@ def supervised_trainer(
     """The trainer of source-only and oracle.
 
     Batches: ``{"source": {"image", "labels"}}``. Output: ``loss``, ``loss_source``, ``source_logits`` [B, K, H, W].
-    At ``LOSSES_READY``, ``engine.state.graph`` holds ``source_logits`` [B, K, H, W].
+    At ``LOSSES_READY``, ``engine.state.graph`` holds ``source_logits`` [B, K, H, W]. The source loss is the only loss
+    here, so ``SOURCE_BACKWARD_DONE`` fires after ``LOSSES_READY``.
     """
     options = options or StudentOptions()
 
