@@ -59,9 +59,8 @@ class Board:
             board.attach_opt_params_handler(trainer, before_step, optimizer, tag=name)
         if torch.cuda.is_available():
             trainer.add_event_handler(regularly, self.write_gpu_memory)
-        trainer.add_event_handler(
-            regularly, lambda: board.writer.flush()
-        )  # so that a killed run loses no point before its checkpoint
+        # Flushed each time, so that a killed run loses no point before its last checkpoint.
+        trainer.add_event_handler(regularly, lambda: board.writer.flush())
         trainer.add_event_handler(ProdaEvents.VALIDATED, self.write_scores)
         trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED, self.write_label_quality)
         TrainingPanels(board.writer, self.colors).attach(trainer, every=panels_every)

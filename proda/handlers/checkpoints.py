@@ -237,10 +237,8 @@ def damage(path: Path) -> str:
     except MemoryError:
         raise
     except Exception as error:  # the type of the error depends on which bytes are damaged
-        if isinstance(error, OSError) and error.errno not in (
-            None,
-            errno.EINVAL,
-        ):  # EINVAL: damage led to a negative offset
+        # EINVAL: the damage led to a negative offset in the file.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise OSError(error.errno, error.strerror, str(path)) from error
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['not a checkpoint'])[0]}"
     return ""

@@ -29,7 +29,7 @@ class StopOnNan(TerminateOnNan):
             raise FloatingPointError(
                 f"the loss is not a finite number at iteration {engine.state.iteration} "
                 f"({', '.join(f'{name} {value:g}' for name, value in found.items())}); "
-                f"what was saved before is kept: {REMEDY}"
+                f"files saved before are kept: {REMEDY}"
             )
         engine.should_terminate = another
 

@@ -1,4 +1,4 @@
-"""Pseudo labels during training: made, renewed, resumed."""
+"""Pseudo labels during training: written, renewed, resumed."""
 
 import pytest
 import torch
@@ -169,7 +169,7 @@ def test_renewed_labels_carry_the_checksum_of_the_student(tmp_path):
     assert len({*(manifest.weights for manifest in manifests), "w"}) == 3
 
 
-def test_labels_that_another_students_run_left_are_never_taken(tmp_path):
+def test_labels_of_another_students_run_are_never_used(tmp_path):
     labels = []
     for seed in (1, 2):
         store = soft_store(tmp_path)
@@ -197,7 +197,7 @@ def test_a_resumed_run_finds_the_labels_it_had(tmp_path, start):
     assert torch.equal(store.read("a"), expected)
 
 
-def test_lost_labels_of_an_earlier_student_end_the_run_instead_of_being_made_by_a_later_one(tmp_path):
+def test_lost_labels_of_an_earlier_student_end_the_run_and_no_later_student_replaces_them(tmp_path):
     store, student = soft_store(tmp_path), tiny.network(1)
     handler = labels_of(store)
     run(handler, iterations=3, every=1, student=student)

@@ -71,14 +71,14 @@ def kept(folder) -> dict[str, int]:
     return {path.stem: torch.load(path, weights_only=True)["model"]["iteration"].item() for path in folder.glob("*.pt")}
 
 
-def test_an_absent_class_is_no_zero():
+def test_an_absent_class_does_not_count_as_zero():
     result = report(confusion(8, 2), CLASSES)
     assert result["iou"]["road"] == 8 / 10 and result["iou"]["sky"] == 8 / 10
     assert math.isnan(result["iou"]["train"])
     assert result["miou"] == pytest.approx(0.8)
 
 
-def test_sixteen_classes_have_a_thirteen_class_score_beside_them():
+def test_sixteen_classes_also_have_a_thirteen_class_score():
     matrix = torch.eye(16, dtype=torch.float64)
     matrix[3, 3], matrix[3, 0] = 0, 1  # wall is wrong: it is not among the thirteen, but takes half of road
     result = report(matrix, class_names(16))
@@ -97,7 +97,7 @@ def test_the_last_the_best_and_the_label_free_model_are_kept(tmp_path):
     assert content["iteration"] == 2 and content["miou"] == pytest.approx(0.9)
 
 
-def test_of_equals_the_first_is_the_best(tmp_path):
+def test_the_first_of_equal_scores_is_the_best(tmp_path):
     train(tmp_path, (5, 0.1), (5, 0.1))
     assert kept(tmp_path) == {"last": 2, "best": 1, "label_free": 1}
 
@@ -140,7 +140,7 @@ def test_validation_leaves_the_network_in_its_modes(tmp_path):
     assert evaluator.state.output is None and evaluator.state.batch is None
 
 
-def test_its_memory_goes_through_a_checkpoint_so_the_best_stays_the_best(tmp_path):
+def test_its_results_are_in_the_checkpoint_so_the_best_stays_the_best(tmp_path):
     first = train(tmp_path, (9, 0.1), (5, 0.2))
     second = Run(tmp_path, Judge((6, 0.3)))
     assert second.trainer.state.remembered == {"validation": second.validation}
@@ -168,7 +168,7 @@ class Interrupted(Judge):
         self.should_terminate = "skip_completed" if len(self.scores) == 2 else False
 
 
-def test_an_interrupted_validation_counts_for_nothing_and_is_repeated_when_the_run_is_resumed(tmp_path):
+def test_an_interrupted_validation_is_discarded_and_repeated_when_the_run_is_resumed(tmp_path):
     first = Run(tmp_path, Interrupted((1, 0.1), (2, 0.2), (3, 0.3)), every=2, checkpoint_every=1)
     first.trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda: first.trainer.terminate(skip_completed=True)
