@@ -77,19 +77,19 @@ PRESETS = {
 def run(local_rank: int, config: Config) -> dict:
     job, data = Job(config), Domains(config)
 
-    # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
+    # Networks: the student starts from self-supervised weights (stage 2) or from its teacher (stage 3).
     teacher = load_network(config, data.classes, job.device, flag="teacher")
+    student = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
+
+    # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
     store = data.label_store("hard", job.folder / "pseudo_labels", teacher, flip=config.flip)
     confident = {"threshold": config.threshold, "threshold_as_released": config.threshold_as_released}
     target = data.target_views(strong=True, pseudo_labels=store, **confident)
     batches = data.training_batches(data.source_crops(), target)
-
-    # Networks: the student starts from self-supervised weights (stage 2) or from its teacher (stage 3).
-    student = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
-    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
 
     # Engines: one iteration of training (Config inherits DistillOptions), and of validation.
+    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
     trainer = distill_trainer(student_ddp, teacher, optimizer, precision, config)
     evaluator = segmentation_evaluator(student, precision)
 

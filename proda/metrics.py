@@ -1,4 +1,4 @@
-"""Scores of a run: the report of a confusion matrix, and a score that needs no labels."""
+"""Scores of a run: those of a confusion matrix, and a score that does not need labels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from proda.method.metrics import mutual_information, scores
 
 
 def report(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
-    """Scores of a confusion matrix [K, K] under the names that ``summary.json`` uses: fractions, or NaN."""
+    """Scores of a confusion matrix [K, K] by their names in ``summary.json``: fractions, or NaN where undefined."""
     result = scores(confusion)
     values = {
         "miou": result.mean_iou.item(),
@@ -29,16 +29,16 @@ def report(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Scores with the classes' as ``iou/NAME``; those that are undefined, as of an absent class, are left out."""
+    """The scores as one flat dict, with ``iou/NAME`` for each class. Undefined scores (NaN) are omitted."""
     flat = {name: value for name, value in scores.items() if name != "iou"}
     flat |= {f"iou/{name}": value for name, value in scores.get("iou", {}).items()}
     return {name: value for name, value in flat.items() if value == value}
 
 
 class LabelFreeScore(Metric):
-    """How good predictions look without labels: mutual information of pixel and class, in nats, 0..log K.
+    """Scores predictions without labels: the mutual information of pixel and predicted class, in nats, 0..log K.
 
-    Confident predictions raise it, predicting few classes lowers it. Output: (probabilities [B, K, H, W], anything).
+    Confident predictions increase it; predicting few classes decreases it. Expects (probabilities [B, K, H, W], any).
     """
 
     def reset(self) -> None:

@@ -111,8 +111,11 @@ def numbers(content: Any, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def differing(one: Any, other: Any) -> list[str]:
-    """Places in two checkpoints whose bits differ."""
-    one, other = numbers(one), numbers(other)
+    """Places in two checkpoints whose bits differ; the time that a run has taken does not count."""
+    one, other = (
+        {key: value for key, value in numbers(content).items() if key != ".stopwatch.seconds"}
+        for content in (one, other)
+    )
     return sorted(one.keys() ^ other.keys()) + [
         key for key in one.keys() & other.keys() if not _same(one[key], other[key])
     ]

@@ -256,7 +256,7 @@ def test_a_loader_that_dies_in_one_of_two_processes_ends_both(clean_data, weight
 def test_fewer_validation_images_than_processes_is_one_line(monkeypatch):
     monkeypatch.setattr("proda.handlers.validation.idist.get_world_size", lambda: 8)
     with pytest.raises(ValueError, match=r"fewer validation images than processes \(8\)"):
-        Validation(Engine(lambda *_: None), [], [], dict, Path("unused"))
+        Validation(Engine(lambda *_: None), [], [])
 
 
 # Nothing runs code, nothing leaves the folder

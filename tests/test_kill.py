@@ -22,7 +22,7 @@ from proda.data.label_store import SoftLabelStore
 from proda.experiment.launch import main
 from proda.handlers.checkpoints import damage
 from proda.handlers.stopping import Stopped, StopRequests
-from proda.models.deeplab import build_deeplab
+from proda.models.build import build_network
 from tests import small_runs
 
 ITERATIONS = 8
@@ -249,7 +249,7 @@ def _run(stage, data, weights, folder: Path, flags: dict, sent: int, prediction:
     os.dup2(output, 1)
     os.dup2(output, 2)
     if sent:
-        network, count = type(build_deeplab("tiny", 13)), itertools.count(1)
+        network, count = type(build_network("tiny", 13)), itertools.count(1)
 
         def end(module, *_) -> None:
             if isinstance(module, network) and not module.training and next(count) == prediction:

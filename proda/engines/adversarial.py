@@ -1,6 +1,10 @@
-"""Warm-up: source labels, and a discriminator that makes target predictions look like source predictions.
+"""Warm-up: supervised training on the source, and adversarial alignment of the target predictions with the source's.
 
-Output-space alignment as in AdaptSegNet (ProDA section 4, "warm up"); the source is domain 0, the target domain 1.
+This is the output-space alignment of AdaptSegNet (ProDA section 4, "warm up"). For the discriminator, the source is
+domain 0 and the target is domain 1.
+
+One iteration: the student's gradients of the source loss, then of the adversarial loss, and the student's step; then
+the gradients of the discriminator and its step. The losses are in ``proda.method.losses``.
 """
 
 from dataclasses import dataclass
@@ -20,7 +24,7 @@ from proda.utils.options import NonNegativeFloat
 
 @dataclass
 class AdversarialOptions(StudentOptions):
-    """Options of the warm-up's trainer; published values."""
+    """Options of the warm-up's trainer. The defaults are the published values."""
 
     freeze_bn: bool = True  # the student's batch norm keeps the statistics, scales and shifts that it starts with
     adversarial_weight: NonNegativeFloat = 0.01  # weight of the adversarial loss next to the source cross entropy
@@ -35,14 +39,16 @@ def adversarial_trainer(
     precision: Precision,
     options: AdversarialOptions | None = None,
 ) -> Engine:
-    """Batches: ``{"source": {"image", "labels"}, "target": {"image"}}``.
+    """The trainer of the warm-up.
+
+    Batches: ``{"source": {"image", "labels"}, "target": {"image"}}``.
 
     Output: ``loss`` and its parts ``loss_source`` and ``loss_adversarial`` (weighted), ``loss_discriminator``;
     ``source_logits`` and ``target_logits`` [B, K, H, W] at image size. At ``LOSSES_READY``, ``engine.state.graph``
     holds ``target_logits`` [B, K, H, W].
 
-    The discriminator always runs in float32: its gradients are small and it costs little. It learns from the logits
-    computed before the student's step.
+    The discriminator always runs in float32, because its gradients are small and it costs little. It is trained on the
+    logits that were computed before the student's step.
     """
     options = options or AdversarialOptions()
 
@@ -56,7 +62,7 @@ def adversarial_trainer(
 
         source_logits = source_backward(engine, student, batch["source"], precision)
 
-        # The student learns to make the discriminator take target predictions for source predictions.
+        # The student is trained to make the discriminator classify target predictions as source predictions.
         discriminator.requires_grad_(False)
         with precision.autocast():
             target_logits = student(to_float(target)).logits
@@ -68,8 +74,8 @@ def adversarial_trainer(
         out["loss"] = out["loss_source"] + out["loss"]
         optimizer_step(engine, optimizer, precision)
 
-        # The discriminator learns to tell them apart. One forward pass serves both domains: the network has no batch
-        # statistics, and DDP expects one forward pass for each backward pass.
+        # The discriminator is trained to distinguish the domains. Both go through it in one forward pass: it has no
+        # batch statistics, and DDP expects one forward pass for each backward pass.
         discriminator.requires_grad_(True)
         discriminator_optimizer.zero_grad(set_to_none=True)
         logits = torch.cat([source_logits, target_logits.detach()])

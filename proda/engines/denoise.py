@@ -1,4 +1,13 @@
-"""Stage 1: pseudo labels denoised online by prototypes, and a compact target space (ProDA sections 3.1 and 3.2)."""
+"""Stage 1: pseudo labels denoised online by prototypes, and a compact target space (ProDA sections 3.1 and 3.2).
+
+Where the equations of the paper are used:
+    - 3 and 4, rectified pseudo labels and prototype weights: ``_rectified_labels``.
+    - 5, symmetric cross entropy, and the regulariser MRKLD: ``_weak_view_losses``.
+    - 6, moving average of the prototypes: ``proda.handlers.prototypes.PrototypeEMA``, after the optimizer's step.
+    - 7 to 9, structure learning: ``_structure_loss``.
+
+The formulas are in ``proda.method``; ``step`` in ``denoise_trainer`` calls them in the order of an iteration.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,17 +38,17 @@ from proda.utils.options import Fraction, NonNegativeFloat, PositiveFloat
 
 @dataclass
 class DenoiseOptions(StudentOptions):
-    """Options of stage 1's trainer; published values."""
+    """Options of stage 1's trainer. The defaults are the published values."""
 
-    rectification: bool = True  # weight the soft labels by the prototypes; without: conventional self-training
+    rectification: bool = True  # weight the soft labels by the prototypes; False: conventional self-training
     temperature: PositiveFloat = 1.0  # multiplies the distances to the prototypes
-    threshold: Fraction = 0.0  # rectified labels less probable than this are ignored
-    ce_weight: NonNegativeFloat = 0.1  # cross entropy on the rectified labels
-    rce_weight: NonNegativeFloat = 1.0  # reverse cross entropy on the rectified labels
-    mrkld_weight: NonNegativeFloat = 0.1  # the regulariser MRKLD: KL divergence of the prediction from the uniform one
-    structure_weight: NonNegativeFloat = 10.0  # target structure learning: consistency of weak and strong view
-    teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics and dropout, as published
-    replay_as_released: bool = False  # move maps to the strong view in the released code's order and with its offsets
+    threshold: Fraction = 0.0  # rectified labels with a lower probability are ignored
+    ce_weight: NonNegativeFloat = 0.1  # weight of the cross entropy on the rectified labels
+    rce_weight: NonNegativeFloat = 1.0  # weight of the reverse cross entropy on the rectified labels
+    mrkld_weight: NonNegativeFloat = 0.1  # weight of the regulariser MRKLD: KL divergence from the uniform distribution
+    structure_weight: NonNegativeFloat = 10.0  # weight of structure learning: consistency of weak and strong view
+    teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics and dropout, as published; eval: neither
+    replay_as_released: bool = False  # warp maps to the strong view with the released code's order and offsets
 
     @property
     def needs_teacher(self) -> bool:
@@ -56,16 +65,17 @@ def denoise_trainer(
     options: DenoiseOptions | None = None,
     labeller: nn.Module | None = None,
 ) -> Engine:
-    """The trainer of stage 1. It reads ``prototypes`` float32 [K, D]; handlers move them, and the teacher.
+    """The trainer of stage 1. It only reads ``prototypes`` float32 [K, D]; handlers update them and the teacher.
 
     Batches: ``{"source": {"image", "labels"}, "target": {"image", "strong_image", "full_image", "soft_labels",
-    "weak_view", "strong_view"}}``, soft labels [B, K, h, w] of the crop. h and w are a quarter of the crop's sides.
+    "weak_view", "strong_view"}}``; soft labels are [B, K, h, w] of the crop, where h and w are a quarter of its height
+    and width.
 
     Output:
-        ``loss``, and the terms it is the sum of: ``loss_source``, ``loss_target`` (symmetric cross entropy),
-        ``loss_mrkld``, ``loss_structure``; scalars, weighted.
-        ``class_means`` float32 [B, K, D] and ``class_present`` bool [B, K]: of the teacher's features on each full
-        image, under its own arg-max.
+        ``loss`` and the weighted terms that it is the sum of: ``loss_source``, ``loss_target`` (symmetric cross
+        entropy), ``loss_mrkld``, ``loss_structure``; all are scalars.
+        ``class_means`` float32 [B, K, D] and ``class_present`` bool [B, K]: means of the teacher's features on each
+        full image, per class of its own arg-max.
         ``prototype_weights`` [B, K, h, w] (equation 4), ``rectified`` [B, K, h, w] probabilities (equation 3),
         ``pseudo_labels`` long [B, h, w] before, ``rectified_labels`` long [B, h, w] after rectification.
         ``target_logits`` [B, K, h, w] of the student on the weak view, ``source_logits`` [B, K, H, W].
@@ -73,10 +83,10 @@ def denoise_trainer(
         ``target_logits`` [B, K, h, w] and ``target_features`` [B, D, h', w'] (network stride) of the weak view, and
         ``strong_features`` [B, D, h, w] of the strong view where structure learning is on.
 
-    A handler of ``LABELS_RECTIFIED`` may replace ``output["rectified_labels"]``. Where batches hold no soft labels,
-    ``labeller``, the frozen network of the stage before, predicts them on the full image in every iteration. Without
-    rectification the soft labels are trained on as they are (conventional self-training). Without structure learning
-    no strong view is computed. If both are off, the teacher does not run.
+    A handler of ``LABELS_RECTIFIED`` may replace ``output["rectified_labels"]``. Where batches contain no soft labels,
+    ``labeller``, the frozen network of the previous stage, predicts them from the full image in every iteration.
+    Without rectification, the student is trained on the soft labels as they are (conventional self-training). With
+    ``structure_weight=0`` the strong view is not used. If both are off, the teacher does not run.
     """
     options = options or DenoiseOptions()
 
@@ -121,7 +131,8 @@ def _teacher_distances(
 ) -> Tensor:
     """Distances [B, K, h, w] from the teacher's features to the prototypes, in the weak view.
 
-    The teacher sees the full image, as released: its features there give the class means that move the prototypes.
+    As in the released code, the teacher sees the full image. Its features also provide the class means from which the
+    prototypes are updated.
     """
     with precision.autocast():
         full = teacher(to_float(target["full_image"]))
@@ -152,7 +163,7 @@ def _rectified_labels(
 def _weak_view_losses(
     student: nn.Module, labels: Tensor, target: dict[str, Any], precision: Precision, options: DenoiseOptions
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Symmetric cross entropy on the labels and the regulariser, weighted; and the tensors they come from.
+    """The weighted symmetric cross entropy on the labels and the weighted regulariser, and the tensors behind them.
 
     Source: section 3.1 of the paper for the symmetric cross entropy; CRST (arXiv:1908.09822) for MRKLD.
     """
@@ -199,7 +210,7 @@ def _structure_loss(
 
 @torch.no_grad()
 def _predict_soft_labels(labeller: nn.Module, target: dict[str, Any], precision: Precision) -> Tensor:
-    """Probabilities [B, K, h, w] in the weak view: what a label store would have held, sampled as the loader does."""
+    """Probabilities [B, K, h, w] in the weak view, sampled as the loader samples stored soft labels."""
     labeller.eval()
     with precision.autocast():
         probabilities = labeller(to_float(target["full_image"])).logits.float().softmax(1)
@@ -207,5 +218,5 @@ def _predict_soft_labels(labeller: nn.Module, target: dict[str, Any], precision:
 
 
 def _map_size(images: Tensor) -> tuple[int, int]:
-    """Height and width of the maps that belong to images [B, 3, H, W]: a quarter of the images'."""
+    """Height and width of the maps for images [B, 3, H, W]: a quarter of the images' height and width."""
     return images.shape[-2] // SCALE, images.shape[-1] // SCALE

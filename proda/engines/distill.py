@@ -1,4 +1,9 @@
-"""Stages 2 and 3: a frozen teacher's hard pseudo labels and its soft output, into a new student (ProDA section 3.3)."""
+"""Stages 2 and 3: knowledge distillation from a frozen teacher into a new student (ProDA section 3.3).
+
+One iteration: gradients of the source loss; then, on the strong view of the target, the cross entropy on the teacher's
+hard pseudo labels and the KL divergence from the teacher's output; then the optimizer's step. The losses are in
+``proda.method.losses``. Pseudo labels are stored before training and do not change during it.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +32,11 @@ from proda.utils.options import NonNegativeFloat
 
 @dataclass
 class DistillOptions(StudentOptions):
-    """Options of the trainer of stages 2 and 3; published values."""
+    """Options of the trainer of stages 2 and 3. The defaults are the published values."""
 
     distillation_weight: NonNegativeFloat = 1.0  # weight of the KL divergence from the teacher's output
-    distillation_as_released: bool = False  # put probabilities where the student's log-probabilities belong
-    replay_as_released: bool = False  # move maps to the strong view in the released code's order and with its offsets
+    distillation_as_released: bool = False  # pass probabilities where log-probabilities belong
+    replay_as_released: bool = False  # warp maps to the strong view with the released code's order and offsets
 
 
 def distill_trainer(
@@ -41,14 +46,14 @@ def distill_trainer(
     precision: Precision,
     options: DistillOptions | None = None,
 ) -> Engine:
-    """The trainer of stages 2 and 3; the teacher is in evaluation mode and never changes.
+    """The trainer of stages 2 and 3. The teacher is in evaluation mode and never changes.
 
     Batches: ``{"source": {"image", "labels"}, "target": {"strong_image", "strong_view", "pseudo_labels"}}``; pseudo
-    labels uint8 [B, H, W] of the weak view, ``IGNORE`` where not confident.
+    labels are uint8 [B, H, W] of the weak view and ``IGNORE`` where the teacher is not confident.
 
     Output: ``loss`` and its parts ``loss_source``, ``loss_target``, ``loss_distillation`` (weighted): scalars;
-    ``pseudo_labels`` long [B, H/4, W/4] moved to the strong view, ``target_logits`` [B, K, H/4, W/4] of the student and
-    ``teacher_logits`` [B, K, H/8, W/8], both on the strong view; ``source_logits`` [B, K, H, W].
+    ``pseudo_labels`` long [B, H/4, W/4] warped to the strong view; ``target_logits`` [B, K, H/4, W/4] of the student
+    and ``teacher_logits`` [B, K, H/8, W/8], both on the strong view; ``source_logits`` [B, K, H, W].
     ``engine.state.graph`` at ``LOSSES_READY``: ``target_logits`` [B, K, H/4, W/4] and ``target_features``
     [B, D, H/8, W/8] of the student.
     """
@@ -91,7 +96,7 @@ def distill_trainer(
 
 
 def _labels_of_strong_view(target: dict[str, Any], options: DistillOptions) -> Tensor:
-    """The pseudo labels of the weak view, reduced to a quarter and moved as the strong view moved the image."""
+    """Pseudo labels of the weak view, downscaled to a quarter of the size and warped to the strong view."""
     labels = downscale_labels(target["pseudo_labels"].long())
     moved, _ = warp_to_strong_view(labels.unsqueeze(1), target["strong_view"], released=options.replay_as_released)
     return moved.squeeze(1)

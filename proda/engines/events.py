@@ -1,9 +1,9 @@
-"""The moments of the method that Ignite's own events do not name, and what an engine remembers.
+"""Events within an iteration, in addition to Ignite's own, and the objects that an engine's checkpoints contain.
 
-Within one iteration the events fire in the order of the class body, as far as the stage has them. Training on source
-labels alone has one backward pass: there ``LOSSES_READY`` comes before ``SOURCE_BACKWARD_DONE``.
+Within one iteration the events fire in the order of the class body; a stage fires only the events that apply to it.
+Without target losses, ``SOURCE_BACKWARD_DONE`` comes after ``LOSSES_READY``.
 ``engine.state.output`` is a dict that grows during the iteration: at each event it holds what has been computed so
-far, detached from the graph (the trainer factories list its keys).
+far, detached from the graph. The functions that create the trainers list its keys.
 """
 
 from collections.abc import Callable
@@ -19,30 +19,30 @@ class ProdaEvents(EventEnum):
     """Attach with ``@trainer.on(ProdaEvents.LABELS_RECTIFIED)``; filters (``every=``, ``once=``) count iterations."""
 
     PSEUDO_LABELS_DUE = "pseudo_labels_due"  # the student is about to write new labels (between iterations)
-    PSEUDO_LABELS_REFRESHED = "pseudo_labels_refreshed"  # new labels of the target set are on disk (between iterations)
-    SOURCE_BACKWARD_DONE = "source_backward_done"  # the gradients of the source loss are there
-    TEACHER_FORWARD_DONE = "teacher_forward_done"  # the teacher has seen the target image
-    LABELS_RECTIFIED = "labels_rectified"  # stage 1: soft labels times prototype weights, and their arg-max
+    PSEUDO_LABELS_REFRESHED = "pseudo_labels_refreshed"  # the target's labels are on disk (between iterations)
+    SOURCE_BACKWARD_DONE = "source_backward_done"  # the gradients of the source loss are computed
+    TEACHER_FORWARD_DONE = "teacher_forward_done"  # the teacher's prediction for the target is computed
+    LABELS_RECTIFIED = "labels_rectified"  # stage 1: pseudo labels are weighted by the prototypes
     LOSSES_READY = "losses_ready"  # before the last backward pass: ``engine.state.losses["mine"] = weight * term``
-    BACKWARD_DONE = "backward_done"  # all gradients of the iteration are there; clip or inspect them here
+    BACKWARD_DONE = "backward_done"  # all gradients are computed; clip or inspect them here
     OPTIMIZER_STEPPED = "optimizer_stepped"  # the student's weights have changed; not fired when fp16 skips the step
-    PROTOTYPES_UPDATED = "prototypes_updated"  # stage 1: the prototypes have moved
+    PROTOTYPES_UPDATED = "prototypes_updated"  # stage 1: the prototypes have changed
     DISCRIMINATOR_STEPPED = "discriminator_stepped"  # warm-up: the discriminator's weights have changed
     VALIDATED = "validated"  # new scores are in ``engine.state.metrics`` (between iterations)
 
 
 def proda_engine(step: Callable[[Engine, Any], dict[str, Any]], **remembered: Any) -> Engine:
-    """An Engine that knows ``ProdaEvents`` and remembers the given parts (see :func:`remember`).
+    """An ``Engine`` with ``ProdaEvents`` whose checkpoints contain the given parts (see :func:`remember`).
 
-    ``engine.state.summary`` is a dict for entries that handlers add to ``summary.json``.
+    Handlers may add entries for ``summary.json`` to the dict ``engine.state.summary``.
 
     The losses in the output (entries whose name starts with ``loss``) are averaged over the processes before any
-    handler of ``ITERATION_COMPLETED`` sees them: they are those of the global batch.
+    handler of ``ITERATION_COMPLETED`` sees them, so they are the losses of the global batch.
     """
 
     def step_and_average(engine: Engine, batch: Any) -> dict[str, Any]:
         output = step(engine, batch)
-        average_losses(output or {})  # a user's step may return nothing
+        average_losses(output)
         return output
 
     engine = Engine(step_and_average)
@@ -53,25 +53,30 @@ def proda_engine(step: Callable[[Engine, Any], dict[str, Any]], **remembered: An
 
 
 def remember(engine: Engine, **parts: Any) -> None:
-    """Adds objects with ``state_dict`` and ``load_state_dict`` to what the checkpoints of the engine's run hold.
+    """Adds objects with ``state_dict`` and ``load_state_dict`` to the checkpoints of the engine's run.
 
-    A handler calls it in its ``attach``: what it remembers then survives ``--resume``.
+    A handler calls it in its ``attach``, so that its state survives ``--resume``. Names are keys of the checkpoint.
 
     Raises:
-        TypeError: an object without these two methods.
-        ValueError: a name that another object has.
+        TypeError: an object lacks one of these methods.
+        ValueError: the name is already used for another object.
     """
     for name, part in parts.items():
         if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
-            raise TypeError(f"{name}: {type(part).__name__} has no state_dict and load_state_dict to be remembered by")
+            raise TypeError(
+                f"{name}: {type(part).__name__} has no state_dict and load_state_dict, so it cannot be saved"
+            )
         if engine.state.remembered.setdefault(name, part) is not part:
             raise ValueError(f"the engine already remembers another {name!r}")
 
 
-def average_losses(output: dict[str, Any]) -> None:
-    """Replaces each loss in ``output`` by its mean over the processes; numbers become tensors, maps their mean."""
-    names = sorted(name for name in output if name.startswith("loss"))
-    if not names:
+def average_losses(output: dict[str, Any] | None) -> None:
+    """Replaces each loss in ``output`` by its mean over the processes.
+
+    Numbers become tensors, and a loss with several elements is replaced by their mean.
+    """
+    names = sorted(name for name in output or {} if name.startswith("loss"))
+    if output is None or not names:
         return
     for name in names:
         output[name] = torch.as_tensor(output[name], device=idist.device()).detach()

@@ -1,4 +1,4 @@
-"""Inference: predictions at the labels' resolution, and the engine that scores them."""
+"""Inference: predictions at the resolution of the labels, and the evaluator that computes their scores."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,9 +27,10 @@ def predict(
 ) -> Tensor:
     """Class probabilities [B, K, *size] of images [B, 3, H, W] in 0..1.
 
-    Averaged over the ``scales`` of the image and, with ``flip``, over the image and its mirror image. Logits are
-    enlarged to ``size``, as the released code does for validation; with ``softmax_first`` probabilities are, as it
-    does for pseudo labels, whose confidence is lower then where classes meet.
+    They are averaged over the ``scales`` of the image and, with ``flip``, over the image and its mirror image. By
+    default the logits are resized to ``size``, as in the released code's validation. With ``softmax_first`` the
+    probabilities are resized instead, as in the released code's pseudo labels; confidence is then lower at the
+    boundaries between classes.
     """
 
     def probabilities_of(image: Tensor) -> Tensor:
@@ -55,12 +56,14 @@ def segmentation_evaluator(
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
 ) -> Engine:
-    """Batches: ``{"image", "labels", "name"}``. Output: ``probabilities`` [B, K, H, W] and ``labels`` long [B, H, W].
+    """The evaluator.
 
-    Metrics: ``confusion`` (float64 [K, K], rows true) and ``label_free`` (see ``LabelFreeScore``). Batches may come
-    without labels: these are then ``IGNORE`` everywhere, and only ``label_free`` means anything.
-    The network is in evaluation mode during the run and in its previous modes afterwards. The last output is dropped
-    at the end: full-size probabilities are the largest tensors of a run.
+    Batches: ``{"image", "labels", "name"}``. Output: ``probabilities`` [B, K, H, W] and ``labels`` long [B, H, W].
+
+    Metrics: ``confusion`` (float64 [K, K], true classes in rows) and ``label_free`` (see ``LabelFreeScore``). Batches
+    may lack labels; these are then ``IGNORE`` everywhere, and only ``label_free`` is meaningful.
+    The network is in evaluation mode during the run; afterwards each module returns to its previous mode. The last
+    output is released at the end, because full-size probabilities are the largest tensors of a run.
     """
 
     @torch.no_grad()
@@ -89,7 +92,7 @@ def segmentation_evaluator(
     def probabilities_and_labels(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return output["probabilities"], output["labels"]
 
-    # ConfusionMatrix leaves out labels that are no class, IGNORE among them.
+    # ConfusionMatrix ignores labels that are not a class, such as IGNORE.
     metrics: dict[str, Metric] = {
         "confusion": ConfusionMatrix(network.num_classes, output_transform=probabilities_and_labels),
         "label_free": LabelFreeScore(output_transform=probabilities_and_labels),

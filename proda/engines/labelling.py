@@ -1,4 +1,4 @@
-"""Writing the pseudo labels of a target training set."""
+"""Writes the pseudo labels of the target training images."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,14 +27,15 @@ def write_pseudo_labels(
     class_names: Sequence[str],
     flip: bool = False,
 ) -> dict[str, Any]:
-    """The network's predictions on ``batches`` (``{"image", "name"}``, each image on one process) into ``store``.
+    """Writes the network's predictions on ``batches`` to ``store``.
 
-    Soft labels are probabilities [K, h, w] at network resolution. Hard labels are the arg-max of the probabilities at
-    image size, averaged over the image and its mirror image with ``flip``, and their confidence.
+    ``batches``: ``{"image", "name"}``; each image is on one process only. Soft labels are probabilities [K, h, w] at
+    network resolution. Hard labels are the arg-max of the probabilities at image size, with their confidence; with
+    ``flip`` the probabilities are averaged over the image and its mirror image.
 
     Returns:
-        Scores of the labels (see ``report``) where the batches hold ground truth; it is read for this report alone.
-        Empty without ground truth.
+        Scores of the labels (see ``report``) if the batches contain ground truth, which is used for this report only;
+        an empty dict otherwise.
     """
     confusion = ConfusionMatrix(len(class_names), device=precision.device)
     judged = False
@@ -60,13 +61,13 @@ def write_pseudo_labels(
                 judged = True
         idist.barrier()
         _finish(store)
-    # a process may have had no image at all, and still takes part in adding up
+    # compute() sums over all processes, so a process without any image has to call it, too
     labelled = bool(idist.all_reduce(int(judged)))
     return report(confusion.compute(), class_names) if labelled else {}
 
 
 def missing_labels(store: SoftLabelStore | HardLabelStore, names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that the store does not hold, as rank 0 sees it before any process writes."""
+    """The ``names`` that the store does not contain, as rank 0 sees it before any process writes."""
     missing = set(store.missing(names)) if idist.get_rank() == 0 else set()
     mask = torch.tensor([name in missing for name in names], dtype=torch.uint8, device=idist.device())
     absent: Any = idist.broadcast(mask, src=0)
@@ -74,7 +75,7 @@ def missing_labels(store: SoftLabelStore | HardLabelStore, names: Sequence[str])
 
 
 def _finish(store: SoftLabelStore | HardLabelStore) -> None:
-    """Checks on rank 0 that the labels are complete; if they are not, no process goes on or waits."""
+    """Checks on rank 0 that the labels are complete. If they are not, every process raises; none keeps waiting."""
     failure = None
     if idist.get_rank() == 0:
         try:
@@ -85,4 +86,4 @@ def _finish(store: SoftLabelStore | HardLabelStore) -> None:
     if failure is not None:
         raise failure
     if failed:
-        raise RuntimeError(f"{store.folder}: the pseudo labels are not complete; process 0 says why")
+        raise RuntimeError(f"{store.folder}: the pseudo labels are incomplete; process 0 reports the reason")

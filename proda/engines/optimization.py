@@ -1,4 +1,8 @@
-"""One step of the optimiser: losses, gradients, mixed precision, and when processes exchange gradients."""
+"""One step of the optimiser: losses, gradients, mixed precision, and the exchange of gradients between processes.
+
+Every trainer calls ``backward`` and then ``optimizer_step``, which fire ``LOSSES_READY``, ``BACKWARD_DONE`` and
+``OPTIMIZER_STEPPED``.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +21,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """Device and mixed precision of one run: ``amp`` is ``off``, ``bf16`` or ``fp16`` (with loss scaling on CUDA)."""
+    """Device and mixed precision of a run. ``amp`` is ``off``, ``bf16`` or ``fp16`` (with loss scaling on CUDA)."""
 
     def __init__(self, device: torch.device | str, amp: str = "off") -> None:
         self.device = torch.device(device)
@@ -32,7 +36,7 @@ class Precision:
         self.scaler.scale(loss).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divides gradients by the loss scale, once for a parameter that the optimizer lists repeatedly."""
+        """Divides gradients by the loss scale. A parameter that the optimizer lists repeatedly is divided once."""
         if not self.scaler.is_enabled():
             return
         groups = optimizer.param_groups
@@ -43,7 +47,7 @@ class Precision:
             optimizer.param_groups = groups
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """The optimizer's step; False if loss scaling skipped it because a gradient was not finite."""
+        """Performs the optimizer's step. Returns False if loss scaling skipped it because a gradient was not finite."""
         steps: list[bool] = []
         hook = optimizer.register_step_post_hook(lambda *_: steps.append(True))
         self.scaler.step(optimizer)
@@ -60,7 +64,7 @@ class Precision:
 
 
 def no_grad_sync(model: nn.Module) -> AbstractContextManager:
-    """Backward passes in this context keep gradients local; the next one outside exchanges the sum once."""
+    """Backward passes in this context keep gradients local; the next one outside exchanges their sum once."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
@@ -70,10 +74,10 @@ def backward(
     """Fires ``LOSSES_READY``, then computes the gradients of the sum of all losses.
 
     Handlers find the weighted terms in ``engine.state.losses`` and may add their own, computed from the live tensors
-    in ``engine.state.graph``. Both are dropped afterwards, so that nothing keeps the graph in memory.
+    in ``engine.state.graph``. Both are set to None afterwards, so that nothing keeps the graph in memory.
 
     Returns:
-        ``loss_NAME`` of every term, and their sum as ``loss``: detached scalars.
+        ``loss_NAME`` for every term, and their sum as ``loss``; all are detached scalars.
     """
     engine.state.losses, engine.state.graph = losses, graph
     engine.fire_event(ProdaEvents.LOSSES_READY)
@@ -87,6 +91,7 @@ def optimizer_step(engine: Engine, optimizer: torch.optim.Optimizer, precision: 
     """One step of the student's optimizer, between ``BACKWARD_DONE`` and ``OPTIMIZER_STEPPED``.
 
     Gradients are unscaled before ``BACKWARD_DONE``, so that handlers see (and clip) their true values.
+    ``OPTIMIZER_STEPPED`` does not fire if loss scaling skipped the step.
     """
     precision.unscale(optimizer)
     engine.fire_event(ProdaEvents.BACKWARD_DONE)
@@ -95,19 +100,19 @@ def optimizer_step(engine: Engine, optimizer: torch.optim.Optimizer, precision: 
 
 
 def set_train_mode(student: nn.Module, *, freeze_bn: bool) -> None:
-    """Training mode; with ``freeze_bn`` batch norm keeps its running statistics, scales and shifts."""
+    """Sets training mode. With ``freeze_bn``, batch norm keeps its running statistics, scales and shifts."""
     student.train()
     if freeze_bn:
         freeze_batch_norm(student)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] as float32 in 0..1, the networks' input range (no mean, no deviation)."""
+    """Converts uint8 [B, 3, H, W] to float32 in 0..1, the networks' input range (no mean or deviation is applied)."""
     return images.float() / 255
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """[B, C, h, w] resized to float32 [B, C, *size]: bilinear with aligned corners, as everywhere in the method."""
+    """Resizes [B, C, h, w] to float32 [B, C, *size], bilinearly with aligned corners, as everywhere in the method."""
     maps = maps.float()
     if maps.shape[-2:] == torch.Size(size):
         return maps
@@ -115,9 +120,10 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def mean_over_processes(count: Tensor) -> Tensor:
-    """A count of pixels, averaged over the processes; losses divide by it instead of by the process's own count.
+    """The number of pixels, averaged over the processes. Losses divide by it instead of by the process's own number.
 
-    Gradients are averaged over processes, so the result is the loss of the global batch, however the batch is split.
+    DDP averages gradients over processes, so the result is the gradient of the global batch's loss, however the batch
+    is split.
     """
     if idist.get_world_size() == 1:
         return count

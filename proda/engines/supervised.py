@@ -1,4 +1,4 @@
-"""Training on labels: the source-only lower bound and, on target labels, the oracle."""
+"""Supervised training: the source loss that all stages share, and the trainer of source-only and oracle."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from proda.utils.options import Options
 
 @dataclass
 class StudentOptions(Options):
-    """What every trainer needs to know of its student."""
+    """Options of the student, common to all trainers."""
 
     sync_bn: bool = True  # batch statistics over all processes (GPU only)
     freeze_bn: bool = False  # the student's batch norm keeps the statistics, scales and shifts that it starts with
@@ -42,10 +42,11 @@ def source_loss(student: nn.Module, source: dict[str, Any], precision: Precision
 
 
 def source_backward(engine: Engine, student: nn.Module, source: dict[str, Any], precision: Precision) -> Tensor:
-    """The gradients of the source loss, kept local until the target's join them; fires ``SOURCE_BACKWARD_DONE``.
+    """Computes the gradients of the source loss and fires ``SOURCE_BACKWARD_DONE``.
 
+    Processes do not exchange these gradients here; the backward pass of the target losses exchanges the sum of both.
     Adds ``loss_source`` (scalar) and ``source_logits`` [B, K, H, W] float32 to ``engine.state.output``.
-    Returns the logits, detached.
+    Returns the detached logits.
     """
     with no_grad_sync(student):
         loss, logits = source_loss(student, source, precision)
@@ -61,9 +62,11 @@ def supervised_trainer(
     precision: Precision,
     options: StudentOptions | None = None,
 ) -> Engine:
-    """Batches: ``{"source": {"image", "labels"}}``. Output: ``loss``, ``loss_source``, ``source_logits``.
+    """The trainer of source-only and oracle.
 
-    At ``LOSSES_READY``, ``engine.state.graph`` holds ``source_logits`` [B, K, H, W].
+    Batches: ``{"source": {"image", "labels"}}``. Output: ``loss``, ``loss_source``, ``source_logits`` [B, K, H, W].
+    At ``LOSSES_READY``, ``engine.state.graph`` holds ``source_logits`` [B, K, H, W]. The source loss is the only loss
+    here, so ``SOURCE_BACKWARD_DONE`` fires after ``LOSSES_READY``.
     """
     options = options or StudentOptions()
 
@@ -85,5 +88,5 @@ def supervised_trainer(
 
 
 def student_of(student: nn.Module) -> nn.Module:
-    """The bare network inside the wrapper that exchanges gradients between processes."""
+    """The network itself, without the DDP wrapper if there is one."""
     return student.module if isinstance(student, nn.parallel.DistributedDataParallel) else student

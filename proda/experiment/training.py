@@ -71,14 +71,12 @@ def run(
             f"the run to resume has {state.epoch_length} iterations an epoch, this command {batches.epoch_length}: "
             "give the same --batch_size and images, or another --output"
         )
-    epochs = math.ceil(batches.iterations / batches.epoch_length)
-    state.max_iters = None
-    if start:
-        state.max_epochs = epochs
     # Ignite takes a number of epochs or one of iterations. Its profilers need the first; the second ends the run.
     trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "max_iters", batches.iterations))
     try:
         if start < batches.iterations:
+            epochs = math.ceil(batches.iterations / batches.epoch_length)
+            state.max_iters, state.max_epochs = None, epochs if start else None
             with StopRequests(trainer, after=config.stop_after) as stop:
                 stop.attach_to(validation.evaluator)
                 trainer.run(batches.loader(start), max_epochs=epochs, epoch_length=batches.epoch_length)

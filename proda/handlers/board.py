@@ -1,4 +1,4 @@
-"""Watching a run: a progress bar, and TensorBoard files with scalars and image panels."""
+"""Shows the progress of a run: a progress bar, and TensorBoard files with scalars and image panels."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -20,15 +20,16 @@ log = logging.getLogger("proda")
 
 
 class Board:
-    """Shows a run to people, on rank 0: a progress bar on the terminal, scalars and panels in TensorBoard files.
+    """Shows the progress bar on the terminal and writes scalars and panels to TensorBoard files, on rank 0.
 
-    TensorBoard has the losses, learning rates, the teacher's momentum, GPU memory, the scores of each validation and of
-    new pseudo labels, and panels of training and validation images. Open it when everything is attached and resumed: a
-    resumed run hides the points that the interrupted one wrote after its checkpoint. Close it when the run has ended.
+    TensorBoard shows the losses, the learning rates, the teacher's momentum, GPU memory, the scores of each validation
+    and of new pseudo labels, and panels of training and validation images. Call ``open`` when everything is attached
+    and resumed: a resumed run hides the points that the interrupted run wrote after its checkpoint. Call ``close``
+    when the run has ended.
 
     Args:
-        optimizers: whose learning rates are shown, by name.
-        colors: uint8 [K, 3] of the classes.
+        optimizers: name -> optimizer whose learning rates are shown.
+        colors: uint8 [K, 3], the colours of the classes.
     """
 
     def __init__(
@@ -42,13 +43,13 @@ class Board:
         self.trainer, self.every, self.panels_every = trainer, every, panels_every
 
     def open(self) -> None:
-        """Opens the files, and attaches the progress bar and what writes into the files."""
+        """Opens the files, and attaches the progress bar and the handlers that write to the files."""
         if idist.get_rank() != 0:
             return
         trainer = self.trainer
         _progress_bar(trainer)
         start = trainer.state.iteration
-        # Files are named by the second: a run that is resumed at once must not overwrite the one before.
+        # File names contain the time in seconds: a run that is resumed within a second must not overwrite its old file.
         resumed = {"purge_step": start + 1, "filename_suffix": f".{start}"} if start else {}
         self.logger = board = TensorboardLogger(log_dir=str(self.folder), **resumed)
         _outlive_full_disk(board)
@@ -59,11 +60,12 @@ class Board:
         board.attach_output_handler(trainer, regularly, tag="train", output_transform=losses)
         if hasattr(trainer.state, "ema_momentum"):
             board.attach_output_handler(trainer, regularly, tag="train", state_attributes=["ema_momentum"])
-        for name, optimizer in self.optimizers.items():  # before the step, after which the next rate is set
+        for name, optimizer in self.optimizers.items():  # before the step: the next rate is set right after it
             board.attach_opt_params_handler(trainer, before_step, optimizer, tag=name)
         if torch.cuda.is_available():
             trainer.add_event_handler(regularly, self.write_gpu_memory)
-        trainer.add_event_handler(regularly, lambda: board.writer.flush())  # a kill loses no point before a checkpoint
+        # Flushed each time, so that a killed run loses no point before its last checkpoint.
+        trainer.add_event_handler(regularly, lambda: board.writer.flush())
         trainer.add_event_handler(ProdaEvents.VALIDATED, self.write_scores)
         trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED, self.write_label_quality)
         if getattr(trainer.state, "pseudo_label_scores", None):  # the first labels are written before the files open
@@ -87,7 +89,7 @@ class Board:
             self.logger.close()
 
     def _write(self, tag: str, scores: Mapping[str, Any], iteration: int) -> None:
-        assert self.logger is not None  # the handlers that call this are attached when it is opened
+        assert self.logger is not None  # the callers are attached by open()
         for name, value in flatten(scores).items():
             self.logger.writer.add_scalar(f"{tag}/{name}", value, iteration)
 
@@ -98,7 +100,7 @@ def losses(output: dict[str, Any]) -> dict[str, float]:
 
 
 def _filtered(event: Any, every: int) -> Any:
-    """``event(every=every)``: mypy takes the members of our enumeration for text."""
+    """``event(every=every)``, untyped because mypy treats the members of our enumeration as strings."""
     return event(every=every)
 
 
@@ -112,9 +114,9 @@ def _progress_bar(trainer: Engine, *, every: int = 10) -> None:
 
 
 def _outlive_full_disk(board: TensorboardLogger) -> None:
-    """Points that cannot be written are lost, with a line in the log.
+    """Lets training continue if TensorBoard files cannot be written; the points are lost, and the log says so once.
 
-    tensorboardX writes in a thread, which an OSError would end; training would then wait for it for ever.
+    tensorboardX writes in a thread. An OSError would end the thread, and training would wait for it forever.
     """
     writer = board.writer.file_writer.event_writer._ev_writer
     said: list[OSError] = []
@@ -125,7 +127,7 @@ def _outlive_full_disk(board: TensorboardLogger) -> None:
                 write(*args)
             except OSError as error:
                 if not said:
-                    log.error("TensorBoard cannot be written to: %s; points are lost", error)
+                    log.error("cannot write TensorBoard files: %s; training continues without these points", error)
                 said.append(error)
 
         return attempt

@@ -1,4 +1,4 @@
-"""Keeping what a run needs to go on, and going on."""
+"""Saves checkpoints of a run, and resumes the run from them."""
 
 import errno
 import io
@@ -24,35 +24,35 @@ from proda.utils.run_files import MODELS, checkpoint_files
 
 log = logging.getLogger("proda")
 
-KEPT = 2  # checkpoints in the folder: should the newest be damaged, there is one before it
-VERSION = 1  # of the checkpoint's layout; files without one are of version 0, which has the same parts
-TRAINED = (nn.Module, Optimizer)  # no default can stand in for these, and all their numbers are finite
+KEPT = 2  # number of checkpoints that are kept: if the newest is damaged, the run can resume from the other
+VERSION = 1  # of the file layout; files without a version are of version 0, which has the same parts
+TRAINED = (nn.Module, Optimizer)  # parts that a checkpoint must contain, with finite numbers only
 
 
 class Checkpoints:
-    """``checkpoint_<iteration>.pt`` in a folder: a trainer and all that ``remember`` has given it to remember.
+    """Saves ``checkpoint_<iteration>.pt`` in a folder: the trainer, and the parts registered with ``remember``.
 
-    What is remembered is looked up at every save, so handlers may register late. A file holds a dict of state dicts:
-    ``trainer``, each remembered part under its name, and ``format`` with the layout's version. The newest two files of
-    this run stay; a full disk costs a line in the log and no checkpoint. ``trainer.state.checkpoint_iterations`` lists
-    the iterations of the files that are there.
+    The registered parts are looked up at every save, so handlers may register late. A file contains a dict of state
+    dicts: ``trainer``, each registered part under its name, and ``format`` with the version of the layout. The newest
+    two files of this run are kept. If the disk is full, the error is logged and the existing checkpoints stay.
+    ``trainer.state.checkpoint_iterations`` lists the iterations of the existing files.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.writer = NewestFiles(self.folder)
-        self.saved = -1  # iteration of the last save, whether or not the disk had room for it
+        self.saved = -1  # iteration of the last save, even if it failed because the disk was full
 
     def attach(self, trainer: Engine, *, every: int) -> None:
-        """Saves every ``every`` iterations, at the end, and where the run is stopped.
+        """Saves every ``every`` iterations, at the end of training, and when the run is stopped.
 
-        Attach it before validation, which may take long: what it is interrupted in is saved then. The end of training
-        saves twice, before the last validation and after it, and so does an iteration that is validated: what a
-        resumed run need not repeat is then in the checkpoint.
+        Attach it before validation, which may take long: if validation is interrupted, the iteration is already saved.
+        An iteration that is both saved and validated is saved again after the validation, so that a resumed run does
+        not repeat the validation. The end of training is saved before and after the last validation, too.
 
         Raises (at a save):
-            UserError: a part's state cannot be read back.
-            FloatingPointError: a network or optimiser holds numbers that are not finite; nothing is saved.
+            UserError: the state of a part cannot be read back.
+            FloatingPointError: a network or optimiser contains numbers that are not finite; nothing is saved.
         """
         handler = Checkpoint(
             {"trainer": trainer},
@@ -79,12 +79,12 @@ class Checkpoints:
 
         def start(trainer: Engine) -> None:
             if not trainer.has_event_handler(save, Events.COMPLETED):
-                # Now, to run after the handlers that were attached meanwhile.
+                # Attached only now, so that they run after the handlers that were attached in the meantime.
                 trainer.add_event_handler(Events.COMPLETED, save)
                 trainer.add_event_handler(ProdaEvents.VALIDATED, save_again)
 
         def save_if_stopped(trainer: Engine) -> None:
-            if trainer.should_terminate == "skip_completed":  # else COMPLETED comes next, and saves
+            if trainer.should_terminate == "skip_completed":  # otherwise COMPLETED follows and saves
                 save(trainer)
 
         trainer.add_event_handler(Events.STARTED, start)
@@ -93,19 +93,20 @@ class Checkpoints:
         trainer.add_event_handler(Events.TERMINATE, save_if_stopped)
 
     def resume(self, trainer: Engine) -> int:
-        """Loads the newest good checkpoint into the trainer and all remembered parts; call it when all is attached.
+        """Loads the newest intact checkpoint into the trainer and all registered parts.
 
-        Rank 0 chooses for all. A damaged file is named in the log and set aside, and the one before it is used. A part
-        that the file lacks keeps the state it has, with a line in the log; so does a field of a part's state. Models
-        in the folder that were kept after this iteration are deleted: they are of a branch that is not gone on with.
+        Call it after all handlers are attached. Rank 0 chooses the file for all processes. A damaged file is logged
+        and renamed, and the checkpoint before it is used. A part, or a field of a part's state, that is missing in the
+        file keeps its current state; this is logged. Models in the folder that were saved after this iteration are
+        deleted, because the resumed run repeats the iterations that produced them.
 
         Returns:
-            The iteration of the checkpoint, or 0 where there is none.
+            The iteration of the checkpoint, or 0 if there is none.
 
         Raises:
-            UserError: all checkpoints are damaged; or the one to load is of another network or experiment, or of a
-                newer version of proda.
-            OSError: a checkpoint cannot be read, which says nothing about what it holds.
+            UserError: all checkpoints are damaged; or the checkpoint belongs to another network or experiment, or was
+                written by a newer version of proda.
+            OSError: the operating system cannot read a checkpoint; the file may be intact.
         """
         iteration = _newest_good(self.folder) if idist.get_rank() == 0 else 0
         iteration = int(idist.all_reduce(iteration, "MAX"))
@@ -126,7 +127,7 @@ class Checkpoints:
         return {"trainer": trainer, **getattr(trainer.state, "remembered", {})}
 
     def check(self, trainer: Engine) -> None:
-        """Checks before training that all parts can be read back, and that the folder is this run's.
+        """Checks before training that every part can be read back and that the folder belongs to this run.
 
         Raises:
             UserError: if not.
@@ -136,23 +137,23 @@ class Checkpoints:
         others = checkpoint_files(self.folder).keys() - self.writer.own.keys()
         if others and idist.get_rank() == 0:
             raise UserError(
-                f"{self.folder} holds checkpoint_{max(others)}.pt of another run: go on with it by --resume, delete it "
-                "by --overwrite, or give another --output"
+                f"{self.folder} holds checkpoint_{max(others)}.pt of another run: continue it with --resume, delete it "
+                "with --overwrite, or choose another --output"
             )
 
 
 class Format:
-    """What kind of file a checkpoint is, as one of its parts."""
+    """The version of the checkpoint's layout, saved as one of its parts."""
 
     def state_dict(self) -> dict[str, int]:
         return {"version": VERSION}
 
 
 class NewestFiles(BaseSaveHandler):
-    """Saves for Ignite's ``Checkpoint``, on rank 0: whole files only, and the newest two that this run has written.
+    """Save handler of Ignite's ``Checkpoint``, on rank 0: writes atomically and keeps the newest two files of this run.
 
-    ``own``: iteration -> file of this run's checkpoints; no other file is ever deleted. ``trained``: parts of which
-    all numbers have to be finite.
+    ``own``: iteration -> file of this run's checkpoints; no other file is ever deleted. ``trained``: names of the parts
+    whose numbers must all be finite.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -178,11 +179,11 @@ class NewestFiles(BaseSaveHandler):
             self.own.pop(old).unlink(missing_ok=True)
 
     def remove(self, filename: str) -> None:
-        """Nothing: Ignite asks before the new file is there."""
+        """Does nothing: Ignite calls it before the new file exists. ``__call__`` deletes old files afterwards."""
 
 
 def check_readable(content: Any, name: str) -> None:
-    """UserError if ``torch.load(weights_only=True)`` would refuse what a part called ``name`` wants saved."""
+    """Raises UserError if ``torch.load(weights_only=True)`` would reject the state of the part called ``name``."""
     for place, value in _leaves(content, name):
         if type(value) in (str, int, float, bool, bytes, type(None)) or isinstance(value, Tensor):
             continue
@@ -191,16 +192,16 @@ def check_readable(content: Any, name: str) -> None:
             torch.save(value, file)
             file.seek(0)
             torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever keeps it from being saved or read
+        except Exception as error:  # any reason why it cannot be saved or read
             kind = f"{type(value).__module__}.{type(value).__qualname__}"
             raise UserError(
-                f"{place} is a {kind}, which no checkpoint can hold: state_dict() of {name} may give tensors, numbers, "
-                "text, and lists and dicts of them"
+                f"{place} is a {kind}, which cannot be saved in a checkpoint: state_dict() of {name} may contain only "
+                "tensors, numbers, strings, and lists and dicts of them"
             ) from error
 
 
 def _newest_good(folder: Path) -> int:
-    """Iteration of the newest checkpoint that can be read, 0 if there is none; clears away what a killed run left."""
+    """Iteration of the newest intact checkpoint, 0 if there is none. Deletes unfinished files of a killed run."""
     for unfinished in folder.glob(".*.part"):
         unfinished.unlink(missing_ok=True)
     damaged: dict[Path, str] = {}
@@ -216,19 +217,19 @@ def _newest_good(folder: Path) -> int:
         reason = f" ({next(iter(damaged.values()))})" if damaged else ""
         raise UserError(
             f"{lost[0]}: damaged{reason}, and no other checkpoint in {folder} can be read: restore one from a backup, "
-            "or start from the beginning by --overwrite"
+            "or start from the beginning with --overwrite"
         )
     for path, problem in damaged.items():
         aside = path.with_name(path.name + ".damaged")
-        log.warning("%s cannot be used (%s): it is now %s; trying the one before it", path, problem, aside.name)
+        log.warning("%s cannot be used (%s): renamed to %s; trying the one before it", path, problem, aside.name)
         path.replace(aside)
     return good
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a file of ``torch.save``; empty if every byte has the checksum it was written with.
+    """What is wrong with a file of ``torch.save``; an empty string if its checksums are correct.
 
-    A file that would run code when it is read is damaged, too. OSError if it cannot be read at all.
+    A file that would run code when it is loaded counts as damaged. Raises OSError if the file cannot be read at all.
     """
     try:
         with open(path, "rb") as file:
@@ -240,21 +241,22 @@ def damage(path: Path) -> str:
             torch.load(file, map_location="meta", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # what a damaged file raises depends on where it is damaged
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a place before its start
+    except Exception as error:  # the type of the error depends on which bytes are damaged
+        # EINVAL: the damage led to a negative offset in the file.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise OSError(error.errno, error.strerror, str(path)) from error
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['not a checkpoint'])[0]}"
     return ""
 
 
 def remove_abandoned(folder: str | Path, iteration: int) -> None:
-    """Deletes models that were kept after ``iteration``, from which a run goes on: its scores do not know them."""
+    """Deletes models saved after ``iteration``, from which a run resumes: they are not among its validations."""
     for path in (Path(folder) / name for name in MODELS):
         if path.exists() and not damage(path):
             content = torch.load(path, map_location="meta", weights_only=True)
             kept = content.get("iteration") if isinstance(content, dict) else None
             if isinstance(kept, int) and kept > iteration:
-                log.warning("%s is of iteration %d, after the checkpoint to go on from: deleted", path, kept)
+                log.warning("%s is of iteration %d, after the checkpoint to resume from: deleted", path, kept)
                 path.unlink()
 
 
@@ -269,9 +271,9 @@ def _load(parts: dict[str, Any], path: Path) -> None:
         if needed:
             raise ValueError(f"it has no {needed[0]}")
         for name in sorted(missing):
-            log.warning("%s has no %s: it starts from its default", path, name)
+            log.warning("%s has no %s: it starts from its initial state", path, name)
         for name in sorted(content.keys() - parts.keys() - {"format"}):
-            log.warning("%s holds %s, which nothing in this run remembers: left out", path, name)
+            log.warning("%s holds %s, which this run does not use: ignored", path, name)
         known = {name: part for name, part in parts.items() if name in content}
         states = {name: _completed(part, content[name], f"{path}: {name}") for name, part in known.items()}
         Checkpoint.load_objects(known, states)
@@ -279,25 +281,25 @@ def _load(parts: dict[str, Any], path: Path) -> None:
         raise
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a checkpoint of this command ({reason}); give another --output") from error
+        raise UserError(f"{path}: not a checkpoint of this command ({reason}); choose another --output") from error
 
 
 def _completed(part: Any, saved: Any, name: str) -> Any:
-    """A saved state with the fields that it lacks, since it is older than they are, as the part has them now."""
+    """A saved state, with fields that are missing (as in a file of an older version) taken from the part itself."""
     if isinstance(part, TRAINED):
         return saved
     now = part.state_dict()
     if not isinstance(saved, dict) or not isinstance(now, dict):
         return saved
-    either = {"max_iters", "max_epochs"} if isinstance(part, Engine) else set()  # it has one of them
+    either = {"max_iters", "max_epochs"} if isinstance(part, Engine) else set()  # a state has only one of the two
     lacking = {field: value for field, value in now.items() if field not in saved and field not in either}
     if saved and lacking:
-        log.warning("%s has no %s: default", name, ", ".join(map(str, lacking)))
+        log.warning("%s has no %s: initial value kept", name, ", ".join(map(str, lacking)))
     return {**saved, **lacking}
 
 
 def _leaves(content: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """All that is in nested dicts and lists, keys too, with its place in them."""
+    """Every key and value in nested dicts and lists, with its position."""
     if type(content) in (dict, OrderedDict):
         for key, value in content.items():
             yield f"{name}: the key {key!r}", key

@@ -1,4 +1,4 @@
-"""Which models of a run are kept."""
+"""Saves the last model of a run, the best one and the one chosen without labels."""
 
 import logging
 import math
@@ -20,13 +20,15 @@ log = logging.getLogger("proda")
 
 
 class KeptModels:
-    """Saves the network of each validation under the names it deserves, written atomically.
+    """Saves the network after a validation, atomically, under up to three names.
 
-    ``last.pt``; ``best.pt`` (highest mean IoU on the labelled validation set, which an honest adaptation could not
-    know; none without labels) and ``label_free.pt`` (highest label-free score, see ``LabelFreeScore``).
+    - ``last.pt``: the last validation.
+    - ``best.pt``: the highest mean IoU on the labelled validation set. Unsupervised adaptation could not
+      know these labels. The file is not written without labels.
+    - ``label_free.pt``: the highest label-free score, see ``LabelFreeScore``.
 
     Args:
-        prototypes, discriminator: what the files hold besides the network.
+        prototypes, discriminator: stored in the files besides the network.
     """
 
     def __init__(
@@ -41,19 +43,19 @@ class KeptModels:
     ) -> None:
         self.validation, self.network, self.class_names = validation, network, class_names
         self.folder, self.prototypes, self.discriminator = Path(folder), prototypes, discriminator
-        self.saved: dict[str, int] = {}  # file -> iteration of the network in it, of those that this process has saved
+        self.saved: dict[str, int] = {}  # file -> iteration of its network, for files that this process saved
         self.failures: dict[str, OSError] = {}  # file -> why it could not be saved
 
     def attach(self, trainer: Engine) -> None:
-        """Attach it after the validation."""
+        """Attach it after ``Validation``."""
         trainer.add_event_handler(ProdaEvents.VALIDATED, self)
         trainer.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, trainer: Engine) -> None:
-        """Saves what this process has not saved yet, as after a resumed run that was interrupted while saving."""
+        """Saves what this process has not saved yet; a resumed run may have been interrupted while saving."""
         result = self.validation.results[-1]
         if result["iteration"] != trainer.state.iteration:
-            return  # training ended elsewhere than at a validation, and this network has not been validated
+            return  # training ended without a validation, so this network has no scores
         names = ["last.pt"]
         names += ["best.pt"] if self.validation.best() is result and not math.isnan(result["miou"]) else []
         names += ["label_free.pt"] if self.validation.best("label_free") is result else []
@@ -62,7 +64,7 @@ class KeptModels:
                 self._save(name, result)
 
     def raise_failures(self) -> None:
-        """OSError where a file could not be saved: whatever comes next would use an older model, or none."""
+        """Raises the OSError of a file that could not be saved: later stages would use an older model, or find none."""
         for error in self.failures.values():
             raise error
 

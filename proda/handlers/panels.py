@@ -1,4 +1,4 @@
-"""Image panels in TensorBoard: what the student sees, predicts and is taught, and what it predicts in validation."""
+"""Image panels in TensorBoard: inputs, labels and predictions of training and of validation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +16,10 @@ PANEL_SIZE = (320, 160)  # width and height of each picture of a validation pane
 
 
 class TrainingPanels:
-    """Puts pictures of the batch into TensorBoard: what the student sees, predicts and is taught.
+    """Writes pictures of a training batch to TensorBoard: the student's input, its prediction and its labels.
 
-    Reads ``engine.state.batch`` and whatever ``engine.state.output`` holds of ``target_logits``, ``source_logits``,
-    ``pseudo_labels``, ``rectified_labels`` and ``rectified``.
+    Reads ``engine.state.batch``, and of ``engine.state.output`` those of ``source_logits``, ``target_logits``,
+    ``pseudo_labels`` and ``rectified_labels`` that the stage computes.
     """
 
     def __init__(self, writer: SummaryWriter, colors: np.ndarray) -> None:
@@ -49,7 +49,7 @@ class TrainingPanels:
             yield "train/source", ["source image", "ground truth", "prediction"], rows[:PANEL_ROWS]
         if "target" in batch and "target_logits" in out:
             target, confidence = batch["target"], out["target_logits"].softmax(1)
-            # stage 2 and 3 teach on the strong view, the others on the weak one
+            # The student's input is the strong view in stages 2 and 3, and the weak view in the other stages.
             seen = "strong_image" if "teacher_logits" in out else "image"
             columns = {
                 seen.replace("_", " "): [image_picture(image) for image in target[seen]],
@@ -65,7 +65,7 @@ class TrainingPanels:
 
 
 class ValidationPanels:
-    """Puts the first validation images into TensorBoard: input, ground truth, prediction, confidence."""
+    """Writes the first validation images to TensorBoard: input, ground truth, prediction and confidence."""
 
     def __init__(self, writer: SummaryWriter, colors: np.ndarray) -> None:
         self.writer, self.colors = writer, colors
@@ -83,7 +83,7 @@ class ValidationPanels:
             for image, truth, predicted, sure in zip(*columns, strict=True):
                 pictures = [image_picture(image), label_picture(truth, self.colors)]
                 pictures += [label_picture(predicted, self.colors), confidence_picture(sure)]
-                # small at once: full-size pictures of a whole batch would stay in memory
+                # Resized now, because the full-size pictures of a batch would stay in memory until VALIDATED.
                 self.rows.append([np.asarray(Image.fromarray(picture).resize(PANEL_SIZE, 0)) for picture in pictures])
             del self.rows[PANEL_ROWS:]
 

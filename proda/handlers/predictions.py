@@ -1,4 +1,4 @@
-"""Predictions as files: label maps for programs, overlays for people."""
+"""Writes predictions as files: label maps and coloured overlays."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ from proda.visualization import image_picture
 
 
 class SavePredictions:
-    """Writes the arg-max of every image that an evaluator sees to ``FOLDER/NAME + suffix``, a PNG of one channel.
+    """Writes the arg-max of every image of an evaluator's run to ``FOLDER/NAME + suffix``, a PNG with one channel.
 
-    The map has the size of the image file, whatever size the network saw. Reads
+    The map has the size of the image file, even if the network's input was resized. Reads
     ``engine.state.output["probabilities"]`` [B, K, H, W] and ``name`` and ``file_size`` of ``engine.state.batch``.
 
     Args:
-        ids: uint8 [K], the value to write for each class; the class's number without.
-        colors: uint8 [K, 3], a palette for viewers; the values stay what they are.
+        ids: uint8 [K], the pixel value of each class; if None, the class's number.
+        colors: uint8 [K, 3], a palette for image viewers; it does not change the pixel values.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class SavePredictions:
             values = resize(scores[None], tuple(size))[0].argmax(0).byte().cpu().numpy()
             picture = Image.fromarray(values if self.ids is None else self.ids[values])
             if self.colors is not None:
-                # all 256 of them, or Pillow packs several pixels to a byte
+                # All 256 entries: with a shorter palette Pillow packs several pixels into a byte.
                 picture.putpalette(colorize(np.arange(256), self.colors).tobytes())
             with atomic_write(safe_path(self.folder, name, self.suffix)) as partial:
                 picture.save(partial, "PNG")
 
 
 class SaveOverlays:
-    """Writes every image that an evaluator sees, with its prediction's colours over it, to ``FOLDER/NAME.jpg``."""
+    """Writes every image of an evaluator's run, blended with the colours of its prediction, to ``FOLDER/NAME.jpg``."""
 
     def __init__(self, folder: Path, colors: np.ndarray, *, strength: float = 0.5) -> None:
         self.folder, self.colors, self.strength = Path(folder), colors, strength

@@ -1,4 +1,7 @@
-"""Class prototypes: computed from the warm-up model, then updated as a moving average during training."""
+"""Class prototypes: computed with the warm-up model, then updated as a moving average during training.
+
+The formulas are in ``proda.method.prototypes``.
+"""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -25,10 +28,10 @@ IMAGES_AT_ONCE = 64
 
 
 class Prototypes:
-    """Class prototypes and how many image means each has seen; what engines read and handlers move.
+    """Class prototypes, and the number of image means that each was computed from.
 
-    ``values`` float32 [K, D] and ``counts`` float32 [K], both changed in place, so that an engine that was handed
-    ``values`` sees every update. A class that was never seen has zeros and count 0.
+    ``values`` float32 [K, D] and ``counts`` float32 [K] are updated in place, so an engine that was passed ``values``
+    sees every update. A class that has not occurred yet has a prototype of zeros and count 0.
     """
 
     def __init__(self, num_classes: int, num_features: int, device: torch.device | str = "cpu") -> None:
@@ -36,7 +39,7 @@ class Prototypes:
         self.counts = torch.zeros(num_classes, device=device)
 
     def update(self, means: Tensor, present: Tensor, *, momentum: float | None) -> None:
-        """N updates in turn: ``means`` [N, K, D], ``present`` bool [N, K]; see ``update_prototypes``."""
+        """Performs N updates in order: ``means`` [N, K, D], ``present`` bool [N, K]; see ``update_prototypes``."""
         values, counts = update_prototypes(self.values, self.counts, means, present, momentum=momentum, cap=COUNT_CAP)
         self.values.copy_(values)
         self.counts.copy_(counts)
@@ -53,12 +56,12 @@ class Prototypes:
 
 
 class PrototypeEMA:
-    """Moves every prototype towards the class means of the batch, image by image (ProDA equation 6).
+    """Updates the prototypes by the moving average of the class means, image by image (ProDA equation 6).
 
     Reads ``output["class_means"]`` [B, K, D] and ``output["class_present"]`` bool [B, K] after each step of the
-    optimizer; fires ``PROTOTYPES_UPDATED``. ``momentum`` is the share of the new value: 1e-4 is the paper's
-    lambda = 0.9999; 0 keeps the prototypes fixed. The images of all processes come in the order of the global batch,
-    so the result does not depend on the number of processes.
+    optimizer; fires ``PROTOTYPES_UPDATED``. ``momentum`` is the weight of the new value: 1e-4 is the paper's
+    lambda = 0.9999; 0 keeps the prototypes fixed. The images of all processes are used in the order of the global
+    batch, so the result does not depend on the number of processes.
     """
 
     def __init__(self, prototypes: Prototypes, momentum: float = 1e-4) -> None:
@@ -87,12 +90,12 @@ def initial_prototypes(
     *,
     passes: int = 1,
 ) -> None:
-    """Fills ``prototypes`` with the mean of the class means of every image, under the network's own arg-max.
+    """Sets ``prototypes`` to the mean over the images of their class means, by the network's own arg-max.
 
-    ``batches``: ``{"image"}`` of the unaugmented target training set in the order of ``evaluation_loader``, each image
-    on one process; the result does not depend on their number.
-    The network runs in evaluation mode. The released code makes four passes, in which the cap on the counts gives
-    later images of frequent classes more weight; one pass is the plain mean.
+    ``batches``: ``{"image"}`` of the unaugmented target training set in the order of ``evaluation_loader``; each image
+    is on one process only. The result does not depend on the number of processes.
+    The network runs in evaluation mode. The released code makes four passes; the cap on the counts then gives more
+    weight to later images of frequent classes. One pass computes the mean, up to that cap.
     """
     network.eval()
     shape = (0, *prototypes.values.shape)
@@ -105,15 +108,15 @@ def initial_prototypes(
         found = class_means(result.features, result.logits)
         means.append(found.means)
         present.append(found.present)
-    # Every process updates with the images of all, in their order: the cap makes the result depend on it.
+    # Every process updates with the images of all processes in their order, because with the cap the order matters.
     all_means, all_present = _in_order(torch.cat(means)), _in_order(torch.cat(present).to(torch.uint8)).bool()
-    for _ in range(passes):  # the network does not change, so every pass sees the same means
+    for _ in range(passes):  # the network does not change, so every pass has the same means
         for part, there in zip(all_means.split(IMAGES_AT_ONCE), all_present.split(IMAGES_AT_ONCE), strict=True):
             prototypes.update(part, there, momentum=None)
 
 
 def _in_order(values: Tensor) -> Tensor:
-    """The rows of all processes, dealt out as ``evaluation_loader`` does: rank r of W has rows r, r + W, r + 2 W..."""
+    """The rows of all processes in the order of ``evaluation_loader``: rank r of W has rows r, r + W, r + 2 W..."""
     processes = idist.get_world_size()
     if processes == 1:
         return values
@@ -132,16 +135,16 @@ def prepare_prototypes(
     passes: int,
     made_from: Mapping[str, Any],
 ) -> Prototypes:
-    """The prototypes in ``file``; computed from ``network`` and written there first if there is no such file.
+    """The prototypes in ``file``; if it does not exist, they are computed with ``network`` and written to it first.
 
-    Their counts start at 0, as in the published training (a moving average does not use them).
+    Their counts start at 0, as in the published training (the moving average does not use them).
 
     Args:
-        made_from: what the prototypes depend on (weights, images, classes, ...), by name: JSON values, stored in the
-            file and compared with those of an existing one. Released files do not record it.
+        made_from: name -> JSON value of everything that the prototypes depend on (weights, images, classes, ...). It is
+            stored in the file and compared with the record in an existing file. Released files have no record.
 
     Raises:
-        UserError: a file that was made from something else, or with another number of classes or features.
+        UserError: the file was computed from other inputs, or has another number of classes or features.
     """
     prototypes = Prototypes(network.num_classes, network.num_features, precision.device)
     made_from = {**made_from, "passes": passes}
@@ -156,8 +159,8 @@ def prepare_prototypes(
         for name in sorted(recorded.keys() & made_from.keys()):
             if recorded[name] != made_from[name]:
                 raise UserError(
-                    f"{file}: prototypes made from other {name}: found {_brief(recorded[name])}, expected "
-                    f"{_brief(made_from[name])}; remove the file, or give another --prototypes"
+                    f"{file}: prototypes computed from other {name}: found {_brief(recorded[name])}, expected "
+                    f"{_brief(made_from[name])}; remove the file, or choose another --prototypes"
                 )
         try:
             prototypes.load_state_dict({"prototypes": values})
@@ -168,5 +171,5 @@ def prepare_prototypes(
 
 
 def _brief(value: Any) -> str:
-    """A value as a message shows it; the beginning is enough of a checksum."""
+    """A value for an error message; of a checksum only the beginning."""
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

@@ -1,4 +1,4 @@
-"""Pseudo labels of the target training images: written at the start where they are missing, renewed during training."""
+"""Pseudo labels of the target training images: missing ones are written at the start; training may renew them."""
 
 import logging
 import shutil
@@ -23,15 +23,15 @@ log = logging.getLogger("proda")
 
 
 class PseudoLabels:
-    """Writes labels of the target training images when training starts, and has the student renew them.
+    """Writes pseudo labels of the target training images when training starts, and optionally renews them.
 
-    At the start the frozen ``network`` of the stage before predicts what ``store`` does not hold yet. Fires
-    ``PSEUDO_LABELS_REFRESHED``, with the labels' scores against ground truth, where there is any, in
-    ``engine.state.pseudo_label_scores``.
+    At the start the frozen ``network`` of the previous stage predicts the labels that ``store`` does not contain yet.
+    Then ``PSEUDO_LABELS_REFRESHED`` fires; ``engine.state.pseudo_label_scores`` contains the scores of the new labels
+    if there is ground truth, and is empty otherwise.
 
     Args:
         store: opened with the manifest of the first labels.
-        images: batches of the whole images with the given names.
+        images: names -> batches of these whole images.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class PseudoLabels:
         batches: TrainingBatches | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Labels are renewed every ``renew_every`` epochs, if that is above 0.
+        """Renews the labels every ``renew_every`` epochs; 0 never renews them.
 
-        The ``student`` then writes them into ``folder/pseudo_labels/iteration_N``; their manifest has the checksum of
-        its weights. Which labels were the last is in the checkpoint: a resumed run writes those of its own iteration
-        again, and needs the files of older ones; folders that neither it nor a checkpoint needs are deleted.
-        ``store.folder`` changes, so that readers of ``store`` get the new labels, and the trainer's ``batches`` start
-        again, since loader processes have read ahead.
+        The ``student`` writes new labels to ``folder/pseudo_labels/iteration_N``. Their manifest contains the checksum
+        of its weights, and checkpoints record N. A run that resumes at iteration N writes these labels again; a run
+        that resumes later needs the files. Folders that no checkpoint needs are deleted.
+        ``store.folder`` changes, so that readers of ``store`` get the new labels. The loader of ``batches`` is
+        restarted, because its processes have already read ahead.
         """
         trainer.add_event_handler(Events.STARTED, self.prepare)
         if renew_every > 0 and student is not None and folder is not None:
@@ -75,7 +75,7 @@ class PseudoLabels:
             remember(trainer, pseudo_labels=self)
 
     def prepare(self, engine: Engine) -> None:
-        """Labels as they were, or are due, at the engine's iteration."""
+        """Provides the labels of the engine's iteration: new ones if they are due, otherwise the current ones."""
         iteration, due, network = engine.state.iteration, self._due(engine), self.network
         if due:
             engine.fire_event(ProdaEvents.PSEUDO_LABELS_DUE)
@@ -103,7 +103,7 @@ class PseudoLabels:
 
     def renew(self, engine: Engine) -> None:
         if engine.state.iteration == engine.state.max_iters:
-            return  # nobody would train on them
+            return  # the end of training: new labels would not be used
         self.prepare(engine)
         if self.batches is not None:
             engine.set_data(self.batches.loader(start=engine.state.iteration))
@@ -113,11 +113,11 @@ class PseudoLabels:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         renewed = state["renewed"]
-        # a number and nothing else, since it becomes the name of a folder
+        # int() rejects everything but a number, because it becomes part of a folder name.
         self.renewed = {"iteration": int(renewed["iteration"]), "weights": str(renewed["weights"])} if renewed else {}
 
     def _due(self, engine: Engine) -> bool:
-        """Whether the student of this very iteration writes the labels, also where a run resumes between epochs."""
+        """Whether the student of this iteration writes labels, also if a run resumes exactly between two epochs."""
         iteration = engine.state.iteration
         return self.every > 0 and iteration > 0 and iteration % (self.every * engine.state.epoch_length) == 0
 
@@ -134,10 +134,10 @@ class PseudoLabels:
 
     @idist.one_rank_only()
     def _delete_unneeded(self, engine: Engine) -> None:
-        """Deletes labels older than those that the oldest checkpoint on the disk was training on."""
-        pace = self.every * engine.state.epoch_length
+        """Deletes labels that are older than those in use at the oldest checkpoint on disk."""
+        interval = self.every * engine.state.epoch_length
         oldest = min([engine.state.iteration, *getattr(engine.state, "checkpoint_iterations", [])])
         for folder in (self.folder / "pseudo_labels").glob("iteration_*"):
             iteration = folder.name.removeprefix("iteration_")
-            if iteration.isdigit() and int(iteration) < (oldest - 1) // pace * pace:
+            if iteration.isdigit() and int(iteration) < (oldest - 1) // interval * interval:
                 shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""What comes with every step of an optimizer: the learning-rate schedule and the limit on gradients."""
+"""The learning-rate schedule and gradient clipping."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ POWER = 0.9
 
 
 class PolynomialDecay:
-    """lr(i) = base * (1 - i / iterations) ** 0.9 after i steps of the optimizer; 0 from ``iterations`` on."""
+    """Sets lr(i) = base * (1 - i / iterations) ** 0.9 after i steps of the optimizer; 0 from ``iterations`` on."""
 
     def __init__(self, optimizer: Optimizer, iterations: int) -> None:
-        # Not torch's PolynomialLR: it multiplies up rounding errors over 90,000 iterations.
+        # Not torch's PolynomialLR, whose recursive formula accumulates rounding errors over 90,000 iterations.
         self.scheduler = LambdaLR(optimizer, lambda i: max(1 - i / iterations, 0.0) ** POWER)
 
     def attach(self, trainer: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED, *, name: str = "schedule") -> None:
-        """``event``: the optimizer's step. ``name``: of the schedule in the checkpoint."""
+        """``event``: fires after each step of the optimizer. ``name``: key of the schedule in the checkpoint."""
         trainer.add_event_handler(event, self)
         remember(trainer, **{name: self.scheduler})
 
@@ -29,7 +29,7 @@ class PolynomialDecay:
 
 
 class ClipGradients:
-    """Scales the gradients of ``network`` down to the norm ``largest``; does nothing where that is 0."""
+    """Clips the norm of the gradients of ``network`` at ``largest``; 0 disables clipping."""
 
     def __init__(self, network: nn.Module, largest: float) -> None:
         self.network, self.largest = network, largest

@@ -1,4 +1,4 @@
-"""Random numbers that follow from the iteration alone."""
+"""Random numbers that depend only on the seed and the iteration."""
 
 from ignite.engine import Engine, Events
 from ignite.utils import manual_seed
@@ -7,8 +7,8 @@ from ignite.utils import manual_seed
 class SeedIterations:
     """Seeds all generators at the start of each iteration from the run's seed and the iteration's number.
 
-    So a resumed run needs no generator states to draw what an uninterrupted one would have drawn. All processes draw
-    the same numbers: what differs between the images of a batch is drawn for the global batch (see ``Dropout``).
+    A resumed run therefore draws the same numbers as an uninterrupted one, without saved generator states. All
+    processes draw the same numbers; values for each image are drawn for the whole global batch (see ``Dropout``).
     """
 
     def __init__(self, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Batch-norm running statistics: of the target for validation, and the same on all processes."""
+"""Batch-norm running statistics: recomputed on the target (AdaBN), or averaged over the processes."""
 
 from collections.abc import Iterable
 
@@ -16,17 +16,17 @@ STATISTICS = ("running_mean", "running_var")
 
 
 class AdaBN:
-    """Recomputes batch norm's running statistics on whole target images, before validations and before new labels.
+    """Recomputes batch norm's running statistics on whole target images, before each validation and before new labels.
 
-    What training leaves there is a mixture of both domains' crops and of strong views. A network that was trained from
-    scratch has known no other images, and the mixture fits neither domain. Training itself normalises by the
-    statistics of each batch and does not change. Statistics are those of all images together; in deeper layers they
-    depend slightly on the size of ``batches``, since the layers before normalise batch by batch. Nothing happens where
-    batch norm is frozen, nor to a network that is not in training mode. Source: AdaBN (arXiv:1603.04779).
+    After training, the running statistics mix crops of both domains and strong views, and fit neither domain; this
+    matters most for a network trained from scratch. Training itself does not change, because it normalises by the
+    statistics of each batch. The statistics are those of all images together. In deeper layers they depend slightly
+    on the batch size, because the layers before normalise each batch separately. Frozen batch norm and networks in
+    evaluation mode are left unchanged. Source: AdaBN (arXiv:1603.04779).
 
     Args:
-        student: the bare network.
-        batches: ``{"image"}`` of target images, the same on every process, so that all processes find the same.
+        student: the network without a DDP wrapper.
+        batches: ``{"image"}`` of target images; the same images on every process, so that the results agree.
     """
 
     def __init__(self, student: nn.Module, batches: Iterable, precision: Precision) -> None:
@@ -45,7 +45,7 @@ class AdaBN:
         self.student.eval()  # no dropout
         for layer in layers:
             layer.train()
-            layer.momentum = 1.0  # running statistics are those of the last batch
+            layer.momentum = 1.0  # so the running statistics are those of the last batch
         count, means, squares = 0, torch.zeros(()), torch.zeros(())
         for batch in self.batches:
             batch = to_device(batch, self.precision.device)
@@ -65,10 +65,10 @@ class AdaBN:
 
 
 class AverageStatistics:
-    """Averages running statistics over the processes in every iteration, before anything follows the student.
+    """Averages running statistics over the processes in every iteration, before the optimizer's step.
 
-    For batch norm that is neither synchronised nor frozen: otherwise each process would keep statistics of its own
-    images and be validated with them, and only those of rank 0 would be saved. Does nothing with one process.
+    This is for batch norm that is neither synchronised nor frozen. Without it, each process would validate with the
+    statistics of its own images, and only those of rank 0 would be saved. It does nothing with one process.
     """
 
     def __init__(self, student: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Leaving a run before its end without losing anything: on SIGTERM, on Ctrl-C, or after a given iteration."""
+"""Stops a run early without losing progress: on SIGTERM, on Ctrl-C, or after a given iteration."""
 
 import logging
 import signal
@@ -13,43 +13,44 @@ log = logging.getLogger("proda")
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop and has saved: 128 and the number of the signal, or 0 if ``--stop_after`` asked.
+    """The run stopped early and has saved a checkpoint.
 
-    Every process of the run raises it, after the last of them has finished.
+    The exit status is 128 plus the number of the signal, or 0 for ``--stop_after``. Every process of the run raises it,
+    after all of them have finished.
     """
 
     together = True
 
 
 class StopRequests:
-    """Ends training after the iteration at hand, on all processes alike, when any of them is asked to.
+    """Ends training on all processes after the current iteration, if any process is asked to stop.
 
-    A context around ``trainer.run``; leaving it raises ``Stopped`` if the run was cut short. It ends with
-    ``Events.TERMINATE``, at which checkpoints are saved, and without ``Events.COMPLETED``. Signals are heard from the
-    first epoch's start on: what comes before it (pseudo labels, prototypes) may be interrupted at any time. A second
-    Ctrl-C interrupts at once.
+    It is a context manager around ``trainer.run``, and raises ``Stopped`` on exit if the run was stopped early. Such a
+    run ends with ``Events.TERMINATE``, at which the checkpoint is saved, and without ``Events.COMPLETED``. Signals are
+    handled from the start of the first epoch on; earlier work (pseudo labels, prototypes) may be interrupted at any
+    time. A second Ctrl-C interrupts immediately.
 
-    ``trainer.terminate()`` of a handler on any of the processes (Ignite's ``TimeLimit``, ``EarlyStopping``) ends all of
-    them, too: at the end of the iteration or epoch at hand, from whatever event it is called.
+    If a handler on any process calls ``trainer.terminate()`` (as Ignite's ``TimeLimit`` and ``EarlyStopping`` do), all
+    processes end at the end of the current iteration or epoch, whichever event it was called from.
 
     Args:
-        after: iteration of a longer run to stop after; 0 for none.
+        after: stop after this iteration, if the run is longer; 0: never.
     """
 
     def __init__(self, trainer: Engine, *, after: int = 0) -> None:
         self.trainer, self.after = trainer, after
-        self.signal = 0  # number of the signal that asked this process
-        self.ending = 0  # what a handler of this process asked for: 1 terminate(), 2 terminate(skip_completed=True)
+        self.signal = 0  # number of the signal that this process received
+        self.ending = 0  # request of a handler here: 1 terminate(), 2 terminate(skip_completed=True)
         self.stopped, self.status = False, 0
         self._previous: dict[int, Any] = {}
 
     def attach_to(self, evaluator: Engine) -> None:
-        """Lets a signal end a run of ``evaluator`` after the batch at hand, on all processes after the same one.
+        """Lets a signal end a run of ``evaluator`` after the current batch, the same one on all processes.
 
-        Its ``Events.COMPLETED`` and ``Events.EPOCH_COMPLETED`` do not fire then, so metrics are not computed;
-        ``evaluator.should_terminate`` tells whoever has started it that it is unfinished. Where the processes' numbers
-        of batches differ, a signal is answered up to the last batch that all of them have. An evaluator of data without
-        a length runs to its end.
+        ``Events.COMPLETED`` and ``Events.EPOCH_COMPLETED`` then do not fire, so metrics are not computed. The caller
+        can see from ``evaluator.should_terminate`` that the run is unfinished. If the processes have different numbers
+        of batches, signals have an effect up to the last batch that all processes have. An evaluator whose data has no
+        length always runs to its end.
         """
         common = 0
 
@@ -68,7 +69,7 @@ class StopRequests:
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, answer)
 
     def __enter__(self) -> "StopRequests":
-        # Loader processes start later and inherit the handler, so that Ctrl-C does not end them under the trainer.
+        # Loader processes start later and inherit the signal handler, so Ctrl-C does not kill them during training.
         self.trainer.add_event_handler(Events.EPOCH_STARTED, self._listen)
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._agree)
@@ -86,15 +87,15 @@ class StopRequests:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        del self.trainer.terminate  # the method of its class shows again
+        del self.trainer.terminate  # restores the method of the class
         if self.stopped and error is None:
-            idist.barrier()  # the first process to end takes the others with it: not before all is saved
+            idist.barrier()  # the launcher ends all processes when the first exits, so wait until all have saved
             raise Stopped(self.status)
 
     def _agree(self, trainer: Engine) -> None:
-        """One exchange for both requests: that of the highest signal, else the most that a handler asked for."""
+        """Exchanges both kinds of request at once. A signal takes precedence over a handler's request."""
         asked, ending = divmod(int(idist.all_reduce(4 * self.signal + self.ending, "MAX")), 4)
-        if asked and not self.stopped:  # not into self.signal: one may come meanwhile
+        if asked and not self.stopped:  # self.signal stays: a signal may arrive meanwhile
             self._stop(asked, f"after iteration {trainer.state.iteration}")
         if asked or ending:
             self._terminate(skip_completed=bool(asked) or ending == 2)
@@ -102,7 +103,7 @@ class StopRequests:
     def _stop(self, asked: int, where: str) -> None:
         self.stopped, self.status = True, 128 + asked if asked else 0
         reason = signal.Signals(asked).name if asked else f"--stop_after={self.after}"
-        log.info("%s: stopping %s; --resume goes on from here", reason, where)
+        log.info("%s: stopping %s; continue with --resume", reason, where)
 
     def _ask_to_end(self, skip_completed: bool = False) -> None:
         self.ending = max(self.ending, 2 if skip_completed else 1)

@@ -13,11 +13,11 @@ from proda.engines.events import ProdaEvents, remember
 class EMATeacher(EMAHandler):
     """Ignite's ``EMAHandler`` whose teacher also copies the student's buffers, by value.
 
-    Ignite's own ``handle_buffers="copy"`` lets teacher and student share the buffers' storage, so that a teacher in
-    training mode would write into the student's batch-norm statistics.
+    With Ignite's own ``handle_buffers="copy"``, teacher and student share the storage of their buffers, so a teacher in
+    training mode would change the student's batch-norm statistics.
 
-    ``momentum`` is the share of the student in each update: 0.001 is the paper's alpha = 0.999. The teacher network is
-    ``ema_model``; it starts as a copy of the student and follows each step of the student's optimizer.
+    ``momentum`` is the weight of the student in each update: 0.001 is the paper's alpha = 0.999. The teacher network is
+    ``ema_model``. It starts as a copy of the student and is updated after each step of the student's optimizer.
     """
 
     def __init__(self, student: nn.Module, momentum: float = 0.001) -> None:

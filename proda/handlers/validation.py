@@ -19,11 +19,13 @@ log = logging.getLogger("proda")
 class Validation:
     """Runs the evaluator at regular intervals and at the end of training, and keeps the results.
 
-    ``results`` has the scores of each validation (see ``report``) with its ``iteration``; they are in the checkpoint.
-    The scores of the last one are in ``trainer.state.scores``, and flat in ``trainer.state.metrics``, when
-    ``VALIDATED`` fires. A run that was stopped within a validation repeats it when it is resumed.
+    ``results`` contains the scores of each validation (see ``report``) with its ``iteration``, and is saved in the
+    checkpoint. When ``VALIDATED`` fires, the scores of the last validation are in ``trainer.state.scores``, and
+    flattened in ``trainer.state.metrics``. A run that was stopped during a validation repeats it when it is resumed.
 
-    Raises FloatingPointError, before ``VALIDATED``, for a network that predicts NaN.
+    Raises:
+        UserError: there are fewer validation images than processes.
+        FloatingPointError: the network predicts NaN; ``VALIDATED`` does not fire.
     """
 
     def __init__(self, evaluator: Engine, batches: Iterable, class_names: Sequence[str]) -> None:
@@ -35,7 +37,7 @@ class Validation:
         self.every = 0
 
     def attach(self, trainer: Engine, *, every: int) -> None:
-        """``every``: iterations between validations. Attach it after the checkpoints, which are saved first."""
+        """``every``: iterations between validations. Attach it after ``Checkpoints``, which has to save first."""
         self.every = every
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), self)
         trainer.add_event_handler(Events.EPOCH_STARTED, self.repeat_interrupted)
@@ -45,14 +47,14 @@ class Validation:
     def __call__(self, trainer: Engine) -> None:
         iteration = trainer.state.iteration
         if self.results and self.results[-1]["iteration"] == iteration:
-            return  # the end of training falls on a regular validation
+            return  # the end of training coincides with a regular validation
         self.evaluator.run(self.batches)
         if self.evaluator.should_terminate:
-            return  # stopped within the validation, which the resumed run repeats
+            return  # stopped during the validation; the resumed run repeats it
         metrics = self.evaluator.state.metrics
         if math.isnan(metrics["label_free"]):
             raise FloatingPointError(
-                f"the network predicts NaN at iteration {iteration}; what was saved before is kept: {REMEDY}"
+                f"the network predicts NaN at iteration {iteration}; files saved before are kept: {REMEDY}"
             )
         scores = {"label_free": metrics["label_free"], **report(metrics["confusion"], self.class_names)}
         self.results.append({"iteration": iteration, **scores})
@@ -64,16 +66,16 @@ class Validation:
         trainer.fire_event(ProdaEvents.VALIDATED)
 
     def repeat_interrupted(self, trainer: Engine) -> None:
-        """The validation of the iteration that a resumed run starts from, where it was due and not finished."""
+        """Repeats the validation of the iteration that a resumed run starts from, if it was due but not finished."""
         if trainer.state.iteration > 0 and trainer.state.iteration % self.every == 0:
             self(trainer)
 
     def best(self, score: str = "miou") -> dict[str, Any]:
-        """The validation with the highest score, the first of equals."""
+        """The validation with the highest score; the first one of several equals."""
         return max(self.results, key=lambda result: -math.inf if math.isnan(result[score]) else result[score])
 
     def summary(self) -> dict[str, Any]:
-        """Final scores, and mean IoU and iteration of the best and of the label-free choice."""
+        """The final scores, and the mean IoU and iteration of the best and of the label-free model."""
         last, best, chosen = self.results[-1], self.best(), self.best("label_free")
         return {
             **last,

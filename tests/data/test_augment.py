@@ -145,7 +145,7 @@ def test_the_geometry_of_a_strong_view_is_what_is_done_to_the_image_in_that_orde
     for _ in range(300):
         operations, view = draw_strong_view(rng, (64, 112))
         assert [t.shape for t in view] == [(), (2,), (2,), (4,)]
-        assert [t.dtype for t in view] == [torch.bool, torch.int64, torch.float32, torch.int64]
+        assert [t.dtype for t in view] == [torch.bool, torch.int64, torch.float64, torch.int64]
         moves = [(codes[o.name], o.value) for o in operations if o.name in codes]
         kept = view.operations != Operation.NONE
         assert view.operations[kept].tolist() == [code for code, _ in moves]

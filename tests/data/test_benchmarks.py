@@ -173,7 +173,7 @@ def test_gta5_is_resized_as_the_released_code_does_when_asked_to(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (4, 8, 3))
     save(tmp_path / "images/00001.png", pixels)
     assert GTA5(tmp_path)[0].image.size == (8, 4)
-    image, labels, _ = GTA5(tmp_path, size=(13, 6))[0]
+    image, labels, *_ = GTA5(tmp_path, size=(13, 6))[0]
     expected = Image.fromarray(pixels.astype(np.uint8)).resize((13, 6), Image.Resampling.BILINEAR)
     assert (np.asarray(image) == np.asarray(expected)).all() and GTA5_RELEASED_SIZE == (1914, 1052)
     expected = np.asarray(Image.fromarray(ids).resize((13, 6), Image.Resampling.NEAREST))

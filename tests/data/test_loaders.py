@@ -157,7 +157,7 @@ def test_evaluation_samples_are_whole_images_with_labels_if_there_are_any():
     sample = EvaluationSamples(Scenes())[3]
     assert sample["image"].shape == (3, 32, 64) and sample["labels"].shape == (32, 64) and sample["name"] == "scene_3"
     assert sample["image"][0, 0, -1] == 255 and sample["image"][1, -1, 0] == 255
-    assert set(EvaluationSamples(Scenes(labelled=False))[0]) == {"image", "name"}
+    assert set(EvaluationSamples(Scenes(labelled=False))[0]) == {"image", "name", "file_size"}
 
 
 def test_an_epoch_shows_each_image_once_and_epochs_differ_in_order():

@@ -93,7 +93,7 @@ def test_an_image_and_its_label_map_find_each_other_by_what_the_pattern_stands_f
         )
     )
     data = own.open("train", own.space, with_labels=True)
-    assert {name[-5:]: labels[0, 0] for _, labels, name in data} == {"night": 0, "a_day": 1}
+    assert {name[-5:]: labels[0, 0] for _, labels, name, _ in data} == {"night": 0, "a_day": 1}
 
 
 def test_the_parts_of_a_name_around_the_star_may_differ(tmp_path):
@@ -154,7 +154,7 @@ def test_a_description_in_another_encoding_is_refused(tmp_path):
 
 def test_size_brings_images_and_labels_to_one_size_without_new_ids(tmp_path):
     own = read_description(simulator(tmp_path, extra="size = [2, 2]"))
-    image, labels, _ = own.open("train", own.space, with_labels=True)[0]
+    image, labels, *_ = own.open("train", own.space, with_labels=True)[0]
     assert image.size == (2, 2) and labels.shape == (2, 2) and set(labels.flat) <= {0, 1, IGNORE}
 
 
@@ -231,8 +231,8 @@ def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold
     assert len(Domains(settings).target_views()) == 2  # crops have one size
     if refused:
         assert error_of(lambda: Domains(settings).target_views(full_image=True)) == (
-            f"{target}: found training images of 80x40 (a.jpg) and 90x40 (b.jpg); whole images of one batch must have one "
-            "size (own data: size = [width, height] in the description)"
+            f"{target}: found training images of 80x40 (a.jpg) and 90x40 (b.jpg); whole images of one batch must have "
+            "one size (own data: size = [width, height] in the description)"
         )
     else:
         assert len(Domains(settings).target_views(full_image=True)) == 2

@@ -207,7 +207,7 @@ def test_labels_and_prototypes_of_another_network_are_refused(runs, data, tmp_pa
     assert "these pseudo labels are stale: weights: found SHA-256" in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
     assert command("stage1_denoise", data, other, tmp_path / "run", prototypes=folder / "prototypes.pt") == 2
-    assert "prototypes made from other weights" in capsys.readouterr().err
+    assert "prototypes computed from other weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", ["source_only", "stage1_denoise"])

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from proda.data.label_store import Manifest, open_store
-from proda.data.labels import palette
+from proda.data.labels import class_names, palette
 from proda.engines.inference import predict
 from proda.engines.labelling import write_pseudo_labels
 from proda.engines.optimization import Precision
@@ -30,7 +30,7 @@ def batches() -> list[dict]:
 
 def written(folder, kind: str, network: DeepLab, *, flip: bool = False):
     store = open_store(folder, kind, Manifest(19, "w", {}, NAMES), palette=palette(19))
-    write_pseudo_labels(store, network, batches(), Precision(CPU), flip=flip)
+    write_pseudo_labels(store, network, batches(), Precision(CPU), class_names=class_names(19), flip=flip)
     return [store.read(name) for name in NAMES]
 
 

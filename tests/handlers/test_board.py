@@ -1,4 +1,4 @@
-"""What a person sees of a run, and the stop on NaN."""
+"""Progress bar, TensorBoard files, and the stop on NaN."""
 
 import warnings
 
@@ -100,7 +100,7 @@ def test_a_resumed_run_hides_the_points_past_its_checkpoint(tmp_path):
     assert points == [(1, 1), (2, 1), (3, 2), (4, 2)]
 
 
-def test_panels_come_at_the_first_iteration_and_then_at_their_pace(tmp_path):
+def test_panels_come_at_the_first_iteration_and_then_at_their_interval(tmp_path):
     run(tmp_path, stage1_output, panels_every=3)
     assert [image.step for image in board(tmp_path).Images("train/target")] == [1, 3]
 
@@ -130,7 +130,7 @@ def test_the_panel_of_stage_2_shows_the_strong_view_that_the_student_sees():
     assert panels(out)["train/target"] == ["strong image", "prediction", "confidence", "pseudo label"]
 
 
-def test_source_training_has_a_source_panel_alone():
+def test_source_training_has_only_a_source_panel():
     batch = {"source": tiny.batch()["source"]}
     out = {"source_logits": torch.randn(B, K, H, W), "loss": torch.zeros(())}
     assert panels(out, batch) == {"train/source": ["source image", "ground truth", "prediction"]}
@@ -157,7 +157,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(name, ba
     assert saved == [1]
 
 
-def test_another_handlers_wish_to_stop_is_not_taken_for_nan():
+def test_another_handlers_request_to_stop_is_not_taken_for_nan():
     engine = Engine(lambda *_: {"loss": torch.tensor(1.0)})
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.terminate)
     StopOnNan().attach(engine)

@@ -1,4 +1,4 @@
-"""Keeping what a run needs to go on, and going on."""
+"""Saving checkpoints, and resuming from them."""
 
 import errno
 import logging
@@ -44,7 +44,7 @@ class Run:
     def __init__(self, folder, *, every: int = 1, resumed: bool = False, **parts: Any) -> None:
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)
-        self.engine = proda_engine(self.step, student=self.network, **parts)
+        self.engine = proda_engine(self.step, **{"student": self.network, **parts})
         self.checkpoints = Checkpoints(folder)
         self.checkpoints.attach(self.engine, every=every)
         self.start = self.checkpoints.resume(self.engine) if resumed else 0
@@ -55,6 +55,7 @@ class Run:
         return {}
 
     def to(self, iterations: int) -> "Run":
+        self.checkpoints.check(self.engine)
         self.engine.run([None] * 100, max_iters=iterations, epoch_length=100)
         return self
 
@@ -82,7 +83,7 @@ def test_the_newest_two_are_kept_and_the_last_iteration_is_saved(tmp_path):
     assert names(tmp_path) == ["checkpoint_6.pt", "checkpoint_7.pt"]
 
 
-def test_it_is_saved_before_the_handlers_that_follow_which_may_be_interrupted(tmp_path):
+def test_it_saves_before_later_handlers_which_may_be_interrupted(tmp_path):
     run = Run(tmp_path, every=2)
 
     @run.engine.on(Events.ITERATION_COMPLETED(every=2))
@@ -108,7 +109,7 @@ def test_the_end_of_training_saves_before_its_last_handlers_and_after_them(tmp_p
     assert found == [{"scores": []}] and read(tmp_path, 3)["scores"] == {"scores": [0.5]}
 
 
-def test_a_run_that_is_stopped_saves_what_its_last_handlers_have_left(tmp_path):
+def test_a_stopped_run_saves_the_state_after_its_last_handlers(tmp_path):
     scores = Part(scores=[])
     run = Run(tmp_path, every=2, scores=scores)
 
@@ -129,7 +130,7 @@ def test_a_part_that_is_remembered_after_the_attachment_is_saved(tmp_path):
     assert read(tmp_path, 1)["late"] == {"n": 3} and read(tmp_path, 1)["format"] == {"version": module.VERSION}
 
 
-def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path, lines):
+def test_a_run_resumes_from_its_newest_checkpoint(tmp_path, lines):
     Run(tmp_path).to(3)
     resumed = Run(tmp_path, resumed=True)
     assert resumed.start == 3 and resumed.value == 3 and resumed.engine.state.iteration == 3
@@ -167,7 +168,7 @@ def test_a_whole_file_is_not_damaged(tmp_path):
     assert damage(tmp_path / "checkpoint_1.pt") == ""
 
 
-def test_a_failing_writer_costs_no_checkpoint_however_often_it_fails(tmp_path, lines, monkeypatch):
+def test_a_failing_write_loses_no_existing_checkpoint(tmp_path, lines, monkeypatch):
     run = Run(tmp_path).to(2)
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     save = torch.save
@@ -221,7 +222,7 @@ def test_an_optimiser_has_to_be_finite(tmp_path):
         ({"call": lambda: 0}, r"mine.call is a builtins.function"),
     ],
 )
-def test_what_could_not_be_read_back_is_told_before_training_and_costs_no_checkpoint(tmp_path, content, place):
+def test_unreadable_state_is_reported_before_training_and_loses_no_checkpoint(tmp_path, content, place):
     run = Run(tmp_path, mine=Part(n=1))
     run.to(2)
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
@@ -233,7 +234,7 @@ def test_what_could_not_be_read_back_is_told_before_training_and_costs_no_checkp
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 
 
-def test_what_becomes_unreadable_later_is_told_at_the_save_and_costs_no_checkpoint(tmp_path):
+def test_state_that_becomes_unreadable_is_reported_at_the_save_and_loses_no_checkpoint(tmp_path):
     mine = Part(best=0.5)
     run = Run(tmp_path, mine=mine)
     run.engine.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: mine.content.update(best=np.float32(1)))
@@ -250,7 +251,7 @@ def test_what_torch_reads_back_may_be_remembered(tmp_path, content):
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES])
 @pytest.mark.parametrize("when", ["opened", "read", "loaded"])
-def test_a_failing_disk_ends_the_run_and_is_no_damage(tmp_path, monkeypatch, number, when):
+def test_a_disk_error_ends_the_run_and_does_not_count_as_damage(tmp_path, monkeypatch, number, when):
     Run(tmp_path).to(3)
 
     def fail(*_, **__):
@@ -264,7 +265,7 @@ def test_a_failing_disk_ends_the_run_and_is_no_damage(tmp_path, monkeypatch, num
 
 
 @pytest.mark.parametrize("aside", [False, True])
-def test_a_run_never_starts_over_beside_checkpoints_that_cannot_be_read(tmp_path, aside):
+def test_a_run_never_starts_over_if_its_checkpoints_cannot_be_read(tmp_path, aside):
     Run(tmp_path).to(3)
     for path in list(tmp_path.iterdir()):
         path.write_bytes(path.read_bytes()[:-100])
@@ -284,7 +285,7 @@ def test_a_run_never_starts_over_beside_checkpoints_that_cannot_be_read(tmp_path
         *("checkpoint_-9.pt", "checkpoint_٩.pt", "my_checkpoint_9.pt", "checkpoint_.pt"),
     ],
 )
-def test_a_file_of_the_users_is_no_checkpoint_and_stays(tmp_path, name):
+def test_a_users_file_is_not_taken_for_a_checkpoint_and_stays(tmp_path, name):
     (tmp_path / name).write_text("mine")
     Run(tmp_path, resumed=True).to(2)
     resumed = Run(tmp_path, resumed=True).to(5)
@@ -293,7 +294,7 @@ def test_a_file_of_the_users_is_no_checkpoint_and_stays(tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_beside_checkpoints_of_another_run_none_begins(tmp_path):
+def test_a_folder_with_checkpoints_of_another_run_is_refused(tmp_path):
     Run(tmp_path).to(9)
     with pytest.raises(UserError, match=r"holds checkpoint_9.pt of another run: .*--resume.*--overwrite"):
         Run(tmp_path).to(1)
@@ -329,9 +330,9 @@ def test_a_part_and_a_field_that_the_file_does_not_know_take_their_defaults(tmp_
     assert resumed.engine.state.remembered["new"].content == {"d": 8}
     path = tmp_path / "checkpoint_1.pt"
     assert lines()[:-1] == [
-        f"{path} has no new: it starts from its default",
-        f"{path} holds old, which nothing in this run remembers: left out",
-        f"{path}: handler has no c: default",
+        f"{path} has no new: it starts from its initial state",
+        f"{path} holds old, which this run does not use: ignored",
+        f"{path}: handler has no c: initial value kept",
     ]
 
 
@@ -341,7 +342,7 @@ def test_a_value_of_the_trainer_that_the_file_does_not_know_takes_its_default(tm
     run.engine.state.alpha = 0.5
     run.engine.state_dict_user_keys.append("alpha")
     assert run.checkpoints.resume(run.engine) == 1 and run.engine.state.alpha == 0.5
-    assert "trainer has no alpha: default" in lines()[0]
+    assert "trainer has no alpha: initial value kept" in lines()[0]
 
 
 def test_a_checkpoint_without_a_version_is_one_of_an_earlier_release(tmp_path):
@@ -357,7 +358,7 @@ def test_a_checkpoint_of_a_newer_version_is_one_line(tmp_path):
         Run(tmp_path, resumed=True)
 
 
-# Models of a branch that is not gone on with
+# Models of iterations that the resumed run repeats
 
 
 def test_models_that_were_kept_after_the_checkpoint_are_deleted_and_named(tmp_path, lines):
@@ -368,8 +369,8 @@ def test_models_that_were_kept_after_the_checkpoint_are_deleted_and_named(tmp_pa
     Run(tmp_path, resumed=True)
     assert [name for name in names(tmp_path) if name in kept] == ["label_free.pt"]
     assert [line for line in lines() if "deleted" in line] == [
-        f"{tmp_path / 'best.pt'} is of iteration 4, after the checkpoint to go on from: deleted",
-        f"{tmp_path / 'last.pt'} is of iteration 5, after the checkpoint to go on from: deleted",
+        f"{tmp_path / 'best.pt'} is of iteration 4, after the checkpoint to resume from: deleted",
+        f"{tmp_path / 'last.pt'} is of iteration 5, after the checkpoint to resume from: deleted",
     ]
 
 

@@ -90,7 +90,7 @@ def test_the_handlers_profiler_knows_our_handlers_by_name(train):
     assert rows["Processing"][2] > 0
 
 
-def test_a_model_checkpoint_saves_beside_ours(train, tmp_path):
+def test_a_model_checkpoint_saves_next_to_ours(train, tmp_path):
     def attach(trainer: Engine) -> None:
         keep = ModelCheckpoint(
             tmp_path / "mine",

@@ -16,7 +16,15 @@ def run(*handlers) -> None:
     evaluator = Engine(lambda engine, batch: {"probabilities": probabilities})
     for handler in handlers:
         handler.attach(evaluator)
-    evaluator.run([{"name": ["ulm_1"], "image": torch.full((1, 3, 2, 2), 100, dtype=torch.uint8)}])
+    evaluator.run(
+        [
+            {
+                "name": ["ulm_1"],
+                "file_size": torch.tensor([[2, 2]]),
+                "image": torch.full((1, 3, 2, 2), 100, dtype=torch.uint8),
+            }
+        ]
+    )
 
 
 def test_predictions_are_written_as_the_ids_of_their_classes(tmp_path):

@@ -1,4 +1,4 @@
-"""The prototypes' life."""
+"""Computing and updating the prototypes."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_the_images_of_a_batch_move_prototypes_one_after_the_other():
     assert prototypes.values.item() == 0.5 * (0.5 * 1) + 0.5 * 2
 
 
-def test_an_update_is_seen_by_whoever_was_handed_the_tensor_and_is_told():
+def test_an_update_is_in_place_and_fires_its_event():
     engine, prototypes, seen = trainer_of([[[1.0, 1.0]] * 2], [[True, True]]), Prototypes(2, 2), []
     values = prototypes.values
     PrototypeEMA(prototypes, momentum=1.0).attach(engine)
@@ -138,7 +138,7 @@ def test_prototypes_made_from_something_else_are_refused_in_one_line(tmp_path, c
     prepare(file, batches=whole_images())
     with pytest.raises(UserError) as error:
         prepare(file, **changed)
-    assert str(error.value).startswith(f"{file}: prototypes made from {said}") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{file}: prototypes computed from {said}") and "\n" not in str(error.value)
 
 
 def test_a_released_file_that_says_nothing_about_its_origin_is_taken(tmp_path):

@@ -1,4 +1,4 @@
-"""Pseudo labels during training: made, renewed, resumed."""
+"""Pseudo labels during training: written, renewed, resumed."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def run(
 
 def test_soft_labels_are_the_probabilities_at_network_resolution(tmp_path):
     network, store = tiny.network().train(), soft_store(tmp_path)
-    assert write_pseudo_labels(store, network, Images()(NAMES), PRECISION) == {}
+    assert write_pseudo_labels(store, network, Images()(NAMES), PRECISION, class_names=CLASSES) == {}
     expected = network.eval()(PICTURES.float() / 255).logits.softmax(1)
     for name, probabilities in zip(NAMES, expected, strict=True):
         torch.testing.assert_close(store.read(name), probabilities, atol=2e-3, rtol=0)
@@ -97,7 +97,7 @@ def test_soft_labels_are_the_probabilities_at_network_resolution(tmp_path):
 def test_hard_labels_are_the_arg_max_at_image_size(tmp_path, flip):
     network = tiny.network().eval()
     store = open_store(tmp_path, "hard", Manifest(K, "w", {"flip": flip}, NAMES))
-    write_pseudo_labels(store, network, Images()(NAMES), PRECISION, flip=flip)
+    write_pseudo_labels(store, network, Images()(NAMES), PRECISION, class_names=CLASSES, flip=flip)
     image = PICTURES[:1].float() / 255
     logits = [network(image).logits] + ([network(image.flip(-1)).logits] if flip else [])
     maps = [torch.nn.functional.interpolate(x.softmax(1), FULL, mode="bilinear", align_corners=True) for x in logits]
@@ -120,7 +120,7 @@ def test_scores_against_ground_truth_are_those_of_the_predictions(tmp_path):
 
 def test_an_incomplete_set_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="1 of 3 pseudo labels are not written, first 'c'"):
-        write_pseudo_labels(soft_store(tmp_path), tiny.network(), Images()(["a", "b"]), PRECISION)
+        write_pseudo_labels(soft_store(tmp_path), tiny.network(), Images()(["a", "b"]), PRECISION, class_names=CLASSES)
 
 
 def test_labels_are_prepared_when_training_starts_and_only_the_missing_ones(tmp_path):
@@ -170,7 +170,7 @@ def test_renewed_labels_carry_the_checksum_of_the_student(tmp_path):
     assert len({*(manifest.weights for manifest in manifests), "w"}) == 3
 
 
-def test_labels_that_another_students_run_left_are_never_taken(tmp_path):
+def test_labels_of_another_students_run_are_never_used(tmp_path):
     labels = []
     for seed in (1, 2):
         store = soft_store(tmp_path)
@@ -198,7 +198,7 @@ def test_a_resumed_run_finds_the_labels_it_had(tmp_path, start):
     assert torch.equal(store.read("a"), expected)
 
 
-def test_lost_labels_of_an_earlier_student_end_the_run_instead_of_being_made_by_a_later_one(tmp_path):
+def test_lost_labels_of_an_earlier_student_end_the_run_and_no_later_student_replaces_them(tmp_path):
     store, student = soft_store(tmp_path), tiny.network(1)
     handler = labels_of(store)
     run(handler, iterations=3, every=1, student=student)

@@ -50,7 +50,7 @@ def test_the_first_iteration_has_the_base_rate_and_past_the_horizon_it_is_zero()
 
 
 @pytest.mark.parametrize("at", [1, 4])
-def test_a_resumed_schedule_goes_on_where_it_was(at):
+def test_a_resumed_schedule_continues_where_it_was(at):
     assert rates(8, 8, resume_at=at) == pytest.approx(rates(8, 8), rel=1e-12)
 
 

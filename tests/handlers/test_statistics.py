@@ -1,4 +1,4 @@
-"""Which images the running statistics of batch norm come from."""
+"""Batch-norm running statistics."""
 
 import torch
 from ignite.engine import Events
@@ -62,7 +62,7 @@ def test_several_batches_count_as_one_in_the_first_layer():
     torch.testing.assert_close(student.bn1.running_var, everything.var((0, 2, 3)), rtol=1e-3, atol=1e-6)
 
 
-def test_training_goes_on_as_without_it():
+def test_training_itself_does_not_change():
     with_it, _ = trained(whole_images(), iterations=2)
     without, _ = trained([], iterations=2)
     for ours, theirs in zip(with_it.parameters(), without.parameters(), strict=True):
@@ -70,7 +70,7 @@ def test_training_goes_on_as_without_it():
     assert {module.momentum for module in with_it.modules() if hasattr(module, "running_mean")} == {0.1}
 
 
-def test_statistics_are_made_anew_before_a_validation_and_only_then():
+def test_statistics_are_recomputed_only_before_a_validation():
     _, without = trained([], iterations=3, every=2)
     student, seen = trained(whole_images(), iterations=3, every=2)
     assert torch.equal(seen[0], without[0]) and torch.equal(seen[1], without[1])  # the validation follows

@@ -1,4 +1,4 @@
-"""Leaving a run before its end."""
+"""Stopping a run early."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ class Training:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_answered_within_a_batch_of_the_validation(number):
+def test_a_signal_ends_the_validation_within_a_batch(number):
     training = Training()
     training.evaluator.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: ask(number))
     with pytest.raises(Stopped) as end:

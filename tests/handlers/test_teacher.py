@@ -83,7 +83,7 @@ def test_the_teacher_learns_nothing_by_gradient():
     assert not any(p.requires_grad for p in teacher.ema_model.parameters())
 
 
-def test_it_goes_on_from_its_state():
+def test_it_continues_from_its_state():
     network = student()
     teacher = EMATeacher(network, momentum=0.25)
     engine = run(network, teacher, 2)

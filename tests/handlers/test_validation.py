@@ -50,7 +50,7 @@ class Run:
             Checkpoints(folder).attach(self.trainer, every=checkpoint_every)
         self.validation = Validation(evaluator, [None], CLASSES)
         self.validation.attach(self.trainer, every=every)
-        self.models = KeptModels(self.validation, self.network, CLASSES, folder, prototypes=torch.ones(3, 2))
+        self.models = KeptModels(self.validation, self.network, list("abcde"), folder, prototypes=torch.ones(3, 2))
         self.models.attach(self.trainer)
 
     def step(self, engine: Engine, _batch: None) -> dict:
@@ -79,7 +79,7 @@ def test_the_last_the_best_and_the_label_free_model_are_kept(tmp_path):
     assert content["iteration"] == 2 and content["miou"] == pytest.approx(0.9)
 
 
-def test_of_equals_the_first_is_the_best(tmp_path):
+def test_the_first_of_equal_scores_is_the_best(tmp_path):
     train(tmp_path, (5, 0.1), (5, 0.1))
     assert kept(tmp_path) == {"last": 2, "best": 1, "label_free": 1}
 
@@ -122,7 +122,7 @@ def test_validation_leaves_the_network_in_its_modes(tmp_path):
     assert evaluator.state.output is None and evaluator.state.batch is None
 
 
-def test_its_memory_goes_through_a_checkpoint_so_the_best_stays_the_best(tmp_path):
+def test_its_results_are_in_the_checkpoint_so_the_best_stays_the_best(tmp_path):
     first = train(tmp_path, (9, 0.1), (5, 0.2))
     second = Run(tmp_path, Judge((6, 0.3)))
     assert second.trainer.state.remembered == {"validation": second.validation}
@@ -150,7 +150,7 @@ class Interrupted(Judge):
         self.should_terminate = "skip_completed" if len(self.scores) == 2 else False
 
 
-def test_an_interrupted_validation_counts_for_nothing_and_is_repeated_when_the_run_is_resumed(tmp_path):
+def test_an_interrupted_validation_is_discarded_and_repeated_when_the_run_is_resumed(tmp_path):
     first = Run(tmp_path, Interrupted((1, 0.1), (2, 0.2), (3, 0.3)), every=2, checkpoint_every=1)
     first.trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda: first.trainer.terminate(skip_completed=True)
