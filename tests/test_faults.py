@@ -276,7 +276,7 @@ class _Intruder:
 def test_no_weights_file_runs_code(as_zip, clean_data, weights, tmp_path, capsys):
     trace, evil = tmp_path / "trace", tmp_path / "evil.pt"
     torch.save({"model": _Intruder(trace)}, evil, _use_new_zipfile_serialization=as_zip)
-    for stage, flag in (("source_only", "init_file"), ("stage1_denoise", "weights"), ("stage2_distill", "weights")):
+    for stage, flag in (("source_only", "init_file"), ("stage1_denoise", "weights"), ("stage2_distill", "teacher")):
         error = _fails(stage, clean_data, weights, tmp_path / "run", capsys, **{flag: evil})
         assert str(evil) in error and "not run" in error, error
     _fails("stage1_denoise", clean_data, weights, tmp_path / "run", capsys, prototypes=evil)
@@ -324,7 +324,7 @@ def test_no_image_name_leads_out_of_the_output_folder(name, tmp_path):
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", ".."])
 @pytest.mark.parametrize("save", [SavePredictions, lambda folder: SaveOverlays(folder, np.zeros((3, 3), np.uint8))])
 def test_no_image_name_leads_a_prediction_out_of_the_output_folder(save, name, tmp_path):
-    batch = {"name": [name], "image": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}
+    batch = {"name": [name], "file_size": torch.tensor([[4, 4]]), "image": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}
     evaluator = Engine(lambda engine, batch: {"probabilities": torch.rand(1, 3, 4, 4)})
     save(tmp_path / "predictions").attach(evaluator)
     with pytest.raises(ValueError, match="cannot name a file"):

@@ -286,7 +286,7 @@ def test_the_source_decides_on_the_classes_and_the_target_on_its_ids(tmp_path):
 
 def test_source_and_target_that_do_not_go_together_are_refused(tmp_path):
     source = str(simulator(tmp_path))
-    assert "needs a --target" in error_of(lambda: Domains(config(source=source)))
+    assert "needs --target=NAME.toml" in error_of(lambda: Domains(config(source=source)))
     plain = str(describe(tmp_path, '[train]\nimages = "rgb"\n', "plain.toml"))
     other = describe(tmp_path, 'classes = [{ name = "car" }, { name = "road" }]\n[train]\nimages = "rgb"\n')
     found = error_of(lambda: Domains(config(source=source, target=str(other))))
@@ -323,7 +323,7 @@ def test_pseudo_labels_are_stale_when_the_description_or_the_precision_has_chang
     assert labels().missing(["a"]) == []
     assert "amp: found 'off', expected 'bf16'; delete the folder" in error_of(lambda: labels(amp="bf16"))
     found = error_of(lambda: labels(text.replace("[8, 4]", "[16, 8]")))
-    assert "stale: size: found [8, 4], expected [16, 8]; remove" in found
+    assert "stale: size: found [8, 4], expected [16, 8]; delete" in found
     elsewhere = tmp_path / "moved.toml"  # only its content counts
     elsewhere.write_text("# a comment\n" + text)
     assert labels(target=str(elsewhere)).missing(["a"]) == []

@@ -58,17 +58,16 @@ def test_without_momentum_they_are_fixed_and_remembered():
     assert not prototypes.values.any() and engine.state.remembered == {"prototypes": prototypes}
 
 
-def test_where_the_teacher_does_not_run_nothing_moves():
+def test_an_engine_without_class_means_is_an_error_instead_of_prototypes_that_never_move():
     def step(engine: Engine, _batch: None) -> dict:
         engine.state.output = {}
         engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
         return {}
 
-    engine, prototypes = proda_engine(step), Prototypes(3, 2)
-    PrototypeEMA(prototypes).attach(engine)
-    engine.add_event_handler(ProdaEvents.PROTOTYPES_UPDATED, lambda: pytest.fail("moved"))
-    engine.run([None])
-    assert not prototypes.counts.any()
+    engine = proda_engine(step)
+    PrototypeEMA(Prototypes(3, 2)).attach(engine)
+    with pytest.raises(KeyError, match="class_means"):
+        engine.run([None])
 
 
 def test_state_is_loaded_in_place_and_another_shape_is_refused():
