@@ -153,7 +153,7 @@ def test_a_preset_of_a_stage_is_the_published_recipe(stage, preset):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_source_alone_picks_its_recipe_and_gta5_is_the_default(stage):
+def test_the_source_determines_the_recipe_and_gta5_is_the_default(stage):
     assert resolved(stage, source="synthia") == resolved(stage, preset="synthia")
     assert resolved(stage) == {**resolved(stage, preset="gta5"), "preset": ""}
 
@@ -176,7 +176,7 @@ def test_a_run_on_cityscapes_has_the_published_length(stage):
         assert (batches.epoch_length, batches.iterations) == (743, 62_412)
 
 
-def test_labels_and_prototypes_made_alone_are_those_that_the_stages_make():
+def test_labels_and_prototypes_of_their_own_commands_equal_those_of_the_stages():
     for preset in ("gta5", "synthia", "gta5_released", "synthia_released"):
         prototypes, labels = resolved("prototypes", preset=preset), resolved("pseudo_labels", preset=preset)
         stage1, stage2 = (resolved(stage, preset=preset) for stage in ("stage1_denoise", "stage2_distill"))
