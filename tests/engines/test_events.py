@@ -79,7 +79,7 @@ def test_an_ignite_logger_writes_at_our_events_under_the_iteration(tmp_path):
 def test_remembered_parts_need_a_state_dict_and_unique_names():
     engine, layer = stepping(), torch.nn.Linear(1, 1)
     remember(engine, layer=layer)
-    remember(engine, layer=layer)  # the same once more is no other
+    remember(engine, layer=layer)  # registering the same object again is allowed
     assert engine.state.remembered == {"layer": layer}
     with pytest.raises(ValueError, match="already remembers another 'layer'"):
         remember(engine, layer=torch.nn.Linear(1, 1))

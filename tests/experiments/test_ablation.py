@@ -61,7 +61,7 @@ def test_it_runs_every_row_and_continues_after_an_interruption(data, tmp_path, m
 def test_a_row_that_falls_is_reported_with_its_seeds():
     iou = {"road": 0.5, "rider": None}
     scores = {"source_only": [0.3, 0.4], "warmup": [0.4, 0.5], "self_training": [0.45, 0.43]}
-    scores |= {ablation.CONTROL: [0.9, 0.9]}  # which is above all others, and compared with none
+    scores |= {ablation.CONTROL: [0.9, 0.9]}  # above all others, but not compared with any
     runs = {row: [{"miou": s, "iou": iou} for s in scores.get(row, [])] for row in ablation.ROWS}
     found = compare(runs, control=ablation.CONTROL)
     assert found["rows"]["warmup"]["miou"] == pytest.approx(0.45)

@@ -49,7 +49,7 @@ def test_what_would_break_a_run_is_named_and_gives_exit_status_1(inputs, tmp_pat
     assert command("check_data", data, tmp_path / "check", *VIEWS) == 1
     out = capsys.readouterr().out
     assert f"PROBLEM {cut}: not a complete image" in out and f"PROBLEM no label map {first}" in out
-    assert f"PROBLEM {second}: unknown label id 99" in out  # those that are there are looked at all the same
+    assert f"PROBLEM {second}: unknown label id 99" in out  # existing label maps are still checked
     val = read_summary(tmp_path / "check")["val"]
     assert val["images"] == 2 and val["sizes"] == {"96x48": 1} and len(val["problems"]) == 2
     bad = tmp_path / "check/bad_files.txt"

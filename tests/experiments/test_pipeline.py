@@ -25,7 +25,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _tiny_streets(monkeypatch) -> None:
-    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)  # they are there
+    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)  # they already exist
 
 
 def command(data: Path, output: Path, experiment: str = "pipeline", **more) -> int:
@@ -68,7 +68,7 @@ def test_every_stage_starts_from_the_result_of_the_one_before(done):
 
 def test_what_is_up_to_date_is_skipped(done, data, capsys):
     before = {path: path.stat().st_mtime_ns for stage in ALL for path in (done / stage).rglob("*")}
-    assert command(data, done, checkpoint_every=7) == 0  # which changes no result
+    assert command(data, done, checkpoint_every=7) == 0  # a flag that changes no result
     out = capsys.readouterr().out
     assert out.count("up to date, skipped") == len(ALL) and "| stage3_distill" in out
     assert {path: path.stat().st_mtime_ns for stage in ALL for path in (done / stage).rglob("*")} == before
@@ -115,7 +115,7 @@ def test_other_weights_and_images_are_other_inputs(two, data, capsys):
 
 
 def test_with_overwrite_only_what_has_changed_runs_again(two, data, capsys):
-    (two / "warmup/inputs.json").unlink()  # as a run by hand would leave it
+    (two / "warmup/inputs.json").unlink()  # as after a run started by hand
     assert command(data, two, until="warmup") == 2
     assert "holds a run without a readable inputs.json" in capsys.readouterr().err
     assert command(data, two, until="warmup", overwrite=True) == 0
