@@ -1,4 +1,4 @@
-"""What each part of the method gives, in the form of the paper's table, on Streets: an hour on a CPU.
+"""Ablation: what each part of the method contributes on Streets, as in the paper's table. Takes an hour on a CPU.
 
     python run.py experiments/ablation.py                      # 3 seeds
     python run.py experiments/ablation.py --seeds=1 --scale=0.5
@@ -22,8 +22,8 @@ from proda.utils.errors import UserError
 from proda.utils.files import save_json
 from proda.utils.options import PositiveFloat, PositiveInt
 
-# Conventional self-training: cross entropy on the soft labels' arg-max, which stays what the warm-up model says. The
-# regularizer MRKLD belongs to the symmetric loss and comes with it.
+# Conventional self-training: cross entropy on the arg-max of the warm-up model's soft labels, which stay fixed. The
+# regulariser MRKLD is added together with the symmetric cross entropy.
 CONVENTIONAL = {
     "rectification": False,
     "structure_weight": 0.0,
@@ -31,11 +31,11 @@ CONVENTIONAL = {
     "rce_weight": 0.0,
     "mrkld_weight": 0.0,
 }
-NO_TARGET_LOSS = {**CONVENTIONAL, "ce_weight": 0.0}  # what the other rows of stage 1 would gain without pseudo labels
-SYMMETRIC = {"rectification": False, "structure_weight": 0.0}  # the preset's weights of the loss from here on
+NO_TARGET_LOSS = {**CONVENTIONAL, "ce_weight": 0.0}  # what longer training on the source alone contributes
+SYMMETRIC = {"rectification": False, "structure_weight": 0.0}  # from here on, the loss weights of the preset
 FIXED = {"prototype_momentum": 0.0, "structure_weight": 0.0}
 MOVING = {"structure_weight": 0.0}
-# Row: title, experiment, flags, and the rows whose last models it takes.
+# Row -> title, experiment, flags, and flags that take the last model of an earlier row.
 ROWS = {
     "source_only": ("source only", "source_only", {}, {}),
     "warmup": ("warm-up", "warmup", {}, {"init_file": "source_only"}),
@@ -53,23 +53,23 @@ ROWS = {
         {"teacher": "distillation", "init_file": "distillation"},
     ),
 }
-CONTROL = "no_target_loss"  # no row of the paper: no row is compared with it
+CONTROL = "no_target_loss"  # not a row of the paper; gains are computed without it
 PASSED_ON = ("source", "num_classes", "backbone", "device", "num_workers", "val_batch_size", "amp")
 NOTE = (
-    "mIoU in % of the last model on the target's validation images: mean over the seeds and standard deviation. "
-    "Conventional self-training is plain cross entropy on fixed labels, without MRKLD, which comes with the symmetric "
-    "cross entropy. The control is no row of the paper and the others' gains pass over it: stage 1 with all target "
-    "losses at zero, so what more training on the source gives by itself. (Batch norm's statistics of the target came "
-    "with the warm-up.)"
+    "The mIoU is that of the last model on the target's validation images, in %: mean and standard deviation over the "
+    "seeds. Conventional self-training uses plain cross entropy on fixed pseudo labels. It does not use MRKLD, which "
+    "is added together with the symmetric cross entropy. The control is not a row of the paper, and gains are computed "
+    "without it. It is stage 1 with all target losses set to zero, so it shows what longer training on the source "
+    "alone contributes. (Batch norm has had its statistics of the target since the warm-up.)"
 )
 
 
 @dataclass
 class Config(DataConfig):
-    preset: str = "streets"  # the only one: Streets and the schedules that go with it
-    seeds: PositiveInt = 3  # number of seeds that every row is run with: --seed, --seed + 1, ...
-    scale: PositiveFloat = 1.0  # multiplies the number of iterations of every run
-    overwrite: bool = False  # run again what the output folder holds of other settings
+    preset: str = "streets"  # the only preset: Streets, with schedules for it
+    seeds: PositiveInt = 3  # number of runs of every row, with the seeds --seed, --seed + 1, ...
+    scale: PositiveFloat = 1.0  # factor for the number of iterations of every run
+    overwrite: bool = False  # replace runs in the output folder that used other settings
 
 
 PRESETS = {"streets": STREETS_DATA}
@@ -77,7 +77,7 @@ PRESETS = {"streets": STREETS_DATA}
 
 def run(local_rank: int, config: Config) -> dict:
     if idist.get_world_size() > 1:
-        raise UserError("the ablation runs in one process; the stages themselves take --nproc_per_node")
+        raise UserError("the ablation runs in one process only; single stages accept --nproc_per_node")
     folder, root = Path(config.output), data_root(config)
     runs: dict[str, list[dict]] = {row: [] for row in ROWS}
     titles = {row: title for row, (title, *_) in ROWS.items()}
@@ -108,6 +108,6 @@ def run(local_rank: int, config: Config) -> dict:
 
 
 def shortened(experiment: str, factor: float) -> dict[str, int]:
-    """Flags that multiply the length of an experiment's streets preset, and the interval of its validations."""
+    """Flags that scale the length of an experiment's streets preset and the interval between its validations."""
     preset = load_experiment(f"experiments/{experiment}.py").PRESETS["streets"]
     return {name: max(1, round(preset[name] * factor)) for name in ("iterations", "val_every")}

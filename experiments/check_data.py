@@ -1,12 +1,12 @@
-"""Reads every file of the data sets and reports what would break a run, sizes, and how often each class appears.
+"""Reads every file of the data sets and reports problems that would break a run, image sizes and class frequencies.
 
     python run.py experiments/check_data.py
     python run.py experiments/check_data.py --source=synthia --parts=source
     python run.py experiments/check_data.py --source=my_simulator.toml --target=my_photos.toml
 
-Exit status 1 if something would break a run. OUTPUT/bad_files.txt lists the images that cannot be used, and
-OUTPUT/classes.png shows the classes of source and target side by side.
-Files are read in --num_workers processes; it is no job for several GPUs. Training makes a spot check by itself.
+The exit status is 1 if anything would break a run. OUTPUT/bad_files.txt lists the images that cannot be used, and
+OUTPUT/classes.png shows the class frequencies of source and target side by side.
+Files are read in --num_workers processes; no GPU is used. Every training run makes a spot check by itself.
 """
 
 from dataclasses import dataclass, fields
@@ -32,10 +32,10 @@ PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("t
 
 @dataclass
 class Config(DataConfig):
-    parts: str = "source,train,val"  # what to check: the source, the target's training and its validation images
-    mean_width: int = 2200  # of views, as it will be in training: images must be large enough
-    crop_width: int = 896  # pixels
-    crop_height: int = 512  # pixels
+    parts: str = "source,train,val"  # parts to check: source, target training images, target validation images
+    mean_width: int = 2200  # mean width of views in training; images must be large enough for them
+    crop_width: int = 896  # width of the crops, pixels
+    crop_height: int = 512  # height of the crops, pixels
 
 
 PRESETS = {
@@ -45,15 +45,15 @@ PRESETS = {
 
 
 def run(local_rank: int, config: Config) -> dict:
-    if idist.get_world_size() > 1:  # each would read all and write the same files
+    if idist.get_world_size() > 1:  # every process would read all files and write the same results
         raise UserError(
             f"check_data was started in {idist.get_world_size()} processes: start it in one, without --nproc_per_node "
-            "or torchrun; it reads files in parallel with more --num_workers"
+            "or torchrun; to read files in parallel, set --num_workers"
         )
     job = Job(config)
     parts = config.parts.strip("()").replace(" ", "").replace("'", "").split(",")
     if unknown := [part for part in parts if part not in PARTS]:
-        raise UserError(f"--parts={config.parts}: no part {unknown[0]!r}; expected some of {', '.join(PARTS)}")
+        raise UserError(f"--parts={config.parts}: no part {unknown[0]!r}; expected one or more of {', '.join(PARTS)}")
     data = Domains(config)
     space = data.classes
     job.open({"source -> target": f"{config.source} -> {config.target}, {len(space.names)} classes"})
@@ -62,7 +62,7 @@ def run(local_rank: int, config: Config) -> dict:
     for part in parts:
         own = data.own_target
         if own is not None and part == "val" and "val" not in own.splits:
-            job.log.info("\nval: none, %s has no [val]; training will do without validation", own.path)
+            job.log.info("\nval: %s has no [val]; training will run without validation", own.path)
             continue
         reports[part] = check(data, part)
         job.log.info("\n%s (%s): %s", part, getattr(config, PARTS[part][0]), reports[part].headline)
@@ -80,7 +80,7 @@ def run(local_rank: int, config: Config) -> dict:
 
 
 def check(data: Domains, part: str) -> DatasetReport:
-    """Every file of a part, and whether the part as a whole can be trained on."""
+    """Checks every file of a part, and whether the part as a whole can be used for training."""
     config, (domain, split) = data.config, PARTS[part]
     report = DatasetReport(len(data.classes.names))
     try:
@@ -111,9 +111,9 @@ def check(data: Domains, part: str) -> DatasetReport:
 
 
 def open_part(data: Domains, domain: str, split: str, report: DatasetReport) -> LabelledFiles:
-    """The data set with such labels as there are; that others are missing is noted where all are needed.
+    """The data set with all labels that exist. Missing labels are reported as problems where a run needs them.
 
-    Labels that only a report would use, those of the target's training images, break no run.
+    Labels of the target's training images are only used for reports, so missing ones do not break a run.
     """
     own = data.own_target
     needed = domain == "source" or (split == "val" and (own is None or own.has_labels("val")))

@@ -1,12 +1,12 @@
-"""Mean IoU of any weights file, ours or a released .pkl, on the target's validation images.
+"""Evaluates a weights file, ours or a released .pkl: mean IoU on the target's validation images.
 
     python run.py experiments/evaluate.py --weights=runs/stage3_distill/last.pt
     python run.py experiments/evaluate.py --weights=from_gta5_to_cityscapes_on_deeplabv2_best_model.pkl --flip
-    python run.py experiments/evaluate.py --source=synthia --weights=...       # 16 classes, and the mean of 13 of them
+    python run.py experiments/evaluate.py --source=synthia --weights=...       # mean IoU over 16 and over 13 classes
     python run.py experiments/evaluate.py --weights=... --split=test --predictions=submission
 
-OUTPUT/confusion.png shows which class is taken for which. ``--predictions`` writes label ids under the file names that
-the Cityscapes server and scripts expect.
+OUTPUT/confusion.png shows the confusion matrix. ``--predictions`` writes label ids under the file names that the
+Cityscapes server and scripts expect.
 """
 
 from dataclasses import dataclass
@@ -31,10 +31,10 @@ from proda.visualization import confusion_picture
 @dataclass
 class Config(DataConfig):
     weights: PathText = ""  # the network to evaluate
-    split: Literal["val", "train", "test"] = "val"  # images to evaluate it on; test has no labels
-    flip: bool = False  # average the predictions for the image and for its mirror image
-    scales: str = "1"  # sizes of the image to average over, separated by commas: 0.75,1,1.25
-    predictions: PathText = ""  # folder for predictions as label ids, NAME_pred_labelIds.png; none if empty
+    split: Literal["val", "train", "test"] = "val"  # images to evaluate on; test has no labels
+    flip: bool = False  # average the predictions of the image and its mirror image
+    scales: str = "1"  # scales of the image to average over, separated by commas: 0.75,1,1.25
+    predictions: PathText = ""  # folder for predictions, NAME_pred_labelIds.png; if empty, none are written
 
 
 PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA}

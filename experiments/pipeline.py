@@ -1,11 +1,11 @@
-"""From ImageNet weights through every stage to the final table: one command.
+"""Runs every stage, from ImageNet weights to the final table, with one command.
 
     python run.py experiments/pipeline.py --source=gta5 --simclr=r101_1x_sk0.pth
     python run.py experiments/pipeline.py --preset=synthia_released --simclr=r101_1x_sk0.pth --nproc_per_node=4
     python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_photos.toml --stage2_init=imagenet
 
-The same command again skips every stage whose output is up to date and resumes the one that was interrupted. Each stage
-is in OUTPUT/STAGE, and what it depends on in its inputs.json.
+Each stage writes to OUTPUT/STAGE and records its inputs there in inputs.json. If you run the same command again, stages
+that are up to date are skipped, and an interrupted stage is resumed.
 """
 
 from dataclasses import dataclass, fields
@@ -26,8 +26,8 @@ from proda.utils.files import save_json
 from proda.utils.options import NonNegativeInt, PathText, PositiveInt
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
-# Streets has no downloads: a network trained on its source stands in for ImageNet weights, stage 1's for SimCLR's. It
-# is small enough to train the oracle too, a yardstick.
+# Streets needs no downloads: the source-only model replaces ImageNet weights, and the stage-1 model replaces SimCLR
+# weights. It is small enough to train the oracle for comparison, too.
 STREETS_STAGES = ("source_only", *STAGES, "oracle")
 PASSED_ON = (
     *("preset", "source", "target", "num_classes", "backbone", "val_batch_size", "seed", "device", "num_workers"),
@@ -39,19 +39,19 @@ PASSED_ON = (
 
 @dataclass
 class Config(DataConfig):
-    from_stage: str = ""  # first stage to run; those before it are used as they are
+    from_stage: str = ""  # first stage to run; the results of earlier stages are used as they are
     until: str = ""  # last stage to run
-    init_file: PathText = ""  # ImageNet weights that the warm-up starts from; torchvision's own if empty
-    simclr: PathText = ""  # SimCLRv2 r101 1x weights, converted to PyTorch, that the student of stage 2 starts from
-    stage2_init: Literal["simclr", "imagenet", "random"] = "simclr"  # where that student starts
-    overwrite: bool = False  # run stages again whose inputs have changed
-    batch_size: PositiveInt = 4  # global batch of each domain, split over the processes
-    epochs: PositiveInt = 84  # passes of each stage over the target training images
-    iterations: NonNegativeInt = 0  # length of each stage in iterations instead, if above 0
+    init_file: PathText = ""  # ImageNet weights that the warm-up starts from; if empty, torchvision's
+    simclr: PathText = ""  # SimCLRv2 r101 1x weights, converted to PyTorch, for the student of stage 2
+    stage2_init: Literal["simclr", "imagenet", "random"] = "simclr"  # initial weights of the student of stage 2
+    overwrite: bool = False  # rerun stages whose inputs have changed
+    batch_size: PositiveInt = 4  # images of each domain in a batch, over all processes
+    epochs: PositiveInt = 84  # length of each stage: passes over the target training images
+    iterations: NonNegativeInt = 0  # length of each stage in iterations; 0: use --epochs
     mean_width: PositiveInt = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
-    crop_width: PositiveInt = 896  # pixels
-    crop_height: PositiveInt = 512  # pixels
-    checkpoint_every: PositiveInt = 1000  # iterations between full checkpoints
+    crop_width: PositiveInt = 896  # width of the crops, pixels
+    crop_height: PositiveInt = 512  # height of the crops, pixels
+    checkpoint_every: PositiveInt = 1000  # iterations between checkpoints
 
 
 PRESETS = {
@@ -94,18 +94,18 @@ def chosen(config: Config) -> list[str]:
 
 
 def check_data(config: Config) -> None:
-    """UserError if some stage could not train on the data: now, not after the days that the stages before it take."""
+    """Raises UserError now if a later stage could not train on the data; that stage may start only days later."""
     data = Domains(config)
     data.training_batches(data.source_crops(), data.target_views(full_image=True))
     data.validation_batches()
 
 
 def check_stage2_init(config: Config) -> None:
-    """UserError if stage 2 has nothing to start from: now, not after the days that the stages before it take."""
+    """Raises UserError now if stage 2 lacks its initial weights; that stage may start only days later."""
     if config.stage2_init == "simclr" and not Path(config.simclr).is_file():
         raise MissingFileError(
             f"--simclr={config.simclr}: no such file; stage 2 needs the converted SimCLRv2 r101 1x weights "
-            "(or --stage2_init=imagenet, or --until=stage1)"
+            "(alternatively, set --stage2_init=imagenet or --until=stage1)"
         )
 
 
@@ -114,7 +114,7 @@ def experiment_file(stage: str) -> str:
 
 
 def flags(config: Config, stage: str) -> dict:
-    """The command line of a stage. Its weights come from the stage before, under the file name its preset has."""
+    """The flags of a stage. Its weights come from the previous stage; its preset determines their file name."""
     module, folder = load_experiment(experiment_file(stage)), Path(config.output)
     values = {name: getattr(config, name) for name in PASSED_ON} | {"output": str(folder / stage)}
     if config.iterations:
@@ -133,6 +133,6 @@ def flags(config: Config, stage: str) -> dict:
         values["init_file"] = str(start) if config.preset == "streets" else config.init_file
     elif stage == "stage2_distill":
         values["init"] = config.stage2_init
-        values["bn_pretrain"] = config.stage2_init == "simclr"  # it is for the scale of self-supervised features
+        values["bn_pretrain"] = config.stage2_init == "simclr"  # needed only for the scale of self-supervised features
         values["init_file"] = {"simclr": config.simclr, "imagenet": config.init_file}.get(config.stage2_init, "")
     return values

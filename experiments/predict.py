@@ -1,10 +1,10 @@
-"""Label maps and coloured overlays of a folder of images, from any weights file, ours or a released .pkl.
+"""Predicts label maps and coloured overlays for a folder of images, with a weights file, ours or a released .pkl.
 
     python run.py experiments/predict.py --weights=runs/stage3_distill/last.pt --images=photos
     python run.py experiments/predict.py --source=my_simulator.toml --weights=... --images=photos
 
-Writes OUTPUT/labels/NAME.png, the numbers of the classes as pixel values (with a palette, for viewers), and
-OUTPUT/overlays/NAME.jpg. ``--source`` says which classes there are.
+Writes OUTPUT/labels/NAME.png, whose pixel values are class numbers (with a palette for image viewers), and
+OUTPUT/overlays/NAME.jpg. ``--source`` determines the classes.
 """
 
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ from proda.utils.options import PathText
 
 @dataclass
 class Config(DataConfig):
-    weights: PathText = ""  # the network
-    images: PathText = ""  # an image, a folder (with those below it), or a pattern such as "photos/*_left.jpg"
-    flip: bool = False  # average the predictions for the image and for its mirror image
-    scales: str = "1"  # sizes of the image to average over, separated by commas: 0.75,1,1.25
+    weights: PathText = ""  # the network that predicts
+    images: PathText = ""  # an image, a folder (with its subfolders), or a pattern such as "photos/*_left.jpg"
+    flip: bool = False  # average the predictions of the image and its mirror image
+    scales: str = "1"  # scales of the image to average over, separated by commas: 0.75,1,1.25
 
 
 PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA}
@@ -43,7 +43,7 @@ def run(local_rank: int, config: Config) -> dict:
     job, data, scales = Job(config), Domains(config), parse_scales(config.scales, "scales")
     dataset = named_files(config, data)
     for name in dataset.names:
-        safe_path(job.folder, name, ".png")  # now, not when its turn has come
+        safe_path(job.folder, name, ".png")  # raises now rather than when the image is written
     network = load_network(config, data.classes, job.device)
     job.open({"weights": config.weights, "images": len(dataset)})
 
@@ -64,8 +64,8 @@ def named_files(config: Config, data: Domains) -> LabelledFiles:
     if not files:
         raise MissingFileError(f"--images={config.images}: found none; expected {', '.join(IMAGE_SUFFIXES)} files")
     names = [path.stem for path in files.values()]
-    if len(set(names)) < len(names):  # folders with equal file names
+    if len(set(names)) < len(names):  # files in different folders have the same name
         names = [key.replace("/", "-") for key in files]
-    size = data.own_target.size if data.own_target else None  # as the network was trained
+    size = data.own_target.size if data.own_target else None  # the size that the network was trained with
     options = {"table": data.classes.table, "num_classes": len(data.classes.names), "size": size}
     return LabelledFiles(list(files.values()), None, names, **options)

@@ -1,8 +1,8 @@
-"""Class prototypes of the target training images on their own: mean features under the network's own arg-max.
+"""Computes only the class prototypes of the target training images: mean features by the network's own arg-max.
 
     python run.py experiments/prototypes.py --weights=runs/warmup/last.pt
 
-Give OUTPUT/prototypes.pt to stage 1 with --prototypes.
+Pass OUTPUT/prototypes.pt to stage 1 with --prototypes.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from proda.utils.options import PathText, PositiveInt
 @dataclass
 class Config(DataConfig):
     weights: PathText = "runs/warmup/last.pt"  # the network whose features are averaged
-    passes: PositiveInt = 1  # passes over the images; 4 as released
+    passes: PositiveInt = 1  # passes over the images; the released code makes 4
 
 
 RELEASED = {"weights": "runs/warmup/best.pt", "passes": 4}

@@ -1,9 +1,9 @@
-"""Pseudo labels of the target training images on their own: soft ones for stage 1, hard ones for stages 2 and 3.
+"""Computes only the pseudo labels of the target training images: soft for stage 1, hard for stages 2 and 3.
 
     python run.py experiments/pseudo_labels.py --weights=runs/warmup/last.pt --kind=soft
     python run.py experiments/pseudo_labels.py --weights=runs/stage1_denoise/last.pt --kind=hard
 
-Give the folder to a stage with --pseudo_labels. After an interruption, the same command writes what is missing.
+Pass the folder to a stage with --pseudo_labels. After an interruption, the same command writes the missing labels.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from proda.utils.options import PathText
 class Config(DataConfig):
     weights: PathText = "runs/warmup/last.pt"  # the network that predicts them
     kind: Literal["soft", "hard"] = "soft"  # soft: probabilities at network resolution; hard: arg-max at image size
-    pseudo_labels: PathText = ""  # folder for them; OUTPUT/pseudo_labels if empty
-    flip: bool = True  # hard labels average the predictions for the image and for its mirror image
+    pseudo_labels: PathText = ""  # folder to write to; if empty, OUTPUT/pseudo_labels
+    flip: bool = True  # hard labels only: average the predictions of the image and its mirror image
 
 
 RELEASED = {"weights": "runs/warmup/best.pt"}

@@ -1,10 +1,10 @@
-"""Every stage on Streets, the embedded data: minutes on a CPU, nothing to download.
+"""Runs every stage on Streets, drawn by the package itself: minutes on a CPU, without downloads.
 
     python run.py experiments/quickstart.py
     python run.py experiments/quickstart.py --source=synthia --seed=1 --output=runs/quickstart_1
 
-Draws the two domains, then runs experiments/pipeline.py on them, with the oracle that target labels would give, and
-ends with a table and OUTPUT/panel.png. The same command again continues where it was stopped; --overwrite starts again.
+Draws the two domains and runs experiments/pipeline.py on them, including the oracle, which is trained on target labels.
+Writes a table and OUTPUT/panel.png at the end. The same command continues an interrupted run; --overwrite starts again.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from proda.visualization import grid, image_picture, label_picture
 
 @dataclass
 class Config(pipeline.Config):
-    preset: str = "streets"  # the only one: Streets and the schedules that go with it
+    preset: str = "streets"  # the only preset: Streets, with schedules for it
     panel_images: PositiveInt = 4  # rows of panel.png
 
 
@@ -36,7 +36,7 @@ PRESETS = {"streets": pipeline.PRESETS["streets"]}
 
 def run(local_rank: int, config: Config) -> dict:
     if idist.get_world_size() > 1:
-        raise UserError("quickstart runs in one process; the stages themselves take --nproc_per_node")
+        raise UserError("quickstart runs in one process only; single stages accept --nproc_per_node")
     summary = pipeline.run(local_rank, config)
     draw_panel(config, list(summary["stages"]))
     return summary
@@ -44,7 +44,7 @@ def run(local_rank: int, config: Config) -> dict:
 
 @torch.no_grad()
 def draw_panel(config: Config, stages: list[str]) -> None:
-    """``panel.png``: for some validation images, input, ground truth and the prediction of every stage."""
+    """Draws ``panel.png``: input, ground truth and every stage's prediction for some validation images."""
     data = Domains(config)
     val = data.images("val", with_labels=True)
     batches = data.whole_images(Subset(val, np.linspace(0, len(val) - 1, config.panel_images).astype(int)))

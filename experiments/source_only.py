@@ -1,9 +1,9 @@
 """Supervised training on one domain: the lower bound on source labels, the oracle on target labels.
 
     python run.py experiments/source_only.py
-    python run.py experiments/source_only.py --train_on=target     # the oracle: what target labels would give
+    python run.py experiments/source_only.py --train_on=target     # the oracle, trained on target labels
 
-Every adaptation has to beat the first and cannot hope to pass the second by much.
+Adaptation should score above source-only, and can hardly score far above the oracle.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from proda.handlers.validation import Validation
 
 @dataclass
 class Config(StudentOptions, InitConfig):
-    train_on: Literal["source", "target"] = "source"  # domain whose labels are learnt: source, or target for the oracle
+    train_on: Literal["source", "target"] = "source"  # domain to train on: source, or target for the oracle
 
 
 PRESETS = {
@@ -46,14 +46,14 @@ def run(local_rank: int, config: Config) -> dict:
     crops = data.source_crops() if config.train_on == "source" else data.oracle_crops()
     batches = data.training_batches(crops, None)
 
-    # Network and engines: one iteration of training, and of validation.
+    # Network and engines: training and validation.
     student = initial_network(config, data.classes, job.device)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
     optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
     trainer = supervised_trainer(student_ddp, optimizer, precision, config)
     evaluator = segmentation_evaluator(student, precision)
 
-    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
+    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
     PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
     ClipGradients(student, config.grad_clip).attach(trainer)

@@ -1,9 +1,10 @@
-"""Stage 1: train on pseudo labels that prototypes denoise during training (ProDA, arXiv:2101.10979).
+"""Stage 1: self-training on pseudo labels that prototypes denoise online (ProDA, arXiv:2101.10979).
 
     python run.py experiments/stage1_denoise.py --weights=runs/warmup/last.pt
     python run.py experiments/stage1_denoise.py --source=synthia
 
-Soft labels and prototypes of the warm-up model are computed at the start where they are missing.
+Missing soft labels and prototypes of the warm-up model are computed at the start. One iteration is in
+proda/engines/denoise.py, and this file attaches its handlers.
 GTA5 -> Cityscapes: the released code reports 53.7 mIoU with 4 GPUs of 16 GB (SYNTHIA: 51.9 over 16 classes).
 """
 
@@ -35,26 +36,26 @@ from proda.utils.options import Fraction, NonNegativeFloat, NonNegativeInt, Path
 
 @dataclass
 class Config(DenoiseOptions, AdaptConfig):
-    weights: PathText = "runs/warmup/last.pt"  # warm-up model: first student and teacher, soft labels and prototypes
-    lr: NonNegativeFloat = 1e-4  # learning rate of all parameters at the start
-    head_lr_factor: NonNegativeFloat = 1.0  # the head learns this much faster; 1 puts all parameters in one group
-    pseudo_labels: PathText = ""  # folder of soft labels, written where they are missing; OUTPUT/pseudo_labels if empty
-    prototypes: PathText = ""  # file of prototypes, written if it is missing; OUTPUT/prototypes.pt if empty
-    prototype_passes: PositiveInt = 1  # passes over the target images for the first prototypes; 4 as released
-    prototype_momentum: Fraction = 1e-4  # share of an image's class mean that enters its prototype; 0: fixed prototypes
-    teacher_momentum: PositiveFraction = 0.001  # share of the student that enters the teacher at every step
-    online_soft_labels: bool = False  # store no labels: the frozen warm-up model predicts them in every iteration
-    renew_labels_every: NonNegativeInt = 0  # epochs between new soft labels of the student; 0: none, as published
+    weights: PathText = "runs/warmup/last.pt"  # warm-up model, for initial student, teacher, soft labels, prototypes
+    lr: NonNegativeFloat = 1e-4  # initial learning rate
+    head_lr_factor: NonNegativeFloat = 1.0  # learning rate of the head, as a multiple; 1: one parameter group
+    pseudo_labels: PathText = ""  # folder of soft labels; missing ones are written; if empty, OUTPUT/pseudo_labels
+    prototypes: PathText = ""  # file of prototypes; written if missing; if empty, OUTPUT/prototypes.pt
+    prototype_passes: PositiveInt = 1  # passes over the target images for the initial prototypes; 4 as released
+    prototype_momentum: Fraction = 1e-4  # weight of the new class mean in the moving average; 0: fixed prototypes
+    teacher_momentum: PositiveFraction = 0.001  # weight of the student in the teacher's moving average
+    online_soft_labels: bool = False  # store no labels; the frozen warm-up model predicts them in each iteration
+    renew_labels_every: NonNegativeInt = 0  # epochs between renewals of the soft labels by the student; 0: never
 
     def problems(self) -> Iterator[str]:
-        """One line for each combination of flags that no run can use."""
+        """One line for each invalid combination of flags."""
         yield from super().problems()
         if self.online_soft_labels and self.renew_labels_every:
             yield "--renew_labels_every renews stored labels; with --online_soft_labels there are none"
         if self.adabn and self.teacher_mode == "eval":
             yield (
                 "--teacher_mode=eval with --adabn: the teacher would normalise by statistics that are recomputed only "
-                "at validations; give one of the two"
+                "at validations; choose one of the two"
             )
 
 
@@ -74,13 +75,13 @@ PRESETS = {
         "lr": 0.03,
         "iterations": 400,
         "val_every": 200,
-        # 400 iterations are 1/150 of the published ones: teacher and prototypes must move faster to move at all
+        # 400 iterations are 1/150 of the published number, so teacher and prototypes need faster moving averages
         "teacher_momentum": 0.02,
         "prototype_momentum": 0.01,
-        # the reverse term learns slowly: with the published 0.1 and 1.0 thin classes are lost in so few iterations
+        # the reverse term learns slowly: with the published 0.1 and 1.0, so few iterations would lose thin classes
         "ce_weight": 1.0,
         "rce_weight": 0.1,
-        "structure_weight": 1.0,  # with the published 10, too little of so short a training is left for the labels
+        "structure_weight": 1.0,  # with the published 10, structure learning would dominate so short a training
     },
 }
 
@@ -101,11 +102,11 @@ def run(local_rank: int, config: Config) -> dict:
     file, made_from = Path(config.prototypes or job.folder / "prototypes.pt"), data.made_from(warmup)
     prototypes = prepare_prototypes(file, warmup, data.whole_target(), precision, config.prototype_passes, made_from)
 
-    # Engines: one iteration of training (Config inherits DenoiseOptions), and of validation.
+    # Engines: training and validation. Config inherits the fields of DenoiseOptions.
     trainer = denoise_trainer(student_ddp, teacher.ema_model, prototypes.values, optimizer, precision, config, warmup)
     evaluator = segmentation_evaluator(student, precision)
 
-    # The method: soft labels before the first iteration; after each step the prototypes (equation 6) and the teacher.
+    # The method: soft labels before the first iteration; after each step, the prototypes (equation 6) and the teacher.
     if store is not None:
         labels = PseudoLabels(store, warmup, data.whole_target, precision, data.classes.names)
         labels.attach(trainer, config.renew_labels_every, student=student, batches=batches, folder=job.folder)
@@ -115,7 +116,7 @@ def run(local_rank: int, config: Config) -> dict:
     if config.adabn:
         AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
 
-    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
+    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
     PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
     ClipGradients(student, config.grad_clip).attach(trainer)

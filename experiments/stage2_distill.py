@@ -3,7 +3,8 @@
     python run.py experiments/stage2_distill.py --teacher=runs/stage1_denoise/last.pt --init_file=r101_1x_sk0.pth
     python run.py experiments/stage2_distill.py --source=synthia --init_file=r101_1x_sk0.pth
 
-Hard pseudo labels of the teacher are written at the start where they are missing.
+Missing hard pseudo labels of the teacher are written at the start. One iteration is in proda/engines/distill.py, and
+this file attaches its handlers.
 GTA5 -> Cityscapes: the released code reports 56.9 mIoU (SYNTHIA: 54.6 over 16 classes).
 """
 
@@ -34,12 +35,12 @@ from proda.utils.options import Fraction, NonNegativeFloat, PathText
 @dataclass
 class Config(DistillOptions, InitConfig, AdaptConfig):
     teacher: PathText = "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the labels
-    init: InitKind = "simclr"  # where the student starts: simclr, imagenet, random, or weights (all of --init_file)
-    bn_pretrain: bool = True  # one more batch norm after the backbone: self-supervised features have another scale
-    lr: NonNegativeFloat = 6e-4  # learning rate of the student's backbone at the start
-    pseudo_labels: PathText = ""  # folder of hard labels, written where they are missing; OUTPUT/pseudo_labels if empty
-    flip: bool = True  # pseudo labels average the predictions for the image and for its mirror image
-    threshold: Fraction = 0.95  # pseudo labels that are not more confident than this are ignored
+    init: InitKind = "simclr"  # initial student: simclr, imagenet, random, or weights (all of --init_file)
+    bn_pretrain: bool = True  # batch norm after the backbone, for the scale of self-supervised features
+    lr: NonNegativeFloat = 6e-4  # initial learning rate of the student's backbone
+    pseudo_labels: PathText = ""  # folder of hard labels; missing ones are written; if empty, OUTPUT/pseudo_labels
+    flip: bool = True  # pseudo labels average the predictions of the image and its mirror image
+    threshold: Fraction = 0.95  # pseudo labels whose confidence is not above this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
 
     def problems(self) -> Iterator[str]:
@@ -63,10 +64,10 @@ PRESETS = {
     "synthia_released": {**RELEASED, "source": "synthia"},
     "streets": {
         **STREETS_ADAPT,
-        "init": "weights",  # the teacher's own: nothing this small stands in for self-supervised weights of ImageNet
+        "init": "weights",  # the teacher's: no self-supervised weights exist for so small a network
         "init_file": "runs/stage1_denoise/last.pt",
         "bn_pretrain": False,
-        "threshold": 0.5,  # so young a network is rarely sure of thin classes: at 0.95 none of their pixels would stay
+        "threshold": 0.5,  # after so little training, 0.95 would exclude all pixels of thin classes
         "lr": 0.05,
         "iterations": 500,
         "val_every": 250,
@@ -88,18 +89,18 @@ def run(local_rank: int, config: Config) -> dict:
     batches = data.training_batches(data.source_crops(), target)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
 
-    # Engines: one iteration of training (Config inherits DistillOptions), and of validation.
+    # Engines: training and validation. Config inherits the fields of DistillOptions.
     optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
     trainer = distill_trainer(student_ddp, teacher, optimizer, precision, config)
     evaluator = segmentation_evaluator(student, precision)
 
-    # The method: the teacher's hard labels before the first iteration; it does not change.
+    # The method: hard labels of the teacher before the first iteration; the teacher does not change.
     names = data.classes.names
     PseudoLabels(store, teacher, data.whole_target, precision, names, flip=config.flip).attach(trainer)
     if config.adabn:
         AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
 
-    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
+    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
     PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
     ClipGradients(student, config.grad_clip).attach(trainer)

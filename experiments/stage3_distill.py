@@ -3,7 +3,7 @@
     python run.py experiments/stage3_distill.py --teacher=runs/stage2_distill/last.pt
     python run.py experiments/stage3_distill.py --source=synthia
 
-The iteration is that of stage 2; the teacher is its student, and the new student starts from the same weights.
+An iteration is the same as in stage 2. The teacher is the student of stage 2, and the new student starts as its copy.
 GTA5 -> Cityscapes: the released code reports 57.5 mIoU (SYNTHIA: 55.5 over 16 classes, 62.0 over 13).
 """
 
@@ -21,7 +21,7 @@ __all__ = ["PRESETS", "Config", "run"]
 @dataclass
 class Config(Stage2Config):
     teacher: PathText = "runs/stage2_distill/last.pt"  # weights of the frozen teacher, which also writes the labels
-    init: InitKind = "weights"  # where the student starts: weights (all of --init_file), simclr, imagenet or random
+    init: InitKind = "weights"  # initial student: weights (all of --init_file), simclr, imagenet or random
     init_file: PathText = "runs/stage2_distill/last.pt"  # file for --init: the stage-2 model, as published
 
 

@@ -1,9 +1,10 @@
-"""Warm-up: source labels, and target predictions that a discriminator cannot tell from source predictions.
+"""Warm-up: supervised source training with adversarial alignment of the target predictions (AdaptSegNet).
 
     python run.py experiments/warmup.py                       # GTA5; the released code reports 43.3 mIoU
     python run.py experiments/warmup.py --source=synthia      # 41.4 over 16 classes
 
-Stage 1 starts from the model that this leaves: its first student and teacher, soft labels and prototypes.
+Stage 1 takes this model as its initial student and teacher, and for its soft labels and prototypes. One iteration is in
+proda/engines/adversarial.py, and this file attaches its handlers.
 """
 
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ PRESETS = {
     "synthia_released": {**RELEASED, "source": "synthia"},
     "streets": {
         **STREETS_ADAPT,
-        "init": "weights",  # source-only stands in for ImageNet
-        "freeze_bn": False,  # the statistics it starts with are the source's own, and fit no other images
+        "init": "weights",  # the source-only model replaces ImageNet weights
+        "freeze_bn": False,  # the initial statistics are of the source and do not fit the target
         "init_file": "runs/source_only/last.pt",
         "lr": 0.01,
         "iterations": 200,
@@ -60,25 +61,25 @@ def run(local_rank: int, config: Config) -> dict:
     # Data: labelled source crops, and crops of target photographs.
     batches = data.training_batches(data.source_crops(), data.target_views())
 
-    # Networks: the segmentation network, and a discriminator that judges from which domain its predictions are.
+    # Networks: the segmentation network, and a discriminator that classifies the domain of its predictions.
     student = initial_network(config, data.classes, job.device)
     critic = Discriminator(len(data.classes.names)).to(job.device)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
     optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
 
-    # Engines: one iteration of training (Config inherits AdversarialOptions), and of validation.
+    # Engines: training and validation. Config inherits the fields of AdversarialOptions.
     discriminator = parallel(config, critic)
     trainer = adversarial_trainer(student_ddp, discriminator, optimizer, critic_optimizer, precision, config)
     evaluator = segmentation_evaluator(student, precision)
 
-    # The method: the discriminator's learning rate follows its own steps.
+    # The method: the discriminator's learning rate decays with its own steps.
     schedule = PolynomialDecay(critic_optimizer, config.schedule_iterations or batches.iterations)
     schedule.attach(trainer, ProdaEvents.DISCRIMINATOR_STEPPED, name="discriminator_schedule")
     if config.adabn:
         AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
 
-    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and show.
+    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
     PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
     ClipGradients(student, config.grad_clip).attach(trainer)

@@ -26,7 +26,7 @@ from proda.utils.options import NonNegativeFloat
 class AdversarialOptions(StudentOptions):
     """Options of the warm-up's trainer. The defaults are the published values."""
 
-    freeze_bn: bool = True  # the student's batch norm keeps the statistics, scales and shifts that it starts with
+    freeze_bn: bool = True  # keep the initial statistics, scales and shifts of the student's batch norm
     adversarial_weight: NonNegativeFloat = 0.01  # weight of the adversarial loss next to the source cross entropy
     gan: Literal["lsgan", "vanilla"] = "lsgan"  # the adversarial loss: least squares, or binary cross entropy
 

@@ -38,7 +38,7 @@ def write_pseudo_labels(
         an empty dict otherwise.
     """
     confusion = ConfusionMatrix(len(class_names), device=precision.device)
-    judged = False
+    has_labels = False
     network.eval()
     with FolderLock(store.folder):
         for batch in tqdm(batches, desc="pseudo labels", disable=idist.get_rank() != 0, leave=False):
@@ -58,11 +58,11 @@ def write_pseudo_labels(
                     store.write(name, hard, sure)
             if "labels" in batch:
                 confusion.update((resize(probabilities, size), batch["labels"].long()))
-                judged = True
+                has_labels = True
         idist.barrier()
         _finish(store)
     # compute() sums over all processes, so a process without any image has to call it, too
-    labelled = bool(idist.all_reduce(int(judged)))
+    labelled = bool(idist.all_reduce(int(has_labels)))
     return report(confusion.compute(), class_names) if labelled else {}
 
 

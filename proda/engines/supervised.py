@@ -29,7 +29,7 @@ class StudentOptions(Options):
     """Options of the student, common to all trainers."""
 
     sync_bn: bool = True  # batch statistics over all processes (GPU only)
-    freeze_bn: bool = False  # the student's batch norm keeps the statistics, scales and shifts that it starts with
+    freeze_bn: bool = False  # keep the initial statistics, scales and shifts of the student's batch norm
 
 
 def source_loss(student: nn.Module, source: dict[str, Any], precision: Precision) -> tuple[Tensor, Tensor]:

@@ -47,9 +47,7 @@ class View:
         self.camera_height = rng.uniform(*style.camera_height)
         self.horizon = self.height * rng.uniform(*style.horizon)
         self.vanishing_x = self.width * (0.5 + rng.uniform(-1, 1) * style.swerve)
-        self.sun = float(
-            rng.choice([-1, 1])
-        )  # -1 or 1: the side of the street (left or right) that the light comes from
+        self.sun = float(rng.choice([-1, 1]))  # side of the street that the light comes from: -1 left, 1 right
         self.haze_colour = self.pick("horizon")
         self.shadow_colour = (40, 40, 44)  # on the ground; draw_ground replaces it by a shade of the road
 

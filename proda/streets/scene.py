@@ -101,9 +101,8 @@ class _Street:
                 near, far = max(z, NEAR), min(z + rng.uniform(7, 18), FAR)
                 z = far + (rng.uniform(0, 3) if rng.random() < 0.2 else 0.0)
                 if self.crossing and near < self.crossing[1] + self.walk and far > self.crossing[0] - self.walk:
-                    if (
-                        near > self.crossing[0] - self.walk - 3
-                    ):  # no room in front of the side street: continue behind it
+                    # If there is no room in front of the side street, continue behind it.
+                    if near > self.crossing[0] - self.walk - 3:
                         z = max(z, self.crossing[1] + self.walk)
                         continue
                     far, z = self.crossing[0] - self.walk, self.crossing[1] + self.walk

@@ -45,7 +45,7 @@ def test_the_output_is_as_documented_and_holds_no_graph(amp, gan):
     assert out["loss"].item() == pytest.approx((out["loss_source"] + out["loss_adversarial"]).item())
 
 
-def test_the_adversarial_weight_scales_its_loss_and_zero_leaves_source_training():
+def test_the_adversarial_weight_scales_its_loss_and_zero_disables_it():
     losses = {}
     for weight in (0.0, 0.01, 0.02):
         torch.manual_seed(1)
@@ -57,7 +57,7 @@ def test_the_adversarial_weight_scales_its_loss_and_zero_leaves_source_training(
     assert losses[0.02] == pytest.approx(2 * losses[0.01]) and losses[0.01] > 0
 
 
-def test_each_player_moves_its_own_weights_alone():
+def test_student_and_discriminator_each_update_only_their_own_weights():
     student, discriminator = tiny.network(), Discriminator(K, width=4)
     trainer = trainer_of(student, discriminator)
     before = discriminator.conv1.weight.clone()

@@ -102,13 +102,13 @@ def test_with_neither_the_teacher_is_not_run():
     assert "TEACHER_FORWARD_DONE" not in spy.names and "class_means" not in out
 
 
-def test_a_threshold_leaves_unsure_pixels_out():
+def test_pixels_below_the_threshold_are_ignored():
     out = trainer_of(threshold=0.6).run([tiny.batch()]).output
     sure = out["rectified"].amax(1) >= 0.6
     assert torch.equal(out["rectified_labels"] == 250, ~sure) and sure.any() and not sure.all()
 
 
-def test_a_handler_may_put_labels_of_its_own_in_place():
+def test_a_handler_may_replace_the_rectified_labels():
     losses = {}
     for own in (False, True):
         torch.manual_seed(3)

@@ -79,7 +79,7 @@ def test_the_teacher_is_frozen_in_evaluation_mode():
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
-def test_a_batch_without_a_confident_pixel_trains_on_the_rest():
+def test_a_batch_without_a_confident_pixel_trains_on_the_other_losses():
     batch = tiny.batch()
     batch["target"]["pseudo_labels"].fill_(250)
     out = trainer_of().run([batch]).output

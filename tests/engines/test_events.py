@@ -1,4 +1,4 @@
-"""The events of the method, losses that users attach, and what an engine remembers."""
+"""Events, losses attached by users, and the parts that an engine saves in checkpoints."""
 
 import gc
 import weakref
@@ -18,7 +18,7 @@ from proda.models.discriminator import Discriminator
 from tests import small_runs, tiny
 from tests.tiny import PRECISION, K
 
-# name -> trainer of a student, and a tensor that it hands to losses
+# name -> trainer of a student, and a tensor of its engine.state.graph
 TRAINERS = {
     "supervised": (lambda student, optimizer: supervised_trainer(student, optimizer, PRECISION), "source_logits"),
     "adversarial": (lambda student, optimizer: warm_up(student, optimizer), "target_logits"),
@@ -39,7 +39,7 @@ def warm_up(student, optimizer) -> Engine:
 
 
 def stepping() -> Engine:
-    """An engine whose steps do nothing but fire the event."""
+    """An engine whose steps only fire the event."""
 
     def step(engine: Engine, _batch: None) -> dict:
         engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
@@ -76,10 +76,10 @@ def test_an_ignite_logger_writes_at_our_events_under_the_iteration(tmp_path):
     assert small_runs.scalars(tmp_path) == {"scores/miou": {2: pytest.approx(0.2), 4: pytest.approx(0.4)}}
 
 
-def test_what_is_remembered_can_be_saved_and_has_a_name_of_its_own():
+def test_remembered_parts_need_a_state_dict_and_unique_names():
     engine, layer = stepping(), torch.nn.Linear(1, 1)
     remember(engine, layer=layer)
-    remember(engine, layer=layer)  # the same once more is no other
+    remember(engine, layer=layer)  # registering the same object again is allowed
     assert engine.state.remembered == {"layer": layer}
     with pytest.raises(ValueError, match="already remembers another 'layer'"):
         remember(engine, layer=torch.nn.Linear(1, 1))
@@ -98,7 +98,7 @@ def test_trainers_remember_student_optimizer_and_precision(name):
 
 
 def gradients(name: str, batch: dict, term=None) -> tuple[list[torch.Tensor], dict, Engine]:
-    """Of a student without randomness, after one iteration; and the output."""
+    """The student's gradients after one iteration without randomness, and the output."""
     torch.manual_seed(3)
     student = tiny.network(dropout=0.0)
     trainer = TRAINERS[name][0](student, tiny.sgd(student))
@@ -110,7 +110,7 @@ def gradients(name: str, batch: dict, term=None) -> tuple[list[torch.Tensor], di
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_users_loss_adds_its_gradient_and_is_part_of_the_loss(name):
-    """The gradients with it are those without it and its own."""
+    """The gradients with the loss are the sum of those without it and its own."""
     batch, key = tiny.batch(), TRAINERS[name][1]
 
     def brightness(engine: Engine) -> None:
@@ -130,7 +130,7 @@ def test_a_users_loss_adds_its_gradient_and_is_part_of_the_loss(name):
 
 
 def own_gradients(name: str, batch: dict, key: str) -> list[torch.Tensor]:
-    """Those of the term alone, by autograd at the moment when losses are ready."""
+    """Gradients of the term alone, by autograd at ``LOSSES_READY``."""
     found: list[torch.Tensor] = []
     torch.manual_seed(3)
     student = tiny.network(dropout=0.0)
@@ -147,7 +147,7 @@ def own_gradients(name: str, batch: dict, key: str) -> list[torch.Tensor]:
     return found
 
 
-def test_a_users_loss_of_a_weight_moves_it_by_its_closed_form():
+def test_a_users_loss_of_a_weight_changes_it_by_the_closed_form():
     moved = {}
     for weight in (0.0, 0.25):
         torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""Judging a network."""
+"""The evaluator and its scores."""
 
 import math
 import weakref
@@ -14,7 +14,7 @@ from tests.tiny import PRECISION
 
 
 class Painted(nn.Module):
-    """Says class 0 on the left half and class 1 on the right, as surely as ``sharpness`` tells, at half the size."""
+    """Predicts class 0 on the left half and 1 on the right, at half the size; ``sharpness`` sets the confidence."""
 
     num_classes = 3
 
@@ -33,7 +33,7 @@ def batch(labels: torch.Tensor) -> dict:
     return {"image": torch.zeros(len(labels), 3, 4, 8, dtype=torch.uint8), "labels": labels, "name": ["x"]}
 
 
-def test_the_confusion_matrix_has_truth_in_rows_and_leaves_ignored_pixels_out():
+def test_the_confusion_matrix_has_true_classes_in_rows_and_ignores_pixels_without_class():
     labels = torch.zeros(1, 4, 8, dtype=torch.uint8)
     labels[:, 0] = 250
     labels[:, 1] = 2
@@ -43,7 +43,7 @@ def test_the_confusion_matrix_has_truth_in_rows_and_leaves_ignored_pixels_out():
     assert confusion[0, :2].sum() == 16 and confusion[2, :2].sum() == 8 and confusion[:, 2].sum() == 0
 
 
-def test_the_label_free_score_is_log_k_for_sure_and_even_and_zero_for_undecided_predictions():
+def test_the_label_free_score_is_log_k_for_confident_balanced_predictions_and_zero_for_uniform_ones():
     labels = torch.zeros(2, 4, 8, dtype=torch.uint8)
     sure = segmentation_evaluator(Painted(1e4), PRECISION).run([batch(labels)] * 2).metrics["label_free"]
     assert sure == pytest.approx(math.log(2), abs=1e-3)
@@ -51,7 +51,7 @@ def test_the_label_free_score_is_log_k_for_sure_and_even_and_zero_for_undecided_
     assert undecided == pytest.approx(0, abs=1e-6)
 
 
-def test_flipped_predictions_of_a_network_that_cannot_tell_sides_meet_in_the_middle():
+def test_flip_averages_image_and_mirror_image():
     image = torch.zeros(1, 3, 4, 8)
     assert torch.equal(predict(Painted(), image, (4, 8)).argmax(1)[0, 0], torch.tensor([0] * 4 + [1] * 4))
     averaged = predict(Painted(), image, (4, 8), flip=True)
@@ -68,7 +68,7 @@ def test_scales_are_averaged():
     torch.testing.assert_close(result.sum(1), torch.ones(1, 8, 16))
 
 
-def test_the_network_is_judged_in_evaluation_mode_without_gradient_and_put_back_into_its_modes():
+def test_the_network_is_evaluated_without_gradient_in_evaluation_mode_and_its_modes_are_restored():
     network, seen = Painted().train(), []
     network.frozen = nn.Dropout().eval()
     network.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))

@@ -22,7 +22,7 @@ def weight(value: float = 0.0) -> torch.nn.Linear:
 
 
 def trainer_of(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer, precision: Precision) -> Engine:
-    """Batches are numbers, by which the loss rises with the layer's one weight."""
+    """Batches are numbers; the loss is the batch times the layer's only weight."""
 
     def step(engine: Engine, slope: float) -> dict:
         engine.state.output = {"class_means": torch.ones(1, 2, 1), "class_present": torch.ones(1, 2).bool()}
@@ -35,13 +35,13 @@ def trainer_of(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer, precisi
 
 
 def scaling() -> Precision:
-    """As fp16 has it on a GPU."""
+    """Loss scaling, as in fp16 on a GPU."""
     precision = Precision(CPU)
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=FACTOR)
     return precision
 
 
-def test_the_weights_move_between_the_two_events():
+def test_the_weights_change_between_the_two_events():
     layer, seen = weight(5.0), []
     trainer = trainer_of(layer, tiny.sgd(layer, lr=1.0), Precision(CPU))
     for event in (ProdaEvents.BACKWARD_DONE, ProdaEvents.OPTIMIZER_STEPPED):
@@ -59,7 +59,7 @@ def test_scaled_gradients_have_their_true_values_at_backward_done():
 
 
 @pytest.mark.parametrize("precision", [Precision(CPU), scaling()], ids=["off", "scaled"])
-def test_clipped_gradients_move_the_weights_by_the_rate_times_the_limit(precision):
+def test_clipped_gradients_change_the_weights_by_the_rate_times_the_limit(precision):
     layer = weight()
     trainer = trainer_of(layer, tiny.sgd(layer, lr=0.5), precision)
     ClipGradients(layer, 0.25).attach(trainer)
@@ -77,7 +77,7 @@ def test_a_limit_of_zero_clips_nothing():
     assert layer.weight.item() == -8
 
 
-def test_a_step_that_loss_scaling_skips_moves_neither_schedule_nor_teacher_nor_prototypes():
+def test_a_step_skipped_by_loss_scaling_changes_neither_schedule_nor_teacher_nor_prototypes():
     layer, precision, steps = weight(), scaling(), []
     optimizer, teacher, prototypes = tiny.sgd(layer, 1.0), EMATeacher(layer, 0.5), Prototypes(2, 1)
     trainer = trainer_of(layer, optimizer, precision)
@@ -98,7 +98,7 @@ def test_a_step_that_loss_scaling_skips_moves_neither_schedule_nor_teacher_nor_p
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.9**0.9)
 
 
-def test_the_loss_scale_goes_through_a_checkpoint_and_one_without_scaling_leaves_it():
+def test_the_loss_scale_is_restored_and_a_state_without_scaling_keeps_it():
     precision, other = scaling(), scaling()
     layer = weight()
     trainer_of(layer, tiny.sgd(layer), precision).run([float("inf")])

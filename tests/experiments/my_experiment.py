@@ -1,4 +1,4 @@
-"""An experiment of one's own: stage 1 without extras, and a diary of how many labels the prototypes change.
+"""A user's experiment: stage 1 without extras, and a record of how many labels the prototypes change.
 
 python run.py tests/experiments/my_experiment.py --weights=runs/warmup/last.pt
 """
@@ -36,7 +36,7 @@ class Config(DenoiseOptions, TrainConfig):
 
 
 class Diary:
-    """Notes each moment of the method as it comes, and how many pixels get another label by rectification."""
+    """Records the events in their order, and how many pixels get another label by rectification."""
 
     def __init__(self) -> None:
         self.moments: list[str] = []

@@ -1,4 +1,4 @@
-"""The ablation on the smallest Streets, and what it says about its numbers."""
+"""The ablation on the smallest Streets, and its report."""
 
 import json
 
@@ -30,7 +30,7 @@ def command(data, output, *flags: str) -> int:
     return main(["experiments/ablation.py", *common, *flags])
 
 
-def test_it_runs_every_row_and_goes_on_after_an_interruption(data, tmp_path, monkeypatch, capsys):
+def test_it_runs_every_row_and_continues_after_an_interruption(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)  # the tiny Streets are there
     assert command(data, tmp_path, "--seeds=1") == 0
     rows = read(tmp_path / "summary.json")["rows"]
@@ -58,10 +58,10 @@ def test_it_runs_every_row_and_goes_on_after_an_interruption(data, tmp_path, mon
     assert "source_only holds a run with different inputs (--iterations was " in error and "--overwrite" in error
 
 
-def test_a_row_that_falls_is_told_with_the_seeds_in_which_it_does():
+def test_a_row_that_falls_is_reported_with_its_seeds():
     iou = {"road": 0.5, "rider": None}
     scores = {"source_only": [0.3, 0.4], "warmup": [0.4, 0.5], "self_training": [0.45, 0.43]}
-    scores |= {ablation.CONTROL: [0.9, 0.9]}  # which is above all others, and compared with none
+    scores |= {ablation.CONTROL: [0.9, 0.9]}  # above all others, but not compared with any
     runs = {row: [{"miou": s, "iou": iou} for s in scores.get(row, [])] for row in ablation.ROWS}
     found = compare(runs, control=ablation.CONTROL)
     assert found["rows"]["warmup"]["miou"] == pytest.approx(0.45)

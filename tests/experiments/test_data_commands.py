@@ -31,7 +31,7 @@ def command(name, data, output, *flags) -> int:
     return main([str(small_runs.ROOT / f"experiments/{name}.py"), *common, *flags])
 
 
-def test_data_without_fault_pass_the_check(inputs, tmp_path, capsys):
+def test_data_without_problems_pass_the_check(inputs, tmp_path, capsys):
     assert command("check_data", inputs[0], tmp_path, *VIEWS) == 0
     assert "problems that would break a run: none found" in capsys.readouterr().out
     summary = read_summary(tmp_path)
@@ -49,7 +49,7 @@ def test_what_would_break_a_run_is_named_and_gives_exit_status_1(inputs, tmp_pat
     assert command("check_data", data, tmp_path / "check", *VIEWS) == 1
     out = capsys.readouterr().out
     assert f"PROBLEM {cut}: not a complete image" in out and f"PROBLEM no label map {first}" in out
-    assert f"PROBLEM {second}: unknown label id 99" in out  # those that are there are looked at all the same
+    assert f"PROBLEM {second}: unknown label id 99" in out  # existing label maps are still checked
     val = read_summary(tmp_path / "check")["val"]
     assert val["images"] == 2 and val["sizes"] == {"96x48": 1} and len(val["problems"]) == 2
     bad = tmp_path / "check/bad_files.txt"
@@ -68,7 +68,7 @@ def test_a_bad_label_map_of_a_training_photograph_breaks_no_run(inputs, tmp_path
     assert read_summary(tmp_path / "check")["train"]["labelled"] == 7
 
 
-def test_training_labels_of_the_target_may_be_missing_since_nobody_needs_them(inputs, tmp_path):
+def test_training_labels_of_the_target_may_be_missing(inputs, tmp_path):
     data = shutil.copytree(inputs[0], tmp_path / "data")
     next(data.glob("cityscapes/gtFine/train/*/*_labelIds.png")).unlink()
     assert command("check_data", data, tmp_path / "check", *VIEWS) == 0
@@ -83,7 +83,7 @@ def test_one_part_alone_may_be_checked_and_views_that_do_not_fit_are_named(input
     assert "no part 'sauce'" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused_since_each_would_read_all_and_write_the_same_files(inputs, tmp_path, capsys):
+def test_several_processes_are_refused(inputs, tmp_path, capsys):
     flags = [*VIEWS, "--nproc_per_node=2", "--backend=gloo", "--device=cpu"]
     assert command("check_data", inputs[0], tmp_path / "run", *flags) == 2
     captured = capsys.readouterr()
@@ -126,7 +126,7 @@ def test_evaluation_writes_scores_a_confusion_picture_and_a_submission(inputs, t
         (["--split=valid"], "--split=valid: expected one of 'val', 'train', 'test'"),
     ],
 )
-def test_evaluation_tells_mistakes_in_one_line_and_writes_nothing(inputs, tmp_path, capsys, flags, message):
+def test_evaluation_reports_mistakes_in_one_line_and_writes_nothing(inputs, tmp_path, capsys, flags, message):
     data, weights = inputs
     flags = [f"--weights={weights}", "--backbone=tiny", f"--predictions={tmp_path}/sent", *flags]
     assert command("evaluate", data, tmp_path / "run", *flags) == 2
@@ -135,7 +135,7 @@ def test_evaluation_tells_mistakes_in_one_line_and_writes_nothing(inputs, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_has_its_own_line_beside_an_open_progress_bar(inputs, tmp_path, capsys):
+def test_an_error_has_its_own_line_next_to_an_open_progress_bar(inputs, tmp_path, capsys):
     images = shutil.copytree(inputs[0] / "gta5/images", tmp_path / "images")
     cut = sorted(images.iterdir())[3]
     cut.write_bytes(cut.read_bytes()[:300])
@@ -146,7 +146,7 @@ def test_an_error_has_its_own_line_beside_an_open_progress_bar(inputs, tmp_path,
 
 
 @pytest.mark.parametrize("experiment", ["check_data", "evaluate", "predict"])
-def test_a_released_recipe_is_checked_and_judged_under_its_name(experiment):
+def test_a_released_recipe_is_checked_and_evaluated_under_its_name(experiment):
     module = load_experiment(f"experiments/{experiment}.py")
     for preset, classes in (("gta5_released", 19), ("synthia_released", 16)):
         config = make_config(module.Config, {"preset": preset}, module.PRESETS)
@@ -176,7 +176,7 @@ def test_prediction_takes_a_folder_or_a_pattern_and_says_when_it_finds_nothing(i
     assert "found none; expected .png" in capsys.readouterr().err
 
 
-def test_a_released_checkpoint_of_16_classes_is_judged_on_16_and_on_13(inputs, tmp_path):
+def test_a_released_checkpoint_of_16_classes_is_evaluated_on_16_and_on_13(inputs, tmp_path):
     network = build_network("tiny", 16)
     torch.save({"iter": 7, "ResNet101": {"model_state": network.state_dict()}}, tmp_path / "released.pkl")
     flags = [f"--data_root={inputs[0]}", f"--output={tmp_path}/run", "--num_workers=0", "--backbone=tiny"]

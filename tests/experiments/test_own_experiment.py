@@ -1,4 +1,4 @@
-"""A user's experiment, started from the command line, with a handler of their own."""
+"""A user's experiment with its own handler, started from the command line."""
 
 import json
 
@@ -30,7 +30,7 @@ def summary(tmp_path_factory) -> dict:
     return json.loads((folder / "run" / "summary.json").read_text())
 
 
-def test_its_handler_sees_the_moments_in_the_documented_order(summary):
+def test_its_handler_sees_the_events_in_the_documented_order(summary):
     assert summary["moments"] == ["pseudo_labels_refreshed", *ITERATION * 2, "validated", *ITERATION, "validated"]
 
 
@@ -39,7 +39,7 @@ def test_the_order_of_an_iteration_is_that_of_the_class_body():
     assert [moment for moment in documented if moment in ITERATION] == ITERATION
 
 
-def test_its_handler_finds_the_tensors_of_the_moment(summary):
+def test_its_handler_finds_the_tensors_of_each_event(summary):
     assert len(summary["changed_labels"]) == 3 and all(0 <= share <= 1 for share in summary["changed_labels"])
     assert max(summary["changed_labels"]) > 0
 

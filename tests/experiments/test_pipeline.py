@@ -25,7 +25,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _tiny_streets(monkeypatch) -> None:
-    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)  # they are there
+    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)  # they already exist
 
 
 def command(data: Path, output: Path, experiment: str = "pipeline", **more) -> int:
@@ -52,7 +52,7 @@ def config_of(done: Path, stage: str) -> dict:
     return read(done / stage / "config.json")
 
 
-def test_every_stage_starts_from_what_the_one_before_has_left(done):
+def test_every_stage_starts_from_the_result_of_the_one_before(done):
     assert list(read(done / "summary.json")["stages"]) == ALL
     assert config_of(done, "warmup")["init_file"] == str(done / "source_only/last.pt")
     assert config_of(done, "stage1_denoise")["weights"] == str(done / "warmup/last.pt")
@@ -68,7 +68,7 @@ def test_every_stage_starts_from_what_the_one_before_has_left(done):
 
 def test_what_is_up_to_date_is_skipped(done, data, capsys):
     before = {path: path.stat().st_mtime_ns for stage in ALL for path in (done / stage).rglob("*")}
-    assert command(data, done, checkpoint_every=7) == 0  # which changes no result
+    assert command(data, done, checkpoint_every=7) == 0  # a flag that changes no result
     out = capsys.readouterr().out
     assert out.count("up to date, skipped") == len(ALL) and "| stage3_distill" in out
     assert {path: path.stat().st_mtime_ns for stage in ALL for path in (done / stage).rglob("*")} == before
@@ -114,8 +114,8 @@ def test_other_weights_and_images_are_other_inputs(two, data, capsys):
         assert words in capsys.readouterr().err
 
 
-def test_with_overwrite_only_what_has_changed_is_done_anew(two, data, capsys):
-    (two / "warmup/inputs.json").unlink()  # as a run by hand would leave it
+def test_with_overwrite_only_what_has_changed_runs_again(two, data, capsys):
+    (two / "warmup/inputs.json").unlink()  # as after a run started by hand
     assert command(data, two, until="warmup") == 2
     assert "holds a run without a readable inputs.json" in capsys.readouterr().err
     assert command(data, two, until="warmup", overwrite=True) == 0
@@ -124,7 +124,7 @@ def test_with_overwrite_only_what_has_changed_is_done_anew(two, data, capsys):
     assert "resumed from" not in out and (two / "warmup/inputs.json").is_file()
 
 
-def test_a_stage_that_cannot_start_leaves_nothing(data, tmp_path, capsys):
+def test_a_stage_that_cannot_start_writes_nothing(data, tmp_path, capsys):
     assert command(data, tmp_path, batch_size=100) == 2
     assert "--batch_size=100" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -144,7 +144,7 @@ def test_a_stage_that_cannot_start_leaves_nothing(data, tmp_path, capsys):
         ({"preset": "gta5", "until": "stage1", "init_file": "no.pth"}, "--init_file=no.pth: no such file"),
     ],
 )
-def test_mistakes_are_told_before_any_work(data, tmp_path, capsys, flags, words):
+def test_mistakes_are_reported_before_any_work(data, tmp_path, capsys, flags, words):
     assert command(data, tmp_path, **flags) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -182,7 +182,7 @@ def test_quickstart_is_this_pipeline_and_draws_a_panel(done, data, capsys):
         assert picture.width > (2 + len(ALL)) * 96 and picture.height > 2 * 48
 
 
-def test_quickstart_touches_no_run_on_other_data(data, tmp_path, capsys):
+def test_quickstart_does_not_change_a_run_on_other_data(data, tmp_path, capsys):
     before = small_runs.write_weights(tmp_path / "last.pt")
     flags = small_runs.flags("source_only", data, before, tmp_path / "source_only", iterations=1, seed=9)
     start("experiments/source_only.py", flags)

@@ -14,18 +14,18 @@ from proda.experiment.domains import Domains
 from proda.experiment.launch import load_experiment
 
 SOURCE_IMAGES, TARGET_IMAGES = 9400, 2975  # SYNTHIA, the smaller source; Cityscapes train
-# Where and how fast a run is made, and how it is watched.
+# Flags for where and how fast a run is computed, and for logging.
 RUNNING = {
     *("output", "seed", "device", "num_workers", "amp", "deterministic", "nproc_per_node", "backend", "data_root"),
     *("val_batch_size", "checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
 }
 COMMON = {
     "target": "cityscapes",
-    "num_classes": 0,  # the source's own: see the test below
+    "num_classes": 0,  # depends on the source: see the test below
     "backbone": "resnet101",
     "batch_size": 4,
     "epochs": 84,
-    "iterations": 0,  # as the epochs give
+    "iterations": 0,  # determined by --epochs
     "momentum": 0.9,
     "weight_decay": 2e-4,
     "grad_clip": 0.0,
@@ -82,7 +82,7 @@ STAGES = {
     "stage2_distill": {**DISTILLATION, "init": "simclr", "init_file": ""},
     "stage3_distill": {**DISTILLATION, "init": "weights"},
 }
-# The rows in which paper and released code differ, and which file a stage takes from the one before.
+# Flags in which paper and released code differ, and the file that a stage takes from the previous one.
 PAPER = {
     "warmup": {"repeat_backbone_parameters": False, "schedule_iterations": 0},
     "stage1_denoise": {
@@ -153,7 +153,7 @@ def test_a_preset_of_a_stage_is_the_published_recipe(stage, preset):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_source_alone_picks_its_recipe_and_gta5_is_the_default(stage):
+def test_the_source_determines_the_recipe_and_gta5_is_the_default(stage):
     assert resolved(stage, source="synthia") == resolved(stage, preset="synthia")
     assert resolved(stage) == {**resolved(stage, preset="gta5"), "preset": ""}
 
@@ -176,7 +176,7 @@ def test_a_run_on_cityscapes_has_the_published_length(stage):
         assert (batches.epoch_length, batches.iterations) == (743, 62_412)
 
 
-def test_labels_and_prototypes_made_alone_are_those_that_the_stages_make():
+def test_labels_and_prototypes_of_their_own_commands_equal_those_of_the_stages():
     for preset in ("gta5", "synthia", "gta5_released", "synthia_released"):
         prototypes, labels = resolved("prototypes", preset=preset), resolved("pseudo_labels", preset=preset)
         stage1, stage2 = (resolved(stage, preset=preset) for stage in ("stage1_denoise", "stage2_distill"))

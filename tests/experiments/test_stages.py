@@ -1,4 +1,4 @@
-"""Every experiment file runs some iterations from the command line and leaves what it promises."""
+"""Every experiment file runs some iterations from the command line and writes the documented files."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def read(path: Path) -> dict:
 
 
 @pytest.mark.parametrize("stage", TRAINING)
-def test_a_stage_leaves_the_promised_files(runs, stage):
+def test_a_stage_writes_the_documented_files(runs, stage):
     names = {path.name for path in (runs / stage).iterdir()}
     expected = {"config.json", "train.log", "summary.json", "best.pt", "last.pt", "label_free.pt"}
     expected |= {"checkpoint_2.pt", "checkpoint_3.pt"}
@@ -63,7 +63,7 @@ def test_a_stage_leaves_the_promised_files(runs, stage):
 
 
 @pytest.mark.parametrize("stage", TRAINING)
-def test_its_summary_has_the_promised_keys(runs, stage):
+def test_its_summary_has_the_documented_keys(runs, stage):
     summary = read(runs / stage / "summary.json")
     assert {"miou", "best_miou", "best_iteration", "label_free_miou", "iou", "iterations", "seconds"} <= set(summary)
     assert list(summary["iou"]) == class_names(13)
@@ -179,7 +179,7 @@ def test_evaluate_at_several_scales_with_the_mirror_image(data, weights, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_pseudo_labels_by_themselves_are_those_that_a_stage_makes_and_can_be_given_to_it(data, weights, tmp_path, kind):
+def test_pseudo_labels_of_their_own_command_equal_those_of_a_stage_which_accepts_them(data, weights, tmp_path, kind):
     found = judge("pseudo_labels", data, tmp_path / "labels", f"--weights={weights}", f"--kind={kind}")
     assert found["written"] == found["images"] == 8 and 0 <= found["miou"] <= 1
     again = judge("pseudo_labels", data, tmp_path / "labels", f"--weights={weights}", f"--kind={kind}")
@@ -191,7 +191,7 @@ def test_pseudo_labels_by_themselves_are_those_that_a_stage_makes_and_can_be_giv
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
 
 
-def test_prototypes_by_themselves_are_those_that_stage_1_makes(runs, data, weights, tmp_path):
+def test_prototypes_of_their_own_command_equal_those_of_stage_1(runs, data, weights, tmp_path):
     found = judge("prototypes", data, tmp_path, f"--weights={weights}", "--val_batch_size=2")
     assert list(found["images_with_class"]) == class_names(13)
     ours, theirs = (load_prototypes(folder / "prototypes.pt") for folder in (tmp_path, runs / "stage1_denoise"))
@@ -211,7 +211,7 @@ def test_labels_and_prototypes_of_another_network_are_refused(runs, data, tmp_pa
 
 
 @pytest.mark.parametrize("stage", ["source_only", "stage1_denoise"])
-def test_a_loss_of_nan_ends_the_run_in_one_line_and_spoils_no_file(data, weights, tmp_path, capsys, stage):
+def test_a_loss_of_nan_ends_the_run_in_one_line_and_damages_no_file(data, weights, tmp_path, capsys, stage):
     output = tmp_path / "run"
     more = {"lr": 1e30, "val_every": 1, "checkpoint_every": 1}
     assert command(stage, data, weights, output, **more) == 2
@@ -226,5 +226,5 @@ def test_a_loss_of_nan_ends_the_run_in_one_line_and_spoils_no_file(data, weights
 def test_every_experiment_is_tried_somewhere():
     here = {path.stem for path in ROOT.glob("experiments/[a-z]*.py")}
     tried = {*TRAINING, "evaluate", "pseudo_labels", "prototypes"}
-    elsewhere = {"ablation", "check_data", "pipeline", "predict", "quickstart"}  # have test files of their own
+    elsewhere = {"ablation", "check_data", "pipeline", "predict", "quickstart"}  # have their own test files
     assert here <= tried | elsewhere and tried <= here

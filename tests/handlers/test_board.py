@@ -27,7 +27,7 @@ def stage1_output() -> dict[str, torch.Tensor]:
 
 
 def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = False, panels_every: int = 2) -> None:
-    """A watched run of fake steps with one validation in the middle."""
+    """A run of fake steps with a board and one validation in the middle."""
 
     def step(engine: Engine, batch: dict) -> dict:
         engine.state.batch, engine.state.output = batch, output()
@@ -42,7 +42,7 @@ def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = 
     if start:
         trainer.load_state_dict({"epoch_length": 4, "max_iters": iterations, "iteration": start})
     optimizer = tiny.sgd(network, lr=0.125)
-    # the rate on the board is that of the step, not the one that the schedule sets after it
+    # The board shows the learning rate of the step, not the one that the schedule sets after it.
     trainer.add_event_handler(Events.ITERATION_STARTED, lambda: optimizer.param_groups[0].update(lr=0.125))
     trainer.add_event_handler(ProdaEvents.OPTIMIZER_STEPPED, lambda: optimizer.param_groups[0].update(lr=0.25))
     board = Board(folder, evaluator, {"student": optimizer}, COLORS)
@@ -61,7 +61,7 @@ def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = 
         trainer.fire_event(ProdaEvents.VALIDATED)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a warning at every line of the log would drown it
+        warnings.simplefilter("error")  # a warning for every written point would flood the log
         trainer.run([tiny.batch()] * 4, max_iters=iterations, epoch_length=4)
     board.close()
 

@@ -19,7 +19,7 @@ from proda.utils.errors import UserError
 
 @pytest.fixture
 def lines(caplog, monkeypatch):
-    """What the program logs."""
+    """The lines of the log."""
     monkeypatch.setattr(module.log, "propagate", True)
     caplog.set_level(logging.INFO, logger="proda")
     return lambda: [record.getMessage() for record in caplog.records]
@@ -182,7 +182,7 @@ def test_a_failing_write_loses_no_existing_checkpoint(tmp_path, lines, monkeypat
     assert "checkpoint_3.pt" in lines()[0] and "No space left on device" in lines()[0]
     monkeypatch.setattr(torch, "save", save)
     run.to(6)
-    assert names(tmp_path) == ["checkpoint_2.pt", "checkpoint_6.pt"]  # the newest two that there are
+    assert names(tmp_path) == ["checkpoint_2.pt", "checkpoint_6.pt"]  # the newest two that could be written
     assert Run(tmp_path, resumed=True).value == 6
 
 
@@ -269,7 +269,7 @@ def test_a_run_never_starts_over_if_its_checkpoints_cannot_be_read(tmp_path, asi
     Run(tmp_path).to(3)
     for path in list(tmp_path.iterdir()):
         path.write_bytes(path.read_bytes()[:-100])
-        if aside:  # as a run of an earlier version has left them
+        if aside:  # as left by an earlier version
             path.rename(f"{path}.damaged")
     before = names(tmp_path)
     for _ in range(2):

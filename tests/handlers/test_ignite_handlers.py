@@ -109,7 +109,7 @@ def test_a_model_checkpoint_saves_next_to_ours(train, tmp_path):
 
 
 def test_a_tracker_logs_losses_scores_and_a_metric_of_the_users(train, tmp_path):
-    """TensorBoard is the tracker that needs no further package; the others share its interface."""
+    """Uses TensorBoard, which needs no further package; other trackers have the same interface."""
 
     def attach(trainer: Engine) -> None:
         RunningAverage(output_transform=lambda output: output["loss"]).attach(trainer, "average")
@@ -128,7 +128,7 @@ def test_a_tracker_logs_losses_scores_and_a_metric_of_the_users(train, tmp_path)
 
 
 def test_the_learning_rate_finder_leaves_a_trainer_as_it_was(train):
-    """Before the run, on the same trainer: weights, rate and the count of iterations are those of the start."""
+    """It runs before training on the same trainer, and restores weights, learning rate and iteration number."""
     rates = []
 
     def attach(trainer: Engine) -> None:

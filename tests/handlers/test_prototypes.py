@@ -15,7 +15,7 @@ from tests.tiny import PRECISION
 
 
 def trainer_of(means: list, present: list) -> Engine:
-    """Each of its iterations is a step of the optimizer, with these class means of the teacher."""
+    """A trainer whose iterations fire the optimizer's step, with these class means of the teacher."""
 
     def step(engine: Engine, _batch: None) -> dict:
         engine.state.output = {"class_means": torch.tensor(means), "class_present": torch.tensor(present)}

@@ -20,7 +20,7 @@ TRUTH = torch.randint(0, K, (3, *FULL), dtype=torch.uint8, generator=torch.Gener
 
 
 class Images:
-    """Batches of one image by name; remembers which were asked for."""
+    """Batches of one image by name; records the requested names."""
 
     def __init__(self, *, labelled: bool = False) -> None:
         self.asked: list[list[str]] = []
@@ -40,7 +40,7 @@ def soft_store(folder, weights="w", names=NAMES):
 
 
 class Batches:
-    """Of a run; remembers from which iterations it was started again."""
+    """The batches of a run; records the iterations from which the loader was restarted."""
 
     def __init__(self) -> None:
         self.restarts: list[int] = []
@@ -103,7 +103,7 @@ def test_hard_labels_are_the_arg_max_at_image_size(tmp_path, flip):
     maps = [torch.nn.functional.interpolate(x.softmax(1), FULL, mode="bilinear", align_corners=True) for x in logits]
     expected = (maps[0] + maps[-1].flip(-1)) / 2 if flip else maps[0]
     labels, confidence = store.read("a")
-    assert (labels == expected[0].argmax(0)).float().mean() > 0.999  # but for ties in the last bit
+    assert (labels == expected[0].argmax(0)).float().mean() > 0.999  # except for ties in the last bit
     torch.testing.assert_close(confidence, expected[0].amax(0), atol=5.1e-3, rtol=0)
 
 
@@ -188,7 +188,7 @@ def test_a_resumed_run_finds_the_labels_it_had(tmp_path, start):
 
     store, images, folders = soft_store(tmp_path), Images(), []
     resumed = labels_of(store, images)
-    if start == 3:  # between renewals the student has moved on, and the checkpoint knows which labels were in use
+    if start == 3:  # between renewals the student has changed; the checkpoint records the labels in use
         resumed.load_state_dict(handler.state_dict())
         with torch.no_grad():
             student.conv1.weight.add_(1.0)
@@ -228,11 +228,11 @@ def renewed_folders(tmp_path) -> set[str]:
 
 
 def test_renewed_labels_that_no_checkpoint_needs_are_deleted(tmp_path):
-    """Labels are renewed every second iteration, and each iteration has a checkpoint, of which two stay."""
+    """Labels are renewed every second iteration; every iteration saves a checkpoint, and two are kept."""
     handler = labels_of(soft_store(tmp_path / "first"))
     (tmp_path / "pseudo_labels" / "iteration_of_mine").mkdir(parents=True)
     run(handler, iterations=9, every=1, student=tiny.network(1), folder=tmp_path, checkpoint_every=1)
-    # at the renewal of 8, checkpoints 7 and 8 are on the disk; both were made while training on the labels of 6
+    # At the renewal of iteration 8, checkpoints 7 and 8 exist; both were saved while training on the labels of 6.
     assert renewed_folders(tmp_path) == {"iteration_6", "iteration_8", "iteration_of_mine"}
     assert (tmp_path / "first" / "manifest.json").exists()
 
@@ -275,7 +275,7 @@ def test_a_resumed_run_keeps_the_labels_of_the_checkpoint_before_the_newest(tmp_
 
 
 def test_a_resume_from_each_kept_checkpoint_finds_its_labels(tmp_path):
-    """Without the labels of its own time, a resumed run would end with an error."""
+    """Without the labels that were in use at its checkpoint, a resumed run would end with an error."""
     student, states = tiny.network(1), {}
     handler = labels_of(soft_store(tmp_path / "first"))
 

@@ -10,7 +10,7 @@ from tests import small_runs, tiny
 
 
 def trainer_of(optimizer: torch.optim.Optimizer, found: list[float]) -> Engine:
-    """Each iteration is a step of the optimizer; ``found`` gets the rates that it was made with."""
+    """Each iteration is a step of the optimizer; its learning rates are appended to ``found``."""
 
     def step(engine: Engine, _batch: None) -> dict:
         found.append(optimizer.param_groups[0]["lr"])
@@ -22,7 +22,7 @@ def trainer_of(optimizer: torch.optim.Optimizer, found: list[float]) -> Engine:
 
 
 def rates(iterations: int, horizon: int, base: float = 2.0, resume_at: int = 0) -> list[float]:
-    """Rates of each iteration; through the states that the engine remembers if ``resume_at`` is given."""
+    """Learning rates of each iteration; with ``resume_at``, the run is saved and resumed there."""
     found: list[float] = []
 
     def run(count: int, states: dict) -> dict:

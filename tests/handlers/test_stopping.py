@@ -16,7 +16,7 @@ def ask(number: int = signal.SIGTERM) -> None:
 
 
 class Training:
-    """A trainer that validates every second iteration; both keep count of what they have seen."""
+    """A trainer that validates every second iteration; records iterations and validation batches."""
 
     def __init__(self, *, batches: int = 5, after: int = 0) -> None:
         self.trainer, self.evaluator = Engine(lambda *_: None), Engine(lambda *_: None)

@@ -22,7 +22,7 @@ CLASSES = ["road", "sky", "train"]
 
 
 def confusion(correct: int, wrong: int = 0) -> torch.Tensor:
-    """Three classes, the last of them absent: ``correct`` pixels of each of the others and ``wrong`` of one."""
+    """Three classes, the last one absent: ``correct`` pixels of each other class, and ``wrong`` pixels of one."""
     return torch.tensor([[correct, 0, 0], [wrong, correct, 0], [0, 0, 0]], dtype=torch.float64)
 
 
@@ -39,7 +39,7 @@ class Judge(Engine):
 
 
 class Run:
-    """A run whose network is known by the iteration that its one buffer holds."""
+    """A run whose network contains the iteration in its only buffer."""
 
     def __init__(self, folder, evaluator: Engine, *, every: int = 1, checkpoint_every: int = 0) -> None:
         self.network = tiny.network()
@@ -135,7 +135,7 @@ def test_its_results_are_in_the_checkpoint_so_the_best_stays_the_best(tmp_path):
 
 
 def test_the_last_checkpoint_holds_the_last_validation(tmp_path):
-    """It runs when the checkpoint of the same iteration is on the disk already."""
+    """The validation runs after the checkpoint of the same iteration was saved for the first time."""
     Run(tmp_path, Judge((5, 0.1)), every=10, checkpoint_every=1).trainer.run([None] * 2)
     again = Run(tmp_path, Judge())
     assert Checkpoints(tmp_path).resume(again.trainer) == 2
@@ -143,7 +143,7 @@ def test_the_last_checkpoint_holds_the_last_validation(tmp_path):
 
 
 class Interrupted(Judge):
-    """Is stopped within its first validation."""
+    """A run that is stopped during its first validation."""
 
     def run(self, *_) -> None:
         super().run()
@@ -198,7 +198,7 @@ def full_disk(monkeypatch, refused: list[str]) -> None:
 def test_a_full_disk_keeps_the_file_before_it(tmp_path, monkeypatch):
     train(tmp_path, (5, 0.1))
     full_disk(monkeypatch, ["last.pt", "best.pt", "label_free.pt"])
-    assert len(train(tmp_path, (6, 0.1), (7, 0.1)).results) == 2  # training goes on
+    assert len(train(tmp_path, (6, 0.1), (7, 0.1)).results) == 2  # training continues
     assert kept(tmp_path)["last"] == 1
 
 
@@ -206,7 +206,7 @@ def test_a_failed_save_of_the_best_model_is_not_forgotten_when_the_last_is_saved
     refused = ["best.pt"]
     full_disk(monkeypatch, refused)
     run = Run(tmp_path, Judge((9, 0.1), (5, 0.1), (6, 0.1)))
-    run.trainer.add_event_handler(ProdaEvents.VALIDATED, refused.clear)  # there is room again for the next one
+    run.trainer.add_event_handler(ProdaEvents.VALIDATED, refused.clear)  # the next file can be written again
     run.trainer.run([None] * 3)
     assert kept(tmp_path) == {"last": 3, "label_free": 1}
     with pytest.raises(OSError, match=r"No space left on device.*best\.pt"):
