@@ -39,11 +39,6 @@ def data(clean_data, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return small_runs.write_weights(tmp_path_factory.mktemp("weights") / "before.pt")
-
-
-@pytest.fixture(scope="module")
 def stopped_run(clean_data, weights, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Stopped):

@@ -1,7 +1,5 @@
 """What only a GPU shows: deterministic kernels, loss scaling, NCCL and synchronised batch norm."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,16 +9,6 @@ from tests.small_runs import checkpoint, differing, train
 
 ITERATIONS = 5
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return small_runs.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return small_runs.write_weights(tmp_path_factory.mktemp("weights") / "before.pt")
 
 
 @pytest.mark.parametrize("amp", ["off", "fp16"])

@@ -33,16 +33,6 @@ FORKS.set_forkserver_preload(["tests.small_runs", *(f"experiments.{stage}" for s
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return small_runs.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return small_runs.write_weights(tmp_path_factory.mktemp("weights") / "before.pt")
-
-
-@pytest.fixture(scope="module")
 def whole(data, weights, tmp_path_factory):
     """stage -> the final checkpoint of a run that nobody interrupts, and the seconds that it took."""
     made: dict[str, tuple[dict, float]] = {}

@@ -20,16 +20,6 @@ ITERATIONS = 5
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return small_runs.write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return small_runs.write_weights(tmp_path_factory.mktemp("weights") / "before.pt")
-
-
-@pytest.fixture(scope="module")
 def source_run(data, weights, tmp_path_factory) -> Path:
     """The folder of a complete run; copy it, it is shared."""
     folder = tmp_path_factory.mktemp("complete")

@@ -105,11 +105,6 @@ def test_missing_data_or_input_is_one_line_and_nothing_is_written(experiment, ca
     assert status == 2 and any(line in error for line in lines) and error.count("\n") == 1
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return small_runs.write_data(tmp_path_factory.mktemp("data"))
-
-
 NEEDS_WEIGHTS = ["warmup", "stage1_denoise", "stage2_distill", "stage3_distill"]
 
 

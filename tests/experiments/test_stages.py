@@ -24,11 +24,6 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return small_runs.write_weights(tmp_path_factory.mktemp("weights") / "before.pt")
-
-
 def command(stage: str, *args, **more) -> int:
     flags = small_runs.flags(stage, *args, **{"iterations": 3, "panels_every": 2} | more)
     return main([f"experiments/{stage}.py", *(f"--{name}={value}" for name, value in flags.items())])
