@@ -231,8 +231,8 @@ def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold
     assert len(Domains(settings).target_views()) == 2  # crops have one size
     if refused:
         assert error_of(lambda: Domains(settings).target_views(full_image=True)) == (
-            f"{target}: found training images of 80x40 (a.jpg) and 90x40 (b.jpg); whole images of one batch must have one "
-            "size (own data: size = [width, height] in the description)"
+            f"{target}: found training images of 80x40 (a.jpg) and 90x40 (b.jpg); whole images of one batch must have "
+            "one size (own data: size = [width, height] in the description)"
         )
     else:
         assert len(Domains(settings).target_views(full_image=True)) == 2
