@@ -111,7 +111,7 @@ def open_store(
 
 
 def read_manifest(folder: str | Path, kind: str) -> Manifest:
-    """Reads the manifest in ``folder``. MissingFileError if it is missing, UserError if the labels are of another kind."""
+    """Reads the manifest in ``folder``. MissingFileError if missing, UserError if the labels are another kind."""
     path = Path(folder) / "manifest.json"
     found = _read_json(path)
     for key, known in (("format", READ_FORMATS), ("kind", (kind,))):

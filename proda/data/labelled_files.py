@@ -46,8 +46,8 @@ class LabelledFiles(Dataset[Example]):
         size: (width, height) that every image (bilinear) and label map (nearest) is resized to.
         skip: names of images to skip.
         labelled_only: skips the images without a label map.
-        optional_labels: label maps are used for a report only. If one is missing or invalid, a warning is logged and all
-            pixels of its image are ``IGNORE``. If no image has a label map, examples have no labels.
+        optional_labels: label maps are used for a report only. If one is missing or invalid, a warning is logged and
+            all pixels of its image are ``IGNORE``. If no image has a label map, examples have no labels.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class LabelledFiles(Dataset[Example]):
         return _fingerprint(self.names, self.label_files) if self.label_files else ""
 
     def require_labels(self, expected: Callable[[int], str]) -> None:
-        """Raises MissingLabelsError if an image has no label map; ``expected`` describes the missing file of an index."""
+        """Raises MissingLabelsError if an image has no label map; ``expected`` describes the file of an index."""
         if self.optional_labels or not self.label_files or None not in self.label_files:
             return
         count, first = self.label_files.count(None), self.label_files.index(None)
