@@ -1,4 +1,4 @@
-"""``python -m proda`` and the command ``proda``: what run.py does, in any folder."""
+"""``python -m proda`` and the command ``proda``: the same as run.py, from any folder."""
 
 import sys
 

@@ -46,7 +46,7 @@ def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], size: tupl
 
 
 def confusion_picture(confusion: np.ndarray, names: Sequence[str], *, cell: int = 34) -> Image.Image:
-    """A confusion matrix [K, K], rows true: each row as percentages of its pixels, dark where they are many.
+    """A confusion matrix [K, K], rows true: each row as percentages of its pixels; darker means more.
 
     A class without pixels has an empty row.
     """

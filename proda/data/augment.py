@@ -1,7 +1,8 @@
-"""Weak and strong views of images: what is drawn at random, and what is done to the image.
+"""Weak and strong views of images: random parameters, and their application to images.
 
-A view is drawn once, as plain numbers (``WeakView``, ``StrongView`` of ``proda.method.views``), and then applied: to
-images and label maps here, to features, distances and soft labels there. Sizes are (height, width).
+A view is drawn once as plain numbers (``WeakView``, ``StrongView`` of ``proda.method.views``) and then applied. This
+module applies it to images and label maps; ``proda.method.views`` applies it to features, distances and soft labels.
+Sizes are (height, width).
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor
 from proda.method.views import Operation, StrongView, WeakView
 from proda.utils.errors import UserError
 
-FILL = (127, 127, 127)  # what a strong view shows where there is nothing to show, and in the cutout
+FILL = (127, 127, 127)  # colour of the cutout and of pixels from outside the image
 
 _GEOMETRY = {
     "ShearX": Operation.SHEAR_X,
@@ -49,8 +50,8 @@ def draw_weak_view(
 ) -> WeakView:
     """A resize to 0.5 to 1.5 times ``mean_width`` that keeps the aspect, a random crop, a flip half of the time.
 
-    Fields are 0-dim tensors. UserError, at every draw and not only at an unlucky one, if the smallest resize of an
-    image of ``full_size`` is smaller than the crop.
+    Fields are 0-dim tensors. Every draw raises UserError if the smallest possible resize of an image of ``full_size``
+    is smaller than the crop.
     """
     aspect = full_size[1] / full_size[0]
     smallest = int(0.5 * mean_width)
@@ -69,11 +70,11 @@ def draw_weak_view(
 
 
 def weak_view_of_image(image: Image.Image, view: WeakView) -> Image.Image:
-    """The weak view of a full image: bilinear as Pillow resizes, but only of what the crop shows."""
+    """The weak view of a full image. Only the cropped part is resized (bilinear, by Pillow)."""
     height, width, top, left, crop_height, crop_width = map(int, view[:6])
     x, y = image.width / width, image.height / height
     box = (left * x, top * y, (left + crop_width) * x, (top + crop_height) * y)
-    # The end of the box can lie a rounding error outside of the image, which Pillow refuses.
+    # Rounding can move the end of the box slightly outside the image, which Pillow refuses.
     box = (*box[:2], min(box[2], image.width), min(box[3], image.height))
     crop = image.resize((crop_width, crop_height), Image.Resampling.BILINEAR, box)
     return ImageOps.mirror(crop) if view.flipped else crop
@@ -148,11 +149,11 @@ def apply_operation(image: Image.Image, operation: ImageOperation) -> Image.Imag
             return _affine(image, (1, 0, value, 0, 1, 0))
         case "TranslateY":
             return _affine(image, (1, 0, 0, 0, 1, value))
-    raise ValueError(f"no image operation {name!r}; there are {', '.join(OPERATIONS)}")
+    raise ValueError(f"unknown image operation {name!r}; expected one of {', '.join(OPERATIONS)}")
 
 
 def _value(name: str, level: int, sign: int, size: tuple[int, int]) -> float | None:
-    """What an operation does at a level of 1..9; ``sign`` counts for the geometric ones."""
+    """The parameter of an operation at a level of 1..9; ``sign`` affects geometric operations only."""
     if name in _ENHANCERS:
         return 0.9 * level / 10 + 0.05
     match name:
@@ -172,7 +173,7 @@ def _value(name: str, level: int, sign: int, size: tuple[int, int]) -> float | N
 
 
 def _draw_cutout(rng: np.random.Generator, size: tuple[int, int]) -> list[int]:
-    """x0, y0, x1, y1: a square of a third of the shorter side about a random point, less at the edges."""
+    """x0, y0, x1, y1 of a square around a random point, a third of the shorter side long; clipped at the edges."""
     height, width = size
     side = min(height, width) // 3
     x0 = int(max(0, rng.uniform(0, width) - side / 2))

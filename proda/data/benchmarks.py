@@ -1,7 +1,7 @@
 """Cityscapes, GTA5 and SYNTHIA as their downloads unpack.
 
-A data set lists its files when it is made, so that a missing folder or label map ends a run before it starts. Every
-problem is a MissingFileError or UserError of one line.
+A data set lists its files when it is created, so that a missing folder or label map stops a run before it starts.
+Every problem raises a MissingFileError or UserError of one line.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ GTA5_RELEASED_SIZE = (1914, 1052)  # width, height
 
 
 class _Benchmark(LabelledFiles):
-    """PNGs in two folders, sorted by path; image and label map share what stands for the stars of the two patterns."""
+    """PNGs in two folders, sorted by path. The stars of both patterns match the same text."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class _Benchmark(LabelledFiles):
 class Cityscapes(_Benchmark):
     """``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png`` under ``root``.
 
-    Without labels (``with_labels=False``) gtFine need not be there. ``options``: those of ``LabelledFiles``, as in the
+    Without labels (``with_labels=False``) gtFine need not exist. ``options``: those of ``LabelledFiles``, as in the
     other benchmarks.
     """
 
@@ -119,7 +119,7 @@ def open_dataset(
 ) -> LabelledFiles:
     """The data set ``name`` in the folder of that name under ``root``, the folder of all data (``--data_root``).
 
-    ``split`` matters to Cityscapes alone; all files of GTA5 and of SYNTHIA are training data.
+    ``split`` only affects Cityscapes; all files of GTA5 and of SYNTHIA are training data.
     """
     root = Path(root) / name
     if name == "cityscapes":

@@ -1,4 +1,4 @@
-"""Is the data fit for a run? The spot check that every run makes, and what ``experiments/check_data.py`` looks at."""
+"""Checks data: the spot check of every run, and the full inspection by ``experiments/check_data.py``."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ def spot_check(dataset: LabelledFiles, count: int = 8) -> list[tuple[int, int]]:
 
 
 class Inspection(NamedTuple):
-    """What one example is like."""
+    """The properties of one example."""
 
     name: str
     size: tuple[int, int] | None  # width, height of the image file
@@ -34,7 +34,7 @@ class Inspection(NamedTuple):
 
 
 class InspectedFiles(Dataset[Inspection]):
-    """Every example of a data set read in full, and judged instead of returned."""
+    """Reads every example of a data set and returns its inspection."""
 
     def __init__(self, dataset: LabelledFiles) -> None:
         self.dataset = dataset
@@ -62,8 +62,8 @@ class DatasetReport:
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))  # of each train id
     images_with: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))  # images that show a train id
     problems: list[str] = field(default_factory=list)
-    bad_names: list[str] = field(default_factory=list)  # images that a run could leave out to go on
-    left_out: list[str] = field(default_factory=list)  # files that are no part of the data set, in words
+    bad_names: list[str] = field(default_factory=list)  # images that training should skip
+    left_out: list[str] = field(default_factory=list)  # files that do not belong to the data set, in words
 
     def add(self, inspection: Inspection) -> None:
         self.images += 1
@@ -90,7 +90,7 @@ class DatasetReport:
 
     @property
     def headline(self) -> str:
-        """How much there is."""
+        """Number of images and labels."""
         labels = f"{self.labelled} with labels, {100 * self.ignored:.1f}% of their pixels ignored"
         labels = labels if self.labelled else "none with labels"
         return f"{self.images} images; {labels}"
@@ -111,7 +111,7 @@ class DatasetReport:
             yield f"  and {len(self.problems) - SHOWN} problems more: {details}"
 
     def summary(self, class_names: list[str]) -> dict[str, Any]:
-        """What ``summary.json`` says about the data set."""
+        """The entry of the data set in ``summary.json``."""
         return {
             "images": self.images,
             "labelled": self.labelled,

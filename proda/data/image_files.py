@@ -29,7 +29,7 @@ _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, EOFError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
-_UPRIGHT = {  # EXIF orientation -> what brings the image upright
+_UPRIGHT = {  # EXIF orientation -> transposition that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,7 +39,7 @@ _UPRIGHT = {  # EXIF orientation -> what brings the image upright
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
-_TURNED = [_UPRIGHT[number] for number in (5, 6, 7, 8)]  # width and height change places
+_TURNED = [_UPRIGHT[number] for number in (5, 6, 7, 8)]  # these swap width and height
 
 # Bit depth and colour type in the header of a PNG.
 _RGB_8_BIT, _16_BIT, _FEW_BITS_OF_GREY = b"\x08\x02", b"\x10", (b"\x01\x00", b"\x02\x00", b"\x04\x00")
@@ -47,7 +47,7 @@ _RGB_8_BIT, _16_BIT, _FEW_BITS_OF_GREY = b"\x08\x02", b"\x10", (b"\x01\x00", b"\
 
 @cache
 def warn_once(line: str) -> None:
-    """Logs a warning of the data, once in each process."""
+    """Logs a warning about the data, once per process."""
     logging.getLogger("proda").warning("%s", line)
 
 
@@ -59,7 +59,7 @@ def read_image(path: Path) -> Image.Image:
     The PNGs of the benchmarks are decoded by imagecodecs, in 0.6 of the time that Pillow takes.
 
     Raises:
-        MissingFileError: there is no such file.
+        MissingFileError: the file does not exist.
         UserError: not an image in one of IMAGE_FORMATS, damaged, or of more than MAX_PIXELS.
     """
     data = _read_bytes(path, "image")
@@ -140,18 +140,18 @@ def _decode_image(path: Path, data: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Transpose | None:
-    """What brings an image upright; None where it is, or where its metadata cannot be read.
+    """The transposition that makes an image upright; None if it is upright or its metadata cannot be read.
 
-    ImageOps.exif_transpose would also write all other tags again, and fails at those that it does not understand.
+    ImageOps.exif_transpose also rewrites all other tags, and fails on tags that it does not know.
     """
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # Pillow raises many things for odd metadata, and none of them makes the pixels worse
+    except Exception:  # Pillow raises many errors for invalid metadata; the pixels are still valid
         return None
 
 
 def _as_rgb(path: Path, pixels: np.ndarray, data: bytes) -> Image.Image:
-    """RGB of decoded pixels [H, W] or [H, W, 1..4] of 8 bits or more; alpha, which a tRNS chunk gives too, is left."""
+    """RGB of decoded pixels [H, W] or [H, W, 1..4] of 8 bits or more; drops alpha (also from tRNS)."""
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         pixels = pixels[..., :-1]
     if pixels.dtype != np.uint8:

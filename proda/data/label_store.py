@@ -1,12 +1,12 @@
-"""Pseudo labels of a target training set on disk: small, exact where it counts, never half-written, never stale.
+"""Pseudo labels of a target training set on disk: compressed, written atomically, and checked for staleness.
 
-A folder holds one kind of pseudo labels and ``manifest.json``, which says what they were made from:
+A folder holds one kind of pseudo labels and ``manifest.json``, which records what they were computed from:
 
     soft    probabilities/NAME.probs              class probabilities at network resolution
     hard    labels/NAME.png, confidence/NAME.png  arg-max and its probability at image size; both open in any viewer
 
-Several processes may write different images into one folder at once. A file appears whole or not at all, so that
-generation can be killed at any time and goes on with ``missing``. Nothing in a folder can run code.
+Several processes may write different images into one folder at once. Files are written atomically, so generation can be
+killed at any time and continues with the images in ``missing``. Reading a folder cannot execute code.
 """
 
 import io
@@ -40,14 +40,14 @@ READ_FORMATS = (1, FORMAT)  # 1 knew neither class names nor fingerprint
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a set of pseudo labels was made from. Two sets with equal manifests are interchangeable.
+    """What a set of pseudo labels was computed from. Two sets with equal manifests are interchangeable.
 
-    What is unknown to one of two manifests is not compared.
+    Values that are unknown in one of two manifests are not compared.
     """
 
     num_classes: int
     weights: str  # SHA-256 of the weights that predicted them
-    settings: Mapping[str, Any]  # whatever else changes the labels (flip, amp, size, ...); JSON values
+    settings: Mapping[str, Any]  # other settings that change the labels (flip, amp, size, ...); JSON values
     images: Sequence[str]  # names of all images of the set, each once
     fingerprint: str = ""  # of the image files, as LabelledFiles.fingerprint gives it; empty: unknown
     class_names: Sequence[str] = ()  # in the order of the numbers; empty: unknown
@@ -67,10 +67,10 @@ def open_store(
 ) -> "SoftLabelStore | HardLabelStore":
     """Opens the folder for writing and reading: a new one, a half-written one to complete, or a complete one.
 
-    ``kind`` is "soft" or "hard"; ``palette`` uint8 [K, 3] colours hard labels. A folder with labels that were made
-    from anything else than ``manifest`` is refused with a UserError that lists the differences and ends in
+    ``kind`` is "soft" or "hard"; ``palette`` uint8 [K, 3] colours hard labels. A folder with labels that were computed
+    from something other than ``manifest`` is refused with a UserError that lists the differences and ends in
     ``remedy``; ``overwrite`` deletes those labels (and no other file) instead. Processes may open a folder at the
-    same time, but with ``overwrite`` one of them has to be first.
+    same time, but with ``overwrite`` one process must open it first.
     """
     if kind not in ("soft", "hard"):
         raise ValueError(f"kind must be 'soft' or 'hard', got {kind!r}")
@@ -111,7 +111,7 @@ def open_store(
 
 
 def read_manifest(folder: str | Path, kind: str) -> Manifest:
-    """What the labels in ``folder`` were made from. MissingFileError, or UserError if they are of another kind."""
+    """Reads the manifest in ``folder``. MissingFileError if missing, UserError if the labels are another kind."""
     path = Path(folder) / "manifest.json"
     found = _read_json(path)
     for key, known in (("format", READ_FORMATS), ("kind", (kind,))):
@@ -121,7 +121,7 @@ def read_manifest(folder: str | Path, kind: str) -> Manifest:
 
 
 class _Store:
-    """What both kinds share: where files lie, which are missing, and when a set is complete."""
+    """Base of both kinds: paths of files, missing files, and completeness of a set."""
 
     kind: ClassVar[str]
     parts: ClassVar[Mapping[str, str]]  # folder of files -> their suffix; an image has one file in each
@@ -145,7 +145,7 @@ class _Store:
                 f"{self.folder}: {len(missing)} of {len(images)} pseudo labels are not written, first {missing[0]!r}; "
                 "run the same command again to complete them"
             )
-        for part in self.parts:  # what killed writers left behind
+        for part in self.parts:  # temporary files of killed writers
             for file in _listing(self.folder / part):
                 if file.endswith(".part"):
                     (self.folder / part / file).unlink(missing_ok=True)
@@ -238,7 +238,7 @@ class SoftLabelStore(_Store):
 
 
 def _decompress(path: Path, data: memoryview, length: int) -> np.ndarray:
-    """uint8 [length]; never more memory than that, whatever the data would give."""
+    """uint8 [length]; never uses more memory than that, whatever the data contain."""
     decompressor = zlib.decompressobj()
     try:
         content = decompressor.decompress(data, length)
@@ -384,7 +384,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """What differs between two manifests in one line; empty if nothing does."""
+    """The differences between two manifests in one line; empty if they agree."""
     differences = []
     for key in ("kind", "num_classes", "class_names", "weights", "settings", "fingerprint", "images"):
         old, new = found[key], expected[key]
@@ -412,12 +412,12 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def _spelt(name: Any, other: Any) -> str:
-    """A name in quotes; letter by letter where it looks like the other and is not."""
+    """A name in quotes; with escapes if it looks like the other name but differs in its Unicode form."""
     alike = isinstance(name, str) and isinstance(other, str) and normalize("NFC", name) == normalize("NFC", other)
     return ascii(name) if alike else repr(name)
 
 
 def _said(setting: Any) -> str:
-    """As a message shows it; of a checksum the start is enough."""
+    """A setting as a message shows it; checksums are shortened."""
     checksum = isinstance(setting, str) and re.fullmatch("[0-9a-f]{64}", setting)
     return f"SHA-256 {setting[:12]}" if checksum else repr(setting)

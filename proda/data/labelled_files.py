@@ -1,4 +1,4 @@
-"""A data set of images and label maps as two lists of files: what every layout and every description leads to."""
+"""A data set as two lists of files, images and label maps. All layouts and descriptions use it."""
 
 import hashlib
 import json
@@ -31,8 +31,8 @@ class Example(NamedTuple):
 class LabelledFiles(Dataset[Example]):
     """Images and, where there are any, their label maps, as two lists of files.
 
-    The base of the benchmarks and of own data, and enough by itself for data in another layout. Files are read only
-    when an example is asked for.
+    The base of the benchmarks and of your own data. It can be used directly for data in another layout. A file is
+    read when its example is requested.
 
     Args:
         images: files in one of IMAGE_FORMATS.
@@ -44,10 +44,10 @@ class LabelledFiles(Dataset[Example]):
         size_tolerance: label maps may differ from their image by so many pixels in width and in height; they are
             then stretched to the image (nearest), as in the released code.
         size: (width, height) that every image (bilinear) and label map (nearest) is resized to.
-        skip: names of images to leave out.
-        labelled_only: leaves out the images without a label map.
-        optional_labels: label maps serve a report only. Where one is missing or cannot be used, which is told in a
-            warning, all pixels of its image are ``IGNORE``; there are no labels at all if no image has a label map.
+        skip: names of images to skip.
+        labelled_only: skips the images without a label map.
+        optional_labels: label maps are used for a report only. If one is missing or invalid, a warning is logged and
+            all pixels of its image are ``IGNORE``. If no image has a label map, examples have no labels.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class LabelledFiles(Dataset[Example]):
         self.size_tolerance = size_tolerance
         self.size = size
         self.optional_labels = optional_labels
-        self.left_out: list[str] = []  # what the folders hold beside the images, in words; see FoundFiles
+        self.left_out: list[str] = []  # files in the folders that are not used, in words; see FoundFiles
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Example:
-        """Reads one example; UserError or MissingFileError naming the file if that cannot be done."""
+        """Reads one example. A UserError or MissingFileError names the file if that fails."""
         image, labels, name, file_size = self.read_unscaled(index)
         if self.size and image.size != self.size:
             image = image.resize(self.size, Image.Resampling.BILINEAR)
@@ -111,12 +111,12 @@ class LabelledFiles(Dataset[Example]):
         return Example(image, self._read_labels(index, image.size), self.names[index], image.size)
 
     def indices(self, names: Iterable[str]) -> list[int]:
-        """Where the images of these names are; KeyError for a name that none has."""
+        """The indices of the images with these names; KeyError for an unknown name."""
         places = {name: index for index, name in enumerate(self.names)}
         return [places[name] for name in names]
 
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 that tells the image files from others under the same names.
+        """Hexadecimal SHA-256 that distinguishes the image files from others with the same names.
 
         It covers names, sizes in bytes and the content of HASHED_FILES files from all over the set, neither places
         nor times of modification. Costs one call a file.
@@ -124,11 +124,11 @@ class LabelledFiles(Dataset[Example]):
         return _fingerprint(self.names, self.images)
 
     def label_fingerprint(self) -> str:
-        """The same of the label files; empty without any."""
+        """The fingerprint of the label files; empty without labels."""
         return _fingerprint(self.names, self.label_files) if self.label_files else ""
 
     def require_labels(self, expected: Callable[[int], str]) -> None:
-        """MissingLabelsError if an image has no label map; ``expected`` says for an index what was looked for."""
+        """Raises MissingLabelsError if an image has no label map; ``expected`` describes the file of an index."""
         if self.optional_labels or not self.label_files or None not in self.label_files:
             return
         count, first = self.label_files.count(None), self.label_files.index(None)
@@ -168,18 +168,18 @@ class LabelledFiles(Dataset[Example]):
 
 
 class MissingLabelsError(MissingFileError):
-    """Some images have no label map where all need one; ``dataset`` reads the others."""
+    """Some images lack a label map although all need one; ``dataset`` can read the others."""
 
     dataset: LabelledFiles
 
 
 def first_duplicate(names: Iterable[str]) -> str | None:
-    """The first name that stands twice among ``names``; None if there is none."""
+    """The first name that occurs more than once in ``names``; None if all differ."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def write_skip_list(path: Path, names: dict[str, Iterable[str]]) -> None:
-    """Writes names of images to leave out, a line ``PART/NAME`` for each; ``read_skip_list`` reads it."""
+    """Writes names of images to skip, a line ``PART/NAME`` for each; ``read_skip_list`` reads it."""
     lines = [f"{part}/{_plain(name)}\n" for part, several in names.items() for name in several]
     Path(path).write_text("".join(lines), encoding="utf-8")
 
@@ -187,10 +187,11 @@ def write_skip_list(path: Path, names: dict[str, Iterable[str]]) -> None:
 def read_skip_list(path: str | Path, part: str) -> set[str]:
     """Names of images of ``part`` (source, train or val) to leave out, from a list as ``check_data`` writes it.
 
-    A line without ``PART/`` holds for every part; empty lines and lines that begin with # say nothing.
+    A line without ``PART/`` applies to every part. Empty lines and lines that begin with # are ignored.
 
     Raises:
-        MissingFileError, UserError: the file is not there, or not text.
+        MissingFileError: the file does not exist.
+        UserError: the file is not text.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()

@@ -10,7 +10,7 @@ import numpy as np
 from proda.method import IGNORE
 from proda.utils.errors import UserError
 
-UNKNOWN = 255  # in an id table: the format has no such id, so the file is not what it is taken for
+UNKNOWN = 255  # in an id table: the format has no such id, so the file is of another kind
 
 
 class Class(NamedTuple):

@@ -1,7 +1,7 @@
-"""Lists the files of a folder or of a pattern, each folder once, and says what it left out.
+"""Lists the files of a folder or of a pattern, each folder once, and reports what it ignored.
 
-Whether an entry is a file or a folder comes with the listing itself, so that 25,000 files cost no call each. On network
-disks such calls are what a start waits for.
+The listing itself tells files from folders, so that no call per file is needed. On network disks such calls would
+dominate the start of a run with 25,000 files.
 """
 
 import os
@@ -15,7 +15,7 @@ from proda.utils.errors import UserError
 
 
 class FoundFiles(dict[str, Path]):
-    """Files by key, the part of a path that an image and its label map share; ``left_out`` says what was not taken."""
+    """Files by key, the part of a path that an image and its label map share; ``left_out`` lists ignored files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class FoundFiles(dict[str, Path]):
         self._left_out.setdefault(reason, []).append(path)
 
     def add(self, other: "FoundFiles", description: Path) -> None:
-        """Takes in the files of another place; UserError if two of them have one key."""
+        """Adds the files of another place; UserError if two files have the same key."""
         for key, path in other.items():
             if self.setdefault(key, path) != path:
                 raise UserError(f"{description}: {self[key]} and {path} have the same name {key!r}")
@@ -39,13 +39,13 @@ class FoundFiles(dict[str, Path]):
 
 
 def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FoundFiles:
-    """Files of a folder or pattern by the part of their path that tells them apart, sorted by path.
+    """Files of a folder or pattern by the part of their path that distinguishes them, sorted by path.
 
-    ``place`` is relative to ``root``. A folder stands for all files in and below it, and a file's key is its path from
-    there without the suffix. In a pattern ``*`` stands for any part of one name and ``**/`` for any folders, and a
-    key is what these stood for: ``left/*/*_left.png`` finds ``left/ulm/3_left.png`` under the key ``ulm/3``. No other
-    character is special. A star at the end, with or without a dot before it, stands for any suffix too. Capitals in a
-    suffix do not matter. The key of a single file is its name without the suffix.
+    ``place`` is relative to ``root``. A folder means all files in and below it, and a file's key is its path from
+    there without the suffix. In a pattern ``*`` matches any part of one name and ``**/`` any folders; a key is
+    the text that they matched: ``left/*/*_left.png`` finds ``left/ulm/3_left.png`` under the key ``ulm/3``. No other
+    character is special. A star at the end, with or without a dot before it, matches any suffix too. The case of
+    suffixes is ignored. The key of a single file is its name without the suffix.
 
     Links are followed, but not to a folder that contains them. Hidden files, other suffixes and broken links are left
     out and counted. Keys are in Unicode's normal form NFC; a Mac writes names in NFD.
@@ -107,7 +107,7 @@ def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str,
                 else:
                     waiting.append((f"{folder}{entry.name}/", below, (*inside, below)))
             elif levels is not None and level != len(levels):
-                continue  # the pattern means files further down
+                continue  # the pattern matches deeper folders
             elif os.path.splitext(entry.name)[1].lower() not in suffixes:
                 if not hidden and entry.name not in ("Thumbs.db", "desktop.ini"):
                     files.leave_out("files with another suffix", entry.path)
@@ -140,7 +140,7 @@ def _matcher(pattern: list[str]) -> Callable[[str], str | None]:
     before = "".join("**/" if part == "**" else f"{part}/" for part in folders)
     stem, dot, suffix = last.rpartition(".")
     alternatives = [(stem, dot + suffix)] if dot else []
-    if last.endswith("*"):  # it stands for any suffix too
+    if last.endswith("*"):  # it matches any suffix too
         alternatives.append((last, ".*"))
     expressions = [
         (re.compile(_regular(before + stem)), re.compile(_regular(suffix, "[^/]*"), re.IGNORECASE))
@@ -166,7 +166,7 @@ def _regular(pattern: str, star: str = "([^/]*)") -> str:
 
 
 def _existing(root: Path, parts: tuple[str, ...]) -> Path:
-    """``root`` with the parts added; where there is none of that spelling, a name of the same normal form."""
+    """``root`` with the parts added; if a part does not exist, a name with the same normal form."""
     path = Path(root)
     for part in parts:
         if not part.isascii() and not (path / part).exists() and path.is_dir():

@@ -1,8 +1,8 @@
-"""From samples to batches: the order that samples come in, and the processes that prepare them.
+"""From samples to batches: the order of the samples, and the processes that load them.
 
 Every random number of a sample comes from a generator seeded with (seed, domain, iteration, position in the global
 batch), and the order of an epoch from (seed, domain, epoch). So the batches of an iteration are the same on any number
-of processes and workers, and after a resume at any iteration: there is nothing to save.
+of processes and workers and after a resume at any iteration, and no state has to be saved.
 """
 
 import os
@@ -80,7 +80,7 @@ class GlobalBatches:
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers' errors about data keep to one line, the traceback being in the cause."""
+    """A DataLoader that reports data errors of its workers in one line; the cause keeps the traceback."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is what a for loop needs
         try:
@@ -215,7 +215,7 @@ def evaluation_loader(
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """``default_collate``, which keeps dicts and NamedTuples, with a plain word when images differ in size."""
+    """``default_collate``, which keeps dicts and NamedTuples, with a clear error if images differ in size."""
     try:
         return default_collate(samples)
     except RuntimeError as error:
@@ -226,9 +226,10 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def leave_signals_to_the_trainer(_: int) -> None:
-    """Start of a loader process: a SIGTERM or SIGINT to all processes of a job is the training process's to answer.
+    """Initialises a loader process: only the training process handles a SIGTERM or SIGINT sent to all processes.
 
-    It finishes its iteration, for which it needs the loaders, and then ends them itself, by a SIGTERM that is heeded.
+    The training process finishes its iteration, which needs the loaders. It then ends them by its own SIGTERM, the only
+    one that they obey.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS

@@ -1,6 +1,6 @@
-"""One's own data: folders of images and of label maps, and a short TOML file that says what they are.
+"""Your own data: folders of images and of label maps, and a short TOML file that describes them.
 
-``docs/own_data.md`` walks through such a file. Every error is one line that names it.
+``docs/own_data.md`` explains such a file. Every error is one line that names the file.
 """
 
 import colorsys
@@ -29,7 +29,7 @@ class Description(NamedTuple):
 
     path: Path
     splits: dict[str, dict[str, list[str]]]
-    space: LabelSpace | None  # None where the file lists no classes: those of the other domain hold
+    space: LabelSpace | None  # None if the file lists no classes: those of the other domain apply
     size: tuple[int, int] | None  # width, height
 
     def has_labels(self, split: str) -> bool:
@@ -43,7 +43,7 @@ class Description(NamedTuple):
 
         Raises:
             MissingFileError: no such split, images or labels in the description, or no files where it points.
-            UserError: two images for one name.
+            UserError: two images have the same name.
         """
         if split not in self.splits:
             raise MissingFileError(f"{self.path}: no [{split}]; expected a table [{split}] with images = ...")
@@ -97,7 +97,7 @@ class Description(NamedTuple):
 
 
 def read_description(path: str | Path) -> Description:
-    """Reads a description file; MissingFileError, or UserError saying what was found and expected where."""
+    """Reads a description file. Raises MissingFileError, or UserError that says what was found and expected."""
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))

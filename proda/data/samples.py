@@ -1,7 +1,7 @@
-"""What the networks are fed: a training sample of each domain, and whole images for evaluation.
+"""Inputs of the networks: training samples of each domain, and whole images for evaluation.
 
-Everything random about a sample comes from the seed that it is asked for with, so that it is the same on any number of
-processes and workers. Images travel as uint8 and become float on the device.
+All random parameters of a sample come from the seed in its index, so a sample is the same on any number of processes
+and workers. Images travel as uint8 and become float on the device.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -26,7 +26,7 @@ from proda.utils.errors import UserError
 
 
 class SampleIndex(NamedTuple):
-    """Which example, and the seed of all that is random about the sample made of it."""
+    """Index of an example, and the seed of the random parameters of its sample."""
 
     index: int  # type: ignore[assignment]  # takes the place of tuple.index, which nobody calls
     seed: tuple[int, ...]
@@ -36,7 +36,7 @@ class SampleIndex(NamedTuple):
 
 
 class Examples(Protocol):
-    """What samples are made of: ``LabelledFiles``, or data in a layout of one's own."""
+    """What samples are made of: ``LabelledFiles``, or your own data in another layout."""
 
     def __len__(self) -> int: ...
 
@@ -68,10 +68,10 @@ class SourceTraining(Dataset):
 
 
 class TargetTraining(Dataset):
-    """Views of unlabelled photographs, with the stored labels of a network where these are given.
+    """Views of unlabelled photographs, optionally with stored labels of a network.
 
     An item has ``name`` str, ``image`` uint8 [3, h, w] (the weak view) and ``weak_view``; the label files of the data
-    set, if it reads any, are not in it. At request:
+    set, if it reads any, are not in it. Optional:
 
     * ``full_image=True``: ``full_image`` uint8 [3, H, W].
     * ``strong=True``: ``strong_image`` uint8 [3, h, w], made of the weak view, and ``strong_view``.

@@ -167,7 +167,7 @@ def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[s
     flags = with_present_names(flags, config_class)
     if unknown := [name for name in flags if name not in types]:
         near = _nearest(unknown[0], config_class)
-        raise UserError(f"unknown flag --{unknown[0]}{near and f'; the nearest is --{near}'} (--help lists all flags)")
+        raise UserError(f"unknown flag --{unknown[0]}{near and f'; the nearest is --{near}'} (--help lists all)")
     values = {name: _read(types[name], value, f"--{name}") for name, value in flags.items()}
     source = values.get("source", "")
     recipe = values.get("preset") or getattr(config_class, "preset", "") or (source if source in presets else "")

@@ -1,6 +1,6 @@
 """From a command line to a running experiment.
 
-``main`` is what ``run.py`` and the command ``proda`` call; ``start`` is the same for code that starts experiments.
+``run.py`` and the command ``proda`` call ``main``. Code that starts experiments calls ``start``.
 """
 
 import errno
@@ -28,8 +28,8 @@ from proda.utils.errors import MissingFileError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the clone, or the folder of installed packages
 EXPERIMENTS = ROOT / "experiments"
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # above 0 in a life that is not the first
-# Trouble of the machine; other errors of the operating system, such as a missing file, may be bugs.
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # above 0 after a restart
+# Errors caused by the machine. Other errors of the operating system, such as a missing file, may be bugs.
 MACHINE_TROUBLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPIPE, errno.ETIMEDOUT),
@@ -39,8 +39,8 @@ MACHINE_TROUBLE = (
 def main(argv: list[str]) -> int:
     """Runs ``EXPERIMENT [--flag=value ...]`` or ``copy EXPERIMENT FILE``; returns the exit status.
 
-    0, or what the experiment's result has as ``exit_status``; 2 after one line on what a user or a machine has caused;
-    128 and the signal's number after a stop that a signal asked for. A bug raises.
+    The status is 0, or ``exit_status`` of the experiment's result; 2 after an error of one line that the user or the
+    machine caused; and 128 plus the number of the signal that stopped the run. Bugs raise their exception.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -61,22 +61,22 @@ def main(argv: list[str]) -> int:
         line = explain(error)
         if not line:
             raise
-        tqdm.write(f"error: {line}", file=sys.stderr)  # on a line of its own, whatever progress bar is open
+        tqdm.write(f"error: {line}", file=sys.stderr)  # tqdm.write: an open progress bar must not share the line
         return 2
     return result.get("exit_status", 0) if isinstance(result, dict) else 0
 
 
 def start(experiment: str, flags: dict[str, Any]) -> Any:
-    """Runs an experiment with these flags, as its command line would; returns what its ``run`` returns.
+    """Runs an experiment with these flags, like its command line; returns the result of its ``run``.
 
     Args:
         experiment: as for :func:`load_experiment`.
         flags: flag name -> value, or its text.
 
     Raises:
-        UserError: a flag or a file that the experiment cannot use.
+        UserError: the experiment cannot use a flag or a file.
     """
-    from proda.experiment.processes import run_in_group  # torch takes seconds to import; the list of experiments none
+    from proda.experiment.processes import run_in_group  # imports torch, which takes seconds
 
     module = load_experiment(experiment)
     config = make_config(module.Config, flags, getattr(module, "PRESETS", None))
@@ -86,8 +86,8 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
 
 
 def explain(error: BaseException) -> str:
-    """One line about an error that is no bug of the program; empty for a bug. $PRODA_TRACEBACK shows where it arose."""
-    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())  # an error needs no import of torch
+    """One line about an error that is not a bug; empty for a bug. $PRODA_TRACEBACK=1 also prints the traceback."""
+    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())  # avoids importing torch
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     line = ""
@@ -96,7 +96,7 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, OSError) and error.errno in MACHINE_TROUBLE:
         line = text
     elif isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
-        line = f"{first} Memory may have run out: try fewer --num_workers; --resume goes on from the last checkpoint"
+        line = f"{first} Memory may have run out: use fewer --num_workers; --resume continues from the last checkpoint"
     elif isinstance(error, out_of_memory):
         line = f"{first} Try a smaller --batch_size, more processes, or --amp=bf16"
     elif isinstance(error, MemoryError):
@@ -107,13 +107,14 @@ def explain(error: BaseException) -> str:
 
 
 def load_experiment(experiment: str) -> ModuleType:
-    """The module of an experiment: a file, or the name of one of ours (``stage1_denoise``), known in every folder.
+    """Imports an experiment from a file, or by the name of a built-in experiment (``stage1_denoise``) from any folder.
 
-    Ours are modules of the package ``experiments``. A file elsewhere is imported by its place, whatever its name; its
-    folder comes last on the module path, so that modules beside it can be imported and none hides another.
+    Built-in experiments are modules of the package ``experiments``. Other files are imported by path and may have any
+    name. Their folder is appended to the module path, so that they can import modules next to them without hiding
+    installed packages.
 
     Raises:
-        UserError: there is no such file, or it defines no experiment.
+        UserError: the file does not exist, or does not define an experiment.
     """
     file = _find(experiment)
     if file.parent == EXPERIMENTS and file.stem.isidentifier():
@@ -122,7 +123,7 @@ def load_experiment(experiment: str) -> ModuleType:
         module = importlib.import_module(f"experiments.{file.stem}")
         found = Path(module.__file__ or "").resolve()
         if found != file:
-            raise UserError(f"{experiment}: another package is called experiments ({found.parent})")
+            raise UserError(f"{experiment}: another package named experiments hides it ({found.parent})")
     else:
         if str(file.parent) not in sys.path:
             sys.path.append(str(file.parent))
@@ -131,15 +132,15 @@ def load_experiment(experiment: str) -> ModuleType:
     if not (isinstance(config, type) and issubclass(config, RunConfig)) or not callable(getattr(module, "run", None)):
         raise UserError(f"{experiment}: expected a dataclass Config(RunConfig) and a function run(local_rank, config)")
     if inspect.get_annotations(config) and "__dataclass_fields__" not in vars(config):
-        raise UserError(f"{experiment}: Config is no dataclass of its own; write @dataclass above it")
+        raise UserError(f"{experiment}: Config declares fields but is not a dataclass; write @dataclass above it")
     return module
 
 
 class _ByPlace:
-    """Finder of modules whose name is a file's place in hexadecimal digits.
+    """Finder of modules whose name encodes the path of a file in hexadecimal digits.
 
-    What is pickled in such a module can be read by every process that imports this one: those that we start, and
-    loader processes where they are not forks.
+    Every process that imports this module can unpickle objects of such modules. Spawned processes and spawned loader
+    workers need this.
     """
 
     prefix = "experiment_file_"
@@ -155,13 +156,13 @@ sys.meta_path.append(_ByPlace)
 
 
 def _run(experiment: str, config: Any, local_rank: int) -> Any:
-    """What each process of the group does."""
+    """The work of each process of the group."""
     _resume_after_restart(config)
     return load_experiment(experiment).run(local_rank, config)
 
 
 def _find(experiment: str) -> Path:
-    """The file of an experiment, ours where there is none of that name in the working folder."""
+    """The file of an experiment. A file in the working folder takes precedence over a built-in one."""
     path = Path(experiment).expanduser()
     choices = [path]
     if path.parent.as_posix() in (".", "experiments"):
@@ -178,23 +179,23 @@ def _ours() -> list[Path]:
 
 
 def _copy(arguments: list[str]) -> int:
-    """A copy of an experiment file, to start one of one's own from."""
+    """Copies an experiment file as the start of a user's own experiment."""
     if len(arguments) != 2 or not arguments[1].endswith(".py"):
-        raise UserError("copy: expected an experiment and a new file, as in: copy stage1_denoise my_stage.py")
+        raise UserError("copy: expected an experiment and a new file, for example: copy stage1_denoise my_stage.py")
     source, target = _find(arguments[0]), Path(arguments[1])
     if target.exists():
-        raise UserError(f"{target}: there is such a file already; give the copy another name")
+        raise UserError(f"{target}: this file exists already; choose another name for the copy")
     shutil.copyfile(source, target)
     print(f"{target}: copied from {source}")
     return 0
 
 
 def _resume_after_restart(config: Any) -> None:
-    """Sets ``resume`` where torchrun or SLURM has started the same command again and its first life began the run.
+    """Sets ``resume`` if torchrun or SLURM restarted the command and the output folder holds this very run.
 
-    That it began the run shows in the config.json of the output folder, which has the same settings. Another run's
-    folder is refused, or with ``--overwrite`` deleted, as in the first life. All processes decide alike: torchrun
-    counts the restarts of each machine by itself.
+    The run is recognised by the same settings in config.json. The folder of another run is refused, or deleted with
+    ``--overwrite``, as at the first start. Torchrun counts restarts per machine, so the processes agree by an
+    all-reduce.
     """
     import ignite.distributed as idist
 
@@ -204,11 +205,11 @@ def _resume_after_restart(config: Any) -> None:
     if idist.all_reduce(int(restarted), "MAX"):
         config.resume, config.overwrite = True, False
         if idist.get_rank() == 0:
-            print(f"started again: going on with the run in {config.output}", flush=True)
+            print(f"restarted: resuming the run in {config.output}", flush=True)
 
 
 def _began(config: Any) -> bool:
-    """Whether the output folder holds a run of these settings."""
+    """Whether the output folder holds a run with these settings."""
     try:
         begun = json.loads((Path(config.output) / "config.json").read_text())
     except (OSError, ValueError):
@@ -219,10 +220,10 @@ def _began(config: Any) -> bool:
 
 def _usage() -> str:
     lines = [
-        "usage: python run.py EXPERIMENT [--flag=value ...]   in a clone; EXPERIMENT is a file, or a name from below",
+        "usage: python run.py EXPERIMENT [--flag=value ...]   in a clone; EXPERIMENT is a file or a name from below",
         "       proda EXPERIMENT [--flag=value ...]           where the package is installed; also python -m proda",
         "       proda EXPERIMENT --help                       lists the flags of an experiment",
-        "       proda copy EXPERIMENT my_experiment.py        copies an experiment file, to start one of your own from",
+        "       proda copy EXPERIMENT my_experiment.py        copies an experiment file as a start for your own",
         "",
     ]
     for file in _ours():

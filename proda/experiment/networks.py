@@ -1,4 +1,4 @@
-"""Networks and their optimiser, as the flags of an experiment ask for them."""
+"""Networks and their optimiser, as the flags of an experiment specify them."""
 
 import warnings
 
@@ -19,11 +19,11 @@ from proda.utils.errors import UserError
 def initial_network(
     config: InitConfig, classes: LabelSpace, device: torch.device, *, bn_pretrain: bool = False
 ) -> SegmentationNetwork:
-    """A network at the start of its training, as ``--init`` and ``--init_file`` say.
+    """A network with the initial weights that ``--init`` and ``--init_file`` select.
 
     Raises:
-        UserError: a file that does not fit the network.
-        MissingFileError: no such ``--init_file``.
+        UserError: the file does not fit the network.
+        MissingFileError: ``--init_file`` does not exist.
     """
     if config.init == "weights":
         return load_network(config, classes, device, flag="init_file")
@@ -40,13 +40,13 @@ def initial_network(
 def load_network(
     config: DataConfig, classes: LabelSpace, device: torch.device, *, flag: str = "weights"
 ) -> SegmentationNetwork:
-    """The network whose weights the file of ``--flag`` holds, with the extra batch norm if it has one.
+    """The network with the weights in the file that ``--flag`` names, with the extra batch norm if the file has one.
 
     Raises:
-        UserError: a file that does not fit ``--backbone`` or the classes.
-        MissingFileError: no such file.
+        UserError: the file does not fit ``--backbone`` or the classes.
+        MissingFileError: the file does not exist.
     """
-    dropout = getattr(config, "dropout", 0.0)  # only training has any
+    dropout = getattr(config, "dropout", 0.0)  # only training uses dropout
     path, names = getattr(config, flag), classes.names
     network = weights.load_network(path, backbone=config.backbone, class_names=names, dropout=dropout, flag=flag)
     return network.to(device)
@@ -61,7 +61,7 @@ def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:
 
 
 def parallel(config: StudentOptions, network: nn.Module) -> nn.Module:
-    """The network, wrapped to exchange gradients where there are several processes."""
+    """The network; with several processes it is wrapped to average gradients over them (DDP)."""
     if config.freeze_bn:
         freeze_batch_norm(network)  # before DDP, which expects a gradient for every trainable parameter
     if idist.get_world_size() == 1:
@@ -69,6 +69,6 @@ def parallel(config: StudentOptions, network: nn.Module) -> nn.Module:
     on_gpu = next(network.parameters()).device.type == "cuda"
     sync_bn = config.sync_bn and not config.freeze_bn and on_gpu
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its new name is unknown to older torch
-        # Buffers are not broadcast: that would write into batch-norm statistics between two passes of one backward.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # older torch does not know its new name
+        # Broadcasting buffers would overwrite batch-norm statistics between two forward passes of one backward pass.
         return idist.auto_model(network, sync_bn=sync_bn, broadcast_buffers=False)

@@ -1,4 +1,4 @@
-"""One process or many: the group that torchrun or SLURM has made is joined, or processes are started here."""
+"""One process or several: joins the group that torchrun or SLURM started, or starts processes itself."""
 
 import contextlib
 import gc
@@ -22,21 +22,21 @@ from proda.utils.errors import UserError
 
 PEER_GONE = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed"),
-    *("ncclRemoteError", "remote process exited", "Connection closed by remote peer"),  # as NCCL says it
+    *("ncclRemoteError", "remote process exited", "Connection closed by remote peer"),  # messages of NCCL
 )
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-GRACE = 15.0  # seconds that the other processes have to end by themselves once one has failed
-Explain = Callable[[BaseException], str]  # one line about an error that is no bug; empty for a bug
+GRACE = 15.0  # seconds that the other processes have to exit by themselves after one has failed
+Explain = Callable[[BaseException], str]  # one line about an error that is not a bug; empty for a bug
 
 
 def run_in_group(run: Callable[[int], Any], config: RunConfig, explain: Explain) -> Any:
-    """Calls ``run(local_rank)`` in this process, in the group that it belongs to, or in ``--nproc_per_node`` processes.
+    """Calls ``run(local_rank)`` in this process, which may belong to a group, or in ``--nproc_per_node`` new processes.
 
-    ``run`` and ``explain`` must be picklable where processes are started; the result is then None.
+    If processes are started, ``run`` and ``explain`` must be picklable and the result is None.
 
     Raises:
-        UserError: the device or the backend does not fit this machine.
-        SystemExit: one of several processes has failed; its line has been printed.
+        UserError: this machine lacks the device or has too few GPUs for the backend.
+        SystemExit: one of several processes has failed; its error line has been printed.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: this machine has no CUDA device; use --device=cpu")
@@ -69,40 +69,40 @@ def run_in_group(run: Callable[[int], Any], config: RunConfig, explain: Explain)
 
 
 def _check_gpus(gpus: int, backend: str | None, spawned: int) -> None:
-    """UserError where the processes of this machine need more GPUs than it shows.
+    """Raises UserError if the processes on this machine need more GPUs than are visible.
 
-    NCCL needs one for each. Ignite puts a process that we start on the GPU of its number, whatever the backend;
-    torchrun's processes may share one with gloo.
+    NCCL needs one GPU per process. Ignite places each process that it spawns on the GPU with its local rank, whatever
+    the backend is. Processes of torchrun may share a GPU with gloo.
     """
-    number = spawned or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun has started so many on this machine
+    number = spawned or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
     if gpus < number and (backend == "nccl" or (spawned and gpus)):
         flag = f"--nproc_per_node={spawned}: " if spawned else ""
         raise UserError(
             f"{flag}{number} processes on this machine need as many GPUs (--backend={backend}), found {gpus}; start "
-            "fewer, or take --device=cpu --backend=gloo"
+            "fewer, or set --device=cpu --backend=gloo"
         )
 
 
 def _group_variables(environment: Mapping[str, str], *, on_cpu: bool, spawn: bool, gpus: int) -> dict[str, str]:
-    """The environment in which Ignite finds its place in the group of processes.
+    """Environment variables from which Ignite derives its rank in the group of processes.
 
-    ``gpus``: how many this process sees.
+    ``gpus`` is the number of GPUs that this process sees.
     """
     found = dict(environment)
     if spawn or all(name in found for name in TORCHRUN):
-        # In a SLURM job Ignite counts SLURM's tasks, and refuses processes that torchrun or we made of one of them.
+        # In a SLURM job Ignite counts the tasks of SLURM, and refuses processes that a task has started itself.
         found.pop("SLURM_JOB_ID", None)
     if on_cpu:
-        found["CUDA_VISIBLE_DEVICES"] = ""  # Ignite would put networks on the GPUs that it sees
+        found["CUDA_VISIBLE_DEVICES"] = ""  # otherwise Ignite moves networks to a visible GPU
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
-        if name in found and gpus and not spawn:  # a task that is shown its own GPU alone knows it as number 0
+        if name in found and gpus and not spawn:  # a task that sees only its own GPU has it as number 0
             found[name] = str(int(found[name]) % gpus)
     return found
 
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """``os.environ`` as given, and afterwards as it was."""
+    """Replaces ``os.environ`` within the block and restores it afterwards."""
     before, variables = dict(os.environ), dict(variables)
     os.environ.clear()
     os.environ.update(variables)
@@ -114,10 +114,10 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _spawn(run: Callable[[int], Any], number: int, backend: str | None, threads: int | None, explain: Explain) -> None:
-    """Calls ``run`` in ``number`` new processes; SystemExit with one line on stderr if one of them fails.
+    """Calls ``run`` in ``number`` new processes; prints one line and raises SystemExit if one of them fails.
 
-    A signal to this process goes to all of them. What they have to say comes through a queue, so that a mistake that
-    each of them meets is told once.
+    Signals to this process are passed on to all of them. They report errors through a queue, so that an error that
+    occurs in all of them is printed once.
     """
     reports = multiprocessing.get_context("spawn").SimpleQueue()
     port = int(os.environ.get("MASTER_PORT") or _free_port())
@@ -129,7 +129,7 @@ def _spawn(run: Callable[[int], Any], number: int, backend: str | None, threads:
         received.append(signal_number)
         for child in children:
             if child.is_alive():
-                # Never SIGINT: Ctrl-C has reached them from the terminal already, and a second one means "at once".
+                # Never SIGINT: the terminal has sent them Ctrl-C already, and a second SIGINT means to stop at once.
                 os.kill(child.pid, signal.SIGTERM)
 
     previous = {caught: signal.signal(caught, forward) for caught in (signal.SIGTERM, signal.SIGINT)}
@@ -140,7 +140,7 @@ def _spawn(run: Callable[[int], Any], number: int, backend: str | None, threads:
         ):
             many.run(_child, run, threads, explain, reports)
         children += set(multiprocessing.active_children()) - older
-        if received:  # before there were any to pass it on to
+        if received:  # before the processes existed
             forward(received[-1], None)
         _wait_for(children)
     finally:
@@ -157,14 +157,14 @@ def _spawn(run: Callable[[int], Any], number: int, backend: str | None, threads:
             f"error: a process was ended by signal {-code}" for code in codes if code < 0 and code != -signal.SIGKILL
         ]
         if not lines and -signal.SIGKILL in codes:
-            lines = ["error: a process was killed (signal 9): memory may have run out; --resume goes on"]
+            lines = ["error: a process was killed (signal 9): memory may have run out; --resume continues"]
         lines = lines or [line for line, _ in said]
         print("\n".join(dict.fromkeys(lines)), file=sys.stderr, flush=True)
         raise SystemExit(max(code if code > 0 else 1 for code in codes if code))
 
 
 def _wait_for(children: list) -> None:
-    """Until all have ended. Once one has failed the others, which may wait for it for ever, have ``GRACE`` seconds."""
+    """Waits until all processes have ended. After a failure it kills those still running after ``GRACE`` seconds."""
     deadline = None
     while running := [child for child in children if child.is_alive()]:
         multiprocessing.connection.wait([child.sentinel for child in running], timeout=0.5)
@@ -184,16 +184,16 @@ def _child(local_rank: int, run: Callable[[int], Any], threads: int | None, expl
 
 
 def _as_one_of_many(run: Callable[[], Any], report: Callable[[str, int], None], explain: Explain) -> None:
-    """Runs one process of several. An error ends it at once: the others may wait in a collective for it.
+    """Runs one process of several. An error ends it at once, because others may wait for it in a collective.
 
-    An orderly shutdown of the process group could wait for them in turn.
+    An orderly shutdown of the process group could wait for these processes forever.
     """
     try:
         run()
         gc.collect()  # networks wrapped for several processes end before their group does, not at interpreter exit
         return
     except SystemExit as end:
-        if getattr(end, "together", False):  # all processes leave here, having saved
+        if getattr(end, "together", False):  # all processes have saved and exit together
             idist.finalize()
             raise
         status = end.code if isinstance(end.code, int) else 1
@@ -220,7 +220,7 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _quiet_ignite() -> Iterator[None]:
-    """Ignite's launcher logs about itself, and its engine every exception; the summary and the error line say more."""
+    """Silences Ignite's launcher and its log of exceptions: our start-up summary and error line replace them."""
     names = ("distributed.launcher.Parallel", "distributed.auto.auto_model", "engine.engine.Engine")
     loggers = [logging.getLogger(f"ignite.{name}") for name in names]
     previous = [logger.disabled for logger in loggers]

@@ -63,7 +63,7 @@ def compare(runs: dict[str, list[dict[str, Any]]], *, control: str) -> dict[str,
         ``rows``: for each row ``miou`` (mean), ``deviation`` (standard deviation, None for a single run), ``each``
         (mIoU of every run) and ``iou`` (mean of each class), all as fractions;
         ``other_order_than_paper``: for each row that does not improve, ``row``, ``before``, ``change`` (mean over the
-        seeds), ``rising`` (in how many seeds it does improve) and ``seeds``.
+        seeds), ``rising`` (number of seeds in which it improves) and ``seeds``.
     """
     rows = {}
     for row, summaries in runs.items():
@@ -93,7 +93,7 @@ def comparison_page(summary: dict[str, Any], titles: dict[str, str], *, control:
 
     Args:
         summary: the result of :func:`compare`.
-        titles: the text that stands for each row.
+        titles: the title of each row.
         control: the row that is left out when gains are computed.
         note: text below the table.
     """
@@ -107,10 +107,10 @@ def comparison_page(summary: dict[str, Any], titles: dict[str, str], *, control:
         before = before if row == control else value
     text = markdown_table(["", "mIoU", "deviation", "gain", "each seed"], lines) + f"\n\n{note}\n"
     if not summary["other_order_than_paper"]:
-        return text + "\nThe rows rise in the paper's order.\n"
+        return text + "\nEach row improves on the one above, as in the paper.\n"
     text += "\nIn the paper each row improves on the one above. On Streets these rows do not:\n\n"
     for fall in summary["other_order_than_paper"]:
         row, earlier = titles[fall["row"]], titles[fall["before"]]
-        text += f"* {row}: {100 * fall['change']:+.1f} against {earlier}, above it in {fall['rising']} of "
+        text += f"* {row}: {100 * fall['change']:+.1f} compared with {earlier}, better in {fall['rising']} of "
         text += f"{fall['seeds']} seeds\n"
     return text

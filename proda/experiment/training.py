@@ -1,4 +1,4 @@
-"""What every training run shares: the start-up summary, and the way from the first iteration to ``summary.json``."""
+"""Code shared by all training runs: the start-up summary, and the run from first iteration to ``summary.json``."""
 
 import math
 from typing import Any
@@ -22,16 +22,16 @@ PUBLISHED_BATCH_SIZE = 4
 
 
 def summary_lines(config: TrainConfig, data: Domains, batches: TrainingBatches) -> dict[str, Any]:
-    """The start-up summary of a training run; warns where the batch is not the recipe's."""
+    """The start-up summary of a training run, name -> value; warns if the batch size is not that of the recipe."""
     processes, factor, own = idist.get_world_size(), config.head_lr_factor, data.own_target
-    batch = f"{config.batch_size} ({config.batch_size // processes} a process)"
+    batch = f"{config.batch_size} ({config.batch_size // processes} per process)"
     if config.batch_size != PUBLISHED_BATCH_SIZE:
-        batch += f"  WARNING: the recipe's is {PUBLISHED_BATCH_SIZE}; learning rate and length were chosen for that"
+        batch += f"  WARNING: the recipe uses {PUBLISHED_BATCH_SIZE}; its learning rate and length are tuned for that"
     lines = {
         "preset": config.preset,
         "source -> target": f"{config.source} -> {config.target}, {len(data.classes.names)} classes",
         "global batch": batch,
-        "iterations": f"{batches.iterations} ({batches.epoch_length} an epoch)",
+        "iterations": f"{batches.iterations} ({batches.epoch_length} per epoch)",
         "learning rate": f"{config.lr:g}" + (f", head {factor * config.lr:g}" if factor != 1 else ""),
         "mixed precision": config.amp,
     }
@@ -49,17 +49,17 @@ def run(
     models: KeptModels,
     board: Board,
 ) -> dict[str, Any]:
-    """Trains to the end, or from the last good checkpoint to the end with ``--resume``, and writes ``summary.json``.
+    """Trains to the end and writes ``summary.json``; with ``--resume`` it starts from the last good checkpoint.
 
-    A run whose last iteration was made before is only completed: validated, if that was interrupted. What handlers
-    have put into ``trainer.state.summary`` is part of the summary.
+    If the last iteration was completed before, only an interrupted validation is repeated. Values that handlers store
+    in ``trainer.state.summary`` are part of the summary.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
 
     Raises:
-        Stopped: on SIGTERM, Ctrl-C and after iteration ``--stop_after``; all is saved then.
-        UserError: the checkpoint to resume is of another experiment, or of epochs of another length.
+        Stopped: on SIGTERM, on Ctrl-C, or after iteration ``--stop_after``; a checkpoint has been saved.
+        UserError: the checkpoint to resume belongs to another experiment, or has epochs of another length.
     """
     config, state = job.config, trainer.state
     remember(trainer, stopwatch=job.stopwatch)
@@ -68,10 +68,10 @@ def run(
     board.open()
     if state.epoch_length not in (None, batches.epoch_length):
         raise UserError(
-            f"the run to resume has {state.epoch_length} iterations an epoch, this command {batches.epoch_length}: "
-            "give the same --batch_size and images, or another --output"
+            f"the run to resume has {state.epoch_length} iterations per epoch, this command {batches.epoch_length}: "
+            "use the same --batch_size and images, or another --output"
         )
-    # Ignite takes a number of epochs or one of iterations. Its profilers need the first; the second ends the run.
+    # Ignite accepts either max_epochs or max_iters. Its profilers need max_epochs, and max_iters ends the run.
     trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "max_iters", batches.iterations))
     try:
         if start < batches.iterations:

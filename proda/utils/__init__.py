@@ -1,1 +1,1 @@
-"""What knows nothing of the method: files that are written atomically."""
+"""Helpers that are independent of the method: atomic files, locks, options and errors."""

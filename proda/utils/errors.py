@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one clear line instead of a traceback."""
+"""Errors that a user can fix: one clear line instead of a traceback."""
 
 
 class UserError(ValueError):
@@ -9,4 +9,4 @@ class UserError(ValueError):
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that has to be there is missing."""
+    """A required file or folder is missing."""

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Atomic writing of files: a reader sees the old or the new file, never a part of it."""
 
 import errno
 import hashlib
@@ -18,10 +18,10 @@ from proda.utils.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes the place of ``path`` when the block ends well, and vanishes when it does not.
+    """A temporary path to write to. It replaces ``path`` if the block succeeds, and is deleted if it fails.
 
-    The bytes are on the disk before the name changes, so a crash of the machine keeps the old file or the new one.
-    Its name is random: process numbers are not unique where containers share a folder.
+    The file is flushed to disk before it is renamed, so the old or the new file survives a crash of the machine. The
+    temporary name is random, because process ids are not unique if containers share a folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # a write does not say to which file
+        if error.filename is None and error.errno is not None:  # errors of write() do not name the file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -40,9 +40,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def safe_path(folder: Path, name: str, suffix: str = "") -> Path:
-    """The file ``name + suffix`` in ``folder``; UserError if the name, which comes from data, could lead elsewhere.
+    """The file ``name + suffix`` in ``folder``, for a name that comes from data.
 
-    Nor may it hold what is not printable: line ends, bytes that are not UTF-8.
+    Raises UserError if the name could lead to another folder, or contains unprintable characters such as line ends.
     """
     plain = isinstance(name, str) and name.isprintable() and PureWindowsPath(name).name == name  # also knows / and \\
     if not plain or not name or name.startswith("."):
@@ -55,9 +55,9 @@ def save_tensors(content: Any, path: Path) -> None:
     """``torch.save`` through :func:`atomic_write`; equal content gives equal bytes. OSError if it cannot be written."""
     with atomic_write(path) as partial:
         try:
-            with open(partial, "wb") as file:  # torch writes the name it is given into the file
+            with open(partial, "wb") as file:  # given a path, torch would write its name into the file
                 torch.save(content, file)
-        except RuntimeError as error:  # what torch's writer makes of a full disk
+        except RuntimeError as error:  # torch raises this if the disk is full
             if shutil.disk_usage(partial.parent).free < 1 << 20:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
             raise OSError(f"{path}: {str(error).splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""One command at a time in a folder: a lock file that names its owner and does not outlive it."""
+"""A lock file that lets one command at a time use a folder. It names its owner; stale locks are taken over."""
 
 import atexit
 import contextlib
@@ -21,17 +21,17 @@ from proda.utils.errors import UserError
 
 log = logging.getLogger("proda")
 
-HEARTBEAT = 10.0  # seconds between two signs of life of an owner
-PATIENCE = 60.0  # seconds without one, after which an owner on another machine counts as dead
+HEARTBEAT = 10.0  # seconds between two updates of the lock file by its owner
+PATIENCE = 60.0  # seconds without an update after which an owner on another machine counts as dead
 
 
 class FolderLock:
-    """Holds ``folder/.lock`` for all processes of a run; a context, or ``acquire`` and ``release``.
+    """Holds ``folder/.lock`` for all processes of a run. Use it as a context, or call ``acquire`` and ``release``.
 
-    Rank 0 holds it; every process of the group has to call ``acquire``. The file is JSON: host, process, the command
-    and since when. Locks that a killed process has left are taken over: at once where the process can be looked up
-    (same machine), otherwise after a minute in which the owner has not renewed the file. A process may take a lock that
-    it already holds. Not safe for threads of one process.
+    Rank 0 holds the lock; every process of the group must call ``acquire``. The file is JSON with host, process id,
+    command and start time. The lock of a killed process is taken over: at once on the same machine, otherwise after a
+    minute in which the owner has not updated the file. A process may acquire a lock that it already holds. The class is
+    not thread-safe.
 
     Raises:
         UserError: another command holds the folder.
@@ -48,7 +48,7 @@ class FolderLock:
         return self
 
     def release(self) -> None:
-        """Gives the folder free; does nothing where this process does not hold it."""
+        """Releases the folder; does nothing if this process does not hold the lock."""
         if self._released is None:
             return
         self._released.set()
@@ -70,7 +70,7 @@ class FolderLock:
             text = self._text()
             owner = _parsed(text)
             if text is None:
-                continue  # released in this very moment
+                continue  # released in the meantime
             if _is_me(owner):
                 break
             if _is_alive(owner) or (_is_alive(owner) is None and self._is_renewed(owner)):
@@ -78,14 +78,14 @@ class FolderLock:
                     f"{self.path.parent} is in use by {_described(owner)}: wait until it has ended, or use another "
                     f"folder; if it has ended, delete {self.path}"
                 )
-            log.warning("%s: the lock of %s, which has ended, is taken over", self.path, _described(owner))
+            log.warning("%s: taking over the lock of %s, which has ended", self.path, _described(owner))
             self._delete_stale(text)
         self._released = threading.Event()
         threading.Thread(target=_renew, args=(self.path, self._released), daemon=True).start()
         atexit.register(self.release)
 
     def _create(self) -> bool:
-        """Whether the lock is ours now: a link to a finished file, so that nobody reads half of one."""
+        """Tries to create the lock. It is a hard link to a complete file, so that no process reads a part of it."""
         content = json.dumps({**_identity(), "command": sys.argv, "since": time.strftime("%Y-%m-%d %H:%M:%S %z")})
         draft = self.path.with_name(f".lock.{uuid.uuid4().hex[:8]}.part")
         draft.write_text(content)
@@ -110,13 +110,13 @@ class FolderLock:
             return None
 
     def _is_renewed(self, owner: dict[str, Any]) -> bool:
-        """Whether an owner that cannot be looked up shows a sign of life; waits for one."""
+        """Whether an owner on another machine updates the lock file; waits up to ``PATIENCE`` seconds."""
         message = "waiting up to %.0f s to see whether %s still uses %s"
         log.warning(message, PATIENCE, _described(owner), self.path.parent)
         deadline, first = time.monotonic() + PATIENCE, None
         while time.monotonic() < deadline:
             try:
-                with open(self.path) as file:  # opening asks a network file system for news, stat alone may not
+                with open(self.path) as file:  # open() refreshes attributes on NFS, stat() may not
                     renewed = os.fstat(file.fileno()).st_mtime_ns
             except FileNotFoundError:
                 return False
@@ -127,7 +127,7 @@ class FolderLock:
         return False
 
     def _delete_stale(self, text: str) -> None:
-        """Deletes the lock unless another command has just taken it over: only one may delete what both have seen."""
+        """Deletes a stale lock, unless another command that saw the same lock has already taken it over."""
         with contextlib.suppress(FileNotFoundError), open(self.path) as file:
             with contextlib.suppress(OSError):  # a file system without file locks
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -143,11 +143,11 @@ def _renew(path: Path, released: threading.Event) -> None:
         except FileNotFoundError:
             return
         except OSError:
-            continue  # the next one may succeed
+            continue  # the next update may succeed
 
 
 def _identity() -> dict[str, Any]:
-    """What makes a process unique. Containers share host names and process numbers: so their namespace, too."""
+    """Identifies a process uniquely. It includes the PID namespace: containers may share host names and process ids."""
     try:
         boot, space = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -158,7 +158,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks; None where there is no such process, or no /proc to ask."""
+    """Start time of a process in clock ticks of the kernel; None if the process or /proc does not exist."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -171,7 +171,7 @@ def _is_me(owner: dict[str, Any]) -> bool:
 
 
 def _is_alive(owner: dict[str, Any]) -> bool | None:
-    """None where that cannot be known from here."""
+    """Whether the owner is running; None if this machine cannot know."""
     me = _identity()
     if not me["started"] or (owner.get("host"), owner.get("machine")) != (me["host"], me["machine"]):
         return None
@@ -187,7 +187,7 @@ def _described(owner: dict[str, Any]) -> str:
 
 
 def _parsed(text: str | None) -> dict[str, Any]:
-    """The owner that a lock file names; empty where it names none."""
+    """The owner in the text of a lock file; empty if the text is invalid."""
     try:
         content = json.loads(text or "")
     except ValueError:

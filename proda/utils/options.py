@@ -1,4 +1,4 @@
-"""What an option may hold stands in its annotation: ``batch_size: PositiveInt = 4  # global batch``.
+"""Options whose annotations limit their values: ``batch_size: PositiveInt = 4  # global batch``.
 
 Options are fields of dataclasses that derive from :class:`Options`. A field is ``str``, ``int``, ``float`` or ``bool``,
 a ``Literal`` of such values, or one of the aliases below; ``| None`` may be added. Other bounds are written
@@ -52,13 +52,13 @@ class Options:
     """Base of dataclasses of options; may be inherited from more than once."""
 
     def problems(self) -> Iterator[str]:
-        """One line for each combination of values that cannot be used. Overriding methods yield from ``super()``'s."""
+        """One line for each invalid combination of values. Overriding methods yield from ``super()`` first."""
         yield from ()
 
 
 @dataclass(frozen=True)
 class OptionType:
-    """What a field may hold."""
+    """The values that a field may have."""
 
     kind: type  # str, int, float or bool
     choices: tuple[Any, ...] = ()  # all values allowed; any if empty
@@ -73,10 +73,10 @@ class OptionType:
         return f"{words}, or None" if self.optional else words
 
     def read(self, value: Any) -> Any:
-        """``value`` as the field holds it; text, as a command line gives it, becomes a number, True, False or None.
+        """Checks ``value`` and converts text from a command line to the type of the field.
 
         Raises:
-            ValueError: the field cannot hold it; the message says what is expected.
+            ValueError: the value is not allowed; the message says what is expected.
         """
         if self.optional and (value is None or value == "None"):
             return None
@@ -99,7 +99,7 @@ class OptionType:
         if self.kind is bool:
             return {"true": True, "false": False}.get(text.lower())
         if self.kind is str:
-            if text in ("True", "False"):  # a flag without its value
+            if text in ("True", "False"):  # a flag without a value
                 return None
             return os.path.expanduser(text) if self.is_path else text
         try:
@@ -110,12 +110,12 @@ class OptionType:
 
 @cache
 def option_types(options: type) -> dict[str, OptionType]:
-    """Field name -> what the field may hold, for a dataclass of options.
+    """Field name -> allowed values, for a dataclass of options.
 
-    A field that is given a new default under a plain type (``lr: float = 0.1``) keeps the limits that its base has.
+    A field that is redefined with a plain type (``lr: float = 0.1``) keeps the limits of its base class.
 
     Raises:
-        UserError: a field's type is none that an option can have, or differs from that of the same field in a base.
+        UserError: an option cannot have the type of a field, or the type differs from that in a base class.
     """
     where = f"{file_of(options)}: {options.__qualname__}"
     try:
@@ -145,12 +145,12 @@ def option_types(options: type) -> dict[str, OptionType]:
 
 
 def file_of(options: type) -> str:
-    """The file in which a class stands."""
+    """The file that defines a class."""
     return getattr(sys.modules.get(options.__module__), "__file__", None) or options.__module__
 
 
 def _option_type(annotation: Any) -> OptionType:
-    """TypeError for an annotation that no option can have."""
+    """Raises TypeError for an annotation that an option cannot have."""
     arguments, origin = get_args(annotation), get_origin(annotation)
     if origin is Annotated:
         result = _option_type(arguments[0])

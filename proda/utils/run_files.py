@@ -1,13 +1,13 @@
-"""The files that a run leaves in its output folder: the one list of them."""
+"""Lists the files that a run writes to its output folder."""
 
 import re
 from pathlib import Path
 
 MODELS = ("best.pt", "last.pt", "label_free.pt")
-RUN_FILES = (  # of a run, beside its checkpoints and models; glob patterns
+RUN_FILES = (  # files of a run other than checkpoints and models; glob patterns
     *("summary.json", "train.log", "prototypes.pt", "events.out.tfevents.*", "checkpoint_*.pt.damaged", ".*.part"),
 )
-_CHECKPOINT = re.compile(r"checkpoint_(0|[1-9][0-9]*)\.pt")  # no other name is a run's: checkpoint_2_keep.pt is not
+_CHECKPOINT = re.compile(r"checkpoint_(0|[1-9][0-9]*)\.pt")  # does not match copies such as checkpoint_2_keep.pt
 
 
 def checkpoint_files(folder: str | Path) -> dict[int, Path]:
@@ -17,7 +17,7 @@ def checkpoint_files(folder: str | Path) -> dict[int, Path]:
 
 
 def earlier_run(folder: str | Path) -> list[Path]:
-    """The files in ``folder`` that a training run goes on from or ends with; empty where none has been."""
+    """Checkpoints and models of a training run in ``folder``; empty if it holds no run."""
     models = (Path(folder) / name for name in MODELS)
     return [*checkpoint_files(folder).values(), *(path for path in models if path.exists())]
 

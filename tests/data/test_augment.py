@@ -186,7 +186,7 @@ def test_the_flip_of_a_strong_view_comes_before_its_operations():
 
 
 def test_an_unknown_operation_is_refused():
-    with pytest.raises(ValueError, match="no image operation 'Invert'"):
+    with pytest.raises(ValueError, match="unknown image operation 'Invert'"):
         apply_operation(picture(8, 8), ImageOperation("Invert", None))
 
 

@@ -62,7 +62,7 @@ def test_the_source_alone_picks_its_recipe():
         ({"lr": float("inf")}, "--lr=inf: expected a finite number"),
         ({"momentum": 5}, "--momentum=5: expected a number from 0 to 1"),
         ({"seed": 2**40}, "--seed=1099511627776: expected a whole number from 0 to 2147483647"),
-        ({"resume": True, "overwrite": True}, "--resume and --overwrite: one goes on"),
+        ({"resume": True, "overwrite": True}, "--resume and --overwrite: one continues"),
     ],
 )
 def test_a_bad_flag_is_one_line_that_says_what_was_found_and_expected(flags, message):

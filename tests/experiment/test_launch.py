@@ -354,7 +354,7 @@ def test_an_experiment_is_copied(capsys, tmp_path):
     assert Path("mine.py").read_text() == (ROOT / STAGE_1).read_text() and "mine.py" in capsys.readouterr().out
     assert load_experiment("mine.py").Config.__module__ != load_experiment("stage1_denoise").Config.__module__
     for arguments, message in (
-        (["stage1_denoise", "mine.py"], "mine.py: there is such a file already"),
+        (["stage1_denoise", "mine.py"], "mine.py: this file exists already"),
         (["stage1_denoise"], "copy: expected an experiment and a new file"),
         (["stage9", "other.py"], "stage9: no such experiment file"),
     ):
@@ -389,7 +389,7 @@ def test_a_restart_goes_on_with_what_the_first_life_began(
     monkeypatch.setenv(variable, count)
     config = start(file, {"output": "run", **flags})
     assert (config.resume, config.overwrite) == expected
-    line = "started again: going on with the run in run\n"
+    line = "restarted: resuming the run in run\n"
     assert capsys.readouterr().out == (line if expected[0] else "")
 
 
@@ -420,7 +420,7 @@ def test_a_run_that_torchrun_restarts_ends_as_one_that_was_not_killed(data, tmp_
         run = small_runs.launch([*torchrun, "run.py", str(file), *flags], env=env)
         out, err = run.communicate(timeout=300)
         assert run.returncode == 0, err
-        assert ("started again: going on with the run in" in out and "resumed from" in out) == overwrite
+        assert ("restarted: resuming the run in" in out and "resumed from" in out) == overwrite
     one, other = (small_runs.checkpoint(tmp_path / folder, 5) for folder in ("killed", "whole"))
     assert not small_runs.differing(one["student"], other["student"])
 

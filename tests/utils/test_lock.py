@@ -113,7 +113,7 @@ def test_a_lock_that_nobody_renews_is_taken_over(tmp_path, monkeypatch, content,
     (tmp_path / ".lock").write_text(content)
     with FolderLock(tmp_path):
         pass
-    assert "waiting up to" in lines()[0] and "taken over" in lines()[1]
+    assert "waiting up to" in lines()[0] and "taking over" in lines()[1]
 
 
 def test_a_held_lock_is_renewed(tmp_path, monkeypatch):
