@@ -225,6 +225,8 @@ class Domains:
                 found[f"{name} description"] = own.fingerprint()
         found["source images"], found["source labels"] = self.source.fingerprint(), self.source.label_fingerprint()
         found["target images"] = self.target.fingerprint()
+        if getattr(self.config, "train_on", "") == "target":  # the oracle; other runs only score pseudo labels by them
+            found["target labels"] = self.labelled_target.label_fingerprint()
         if isinstance(self.validation, LabelledFiles):
             found["validation images"] = self.validation.fingerprint()
             found["validation labels"] = self.validation.label_fingerprint()

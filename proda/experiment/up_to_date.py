@@ -16,6 +16,7 @@ from proda.experiment.config import make_config, with_present_names
 from proda.experiment.domains import Domains
 from proda.experiment.job import UNCOMPARED_FLAGS, keep_inputs, read_summary, weights_flags
 from proda.experiment.launch import load_experiment, start
+from proda.models.weights import prototypes_record
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json, sha256
 from proda.utils.lock import FolderLock
@@ -79,7 +80,7 @@ def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
         MissingFileError: a weights file that a flag names does not exist.
     """
     config = _config(experiment, flags)
-    files = {name: value for name, value in weights_flags(config).items() if name != "prototypes"}  # computed
+    files = {name: value for name, value in weights_flags(config).items() if name != "prototypes" or _given(value)}
     for name, path in files.items():
         if not Path(path).is_file():
             raise MissingFileError(f"--{name}={path}: no such file; expected the weights that {experiment} starts from")
@@ -89,6 +90,16 @@ def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
         "files": {name: sha256(path) for name, path in files.items()},
         "data": Domains(config).fingerprints(),
     }
+
+
+def _given(prototypes: str) -> bool:
+    """Whether a file of prototypes is an input of its own, since it does not say from which others it was made."""
+    try:
+        return not prototypes_record(prototypes)
+    except MissingFileError:  # the run makes them
+        return False
+    except UserError:  # damaged: the run refuses it
+        return True
 
 
 def clear(folder: Path) -> None:

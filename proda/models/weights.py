@@ -76,6 +76,7 @@ def load_weights(path: str | Path) -> Weights:
     expected = f"expected 'model' (ours), {NETWORK!r} (released) or a state dict"
     if not isinstance(data, Mapping) or not data:
         raise UserError(f"{path}: found {describe(data)}, {expected}")
+    _check_format(data, path)
     if NETWORK in data:
         entry = data[NETWORK]
         if not isinstance(entry, Mapping) or "model_state" not in entry:
@@ -193,6 +194,7 @@ def load_prototypes(path: str | Path) -> Tensor:
     Raises MissingFileError, or UserError when the file holds none (all zero is none).
     """
     data = read_tensors(path)
+    _check_format(data, path)
     if isinstance(data, Mapping) and isinstance(data.get(NETWORK), Mapping):
         data = data[NETWORK].get("objective_vectors", data)
     elif isinstance(data, Mapping):  # in a checkpoint of ours they are a state dict of their own
@@ -263,6 +265,12 @@ def as_state_dict(data: object, path: str | Path, what: str) -> dict[str, Tensor
     if not isinstance(data, Mapping) or not data or not all(isinstance(value, Tensor) for value in data.values()):
         raise UserError(f"{path}: found {describe(data)}, expected the {what}'s state dict (name to tensor)")
     return {str(key).removeprefix("module."): value for key, value in data.items()}  # "module." is DataParallel's
+
+
+def _check_format(data: object, path: str | Path) -> None:
+    found = data.get("format") if isinstance(data, Mapping) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise UserError(f"{path}: written by a newer version of proda (format {found}, this one reads {FORMAT})")
 
 
 def _class_names(data: object, path: str | Path) -> tuple[str, ...]:
