@@ -146,7 +146,7 @@ class LabelledFiles(Dataset[Example]):
         except UserError as error:
             if not self.optional_labels:
                 raise
-            warn_once(f"going on without these labels: {error}")
+            warn_once(f"ignoring these labels: {error}")
             return None
 
     def _train_ids(self, path: Path, image: Path, size: tuple[int, int]) -> np.ndarray:

@@ -118,7 +118,7 @@ def test_a_bad_label_map_ends_the_run_unless_labels_are_optional(tmp_path, monke
         samples = list(EvaluationSamples(dataset(tmp_path, optional_labels=True)))
     assert [sample["name"] for sample in samples if (sample["labels"] != IGNORE).any()] == ["a", "d"]
     assert collate(samples)["labels"].shape == (4, 2, 4)
-    assert lines == [f"going on without these labels: {tmp_path}/labels/b.png: unknown label id 7, expected ids 0..1"]
+    assert lines == [f"ignoring these labels: {tmp_path}/labels/b.png: unknown label id 7, expected ids 0..1"]
 
 
 def test_optional_labels_that_are_nowhere_are_no_labels(tmp_path):

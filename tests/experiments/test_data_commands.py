@@ -64,7 +64,7 @@ def test_a_bad_label_map_of_a_training_photograph_breaks_no_run(inputs, tmp_path
     bad = next(data.glob("cityscapes/gtFine/train/*/*_labelIds.png"))
     bad.write_bytes(b"")
     assert command("check_data", data, tmp_path / "check", "--parts=train", *VIEWS) == 0
-    assert f"going on without these labels: {bad}: not a complete label map" in capsys.readouterr().out
+    assert f"ignoring these labels: {bad}: not a complete label map" in capsys.readouterr().out
     assert read_summary(tmp_path / "check")["train"]["labelled"] == 7
 
 
