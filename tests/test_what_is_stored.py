@@ -55,35 +55,35 @@ EXPERIMENT = str(ROOT / "experiments/stage1_denoise.py")
 
 # used: taken as it is. made: deleted and made again. refused: one line that says what differs. -: no such flag.
 TABLE = """
-                            soft    hard    renewed prototypes checkpoint config  oracle  model   inputs  summary again
-nothing                     used    used    used    used       used       used    used    used    used    used    used
-weights: other content      refused refused used    refused    refused    refused -       used    refused refused made
-weights: another place      used    used    used    used       used       used    -       used    used    used    used
-target images replaced      refused refused refused refused    refused    refused refused used    refused refused made
-a target image more         refused refused refused refused    refused    refused refused used    refused refused made
-a target image fewer        refused refused refused refused    refused    refused refused used    refused refused made
-target labels changed       used    used    used    used       used       used    refused used    used    used    used
-source images replaced      used    used    used    used       refused    refused refused used    refused refused made
-source labels changed       used    used    used    used       refused    refused refused used    refused refused made
-validation images replaced  used    used    used    used       refused    refused refused used    refused refused made
-validation labels changed   used    used    used    used       refused    refused refused used    refused refused made
-description: a comment      used    used    used    used       used       used    used    used    used    used    used
-description: a colour       used    used    used    used       used       used    used    used    used    used    used
-description: the size       refused refused refused refused    refused    refused refused used    refused refused made
-description: the ids        used    used    used    used       refused    refused refused used    refused refused made
-description: another place  used    used    used    used       used       used    used    used    refused refused made
-classes in another order    refused refused refused refused    refused    refused refused refused refused refused made
-a class more                refused refused refused refused    refused    refused refused refused refused refused made
---flip                      used    refused used    used       -          -       -       used    -       -       -
---amp                       refused refused refused refused    refused    refused refused used    refused refused made
---prototype_passes          used    used    used    refused    refused    refused -       used    refused refused made
---skip_bad                  refused refused refused refused    refused    refused refused used    refused refused made
---seed                      used    used    used    used       refused    refused refused used    refused refused made
---lr                        used    used    used    used       refused    refused refused used    refused refused made
---backbone                  used    used    used    used       refused    refused refused refused refused refused made
---num_workers               used    used    used    used       used       used    used    used    used    used    used
-other versions of packages  used    used    used    used       used       used    used    used    used    used    used
-stored by a newer proda     refused refused refused refused    refused    refused refused refused refused refused refused
+                           soft    hard    renewed prototypes checkpoint config  oracle  model   inputs  summary again
+nothing                    used    used    used    used       used       used    used    used    used    used    used
+weights: other content     refused refused used    refused    refused    refused -       used    refused refused made
+weights: another place     used    used    used    used       used       used    -       used    used    used    used
+target images replaced     refused refused refused refused    refused    refused refused used    refused refused made
+a target image more        refused refused refused refused    refused    refused refused used    refused refused made
+a target image fewer       refused refused refused refused    refused    refused refused used    refused refused made
+target labels changed      used    used    used    used       used       used    refused used    used    used    used
+source images replaced     used    used    used    used       refused    refused refused used    refused refused made
+source labels changed      used    used    used    used       refused    refused refused used    refused refused made
+validation images replaced used    used    used    used       refused    refused refused used    refused refused made
+validation labels changed  used    used    used    used       refused    refused refused used    refused refused made
+description: a comment     used    used    used    used       used       used    used    used    used    used    used
+description: a colour      used    used    used    used       used       used    used    used    used    used    used
+description: the size      refused refused refused refused    refused    refused refused used    refused refused made
+description: the ids       used    used    used    used       refused    refused refused used    refused refused made
+description: another place used    used    used    used       used       used    used    used    refused refused made
+classes in another order   refused refused refused refused    refused    refused refused refused refused refused made
+a class more               refused refused refused refused    refused    refused refused refused refused refused made
+--flip                     used    refused used    used       -          -       -       used    -       -       -
+--amp                      refused refused refused refused    refused    refused refused used    refused refused made
+--prototype_passes         used    used    used    refused    refused    refused -       used    refused refused made
+--skip_bad                 refused refused refused refused    refused    refused refused used    refused refused made
+--seed                     used    used    used    used       refused    refused refused used    refused refused made
+--lr                       used    used    used    used       refused    refused refused used    refused refused made
+--backbone                 used    used    used    used       refused    refused refused refused refused refused made
+--num_workers              used    used    used    used       used       used    used    used    used    used    used
+other versions of packages used    used    used    used       used       used    used    used    used    used    used
+stored by a newer proda    refused refused refused refused    refused    refused refused refused refused refused refused
 """
 
 # What a refusal says of a column; of images alone where several things would be said.
@@ -492,7 +492,7 @@ def change_tensors(path: Path, **changes: Any) -> None:
 def cells() -> Iterator[Any]:
     head, *lines = TABLE.strip().splitlines()
     for line in lines:
-        column, values = line[:27].strip(), line[27:].split()
+        column, values = line[:26].strip(), line[26:].split()
         for row, value in zip(head.split(), values, strict=True):
             if value != "-":
                 yield pytest.param(row, column, value, id=f"{row}, {column}")
