@@ -4,8 +4,10 @@ A row stores something of a small world (own data, a weights file, flags) and ta
 changed one thing of that world. Nothing is trained: what decides is called as the experiments call it.
 """
 
+import contextlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from experiments import source_only, stage1_denoise
-from proda.engines.events import ProdaEvents, remember
+from proda.engines.events import proda_engine
 from proda.experiment import job as job_module
 from proda.experiment import up_to_date
 from proda.experiment.domains import Domains
@@ -30,6 +32,8 @@ from proda.handlers.prototypes import prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.models.build import build_network
 from proda.models.weights import save_weights
+from proda.streets import files as streets
+from proda.streets import write_streets
 from proda.utils.errors import UserError
 from proda.utils.files import sha256
 from tests.small_runs import ROOT
@@ -51,35 +55,35 @@ EXPERIMENT = str(ROOT / "experiments/stage1_denoise.py")
 
 # used: taken as it is. made: deleted and made again. refused: one line that says what differs. -: no such flag.
 TABLE = """
-                             soft    hard    renewed prototypes checkpoint config.json oracle  model inputs.json summary
-nothing                      used    used    used    used       used       used        used    used  used        used
-weights: other content       refused refused used    refused    refused    refused     -       used  refused     refused
-weights: another place       used    used    used    used       used       used        -       used  used        used
-target images replaced       refused refused refused refused    refused    refused     refused used  refused     refused
-a target image more          refused refused refused refused    refused    refused     refused used  refused     refused
-a target image fewer         refused refused refused refused    refused    refused     refused used  refused     refused
-target labels changed        used    used    used    used       used       used        refused used  used        used
-source images replaced       used    used    used    used       refused    refused     refused used  refused     refused
-source labels changed        used    used    used    used       refused    refused     refused used  refused     refused
-validation images replaced   used    used    used    used       refused    refused     refused used  refused     refused
-validation labels changed    used    used    used    used       refused    refused     refused used  refused     refused
-description: a comment       used    used    used    used       used       used        used    used  used        used
-description: a colour        used    used    used    used       used       used        used    used  used        used
-description: the size        refused refused refused refused    refused    refused     refused used  refused     refused
-description: the ids         used    used    used    used       refused    refused     refused used  refused     refused
-description: another place   used    used    used    used       used       used        used    used  refused     refused
-classes in another order     refused refused refused refused    refused    refused     refused refused refused   refused
-a class more                 refused refused refused refused    refused    refused     refused refused refused   refused
---flip                       used    refused used    used       -          -           -       used  -           -
---amp                        refused refused refused refused    refused    refused     refused used  refused     refused
---prototype_passes           used    used    used    refused    refused    refused     -       used  refused     refused
---skip_bad                   refused refused refused refused    refused    refused     refused used  refused     refused
---seed                       used    used    used    used       refused    refused     refused used  refused     refused
---lr                         used    used    used    used       refused    refused     refused used  refused     refused
---backbone                   used    used    used    used       refused    refused     refused refused refused   refused
---num_workers                used    used    used    used       used       used        used    used  used        used
-other versions of packages   used    used    used    used       used       used        used    used  used        used
-stored by a newer proda      refused refused refused refused    refused    refused     refused refused refused   refused
+                           soft    hard    renewed prototypes checkpoint config  oracle  model   inputs  summary again
+nothing                    used    used    used    used       used       used    used    used    used    used    used
+weights: other content     refused refused used    refused    refused    refused -       used    refused refused made
+weights: another place     used    used    used    used       used       used    -       used    used    used    used
+target images replaced     refused refused refused refused    refused    refused refused used    refused refused made
+a target image more        refused refused refused refused    refused    refused refused used    refused refused made
+a target image fewer       refused refused refused refused    refused    refused refused used    refused refused made
+target labels changed      used    used    used    used       used       used    refused used    used    used    used
+source images replaced     used    used    used    used       refused    refused refused used    refused refused made
+source labels changed      used    used    used    used       refused    refused refused used    refused refused made
+validation images replaced used    used    used    used       refused    refused refused used    refused refused made
+validation labels changed  used    used    used    used       refused    refused refused used    refused refused made
+description: a comment     used    used    used    used       used       used    used    used    used    used    used
+description: a colour      used    used    used    used       used       used    used    used    used    used    used
+description: the size      refused refused refused refused    refused    refused refused used    refused refused made
+description: the ids       used    used    used    used       refused    refused refused used    refused refused made
+description: another place used    used    used    used       used       used    used    used    refused refused made
+classes in another order   refused refused refused refused    refused    refused refused refused refused refused made
+a class more               refused refused refused refused    refused    refused refused refused refused refused made
+--flip                     used    refused used    used       -          -       -       used    -       -       -
+--amp                      refused refused refused refused    refused    refused refused used    refused refused made
+--prototype_passes         used    used    used    refused    refused    refused -       used    refused refused made
+--skip_bad                 refused refused refused refused    refused    refused refused used    refused refused made
+--seed                     used    used    used    used       refused    refused refused used    refused refused made
+--lr                       used    used    used    used       refused    refused refused used    refused refused made
+--backbone                 used    used    used    used       refused    refused refused refused refused refused made
+--num_workers              used    used    used    used       used       used    used    used    used    used    used
+other versions of packages used    used    used    used       used       used    used    used    used    used    used
+stored by a newer proda    refused refused refused refused    refused    refused refused refused refused refused refused
 """
 
 # What a refusal says of a column; of images alone where several things would be said.
@@ -103,7 +107,8 @@ SAID = {
         "target images": "prototypes made from other images",
         "a target image": "prototypes made from other images",
         "description: the size": "prototypes made from other size",
-        "class": "prototypes made from other classes",
+        "classes in another order": "prototypes made from other classes",
+        "a class more": "prototypes made from other classes",
         "--amp": "other amp: found off, expected bf16",
         "--prototype_passes": "other passes: found 1, expected 4",
         "--skip_bad": "prototypes made from other images",
@@ -127,7 +132,8 @@ SAID = {
         "description: the size": "other target description",
         "description: the ids": "other source description",
         "description: another place": "--target was .*photos.toml, is .*moved.toml",
-        "class": "other classes",
+        "classes in another order": "other classes",
+        "a class more": "other classes",
         "--amp": "--amp was off, is bf16",
         "--prototype_passes": "--prototype_passes was 1, is 4",
         "--skip_bad": "--skip_bad was",
@@ -254,7 +260,10 @@ class SoftLabels(Row):
 
     def write(self, store: Any, names: list[str]) -> None:
         for name in names:
-            store.write(name, torch.full((2, 2, 4) if self.kind == "soft" else (2, 16, 32), 0.5))
+            if self.kind == "soft":
+                store.write(name, torch.full((2, 2, 4), 0.5))
+            else:
+                store.write(name, torch.zeros(16, 32, dtype=torch.uint8), torch.ones(16, 32))
 
     def store(self) -> None:
         data, store = self.open()
@@ -281,7 +290,7 @@ class RenewedLabels(SoftLabels):
         data, store = self.open()
         images: Any = None
         labels = PseudoLabels(store, nn.Identity(), images, PRECISION, data.classes.names)
-        labels.attach(Engine(lambda *_: None), 1, student=nn.Identity(), folder=self.world.run)
+        labels.attach(proda_engine(lambda *_: {}), 1, student=nn.Identity(), folder=self.world.run)
         labels.load_state_dict({"renewed": {"iteration": 2, "weights": "a" * 64}})
         return labels
 
@@ -364,9 +373,7 @@ class CheckpointFile(ConfigFile):
     names = "run"
 
     def trainer(self) -> tuple[Engine, Checkpoints]:
-        trainer, checkpoints = Engine(lambda *_: None), Checkpoints(self.world.run)
-        trainer.register_events(*ProdaEvents)
-        remember(trainer, network=nn.Linear(2, 2))
+        trainer, checkpoints = proda_engine(lambda *_: {}, network=nn.Linear(2, 2)), Checkpoints(self.world.run)
         checkpoints.attach(trainer, every=1)
         return trainer, checkpoints
 
@@ -413,6 +420,10 @@ class Inputs(Row):
     def start(self, experiment: str, flags: dict[str, Any]) -> None:
         self.resumed.append(flags["resume"])
         (self.world.run / "checkpoint_1.pt").write_text("x")
+        self.end()
+
+    def end(self) -> None:
+        raise KeyboardInterrupt
 
     def complete(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -420,7 +431,7 @@ class Inputs(Row):
             up_to_date.run_if_outdated(EXPERIMENT, self.world.flags, overwrite=self.overwrite)
 
     def store(self) -> None:
-        with pytest.raises(UserError, match=r"summary\.json: no such file"):
+        with contextlib.suppress(KeyboardInterrupt):
             self.complete()
 
     def use(self) -> str:
@@ -434,8 +445,7 @@ class Inputs(Row):
 class Summary(Inputs):
     """summary.json of a complete run."""
 
-    def start(self, experiment: str, flags: dict[str, Any]) -> None:
-        super().start(experiment, flags)
+    def end(self) -> None:
         (self.world.run / "summary.json").write_text("{}")
 
     def store(self) -> None:
@@ -446,17 +456,28 @@ class Summary(Inputs):
         return "used" if self.resumed == [False] else "made"
 
 
+class Overwritten(Summary):
+    """The same with ``--overwrite``: of what has changed nothing stays."""
+
+    overwrite = True
+
+    def start(self, experiment: str, flags: dict[str, Any]) -> None:
+        assert not (self.world.run / "summary.json").exists()
+        super().start(experiment, flags)
+
+
 ROWS: dict[str, type[Row]] = {
     "soft": SoftLabels,
     "hard": HardLabels,
     "renewed": RenewedLabels,
     "prototypes": PrototypesFile,
     "checkpoint": CheckpointFile,
-    "config.json": ConfigFile,
+    "config": ConfigFile,
     "oracle": Oracle,
     "model": Model,
-    "inputs.json": Inputs,
+    "inputs": Inputs,
     "summary": Summary,
+    "again": Overwritten,
 }
 
 
@@ -471,7 +492,7 @@ def change_tensors(path: Path, **changes: Any) -> None:
 def cells() -> Iterator[Any]:
     head, *lines = TABLE.strip().splitlines()
     for line in lines:
-        column, values = line[:28].strip(), line[28:].split()
+        column, values = line[:26].strip(), line[26:].split()
         for row, value in zip(head.split(), values, strict=True):
             if value != "-":
                 yield pytest.param(row, column, value, id=f"{row}, {column}")
@@ -501,3 +522,55 @@ def test_what_is_stored_is_used_made_again_or_refused(tmp_path, monkeypatch, row
     else:
         best = max((start for start in said if column.startswith(start)), key=len)
         assert re.search(said[best], line), line
+
+
+def test_prototypes_that_do_not_say_what_they_were_made_from_count_by_their_content(tmp_path):
+    world = World(tmp_path)
+    file = tmp_path / "released.pt"
+    torch.save(torch.ones(2, 8), file)
+    world.flags["prototypes"] = str(file)
+    summary = Summary(world)
+    summary.store()
+    assert summary.use() == "used"
+    world.flags["prototypes"] = str(file.rename(tmp_path / "moved.pt"))
+    assert summary.use() == "used"
+    torch.save(torch.zeros(2, 8), tmp_path / "moved.pt")
+    with pytest.raises(UserError, match="other content of --prototypes"):
+        summary.use()
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ("nothing", ""),
+        ("size", r"size \[16, 8\], not \[24, 12\]"),
+        ("seed", "seed 0, not 1"),
+        ("num_train", "num_train 1, not 2"),
+        ("num_val", "num_val 1, not 2"),
+        ("version", "version 3, not 99"),
+        ("style", "style .*, not "),
+        ("another image", ""),  # whoever reads the images compares them, as of any other data
+        ("an image more", ""),
+    ],
+)
+def test_drawn_streets_are_used_again_or_refused(tmp_path, monkeypatch, change, refused):
+    arguments = {"num_train": 1, "num_val": 1, "size": (16, 8), "seed": 0}
+    write_streets(tmp_path, **arguments)
+    image = tmp_path / "gta5/images/00001.png"
+    if change in arguments:
+        arguments[change] = (24, 12) if change == "size" else arguments[change] + 1
+    elif change == "version":
+        monkeypatch.setattr(streets, "VERSION", 99)
+    elif change == "style":
+        monkeypatch.setattr(streets, "GAME", streets.CAMERA)
+    elif change == "another image":
+        Image.new("RGB", (16, 8)).save(image)
+    elif change == "an image more":
+        shutil.copy(image, image.with_name("00002.png"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if refused:
+        with pytest.raises(UserError, match=f"holds Streets of other settings .*{refused}"):
+            write_streets(tmp_path, **arguments)
+    else:
+        write_streets(tmp_path, **arguments)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -3,7 +3,7 @@
 Where to look:
     - ``supervised``: the source loss, which all stages share; source-only training and the oracle.
     - ``adversarial``: the warm-up.
-    - ``denoise``: stage 1, with equations 3 to 5 and 7 to 9 of the paper. Equation 6, which updates the prototypes, is
+    - ``denoise``: stage 1, with equations 3 and 4 of the paper. Equation 6, which updates the prototypes, is
       the handler ``proda.handlers.prototypes.PrototypeEMA``; the EMA teacher is ``proda.handlers.teacher.EMATeacher``.
     - ``distill``: stages 2 and 3.
     - ``inference`` and ``labelling``: validation, and writing pseudo labels.

@@ -1,6 +1,6 @@
 """Warm-up: supervised training on the source, and adversarial alignment of the target predictions with the source's.
 
-This is the output-space alignment of AdaptSegNet (ProDA section 4, "warm up"). For the discriminator, the source is
+This is the output-space alignment of AdaptSegNet (ProDA's warm-up). For the discriminator, the source is
 domain 0 and the target is domain 1.
 
 One iteration: the student's gradients of the source loss, then of the adversarial loss, and the student's step; then

@@ -1,10 +1,10 @@
-"""Stage 1: pseudo labels denoised online by prototypes, and a compact target space (ProDA sections 3.1 and 3.2).
+"""Stage 1: pseudo labels denoised online by prototypes, and a compact target space (ProDA).
 
 Where the equations of the paper are used:
     - 3 and 4, rectified pseudo labels and prototype weights: ``_rectified_labels``.
-    - 5, symmetric cross entropy, and the regulariser MRKLD: ``_weak_view_losses``.
+    - Symmetric cross entropy and the regulariser MRKLD: ``_weak_view_losses``.
     - 6, moving average of the prototypes: ``proda.handlers.prototypes.PrototypeEMA``, after the optimizer's step.
-    - 7 to 9, structure learning: ``_structure_loss``.
+    - Target structure learning: ``_structure_loss``.
 
 The formulas are in ``proda.method``; ``step`` in ``denoise_trainer`` calls them in the order of an iteration.
 """
@@ -85,7 +85,7 @@ def denoise_trainer(
 
     A handler of ``LABELS_RECTIFIED`` may replace ``output["rectified_labels"]``. Where batches contain no soft labels,
     ``labeller``, the frozen network of the previous stage, predicts them from the full image in every iteration.
-    Without rectification, the student is trained on the soft labels as they are (conventional self-training). With
+    Without rectification, the student is trained on the arg-max of the soft labels (conventional self-training). With
     ``structure_weight=0`` the strong view is not used. If both are off, the teacher does not run.
     """
     options = options or DenoiseOptions()
@@ -165,7 +165,7 @@ def _weak_view_losses(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weighted symmetric cross entropy on the labels and the weighted regulariser, and the tensors behind them.
 
-    Source: section 3.1 of the paper for the symmetric cross entropy; CRST (arXiv:1908.09822) for MRKLD.
+    Source: the paper's section on pseudo label denoising for the symmetric cross entropy; CRST (arXiv:1908.09822) for MRKLD.
     """
     with precision.autocast():
         prediction = student(to_float(target["image"]))
@@ -191,7 +191,7 @@ def _structure_loss(
 ) -> tuple[Tensor, Tensor]:
     """KL divergence between the teacher's prototypical assignment of the weak view and the student's of the strong one.
 
-    Returns the loss (section 3.2) and the student's features [B, D, h, w] of the strong view.
+    Returns the loss (the paper's section on structure learning) and the student's features [B, D, h, w] of the strong view.
     """
     with precision.autocast():
         features = student(to_float(target["strong_image"])).features

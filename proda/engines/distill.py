@@ -1,4 +1,4 @@
-"""Stages 2 and 3: knowledge distillation from a frozen teacher into a new student (ProDA section 3.3).
+"""Stages 2 and 3: knowledge distillation from a frozen teacher into a new student (ProDA).
 
 One iteration: gradients of the source loss; then, on the strong view of the target, the cross entropy on the teacher's
 hard pseudo labels and the KL divergence from the teacher's output; then the optimizer's step. The losses are in

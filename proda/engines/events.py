@@ -62,6 +62,8 @@ def remember(engine: Engine, **parts: Any) -> None:
         ValueError: the name is already used for another object.
     """
     for name, part in parts.items():
+        if name in ("trainer", "format"):
+            raise ValueError(f"{name!r} is a part of every checkpoint; choose another name")
         if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
             raise TypeError(
                 f"{name}: {type(part).__name__} has no state_dict and load_state_dict, so it cannot be saved"

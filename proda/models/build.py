@@ -24,10 +24,10 @@ def build_network(
 
     ``bn_pretrain``: one more batch norm between backbone and head, for self-supervised weights, whose scale is not
     that of ImageNet's. ``dropout``: probability with which a whole feature channel is dropped.
-    Raises UserError for a name that is not in ``BACKBONES``.
+    Raises UserError for a name that is not in ``BUILDERS``.
     """
     if backbone not in BUILDERS:
-        raise UserError(f"--backbone={backbone}: expected one of {', '.join(BACKBONES)}")
+        raise UserError(f"--backbone={backbone}: expected one of {', '.join(BUILDERS)}")
     network = BUILDERS[backbone](num_classes, bn_pretrain=bn_pretrain, dropout=dropout)
     network.backbone = backbone
     return network

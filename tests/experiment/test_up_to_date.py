@@ -34,7 +34,7 @@ class Step:
 
     def images(self, domain: str) -> SimpleNamespace:
         names = ",".join(self.names[domain])
-        return SimpleNamespace(fingerprint=lambda: names, label_fingerprint=lambda: "of labels")
+        return SimpleNamespace(fingerprint=lambda: names, label_fingerprint=lambda: f"labels of {names}")
 
     def start(self, experiment: str, flags: dict[str, Any]) -> None:
         assert experiment == EXPERIMENT
