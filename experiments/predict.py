@@ -1,7 +1,7 @@
 """Predicts label maps and coloured overlays for a folder of images, with a weights file, ours or a released .pkl.
 
     python run.py experiments/predict.py --weights=runs/stage3_distill/last.pt --images=photos
-    python run.py experiments/predict.py --source=my_simulator.toml --target=my_photos.toml --weights=... --images=photos
+    python run.py experiments/predict.py --source=my_simulator.toml --target=my_photos.toml --weights=X --images=Y
 
 Writes OUTPUT/labels/NAME.png, whose pixel values are class numbers (with a palette for image viewers), and
 OUTPUT/overlays/NAME.jpg. ``--source`` determines the classes.

@@ -165,7 +165,7 @@ def _weak_view_losses(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weighted symmetric cross entropy on the labels and the weighted regulariser, and the tensors behind them.
 
-    Source: the paper's section on pseudo label denoising for the symmetric cross entropy; CRST (arXiv:1908.09822) for MRKLD.
+    Source: the paper for the symmetric cross entropy; CRST (arXiv:1908.09822) for MRKLD.
     """
     with precision.autocast():
         prediction = student(to_float(target["image"]))
@@ -191,7 +191,7 @@ def _structure_loss(
 ) -> tuple[Tensor, Tensor]:
     """KL divergence between the teacher's prototypical assignment of the weak view and the student's of the strong one.
 
-    Returns the loss (the paper's section on structure learning) and the student's features [B, D, h, w] of the strong view.
+    Returns the loss and the student's features [B, D, h, w] of the strong view.
     """
     with precision.autocast():
         features = student(to_float(target["strong_image"])).features
