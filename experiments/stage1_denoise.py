@@ -37,8 +37,8 @@ from proda.utils.options import Fraction, NonNegativeFloat, NonNegativeInt, Path
 @dataclass
 class Config(DenoiseOptions, AdaptConfig):
     weights: PathText = "runs/warmup/last.pt"  # warm-up model, for initial student, teacher, soft labels, prototypes
-    lr: NonNegativeFloat = 1e-4  # initial learning rate
-    head_lr_factor: NonNegativeFloat = 1.0  # learning rate of the head, as a multiple; 1: one parameter group
+    lr: NonNegativeFloat = 1e-4  # learning rate at the start of training
+    head_lr_factor: NonNegativeFloat = 1.0  # ratio of the learning rates of head and backbone; 1: one parameter group
     pseudo_labels: PathText = ""  # folder of soft labels; missing ones are written; if empty, OUTPUT/pseudo_labels
     prototypes: PathText = ""  # file of prototypes; written if missing; if empty, OUTPUT/prototypes.pt
     prototype_passes: PositiveInt = 1  # passes over the target images for the initial prototypes; 4 as released

@@ -37,7 +37,7 @@ class Config(DistillOptions, InitConfig, AdaptConfig):
     teacher: PathText = "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the labels
     init: InitKind = "simclr"  # initial student: simclr, imagenet, random, or weights (all of --init_file)
     bn_pretrain: bool = True  # batch norm after the backbone, for the scale of self-supervised features
-    lr: NonNegativeFloat = 6e-4  # initial learning rate of the student's backbone
+    lr: NonNegativeFloat = 6e-4  # learning rate of the student's backbone at the start of training
     pseudo_labels: PathText = ""  # folder of hard labels; missing ones are written; if empty, OUTPUT/pseudo_labels
     flip: bool = True  # pseudo labels average the predictions of the image and its mirror image
     threshold: Fraction = 0.95  # pseudo labels whose confidence is not above this are ignored

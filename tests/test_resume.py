@@ -215,7 +215,7 @@ def test_models_of_a_branch_that_is_not_gone_on_with_do_not_stay(complete, data,
     (complete / "checkpoint_5.pt").unlink()
     summary = train("source_only", data, weights, complete, resume=True, iterations=4)
     assert (
-        f"{complete / 'best.pt'} is of iteration 5, after the checkpoint to go on from: deleted"
+        f"{complete / 'best.pt'} is of iteration 5, after the checkpoint to resume from: deleted"
         in capsys.readouterr().out
     )
     assert summary["iteration"] == 4

@@ -103,15 +103,15 @@ SAID = {
     },
     "renewed": {},  # whatever differs, they are deleted, and the student that wrote them is gone
     "prototypes": {
-        "weights: other content": "prototypes made from other weights",
-        "target images": "prototypes made from other images",
-        "a target image": "prototypes made from other images",
-        "description: the size": "prototypes made from other size",
-        "classes in another order": "prototypes made from other classes",
-        "a class more": "prototypes made from other classes",
+        "weights: other content": "prototypes computed from other weights",
+        "target images": "prototypes computed from other images",
+        "a target image": "prototypes computed from other images",
+        "description: the size": "prototypes computed from other size",
+        "classes in another order": "prototypes computed from other classes",
+        "a class more": "prototypes computed from other classes",
         "--amp": "other amp: found off, expected bf16",
         "--prototype_passes": "other passes: found 1, expected 4",
-        "--skip_bad": "prototypes made from other images",
+        "--skip_bad": "prototypes computed from other images",
         "stored by a newer proda": "written by a newer version",
     },
     "model": {
@@ -121,19 +121,19 @@ SAID = {
         "stored by a newer proda": "written by a newer version",
     },
     "run": {
-        "weights: other content": "weights.* has other content|other content of --weights",
-        "target images": "other target images",
-        "a target image": "other target images",
-        "target labels": "other target labels",
-        "source images": "other source images",
-        "source labels": "other source labels",
-        "validation images": "other validation images",
-        "validation labels": "other validation labels",
-        "description: the size": "other target description",
-        "description: the ids": "other source description",
+        "weights: other content": "weights=.*content|content of --weights changed",
+        "target images": "target images changed",
+        "a target image": "target images changed",
+        "target labels": "target labels changed",
+        "source images": "source images changed",
+        "source labels": "source labels changed",
+        "validation images": "validation images changed",
+        "validation labels": "validation labels changed",
+        "description: the size": "target description changed",
+        "description: the ids": "source description changed",
         "description: another place": "--target was .*photos.toml, is .*moved.toml",
-        "classes in another order": "other classes",
-        "a class more": "other classes",
+        "classes in another order": "classes changed",
+        "a class more": "classes changed",
         "--amp": "--amp was off, is bf16",
         "--prototype_passes": "--prototype_passes was 1, is 4",
         "--skip_bad": "--skip_bad was",
@@ -535,7 +535,7 @@ def test_prototypes_that_do_not_say_what_they_were_made_from_count_by_their_cont
     world.flags["prototypes"] = str(file.rename(tmp_path / "moved.pt"))
     assert summary.use() == "used"
     torch.save(torch.zeros(2, 8), tmp_path / "moved.pt")
-    with pytest.raises(UserError, match="other content of --prototypes"):
+    with pytest.raises(UserError, match="content of --prototypes changed"):
         summary.use()
 
 

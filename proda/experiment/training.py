@@ -82,6 +82,7 @@ def run(
                 trainer.run(batches.loader(start), max_epochs=epochs, epoch_length=batches.epoch_length)
         else:
             trainer.fire_event(Events.COMPLETED)
+            checkpoints.save(trainer)  # with the validation that had been interrupted
     finally:
         board.close()
     models.raise_failures()

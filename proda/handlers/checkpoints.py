@@ -54,7 +54,7 @@ class Checkpoints:
             UserError: the state of a part cannot be read back.
             FloatingPointError: a network or optimiser contains numbers that are not finite; nothing is saved.
         """
-        handler = Checkpoint(
+        self.handler = Checkpoint(
             {"trainer": trainer},
             self.writer,
             filename_pattern="checkpoint_{global_step}.pt",
@@ -62,35 +62,36 @@ class Checkpoints:
             global_step_transform=global_step_from_engine(trainer, Events.ITERATION_COMPLETED),
         )
 
-        def save(trainer: Engine) -> None:
-            handler.to_save = parts = {"format": Format(), **self._parts(trainer)}
-            self.writer.trained = [name for name, part in parts.items() if isinstance(part, TRAINED)]
-            self.saved = trainer.state.iteration
-            handler(trainer)
-            trainer.state.checkpoint_iterations = list(self.writer.own)
-
         def save_unless_done(trainer: Engine) -> None:
             if trainer.state.iteration != self.saved:
-                save(trainer)
+                self.save(trainer)
 
         def save_again(trainer: Engine) -> None:
             if trainer.state.iteration == self.saved:
-                save(trainer)
+                self.save(trainer)
 
         def start(trainer: Engine) -> None:
-            if not trainer.has_event_handler(save, Events.COMPLETED):
+            if not trainer.has_event_handler(self.save, Events.COMPLETED):
                 # Attached only now, so that they run after the handlers that were attached in the meantime.
-                trainer.add_event_handler(Events.COMPLETED, save)
+                trainer.add_event_handler(Events.COMPLETED, self.save)
                 trainer.add_event_handler(ProdaEvents.VALIDATED, save_again)
 
         def save_if_stopped(trainer: Engine) -> None:
             if trainer.should_terminate == "skip_completed":  # otherwise COMPLETED follows and saves
-                save(trainer)
+                self.save(trainer)
 
         trainer.add_event_handler(Events.STARTED, start)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), save)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), self.save)
         trainer.add_event_handler(Events.COMPLETED, save_unless_done)
         trainer.add_event_handler(Events.TERMINATE, save_if_stopped)
+
+    def save(self, trainer: Engine) -> None:
+        """Writes the checkpoint of the trainer's iteration, in place of an earlier one of the same iteration."""
+        self.handler.to_save = parts = {"format": Format(), **self._parts(trainer)}
+        self.writer.trained = [name for name, part in parts.items() if isinstance(part, TRAINED)]
+        self.saved = trainer.state.iteration
+        self.handler(trainer)
+        trainer.state.checkpoint_iterations = list(self.writer.own)
 
     def resume(self, trainer: Engine) -> int:
         """Loads the newest intact checkpoint into the trainer and all registered parts.
