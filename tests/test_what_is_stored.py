@@ -121,7 +121,7 @@ SAID = {
         "stored by a newer proda": "written by a newer version",
     },
     "run": {
-        "weights: other content": "weights=.*content|content of --weights changed",
+        "weights: other content": "content of --weights",
         "target images": "target images changed",
         "a target image": "target images changed",
         "target labels": "target labels changed",
