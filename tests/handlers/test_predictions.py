@@ -43,3 +43,12 @@ def test_predictions_with_a_palette_keep_the_class_numbers(tmp_path):
 def test_an_overlay_mixes_image_and_colours(tmp_path):
     run(SaveOverlays(tmp_path, np.full((3, 3), 200, np.uint8)))
     assert abs(np.asarray(Image.open(tmp_path / "ulm_1.jpg")).astype(int) - 150).max() <= 2
+
+
+def test_a_label_map_has_the_size_of_the_photograph_whatever_size_the_network_saw(tmp_path):
+    probabilities = torch.nn.functional.one_hot(torch.tensor([[[0, 1]]]), 2).permute(0, 3, 1, 2).float()
+    evaluator = Engine(lambda engine, batch: {"probabilities": probabilities})  # [1, 2, 1, 2]
+    SavePredictions(tmp_path).attach(evaluator)
+    evaluator.run([{"name": ["a"], "file_size": torch.tensor([[2, 5]])}])
+    # two columns to five with aligned corners: the classes change places in the middle
+    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[0, 0, 0, 1, 1]] * 2
