@@ -1,8 +1,8 @@
 """The table of what a folder, an image or a description may look like, and what every reader of it does.
 
 Each row changes one thing of a small data set: three images with label maps (source) and three photographs (target).
-Columns: ``check_data``, the opening of a training run, and reading every example. A cell is accepted, with as many
-images as the row says, or refused in one line that names the file.
+Columns: ``check_data``, the opening of a training run, reading every example, ``predict`` and ``evaluate``. A cell is
+accepted, with as many images as the row says, or refused in one line that names the file.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from proda.data import image_files
@@ -26,6 +27,8 @@ from proda.experiment.config import TrainConfig, make_config
 from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import main
+from proda.models.build import build_network
+from proda.models.weights import weights_content
 from proda.utils.errors import UserError
 from tests.data.test_image_files import write_16_bit_png, write_png
 
@@ -576,6 +579,47 @@ def test_training_opens_it_or_says_why_not(row, data):
         refuses(row, named, [str(caught.value)])
     else:
         assert len(opening(config(data))) == row.images
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "before.pt"
+    torch.save(weights_content(build_network("tiny", 2), class_names=("road", "car")), path)
+    return path
+
+
+def use(experiment: str, row: Row, named: Path | None, output: Path, capsys, **flags) -> int:
+    """Runs a command that uses a network. Returns the number of images it has read; 0 if it has refused, in one line.
+
+    A fault that a row puts into training views alone, or into label maps that the command does not read, is none here.
+    """
+    values = {"output": output, "num_workers": 0, "device": "cpu", "backbone": "tiny", **flags}
+    status = main([f"{ROOT}/experiments/{experiment}.py", *(f"--{name}={value}" for name, value in values.items())])
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line or "Traceback" in line]
+    print(row.what, row.domain, row.refused, status, errors)
+    if status:
+        assert status == 2
+        refuses(row, named, errors)
+        return 0
+    assert not errors
+    return -1
+
+
+@every_row
+def test_predict(row, data, tmp_path, weights, capsys):
+    named = row.change(data)
+    images = data / ("photos" if row.domain == "target" else "sim/images")
+    flags = {"source": f"{data}/sim.toml", "target": f"{data}/photos.toml", "weights": weights, "images": images}
+    read = use("predict", row, named, tmp_path / "run", capsys, **flags)
+    print("read", read, len(list((tmp_path / "run/labels").glob("*"))) if read else "", row.images)
+
+
+@every_row
+def test_evaluate(row, data, tmp_path, weights, capsys):
+    named = row.change(data)
+    target = data / ("photos.toml" if row.domain == "target" else "sim.toml")
+    flags = {"source": f"{data}/sim.toml", "target": target, "weights": weights, "split": "train"}
+    read = use("evaluate", row, named, tmp_path / "run", capsys, **flags)
 
 
 def examples(row: Row, data: Path) -> list:
