@@ -157,5 +157,18 @@ def test_labels_predicted_online_are_those_that_a_store_would_have_held():
     for data, options in ((batch, {}), (online, {"labeller": labeller.train()})):
         torch.manual_seed(0)  # dropout
         outputs.append(trainer_of(tiny.network(), tiny.network(1), prototypes=prototypes, **options).run([data]).output)
+    tiny.assert_detached(outputs[1])
     torch.testing.assert_close(outputs[0]["rectified"], outputs[1]["rectified"])
     assert outputs[0]["loss"] == pytest.approx(outputs[1]["loss"].item(), abs=1e-5)
+
+
+def test_each_loss_is_multiplied_by_its_weight():
+    prototypes, losses = torch.randn(K, D), []
+    for factor in (1.0, 0.5):
+        torch.manual_seed(3)
+        students = tiny.network(dropout=0.0), tiny.network(1, dropout=0.0)
+        weights = {"ce": 0.1, "rce": 1.0, "mrkld": 0.1, "structure": 1.0}
+        options = {f"{name}_weight": factor * weight for name, weight in weights.items()}
+        losses.append(trainer_of(*students, prototypes=prototypes, **options).run([tiny.batch()]).output)
+    for name in ("loss_target", "loss_mrkld", "loss_structure"):
+        assert losses[1][name] == pytest.approx(losses[0][name].item() / 2) != 0

@@ -244,3 +244,9 @@ def test_without_labels_there_is_no_best_model(tmp_path):
     run.trainer.run([None])
     assert kept(tmp_path) == {"last": 1, "label_free": 1}
     assert run.trainer.state.metrics == {"label_free": 0.5}
+
+
+def test_a_validation_without_a_score_is_never_the_best():
+    validation = Validation(Judge(), [None], CLASSES)
+    validation.results = [{"miou": math.nan, "iteration": 1}, {"miou": 0.1, "iteration": 2}]
+    assert validation.best()["iteration"] == 2
