@@ -8,6 +8,8 @@ from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
+from proda.method import IGNORE
+from proda.method.losses import symmetric_cross_entropy
 from proda.method.views import WeakView, crop_soft_labels
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W
@@ -172,3 +174,14 @@ def test_each_loss_is_multiplied_by_its_weight():
         losses.append(trainer_of(*students, prototypes=prototypes, **options).run([tiny.batch()]).output)
     for name in ("loss_target", "loss_mrkld", "loss_structure"):
         assert losses[1][name] == pytest.approx(losses[0][name].item() / 2) != 0
+
+
+def test_the_mean_of_the_target_loss_is_over_the_pixels_that_are_not_ignored():
+    trainer, logits = trainer_of(threshold=0.6), []
+    trainer.add_event_handler(
+        ProdaEvents.LOSSES_READY, lambda engine: logits.append(engine.state.graph["target_logits"].detach())
+    )
+    out = trainer.run([tiny.batch()]).output
+    labels = out["rectified_labels"]
+    assert 0 < (labels == IGNORE).sum() < labels.numel()
+    assert out["loss_target"] == pytest.approx(symmetric_cross_entropy(logits[0], labels).item())

@@ -383,3 +383,8 @@ def test_a_model_that_does_not_say_of_which_iteration_it_is_stays(tmp_path, cont
     torch.save(content, path) if content is not None else path.write_text("no model at all")
     remove_abandoned(tmp_path, 1)
     assert path.exists()
+
+
+def test_a_run_of_fewer_iterations_than_lie_between_checkpoints_is_saved_at_its_end(tmp_path):
+    Run(tmp_path, every=5).to(1)
+    assert names(tmp_path) == ["checkpoint_1.pt"]
