@@ -103,9 +103,11 @@ def test_scores_are_on_the_trainer_when_the_event_fires_without_absent_classes(t
 
 def test_a_users_metrics_stay_on_the_trainer(tmp_path):
     run = Run(tmp_path, Judge((8, 0.5), (9, 0.5)))
-    RunningAverage(output_transform=lambda _: 2.0).attach(run.trainer, "mine")
+    RunningAverage(output_transform=lambda _: 2.0).attach(run.trainer, "mine")  # computed again in every iteration
+    run.trainer.add_event_handler(Events.STARTED, lambda: run.trainer.state.metrics.update(once=3.0))
     run.trainer.run([None] * 2)
-    assert run.trainer.state.metrics["mine"] == 2.0 and run.trainer.state.metrics["miou"] == pytest.approx(0.9)
+    assert run.trainer.state.metrics["mine"] == 2.0 and run.trainer.state.metrics["once"] == 3.0
+    assert run.trainer.state.metrics["miou"] == pytest.approx(0.9)
 
 
 def test_validation_leaves_the_network_in_its_modes(tmp_path):
