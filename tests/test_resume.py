@@ -45,8 +45,8 @@ def test_loader_processes_and_several_stops_change_nothing(stage, data, weights,
     _assert_resumes_exactly(stage, data, weights, tmp_path, stops=stops, iterations=9, num_workers=2, seed=7)
 
 
-def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(data, weights, tmp_path):
-    k = random.SystemRandom().randrange(1, ITERATIONS)
+@pytest.mark.parametrize("k", [2, 3], ids=["at a renewal", "between two"])
+def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(k, data, weights, tmp_path):
     _assert_resumes_exactly("stage1_denoise", data, weights, tmp_path, stops=[k], renew_labels_every=1)
 
 
