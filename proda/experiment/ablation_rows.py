@@ -51,7 +51,7 @@ ROWS = {
     "oracle": Row("source_only", {"train_on": "target"}),  # as many labelled images as source_only
     # Initial weights of the student of stage 2. With its teacher's weights it is the row "distillation".
     "pretrain": Row("pretrain"),
-    "from_random": Row("stage2_distill", {"init": "random"}, STAGE1),
+    "from_random": Row("stage2_distill", {"init": "random", "init_file": ""}, STAGE1),
     "from_source": Row("stage2_distill", {}, {**STAGE1, "init_file": "source_only/last.pt"}),
     "from_pretraining": Row(
         "stage2_distill", {"init": "simclr", "bn_pretrain": True}, {**STAGE1, "init_file": "pretrain/last.pt"}

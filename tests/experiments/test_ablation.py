@@ -9,6 +9,7 @@ from experiments import ablation, pipeline
 from proda.experiment import domains
 from proda.experiment.ablation_rows import QUIRK_ROWS, RECIPE, ROWS, TABLES, Lengths
 from proda.experiment.config import make_config
+from proda.experiment.job import weights_flags
 from proda.experiment.launch import load_experiment, main
 from proda.experiment.results import ResultTable, read_results
 from tests import small_runs
@@ -28,6 +29,7 @@ def resolved(row: str, **flags):
 def test_every_row_has_flags_of_its_experiment_and_runs_after_those_it_builds_on(row):
     found = resolved(row)
     assert found.output == f"o/seed_0/{row}" and found.preset == "streets"
+    assert all(path.startswith("o/seed_0/") for path in weights_flags(found).values())  # none of the preset
     (table, *_) = [name for name in TABLES if row in ablation.needed_rows(name)]
     rows = ablation.needed_rows(table)
     for flag, model in ROWS[row].start.items():
