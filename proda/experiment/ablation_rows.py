@@ -65,6 +65,7 @@ ROWS = {
 # The quirks of the released code (docs/fidelity.md). Each is put back into the rows of the recipe that it touches, and
 # these rows and all that build on them are trained again.
 RECIPE = ("warmup", "structure", "distillation", "second_distillation")
+STAGE_TITLES = dict(zip(RECIPE, ("warm-up", "stage 1", "stage 2", "stage 3"), strict=True))
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,9 @@ RENEWAL = ResultTable(
     ),
 )
 QUIRKS_TABLE = ResultTable(
-    {row: PARTS.rows[row] for row in RECIPE}
+    STAGE_TITLES
     | {
-        row: f"{QUIRKS[name].title if name in QUIRKS else 'all of GTA5'}: {PARTS.rows[_intended(name, row)]}"
+        row: f"{QUIRKS[name].title if name in QUIRKS else 'all of them (GTA5)'}: {STAGE_TITLES[_intended(name, row)]}"
         for name, rows in QUIRK_ROWS.items()
         for row in rows
     },
