@@ -171,6 +171,14 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: damaged ({error}); delete it and run the same command with --resume") from error
 
 
+def read_provenance(folder: str | Path) -> dict[str, Any]:
+    """How a run was made: ``run`` of its ``config.json``, with ``git_commit`` and ``started``; empty if unknown."""
+    try:
+        return json.loads((Path(folder) / "config.json").read_text())["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def weights_flags(config: Any) -> dict[str, str]:
     """Flag -> path, for each flag that names a file of weights or prototypes. The file need not exist."""
     return {n: v for n, v in asdict(config).items() if isinstance(v, str) and Path(v).suffix in WEIGHTS_FILES}

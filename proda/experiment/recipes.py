@@ -27,3 +27,11 @@ STREETS = {
 }
 # Batch norm of a network trained from scratch has statistics of both domains mixed, which fit neither domain.
 STREETS_ADAPT = {**STREETS, "adabn": True}
+# Stage 1 without any loss on the target: its control, which shows what longer training on the source contributes.
+NO_TARGET_LOSS = {
+    "rectification": False,
+    "structure_weight": 0.0,
+    "ce_weight": 0.0,
+    "rce_weight": 0.0,
+    "mrkld_weight": 0.0,
+}

@@ -50,11 +50,9 @@ def parameter_groups(
 
     A factor of 1 gives one group of all parameters, as in stage 1. ``repeat_backbone`` lists backbone parameters as
     often as the released code does, three or four times: it walks over nested modules and takes all parameters of
-    each. SGD then steps that often. Raises ValueError where there is no backbone group to repeat.
+    each. SGD then steps that often. Repeated parameters always have a group of their own.
     """
-    if head_factor == 1:
-        if repeat_backbone:
-            raise ValueError("repeat_backbone needs a group of its own for the backbone, but head_factor is 1")
+    if head_factor == 1 and not repeat_backbone:
         return [{"params": list(network.parameters()), "lr": lr}]
     repeated = list(_walk_parameters(network))
     groups = [
