@@ -290,7 +290,7 @@ class RenewedLabels(SoftLabels):
         data, store = self.open()
         images: Any = None
         labels = PseudoLabels(store, nn.Identity(), images, PRECISION, data.classes.names)
-        labels.attach(proda_engine(lambda *_: {}), 1, student=nn.Identity(), folder=self.world.run)
+        labels.attach(proda_engine(lambda *_: {}), 1, labeller=nn.Identity(), folder=self.world.run)
         labels.load_state_dict({"renewed": {"iteration": 2, "weights": "a" * 64}})
         return labels
 
@@ -518,7 +518,7 @@ def test_what_is_stored_is_used_made_again_or_refused(tmp_path, monkeypatch, row
     assert "\n" not in line and stored.names in line
     said = SAID[stored.said]
     if stored.said == "renewed":
-        assert "pseudo labels of iteration 2 are missing, and the student of iteration 3 cannot write" in line
+        assert "pseudo labels of iteration 2 are missing, and the networks of iteration 3 cannot write" in line
     else:
         best = max((start for start in said if column.startswith(start)), key=len)
         assert re.search(said[best], line), line
