@@ -52,10 +52,13 @@ class Config(DenoiseOptions, AdaptConfig):
     renew_labels_from: Literal["student", "teacher"] = "student"  # network that writes the renewed soft labels
     renew_prototypes: bool = False  # compute new prototypes from its predictions, too; otherwise the moving ones stay
 
+    judge_teacher: bool = False  # validate the mean teacher as well as the student, and keep it as teacher.pt
+
     @property
     def moves_teacher(self) -> bool:
-        """Whether anything uses the teacher: the losses, or the renewal of the labels."""
-        return self.needs_teacher or (self.renew_labels_every > 0 and self.renew_labels_from == "teacher")
+        """Whether anything uses the teacher: the losses, the validation or the renewal of the labels."""
+        writes_labels = self.renew_labels_every > 0 and self.renew_labels_from == "teacher"
+        return self.needs_teacher or self.judge_teacher or writes_labels
 
     def problems(self) -> Iterator[str]:
         """One line for each invalid combination of flags."""
@@ -92,6 +95,7 @@ PRESETS = {
         "lr": 0.03,
         "iterations": 400,
         "val_every": 200,
+        "judge_teacher": True,
         # 400 iterations are 1/150 of the published number, so teacher and prototypes need faster moving averages
         "teacher_momentum": 0.02,
         "prototype_momentum": 0.01,
@@ -108,10 +112,10 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Data: labelled source crops; target photographs as weak, strong and whole views, with their soft labels.
     warmup, student = (load_network(config, data.classes, job.device) for _ in range(2))
-    flip = {"flip": True} if config.flip else {}  # manifests of labels without it do not mention it
-    store = (
-        None if config.online_soft_labels else data.label_store("soft", job.folder / "pseudo_labels", warmup, **flip)
-    )
+    store = None
+    if not config.online_soft_labels:
+        flip = {"flip": True} if config.flip else {}  # manifests of labels without it do not mention it
+        store = data.label_store("soft", job.folder / "pseudo_labels", warmup, **flip)
     target = data.target_views(full_image=True, strong=True, soft_labels=store)
     batches = data.training_batches(data.source_crops(), target)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
@@ -125,14 +129,16 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Engines: training and validation. Config inherits the fields of DenoiseOptions.
     trainer = denoise_trainer(student_ddp, teacher.ema_model, prototypes.values, optimizer, precision, config, warmup)
-    evaluator = segmentation_evaluator(student, precision)
+    judged = {"student": student} | ({"teacher": teacher.ema_model} if config.judge_teacher else {})
+    evaluators = {name: segmentation_evaluator(network, precision) for name, network in judged.items()}
 
     # The method: soft labels before the first iteration; after each step, the prototypes (equation 6) and the teacher.
     if store is not None:
         labels = PseudoLabels(store, warmup, data.whole_target, precision, data.classes.names, flip=config.flip)
         labels.attach(trainer, config.renew_labels_every, labeller=labeller, batches=batches, folder=job.folder)
     if config.adabn:
-        AdaBN(student, data.statistics_batches(), precision).attach(evaluator)
+        for name, network in judged.items():
+            AdaBN(network, data.statistics_batches(), precision).attach(evaluators[name])
         AdaBN(labeller, data.statistics_batches(), precision).attach(trainer, ProdaEvents.PSEUDO_LABELS_DUE)
     if config.renew_prototypes:  # after AdaBN
         renewal = RenewPrototypes(prototypes, labeller, data.whole_target(), precision, passes=config.prototype_passes)
@@ -150,10 +156,14 @@ def run(local_rank: int, config: Config) -> dict:
     StopOnNan().attach(trainer)
     checkpoints = Checkpoints(job.folder)
     checkpoints.attach(trainer, every=config.checkpoint_every)
-    validation = Validation(evaluator, data.validation_batches(), data.classes.names)
+    validation = Validation(
+        evaluators["student"], data.validation_batches(), data.classes.names, teacher=evaluators.get("teacher")
+    )
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, student, data.classes.names, job.folder, prototypes=prototypes.values)
+    models = KeptModels(
+        validation, student, data.classes.names, job.folder, prototypes=prototypes.values, teacher=judged.get("teacher")
+    )
     models.attach(trainer)
-    board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
+    board = Board(job.folder, evaluators["student"], {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
     return training.run(job, trainer, batches, checkpoints, validation, models, board)
