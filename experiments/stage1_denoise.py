@@ -51,7 +51,6 @@ class Config(DenoiseOptions, AdaptConfig):
     renew_labels_every: NonNegativeInt = 0  # epochs between renewals of the soft labels; 0: never
     renew_labels_from: Literal["student", "teacher"] = "student"  # network that writes the renewed soft labels
     renew_prototypes: bool = False  # compute new prototypes from its predictions, too; otherwise the moving ones stay
-
     judge_teacher: bool = False  # validate the mean teacher as well as the student, and keep it as teacher.pt
 
     @property
