@@ -1,8 +1,10 @@
 """A run that was interrupted and goes on is the run that was not interrupted."""
 
 import json
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from proda.experiment.config import UserError
 from proda.experiment.launch import start
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.stopping import Stopped
+from proda.handlers.validation import Validation
 from proda.utils.run_files import MODELS
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, scalars, train
@@ -54,6 +57,24 @@ def test_loader_processes_and_several_stops_change_nothing(stage, data, weights,
 def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(data, weights, tmp_path, more):
     k = random.SystemRandom().randrange(1, ITERATIONS)
     _assert_resumes_exactly("stage1_denoise", data, weights, tmp_path, stops=[k], renew_labels_every=1, **more)
+
+
+def test_a_run_stopped_while_its_teacher_is_validated_resumes_exactly(data, weights, tmp_path, monkeypatch):
+    attach, flags = Validation.attach, {"judge_teacher": True, "iterations": 3}
+
+    def attach_and_ask(self, trainer, **settings) -> None:
+        attach(self, trainer, **settings)
+        teacher = self.evaluators["teacher_"]
+        teacher.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    train("stage1_denoise", data, weights, tmp_path / "whole", **flags)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Validation, "attach", attach_and_ask)
+        train("stage1_denoise", data, weights, tmp_path / "parts", **flags)
+    assert checkpoint(tmp_path / "parts", 2)["validation"]["results"] == []
+    assert not (tmp_path / "parts/last.pt").exists()
+    train("stage1_denoise", data, weights, tmp_path / "parts", resume=True, **flags)
+    assert not differing(*(checkpoint(tmp_path / name, 3) for name in ("parts", "whole")))
 
 
 @pytest.mark.parametrize("stage", ["source_only", pytest.param("stage1_denoise", marks=pytest.mark.slow)])
