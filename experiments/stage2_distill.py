@@ -98,7 +98,7 @@ def run(local_rank: int, config: Config) -> dict:
     names = data.classes.names
     PseudoLabels(store, teacher, data.whole_target, precision, names, flip=config.flip).attach(trainer)
     if config.adabn:
-        AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
+        AdaBN(student, data.statistics_batches(), precision).attach(evaluator)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)

@@ -30,8 +30,9 @@ def report(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
 
 def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
     """The scores as one flat dict, with ``iou/NAME`` for each class. Undefined scores (NaN) are omitted."""
-    flat = {name: value for name, value in scores.items() if name != "iou"}
-    flat |= {f"iou/{name}": value for name, value in scores.get("iou", {}).items()}
+    flat: dict[str, float] = {}
+    for name, value in scores.items():
+        flat |= {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
     return {name: value for name, value in flat.items() if value == value}
 
 

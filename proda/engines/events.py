@@ -18,7 +18,7 @@ from torch import Tensor
 class ProdaEvents(EventEnum):
     """Attach with ``@trainer.on(ProdaEvents.LABELS_RECTIFIED)``; filters (``every=``, ``once=``) count iterations."""
 
-    PSEUDO_LABELS_DUE = "pseudo_labels_due"  # the student is about to write new labels (between iterations)
+    PSEUDO_LABELS_DUE = "pseudo_labels_due"  # student or teacher is about to write new labels (between iterations)
     PSEUDO_LABELS_REFRESHED = "pseudo_labels_refreshed"  # the target's labels are on disk (between iterations)
     SOURCE_BACKWARD_DONE = "source_backward_done"  # the gradients of the source loss are computed
     TEACHER_FORWARD_DONE = "teacher_forward_done"  # the teacher's prediction for the target is computed

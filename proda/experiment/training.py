@@ -78,7 +78,8 @@ def run(
             epochs = math.ceil(batches.iterations / batches.epoch_length)
             state.max_iters, state.max_epochs = None, epochs if start else None
             with StopRequests(trainer, after=config.stop_after) as stop:
-                stop.attach_to(validation.evaluator)
+                for evaluator in validation.evaluators.values():
+                    stop.attach_to(evaluator)
                 trainer.run(batches.loader(start), max_epochs=epochs, epoch_length=batches.epoch_length)
         else:
             trainer.fire_event(Events.COMPLETED)

@@ -1,10 +1,9 @@
-"""Saves the last model of a run, the best one and the one chosen without labels."""
+"""Saves the last model of a run, the best one, the one chosen without labels, and the mean teacher."""
 
 import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
@@ -20,14 +19,16 @@ log = logging.getLogger("proda")
 
 
 class KeptModels:
-    """Saves the network after a validation, atomically, under up to three names.
+    """Saves the network after a validation, atomically, under up to four names.
 
     - ``last.pt``: the last validation.
     - ``best.pt``: the highest mean IoU on the labelled validation set. Unsupervised adaptation could not
       know these labels. The file is not written without labels.
     - ``label_free.pt``: the highest label-free score, see ``LabelFreeScore``.
+    - ``teacher.pt``: the mean teacher of the last validation, if it was judged as well.
 
     Args:
+        teacher: the mean teacher, if ``validation`` has an evaluator for it.
         prototypes, discriminator: stored in the files besides the network.
     """
 
@@ -40,8 +41,10 @@ class KeptModels:
         *,
         prototypes: Tensor | None = None,
         discriminator: nn.Module | None = None,
+        teacher: SegmentationNetwork | None = None,
     ) -> None:
         self.validation, self.network, self.class_names = validation, network, class_names
+        self.teacher = teacher
         self.folder, self.prototypes, self.discriminator = Path(folder), prototypes, discriminator
         self.saved: dict[str, int] = {}  # file -> iteration of its network, for files that this process saved
         self.failures: dict[str, OSError] = {}  # file -> why it could not be saved
@@ -60,8 +63,9 @@ class KeptModels:
         names += ["best.pt"] if self.validation.best() is result and not math.isnan(result["miou"]) else []
         names += ["label_free.pt"] if self.validation.best("label_free") is result else []
         for name in names:
-            if self.saved.get(name) != result["iteration"]:
-                self._save(name, result)
+            self._save(name, self.network, result["iteration"], result["miou"])
+        if self.teacher is not None:
+            self._save("teacher.pt", self.teacher, result["iteration"], result["teacher_miou"])
 
     def raise_failures(self) -> None:
         """Raises the OSError of a file that could not be saved: later stages would use an older model, or find none."""
@@ -69,18 +73,20 @@ class KeptModels:
             raise error
 
     @idist.one_rank_only()
-    def _save(self, name: str, result: dict[str, Any]) -> None:
+    def _save(self, name: str, network: SegmentationNetwork, iteration: int, miou: float) -> None:
+        if self.saved.get(name) == iteration:
+            return
         content = weights_content(
-            self.network,
+            network,
             class_names=self.class_names,
             prototypes=self.prototypes,
             discriminator=self.discriminator,
-            iteration=result["iteration"],
-            miou=result["miou"],
+            iteration=iteration,
+            miou=miou,
         )
         try:
             save_tensors(content, self.folder / name)
-            self.saved[name] = result["iteration"]
+            self.saved[name] = iteration
             self.failures.pop(name, None)
         except OSError as error:
             self.failures[name] = error

@@ -5,6 +5,7 @@ B batch, K classes, D features of the head, H W image height and width, h w thos
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -70,6 +71,18 @@ def _walk_parameters(network: SegmentationNetwork) -> Iterator[nn.Parameter]:
     for part in network.backbone_parts():
         for module in part.modules():
             yield from module.parameters()
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Sets evaluation mode; at the end each module returns to its previous mode."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def freeze_batch_norm(network: nn.Module) -> None:

@@ -79,7 +79,13 @@ def _all_stages(config: Config, record: dict, written: list[str], exchanges: Cou
         if stage == "stage1_denoise":
             # the published loss weights: hard labels of so young a network hang on rounding, and cross entropy on them
             more |= {"ce_weight": 0.1, "rce_weight": 1.0}
-            more |= {"teacher_mode": "eval", "prototype_passes": 3, "teacher_momentum": 0.1, "prototype_momentum": 0.01}
+            more |= {
+                "judge_teacher": True,
+                "teacher_mode": "eval",
+                "prototype_passes": 3,
+                "teacher_momentum": 0.1,
+                "prototype_momentum": 0.01,
+            }
         output = Path(config.output) / stage
         start(f"experiments/{stage}.py", flags(stage, Path(config.data_root), Path(config.weights), output, **more))
         record[stage] = {"written": list(written), "exchanges": dict(exchanges)}

@@ -68,7 +68,11 @@ STAGES = {
         "pseudo_labels": "",
         "prototypes": "",
         "online_soft_labels": False,
+        "flip": False,
         "renew_labels_every": 0,
+        "renew_labels_from": "student",
+        "renew_prototypes": False,
+        "judge_teacher": False,
         "teacher_momentum": 0.001,  # 0.999 of the teacher stays
         "teacher_mode": "train",
         "prototype_momentum": 1e-4,
