@@ -23,6 +23,7 @@ from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
+from proda.handlers.label_quality import LabelQuality
 from proda.handlers.nan import StopOnNan
 from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
@@ -45,6 +46,7 @@ class Config(DenoiseOptions, AdaptConfig):
     prototype_momentum: Fraction = 1e-4  # weight of the new class mean in the moving average; 0: fixed prototypes
     teacher_momentum: PositiveFraction = 0.001  # weight of the student in the teacher's moving average
     online_soft_labels: bool = False  # store no labels; the frozen warm-up model predicts them in each iteration
+    watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
     renew_labels_every: NonNegativeInt = 0  # epochs between renewals of the soft labels by the student; 0: never
 
     def problems(self) -> Iterator[str]:
@@ -75,6 +77,7 @@ PRESETS = {
         "lr": 0.03,
         "iterations": 400,
         "val_every": 200,
+        "watch_every": 5,
         # 400 iterations are 1/150 of the published number, so teacher and prototypes need faster moving averages
         "teacher_momentum": 0.02,
         "prototype_momentum": 0.01,
@@ -113,6 +116,8 @@ def run(local_rank: int, config: Config) -> dict:
     if config.needs_teacher:
         PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
         teacher.attach(trainer)
+    watch = LabelQuality(data.classes.names, prototypes=prototypes.values, truth=data.target_truth())
+    watch.attach(trainer, every=config.watch_every)
     if config.adabn:
         AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
 
