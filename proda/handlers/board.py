@@ -71,6 +71,8 @@ class Board:
         if getattr(trainer.state, "pseudo_label_scores", None):  # the first labels are written before the files open
             self.write_label_quality(trainer)
         trainer.add_event_handler(ProdaEvents.LABELS_JUDGED, self.write_label_figures)
+        if hasattr(trainer.state, "label_charts"):
+            board.writer.add_custom_scalars(trainer.state.label_charts)
         TrainingPanels(board.writer, self.colors).attach(trainer, every=self.panels_every)
         ValidationPanels(board.writer, self.colors).attach(trainer, self.evaluator)
 

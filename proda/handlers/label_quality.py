@@ -5,6 +5,7 @@ docs/watching.md says what each figure means. The sums behind them are in ``prod
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,8 +51,9 @@ class LabelQuality:
 
     Looks at every ``every``-th iteration and reports the figures of ``SAMPLES`` of these together, summed over all
     processes. When ``LABELS_JUDGED`` fires, ``engine.state.label_quality`` maps the tags of TensorBoard to the new
-    figures. ``engine.state.summary["label_quality"]`` has the last report and the history. Nothing is changed: training
-    is the same with and without this handler.
+    figures; ``engine.state.label_charts`` says which of them TensorBoard shows in one chart.
+    ``engine.state.summary["label_quality"]`` has the last report and the history. Nothing is changed: training is the
+    same with and without this handler.
 
     Reads ``engine.state.batch`` and the output of ``denoise_trainer`` or ``distill_trainer``.
 
@@ -91,6 +93,7 @@ class LabelQuality:
         trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_DUE, self.note_renewal)
         trainer.add_event_handler(Events.COMPLETED, self.finish)
         remember(trainer, label_quality=self)
+        trainer.state.label_charts = charts(self.class_names)
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
@@ -172,7 +175,7 @@ class LabelQuality:
         labels = out["pseudo_labels"]
         teacher = resize(out["teacher_logits"], labels.shape[-2:]).softmax(1)
         student = out["target_logits"].softmax(1)
-        weak = torch.zeros_like(labels) + IGNORE
+        weak = torch.full_like(labels, IGNORE)
         if self.truth is not None:
             weak = downscale_labels(self._truth_of_weak_view(target)).to(labels.device)
         truth, valid = warp_to_strong_view(weak.unsqueeze(1), target["strong_view"], released=self.replay_as_released)
@@ -195,10 +198,10 @@ class LabelQuality:
         }
 
     def _truth_of_weak_view(self, target: dict[str, Any]) -> Tensor:
-        """Ground truth of the weak views, long [B, H, W] on the CPU; ``IGNORE`` where it is not known."""
+        """Ground truth of the weak views, uint8 [B, H, W] on the CPU; ``IGNORE`` where it is not known."""
         assert self.truth is not None
         views = to_device(target["weak_view"], "cpu")
-        result = torch.full((len(target["name"]), *target["image"].shape[-2:]), IGNORE)
+        result = torch.full((len(target["name"]), *target["image"].shape[-2:]), IGNORE, dtype=torch.uint8)
         for i, name in enumerate(target["name"]):
             labels = self.truth(name)
             if labels is not None:
@@ -319,10 +322,35 @@ def tags(figures: Mapping[str, float], classes: Mapping[str, Mapping[str, float]
     for class_name, values in classes.items():
         for name, value in values.items():
             if name in ("moved", "nearest"):
-                found[f"prototypes/{class_name}/{name}"] = value
+                found[f"prototypes/{_plain(class_name)}/{name}"] = value
             else:
-                found[f"classes_percent/{class_name}/{name}"] = 100 * value
+                found[f"classes_percent/{_plain(class_name)}/{name}"] = 100 * value
     return found
+
+
+def charts(class_names: Sequence[str]) -> dict[str, dict[str, list]]:
+    """Charts of several curves, for TensorBoard's page of custom scalars: group -> title -> curves by their tags."""
+    titles = {
+        "confidence (%)": "labels_percent/confidence_.*",
+        "entropy (%)": "labels_percent/entropy_.*",
+        "agreement (%)": "agreement_percent/.*",
+        "mIoU on target training images (%)": "truth_percent/miou_.*",
+        "changed pixels that become right or wrong (%)": "truth_percent/changed_to_.*",
+    }
+    return {
+        "labels": {title: ["Multiline", [tag]] for title, tag in titles.items()},
+        "share of the pixels (%)": {
+            name: ["Multiline", [f"classes_percent/{re.escape(_plain(name))}/.*"]] for name in class_names
+        },
+        "prototypes, in distances of features": {
+            name: ["Multiline", [f"prototypes/{re.escape(_plain(name))}/.*"]] for name in ("mean", *class_names)
+        },
+    }
+
+
+def _plain(name: str) -> str:
+    """A name as it may stand in a tag; the charts would not find what tensorboardX replaces."""
+    return re.sub(r"[^-\w.]", "_", name)
 
 
 def _shares(counts: Tensor) -> Tensor:

@@ -112,6 +112,7 @@ def test_its_board_has_losses_rates_scores_and_panels(runs, stage):
     scalars |= {"labels_percent/kept", "truth_percent/miou_student"} if stage.startswith("stage") else set()
     scalars |= {"classes_percent/road/source", "prototypes/road/moved"} if stage == "stage1_denoise" else set()
     assert scalars <= set(tags["scalars"])
+    assert ("custom_scalars__config__" in tags["tensors"]) == stage.startswith("stage")
     target = set() if stage == "source_only" else {"train/target"}
     assert set(tags["images"]) == {"train/source", "val/panel"} | target
 

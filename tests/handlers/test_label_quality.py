@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ from proda.data.augment import weak_view_of_labels
 from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.handlers.label_quality import KEPT_REPORTS, SAMPLES, LabelQuality, tags
+from proda.handlers.label_quality import KEPT_REPORTS, SAMPLES, LabelQuality, charts, tags
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.method import IGNORE
 from proda.method.views import WeakView
@@ -311,3 +312,14 @@ def test_tags_are_grouped_and_shares_in_percent():
         "classes_percent/road/labels": 12.5,
         "prototypes/road/moved": 2,
     }
+
+
+def test_every_curve_of_a_class_is_in_one_chart_of_its_name_alone():
+    names = ["road", "road (wet)"]
+    written = tags({}, {name: dict.fromkeys(("first", "labels", "moved"), 0.5) for name in names})
+    for group in list(charts(names).values())[1:]:
+        for name in names:
+            kind, (pattern,) = group[name]
+            shown = [tag for tag in written if re.fullmatch(pattern, tag)]
+            assert kind == "Multiline" and shown
+            assert {tag.split("/")[1] for tag in shown} == {name.replace(" ", "_").replace("(", "_").replace(")", "_")}
