@@ -35,6 +35,7 @@ from proda.method.views import WeakView, crop_soft_label_batch, downscale_labels
 log = logging.getLogger("proda")
 
 SAMPLES = 5  # watched iterations that a report covers: a single batch has too few pixels of rare classes
+DIGITS = 6  # of the figures; more would be noise, and long in summary.json
 KEPT_REPORTS = 199  # in summary.json; a checkpoint has all
 PREDICTED = 0.001  # a class with a smaller share of the first labels is not watched for dying out
 DEAD = 0.01  # a class has died out where less than this part of its share is left, in two reports in a row
@@ -112,7 +113,7 @@ class LabelQuality:
     def report(self, engine: Engine) -> None:
         """Turns the sums into figures, and starts new ones."""
         reference = self._first_labels()
-        figures = {name: value for name, value in self._figures() if not math.isnan(value)}
+        figures = {name: round(value, DIGITS) for name, value in self._figures() if not math.isnan(value)}
         self.classes = self._classes(reference)
         self.history.append({"iteration": engine.state.iteration, **figures})
         self._warn_of_missing_classes(engine.state.iteration)
@@ -253,7 +254,7 @@ class LabelQuality:
             columns["nearest"] = nearest_distances(self.prototypes)
         values = {name: column.tolist() for name, column in columns.items()}
         return {
-            class_name: {name: column[k] for name, column in values.items() if not math.isnan(column[k])}
+            class_name: {name: round(column[k], DIGITS) for name, column in values.items() if not math.isnan(column[k])}
             for k, class_name in enumerate(self.class_names)
         }
 
