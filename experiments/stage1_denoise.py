@@ -25,6 +25,7 @@ from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
+from proda.handlers.label_quality import LabelQuality
 from proda.handlers.nan import StopOnNan
 from proda.handlers.prototypes import PrototypeEMA, RenewPrototypes, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
@@ -47,6 +48,7 @@ class Config(DenoiseOptions, AdaptConfig):
     prototype_momentum: Fraction = 1e-4  # weight of the new class mean in the moving average; 0: fixed prototypes
     teacher_momentum: PositiveFraction = 0.001  # weight of the student in the teacher's moving average
     online_soft_labels: bool = False  # store no labels; the frozen warm-up model predicts them in each iteration
+    watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
     flip: bool = False  # stored soft labels average the predictions of the image and its mirror image
     renew_labels_every: NonNegativeInt = 0  # epochs between renewals of the soft labels; 0: never
     renew_labels_from: Literal["student", "teacher"] = "student"  # network that writes the renewed soft labels
@@ -95,6 +97,7 @@ PRESETS = {
         "iterations": 400,
         "val_every": 200,
         "judge_teacher": True,
+        "watch_every": 5,
         # 400 iterations are 1/150 of the published number, so teacher and prototypes need faster moving averages
         "teacher_momentum": 0.02,
         "prototype_momentum": 0.01,
@@ -146,6 +149,8 @@ def run(local_rank: int, config: Config) -> dict:
         PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
     if config.moves_teacher:
         teacher.attach(trainer)
+    watch = LabelQuality(data.classes.names, prototypes=prototypes.values, truth=data.target_truth())
+    watch.attach(trainer, every=config.watch_every)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)

@@ -67,6 +67,8 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
     if stage in ("stage2_distill", "stage3_distill"):
         values["teacher"] = str(weights)
         values["threshold"] = 0.2  # an untrained teacher is never sure
+    if stage.startswith("stage"):
+        values["watch_every"] = 1
     if stage == "source_only":
         return values | more
     values = {**values, "freeze_bn": False, **more}

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,17 @@ class Domains:
         images = copy.copy(self.labelled_target)
         images.label_files = None
         return images
+
+    def target_truth(self) -> Callable[[str], np.ndarray | None] | None:
+        """Name of a target training image -> its ground truth, uint8 [H, W], or None if that cannot be read.
+
+        Used for reports only. None if there are no ground-truth files.
+        """
+        images = self.labelled_target
+        if not images.label_files:
+            return None
+        places = {name: index for index, name in enumerate(images.names)}
+        return lambda name: images.read_labels(places[name])
 
     @cached_property
     def validation(self) -> Dataset:

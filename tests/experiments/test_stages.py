@@ -66,6 +66,17 @@ def test_its_summary_has_the_documented_keys(runs, stage):
     assert 0 <= summary["miou"] <= summary["best_miou"] <= 1
 
 
+@pytest.mark.parametrize("stage", TRAINING[2:])
+def test_its_summary_has_what_was_seen_of_its_labels(runs, stage):
+    found = read(runs / stage / "summary.json")["label_quality"]
+    assert found["last"] == found["history"][-1] and found["last"]["iteration"] == 3
+    assert list(found["classes"]) == class_names(13) and found["died_out"] == []
+    denoising = {"changed", "prototype_weight", "prototypes_moved", "changed_to_right", "miou_before"}
+    assert (denoising <= found["last"].keys()) == (stage == "stage1_denoise")
+    for name in ("kept", "confidence_student", "entropy_teacher", "agreement_student_labels", "miou_labels"):
+        assert 0 <= found["last"][name] <= 1, name
+
+
 @pytest.mark.parametrize("stage", TRAINING)
 def test_its_config_says_what_was_run_with_what(runs, stage):
     config = read(runs / stage / "config.json")
@@ -98,7 +109,10 @@ def test_its_board_has_losses_rates_scores_and_panels(runs, stage):
     scalars |= {"discriminator/lr/group_0", "train/loss_adversarial"} if stage == "warmup" else set()
     scalars |= {"pseudo_labels/miou", "train/loss_target"} if stage.startswith("stage") else set()
     scalars |= {"train/ema_momentum", "train/loss_structure"} if stage == "stage1_denoise" else set()
+    scalars |= {"labels_percent/kept", "truth_percent/miou_student"} if stage.startswith("stage") else set()
+    scalars |= {"classes_percent/road/source", "prototypes/road/moved"} if stage == "stage1_denoise" else set()
     assert scalars <= set(tags["scalars"])
+    assert ("custom_scalars__config__" in tags["tensors"]) == stage.startswith("stage")
     target = set() if stage == "source_only" else {"train/target"}
     assert set(tags["images"]) == {"train/source", "val/panel"} | target
 
