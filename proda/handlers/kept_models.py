@@ -56,12 +56,27 @@ class KeptModels:
         result = self.validation.results[-1]
         if result["iteration"] != trainer.state.iteration:
             return  # training ended without a validation, so this network has no scores
+        for name in self.names(result):
+            if self.saved.get(name) != result["iteration"]:
+                self._save(name, result)
+
+    def names(self, result: dict[str, Any]) -> list[str]:
+        """The files to save after the last validation, whose scores are ``result``."""
         names = ["last.pt"]
         names += ["best.pt"] if self.validation.best() is result and not math.isnan(result["miou"]) else []
         names += ["label_free.pt"] if self.validation.best("label_free") is result else []
-        for name in names:
-            if self.saved.get(name) != result["iteration"]:
-                self._save(name, result)
+        return names
+
+    def content(self, result: dict[str, Any]) -> dict[str, Any]:
+        """What a file holds."""
+        return weights_content(
+            self.network,
+            class_names=self.class_names,
+            prototypes=self.prototypes,
+            discriminator=self.discriminator,
+            iteration=result["iteration"],
+            miou=result["miou"],
+        )
 
     def raise_failures(self) -> None:
         """Raises the OSError of a file that could not be saved: later stages would use an older model, or find none."""
@@ -70,16 +85,8 @@ class KeptModels:
 
     @idist.one_rank_only()
     def _save(self, name: str, result: dict[str, Any]) -> None:
-        content = weights_content(
-            self.network,
-            class_names=self.class_names,
-            prototypes=self.prototypes,
-            discriminator=self.discriminator,
-            iteration=result["iteration"],
-            miou=result["miou"],
-        )
         try:
-            save_tensors(content, self.folder / name)
+            save_tensors(self.content(result), self.folder / name)
             self.saved[name] = result["iteration"]
             self.failures.pop(name, None)
         except OSError as error:

@@ -28,6 +28,8 @@ class Validation:
         FloatingPointError: the network predicts NaN; ``VALIDATED`` does not fire.
     """
 
+    always = "label_free"  # a score that every validation has, unless the network predicts NaN
+
     def __init__(self, evaluator: Engine, batches: Iterable, class_names: Sequence[str]) -> None:
         processes = idist.get_world_size()
         if processes > 1 and isinstance(batches, Sized) and not len(batches):
@@ -51,19 +53,27 @@ class Validation:
         self.evaluator.run(self.batches)
         if self.evaluator.should_terminate:
             return  # stopped during the validation; the resumed run repeats it
-        metrics = self.evaluator.state.metrics
-        if math.isnan(metrics["label_free"]):
+        scores = self.scores()
+        if math.isnan(scores[self.always]):
             raise FloatingPointError(
                 f"the network predicts NaN at iteration {iteration}; files saved before are kept: {REMEDY}"
             )
-        scores = {"label_free": metrics["label_free"], **report(metrics["confusion"], self.class_names)}
         self.results.append({"iteration": iteration, **scores})
-        labelled = not math.isnan(scores["miou"])
-        miou = f"mIoU {scores['miou']:.4f} (best {self.best()['miou']:.4f})" if labelled else "no labels"
-        log.info("iteration %d: %s, label-free score %.4f", iteration, miou, scores["label_free"])
+        log.info("iteration %d: %s", iteration, self.describe(scores))
         trainer.state.scores = scores
         trainer.state.metrics.update(flatten(scores))
         trainer.fire_event(ProdaEvents.VALIDATED)
+
+    def scores(self) -> dict[str, Any]:
+        """The scores of the evaluator's last run."""
+        metrics = self.evaluator.state.metrics
+        return {"label_free": metrics["label_free"], **report(metrics["confusion"], self.class_names)}
+
+    def describe(self, scores: dict[str, Any]) -> str:
+        """The scores of the last result in words, for the log."""
+        labelled = not math.isnan(scores["miou"])
+        miou = f"mIoU {scores['miou']:.4f} (best {self.best()['miou']:.4f})" if labelled else "no labels"
+        return f"{miou}, label-free score {scores['label_free']:.4f}"
 
     def repeat_interrupted(self, trainer: Engine) -> None:
         """Repeats the validation of the iteration that a resumed run starts from, if it was due but not finished."""
