@@ -67,7 +67,7 @@ PRESETS = {
         "projection_width": 256,  # as many as the tiny backbone has channels
         "batch_size": 8,
         "lr": 0.1,
-        "iterations": 600,
+        "iterations": 400,
         "warmup_iterations": 30,
         "val_every": 200,
     },
