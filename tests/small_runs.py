@@ -69,7 +69,10 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
         values["threshold"] = 0.2  # an untrained teacher is never sure
     if stage.startswith("stage"):
         values["watch_every"] = 1
-    if stage == "source_only":
+    if stage == "pretrain":
+        values |= {"projection_width": 16, "projection_dimensions": 8, "warmup_iterations": 2, "init": "random"}
+        del values["init_file"]
+    if stage in ("source_only", "pretrain"):
         return values | more
     values = {**values, "freeze_bn": False, **more}
     return {"adabn": not values["freeze_bn"] and values.get("teacher_mode") != "eval", **values}

@@ -28,12 +28,13 @@ class Board:
     after its checkpoint. Call ``close`` when the run has ended.
 
     Args:
+        evaluator: of segmentation, whose images are shown; None for an evaluator of another kind.
         optimizers: name -> optimizer whose learning rates are shown.
         colors: uint8 [K, 3], the colours of the classes.
     """
 
     def __init__(
-        self, folder: Path, evaluator: Engine, optimizers: Mapping[str, Optimizer], colors: np.ndarray
+        self, folder: Path, evaluator: Engine | None, optimizers: Mapping[str, Optimizer], colors: np.ndarray
     ) -> None:
         self.folder, self.evaluator, self.optimizers, self.colors = Path(folder), evaluator, optimizers, colors
         self.logger: TensorboardLogger | None = None
@@ -74,7 +75,8 @@ class Board:
         if hasattr(trainer.state, "label_charts"):
             board.writer.add_custom_scalars(trainer.state.label_charts)
         TrainingPanels(board.writer, self.colors).attach(trainer, every=self.panels_every)
-        ValidationPanels(board.writer, self.colors).attach(trainer, self.evaluator)
+        if self.evaluator is not None:
+            ValidationPanels(board.writer, self.colors).attach(trainer, self.evaluator)
 
     def write_scores(self, trainer: Engine) -> None:
         self._write("val", trainer.state.scores, trainer.state.iteration)

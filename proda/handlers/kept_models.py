@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
@@ -59,13 +60,29 @@ class KeptModels:
         result = self.validation.results[-1]
         if result["iteration"] != trainer.state.iteration:
             return  # training ended without a validation, so this network has no scores
+        for name in self.names(result):
+            if self.saved.get(name) != result["iteration"]:
+                self._save(name, result)
+
+    def names(self, result: dict[str, Any]) -> list[str]:
+        """The files to save after the last validation, whose scores are ``result``."""
         names = ["last.pt"]
         names += ["best.pt"] if self.validation.best() is result and not math.isnan(result["miou"]) else []
         names += ["label_free.pt"] if self.validation.best("label_free") is result else []
-        for name in names:
-            self._save(name, self.network, result["iteration"], result["miou"])
-        if self.teacher is not None:
-            self._save("teacher.pt", self.teacher, result["iteration"], result["teacher_miou"])
+        names += [] if self.teacher is None else ["teacher.pt"]
+        return names
+
+    def content(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        """What the file of that name holds."""
+        judged = name == "teacher.pt"
+        return weights_content(
+            self.teacher if judged and self.teacher is not None else self.network,
+            class_names=self.class_names,
+            prototypes=self.prototypes,
+            discriminator=self.discriminator,
+            iteration=result["iteration"],
+            miou=result["teacher_miou" if judged else "miou"],
+        )
 
     def raise_failures(self) -> None:
         """Raises the OSError of a file that could not be saved: later stages would use an older model, or find none."""
@@ -73,20 +90,10 @@ class KeptModels:
             raise error
 
     @idist.one_rank_only()
-    def _save(self, name: str, network: SegmentationNetwork, iteration: int, miou: float) -> None:
-        if self.saved.get(name) == iteration:
-            return
-        content = weights_content(
-            network,
-            class_names=self.class_names,
-            prototypes=self.prototypes,
-            discriminator=self.discriminator,
-            iteration=iteration,
-            miou=miou,
-        )
+    def _save(self, name: str, result: dict[str, Any]) -> None:
         try:
-            save_tensors(content, self.folder / name)
-            self.saved[name] = iteration
+            save_tensors(self.content(name, result), self.folder / name)
+            self.saved[name] = result["iteration"]
             self.failures.pop(name, None)
         except OSError as error:
             self.failures[name] = error

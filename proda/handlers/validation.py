@@ -30,6 +30,8 @@ class Validation:
         FloatingPointError: a network predicts NaN; ``VALIDATED`` does not fire.
     """
 
+    always = "label_free"  # a score that every validation has, unless the network predicts NaN
+
     def __init__(
         self, evaluator: Engine, batches: Iterable, class_names: Sequence[str], *, teacher: Engine | None = None
     ) -> None:
@@ -58,21 +60,26 @@ class Validation:
             evaluator.run(self.batches)
             if evaluator.should_terminate:
                 return  # stopped during the validation; the resumed run repeats it
-            metrics = evaluator.state.metrics
-            if math.isnan(metrics["label_free"]):
+            found = self.scores(evaluator)
+            if math.isnan(found[self.always]):
                 raise FloatingPointError(
                     f"the {'teacher' if prefix else 'network'} predicts NaN at iteration {iteration}; files saved "
                     f"before are kept: {REMEDY}"
                 )
-            found = {"label_free": metrics["label_free"], **report(metrics["confusion"], self.class_names)}
             scores |= {f"{prefix}{name}": value for name, value in found.items()}
         self.results.append({"iteration": iteration, **scores})
-        log.info("iteration %d: %s", iteration, self._line(scores))
+        log.info("iteration %d: %s", iteration, self.describe(scores))
         trainer.state.scores = scores
         trainer.state.metrics.update(flatten(scores))
         trainer.fire_event(ProdaEvents.VALIDATED)
 
-    def _line(self, scores: dict[str, Any]) -> str:
+    def scores(self, evaluator: Engine) -> dict[str, Any]:
+        """The scores of an evaluator's last run."""
+        metrics = evaluator.state.metrics
+        return {"label_free": metrics["label_free"], **report(metrics["confusion"], self.class_names)}
+
+    def describe(self, scores: dict[str, Any]) -> str:
+        """The scores of the last result in words, for the log."""
         labelled, parts = not math.isnan(scores["miou"]), []
         for prefix in self.evaluators:
             best = "" if prefix else f" (best {self.best()['miou']:.4f})"

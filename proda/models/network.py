@@ -43,6 +43,10 @@ class SegmentationNetwork(nn.Module):
         """All other modules that have parameters."""
         raise NotImplementedError
 
+    def backbone_features(self, image: Tensor) -> Tensor:
+        """Output [B, C, h, w] of the backbone for images as ``forward`` takes them. Only pretraining needs it."""
+        raise NotImplementedError
+
 
 def parameter_groups(
     network: SegmentationNetwork, lr: float, *, head_factor: float = 10.0, repeat_backbone: bool = False

@@ -18,7 +18,7 @@ from proda.utils import lock
 from proda.utils.errors import UserError
 from tests.small_runs import STAGES
 
-EXPERIMENTS = {stage: importlib.import_module(f"experiments.{stage}") for stage in STAGES}
+EXPERIMENTS = {stage: importlib.import_module(f"experiments.{stage}") for stage in (*STAGES, "pretrain")}
 FLAGS = [(stage, field.name) for stage, module in EXPERIMENTS.items() for field in fields(module.Config)]
 
 
