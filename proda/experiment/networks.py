@@ -34,7 +34,7 @@ def initial_network(
         if not config.init_file:
             raise UserError("--init=simclr needs --init_file: the converted SimCLRv2 r101 1x weights")
         load_simclr(network, config.init_file)
-    return network.to(device)
+    return network.to(device, memory_format=torch.channels_last)
 
 
 def load_network(
@@ -49,7 +49,7 @@ def load_network(
     dropout = getattr(config, "dropout", 0.0)  # only training uses dropout
     path, names = getattr(config, flag), classes.names
     network = weights.load_network(path, backbone=config.backbone, class_names=names, dropout=dropout, flag=flag)
-    return network.to(device)
+    return network.to(device, memory_format=torch.channels_last)
 
 
 def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:
