@@ -156,12 +156,8 @@ def _rectified_labels(
         rectified = rectify(soft_labels, weights)
         out.update(prototype_weights=weights)
     labels = hard_labels(rectified, threshold=options.threshold)
-<<<<<<< HEAD
     out.update(soft_labels=soft_labels, rectified=rectified)
-    out.update(pseudo_labels=soft_labels.argmax(1), rectified_labels=labels)
-=======
-    out.update(rectified=rectified, pseudo_labels=soft_labels.max(1).indices, rectified_labels=labels)
->>>>>>> proof
+    out.update(pseudo_labels=soft_labels.max(1).indices, rectified_labels=labels)
     engine.fire_event(ProdaEvents.LABELS_RECTIFIED)
     return out["rectified_labels"]  # a handler may have replaced them
 
