@@ -31,7 +31,7 @@ def initial_network(
         return load_network(config, classes, device, flag="init_file")
     network = build_network(config.backbone, len(classes.names), bn_pretrain=bn_pretrain, dropout=config.dropout)
     _fill_backbone(network, config)
-    return network.to(device, memory_format=torch.channels_last)
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def network_to_pretrain(config: DataConfig) -> SegmentationNetwork:
@@ -69,7 +69,7 @@ def load_network(
     dropout = getattr(config, "dropout", 0.0)  # only training uses dropout
     path, names = getattr(config, flag), classes.names
     network = weights.load_network(path, backbone=config.backbone, class_names=names, dropout=dropout, flag=flag)
-    return network.to(device, memory_format=torch.channels_last)
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:
