@@ -15,7 +15,7 @@ from ignite.handlers import ProgressBar
 
 from proda.data.image_files import IMAGE_SUFFIXES
 from proda.data.labelled_files import LabelledFiles
-from proda.data.listing import list_files
+from proda.data.listing import FoundFiles, list_files
 from proda.engines.inference import segmentation_evaluator
 from proda.experiment.config import DataConfig, parse_scales
 from proda.experiment.domains import Domains
@@ -46,6 +46,8 @@ def run(local_rank: int, config: Config) -> dict:
         safe_path(job.folder, name, ".png")  # raises now rather than when the image is written
     network = load_network(config, data.classes, job.device)
     job.open({"weights": config.weights, "images": len(dataset)})
+    for files in dataset.left_out:
+        job.log.warning("left out: %s", files)
 
     evaluator = segmentation_evaluator(network, job.precision, flip=config.flip, scales=scales)
     SavePredictions(job.folder / "labels", colors=data.classes.colors).attach(evaluator)
@@ -60,12 +62,16 @@ def run(local_rank: int, config: Config) -> dict:
 
 def named_files(config: Config, data: Domains) -> LabelledFiles:
     """The files of ``--images``, under names that are unique and safe."""
-    files = list_files(Path(), config.images) if config.images else {}
+    files = list_files(Path(), config.images) if config.images else FoundFiles()
     if not files:
-        raise MissingFileError(f"--images={config.images}: found none; expected {', '.join(IMAGE_SUFFIXES)} files")
+        left_out = "".join(f"; left out: {line}" for line in files.left_out)
+        expected = f"expected {', '.join(IMAGE_SUFFIXES)} files"
+        raise MissingFileError(f"--images={config.images}: found none; {expected}{left_out}")
     names = [path.stem for path in files.values()]
     if len(set(names)) < len(names):  # files in different folders have the same name
         names = [key.replace("/", "-") for key in files]
     size = data.own_target.size if data.own_target else None  # the size that the network was trained with
     options = {"table": data.classes.table, "num_classes": len(data.classes.names), "size": size}
-    return LabelledFiles(list(files.values()), None, names, **options)
+    dataset = LabelledFiles(list(files.values()), None, names, **options)
+    dataset.left_out = files.left_out
+    return dataset

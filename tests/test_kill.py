@@ -92,6 +92,49 @@ def test_of_two_commands_that_race_for_a_folder_one_is_told_in_one_line(data, we
     assert not (tmp_path / ".lock").exists()
 
 
+def test_two_commands_that_race_for_one_label_store_write_the_same_labels(data, weights, tmp_path, whole):
+    _assert_label_store_survives_a_race(data, weights, tmp_path, whole, delay=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(8))
+def test_long_form_of_the_race_for_a_label_store(trial, data, weights, tmp_path, whole):
+    _assert_label_store_survives_a_race(data, weights, tmp_path, whole, delay=RANDOM.uniform(0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(3))
+@pytest.mark.parametrize("stage", ["source_only", "stage1_denoise"])
+def test_processes_of_torchrun_that_are_killed_are_restarted_and_end_with_the_same_bits(
+    stage, trial, data, weights, tmp_path
+):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=3"]
+    more = {"dropout": 0.0, "freeze_bn": True, "iterations": ITERATIONS, "val_every": 3}
+    seconds = 0.0
+    for folder, kills in (("whole", 0), ("killed", 2)):
+        began = time.monotonic()
+        # Without the variable the second life finds the addresses of the first one: pytorch/pytorch#135712
+        run = small_runs.launch(
+            [*torchrun, *small_runs.command(stage, data, weights, tmp_path / folder, **more)[1:]],
+            env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        )
+        killed: set[int] = set()
+        for _ in range(kills):
+            time.sleep(RANDOM.uniform(0, seconds))
+            # both processes of a life go: torchrun ends the second one when the first is dead
+            while run.poll() is None and not (there := set(_children(run.pid, "run.py")) - killed):
+                time.sleep(0.01)
+            if run.poll() is None:
+                os.kill(RANDOM.choice(sorted(there)), signal.SIGKILL)
+                killed |= there
+        out, err = run.communicate(timeout=300)
+        assert run.returncode == 0, out[-3000:] + err[-3000:]
+        seconds = time.monotonic() - began
+    one, other = (small_runs.checkpoint(tmp_path / folder, ITERATIONS) for folder in ("killed", "whole"))
+    assert not small_runs.differing(one, other)
+    _assert_files_are_whole(tmp_path / "killed")
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_iteration_end_saves_and_leaves(sent, data, weights, tmp_path, whole):
     run = _start("source_only", data, weights, tmp_path)
@@ -185,6 +228,29 @@ def _assert_survives_kills(stage, data, weights, folder, whole, *, writing: bool
         print(f"{stage}: {'ended before it was killed' if run.exitcode == 0 else 'killed'}, leaving {there}")
         _assert_files_are_whole(folder)
     _assert_ends_as(expected, stage, data, weights, folder)
+
+
+def _assert_label_store_survives_a_race(data, weights, folder: Path, whole, *, delay: float) -> None:
+    """Each of two runs ends well, or says in one line that the other is writing and ends well when started again."""
+    expected, _ = whole("stage1_denoise")
+    outputs, store, racers = [folder / "one", folder / "other"], folder / "labels", []
+    for output in outputs:
+        racers.append(_start("stage1_denoise", data, weights, output, by_command=True, pseudo_labels=store))
+        time.sleep(delay)
+    for racer, output in zip(racers, outputs, strict=True):
+        racer.join(timeout=120)
+        said = (output / "output.txt").read_text()
+        assert "Traceback" not in said and racer.exitcode in (0, 2), said
+        lines = [line for line in said.splitlines() if "error: " in line]
+        assert len(lines) == (racer.exitcode == 2) and all(f"{store} is in use by" in line for line in lines), said
+    assert 0 in [racer.exitcode for racer in racers]
+    for output in outputs:
+        run = _start("stage1_denoise", data, weights, output, pseudo_labels=store, resume=True)
+        run.join(timeout=120)
+        assert run.exitcode == 0, (output / "output.txt").read_text()
+        assert not small_runs.differing(small_runs.checkpoint(output, ITERATIONS), expected)
+    _assert_files_are_whole(store)
+    assert not list(store.rglob(".*"))
 
 
 def _assert_survives_ends_within(stage, sent, data, weights, folder, whole, *, kills: int = 1) -> None:
@@ -281,7 +347,7 @@ def _alive(group: int) -> bool:
     return True
 
 
-def _children(pid: int) -> list[int]:
+def _children(pid: int, command_has: str = "spawn_main") -> list[int]:
     """The processes that a launcher has started to train; its resource tracker is none of them."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
@@ -290,6 +356,6 @@ def _children(pid: int) -> list[int]:
             command = (path / "cmdline").read_text()
         except OSError:
             continue
-        if parent == pid and "spawn_main" in command:
+        if parent == pid and command_has in command:
             found.append(int(path.name))
     return found

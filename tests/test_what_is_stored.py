@@ -521,7 +521,7 @@ def cells() -> Iterator[Any]:
                 yield pytest.param(row, column, value, id=f"{row}, {column}")
 
 
-@pytest.mark.parametrize(("row", "column", "expected"), cells())
+@pytest.mark.parametrize(("row", "column", "expected"), list(cells()))
 def test_what_is_stored_is_used_made_again_or_refused(tmp_path, monkeypatch, row, column, expected):
     world = World(tmp_path)
     stored = ROWS[row](world)
@@ -574,6 +574,8 @@ def test_prototypes_that_do_not_say_what_they_were_made_from_count_by_their_cont
         ("style", "style .*, not "),
         ("another image", ""),  # whoever reads the images compares them, as of any other data
         ("an image more", ""),
+        ("an image fewer", ""),  # drawn again
+        ("a label map fewer", ""),
     ],
 )
 def test_drawn_streets_are_used_again_or_refused(tmp_path, monkeypatch, change, refused):
@@ -591,6 +593,8 @@ def test_drawn_streets_are_used_again_or_refused(tmp_path, monkeypatch, change, 
     elif change == "an image more":
         shutil.copy(image, image.with_name("00002.png"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if change.endswith("fewer"):
+        (image if "image" in change else tmp_path / "gta5/labels/00001.png").unlink()
     if refused:
         with pytest.raises(UserError, match=f"holds Streets of other settings .*{refused}"):
             write_streets(tmp_path, **arguments)

@@ -62,8 +62,8 @@ def segmentation_evaluator(
 
     Metrics: ``confusion`` (float64 [K, K], true classes in rows) and ``label_free`` (see ``LabelFreeScore``). Batches
     may lack labels; these are then ``IGNORE`` everywhere, and only ``label_free`` is meaningful.
-    The network is in evaluation mode during the run; afterwards each module returns to its previous mode. The last
-    output is released at the end, because full-size probabilities are the largest tensors of a run.
+    The network is in evaluation mode during the run; afterwards, or when it is stopped, each module returns to its
+    previous mode. The last output is released then, because full-size probabilities are the largest tensors of a run.
     """
 
     @torch.no_grad()
@@ -83,7 +83,7 @@ def segmentation_evaluator(
     def note_modes() -> None:
         modes.update((module, module.training) for module in network.modules())
 
-    @engine.on(Events.COMPLETED)
+    @engine.on(Events.COMPLETED | Events.TERMINATE)  # the second alone if a signal ends the run
     def restore(engine: Engine) -> None:
         for module, training in modes.items():
             module.training = training

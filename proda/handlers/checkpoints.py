@@ -25,7 +25,7 @@ from proda.utils.run_files import MODELS, checkpoint_files
 log = logging.getLogger("proda")
 
 KEPT = 2  # number of checkpoints that are kept: if the newest is damaged, the run can resume from the other
-VERSION = 1  # of the file layout; files without a version are of version 0, which has the same parts
+VERSION = 1  # of the file layout; files without a version are of version 0, whose schedules had another state
 TRAINED = (nn.Module, Optimizer)  # parts that a checkpoint must contain, with finite numbers only
 
 
@@ -106,7 +106,7 @@ class Checkpoints:
 
         Raises:
             UserError: all checkpoints are damaged; or the checkpoint belongs to another network or experiment, or was
-                written by a newer version of proda.
+                written by another version of proda that stores other things.
             OSError: the operating system cannot read a checkpoint; the file may be intact.
         """
         iteration = _newest_good(self.folder) if idist.get_rank() == 0 else 0
@@ -271,6 +271,11 @@ def _load(parts: dict[str, Any], path: Path) -> None:
         needed = sorted(name for name in missing if name == "trainer" or isinstance(parts[name], TRAINED))
         if needed:
             raise ValueError(f"it has no {needed[0]}")
+        if version < VERSION:
+            raise UserError(
+                f"{path}: written by an older version of proda (layout {version}, this one reads {VERSION}): finish "
+                "the run with the version that it began with, or start from the beginning with --overwrite"
+            )
         for name in sorted(missing):
             log.warning("%s has no %s: it starts from its initial state", path, name)
         for name in sorted(content.keys() - parts.keys() - {"format"}):

@@ -1,6 +1,7 @@
 """Streets on disk, in the layouts and label encodings of GTA5, SYNTHIA and Cityscapes."""
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable
@@ -38,8 +39,8 @@ def write_streets(
     - ``cityscapes/leftImg8bit/SPLIT/CITY/...`` and ``cityscapes/gtFine/SPLIT/CITY/...``: ``num_train`` scenes of split
       train and ``num_val`` of split val in the ``CAMERA`` style.
 
-    The same arguments always give the same files. A second call with the same arguments draws nothing; a call after an
-    interrupted one draws the missing scenes.
+    The same arguments always give the same files. A second call with the same arguments draws only what is missing:
+    nothing, or the scenes that an interrupted call has left, or whose image or label map has been lost since.
 
     Args:
         root: data root, created if needed.
@@ -66,16 +67,16 @@ def write_streets(
         folder = root / dataset
         # The checksum of the style makes sure that old pictures are not reused after a change of its colours.
         wanted = common | own | {"style": zlib.crc32(repr(style).encode())}
-        if not _complete(folder, wanted):
+        finished, present = _finished(folder, wanted), _files_below(folder)
+        missing = [scene for scene in _file_names(dataset, num_train, num_val) if not present.issuperset(scene[2:])]
+        if missing or not finished:
             settings[folder] = wanted
-            for split, i, image_name, labels_name in _file_names(dataset, num_train, num_val):
-                entropy = [seed, split == "val", dataset == "cityscapes", i]
-                scenes.append((dataset, style, entropy, folder / image_name, folder / labels_name))
+        for split, i, image_name, labels_name in missing:
+            entropy = [seed, split == "val", dataset == "cityscapes", i]
+            scenes.append((dataset, style, entropy, folder / image_name, folder / labels_name))
     for folder, wanted in settings.items():
         save_json(wanted, folder / UNFINISHED)
     for dataset, style, entropy, image_path, labels_path in progress(scenes):
-        if image_path.exists():  # the image is written after its label map, so both exist
-            continue
         image, labels = draw_scene(np.random.default_rng(entropy), style, size)
         with atomic_write(labels_path) as path:
             _save_labels(labels, dataset, path)
@@ -86,8 +87,8 @@ def write_streets(
         (folder / UNFINISHED).unlink(missing_ok=True)
 
 
-def _complete(folder: Path, wanted: dict) -> bool:
-    """Whether a folder already holds the Streets that are wanted.
+def _finished(folder: Path, wanted: dict) -> bool:
+    """Whether the Streets that are wanted have once been drawn into a folder to the end.
 
     A marker file exists from the first scene on, so an interrupted run is never mistaken for a folder of real data.
 
@@ -110,6 +111,12 @@ def _complete(folder: Path, wanted: dict) -> bool:
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{folder} holds other data (it has no {MARKER}): choose another data root for Streets")
     return False
+
+
+def _files_below(folder: Path) -> set[str]:
+    """The files in a folder and its subfolders, as paths relative to it. Each folder is listed once."""
+    parts = ((Path(path).relative_to(folder), names) for path, _, names in os.walk(folder))
+    return {(part / name).as_posix() for part, names in parts for name in names}
 
 
 def _file_names(dataset: str, num_train: int, num_val: int) -> list[tuple[str, int, str, str]]:

@@ -1,11 +1,12 @@
 """The table of what a folder, an image or a description may look like, and what every reader of it does.
 
 Each row changes one thing of a small data set: three images with label maps (source) and three photographs (target).
-Columns: ``check_data``, the opening of a training run, and reading every example. A cell is accepted, with as many
-images as the row says, or refused in one line that names the file.
+Columns: ``check_data``, the opening of a training run, reading every example, ``predict`` and ``evaluate``. A cell is
+accepted, with as many images as the row says, or refused in one line that names the file.
 """
 
 import os
+import re
 import shutil
 import struct
 import unicodedata
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from proda.data import image_files
@@ -26,6 +28,8 @@ from proda.experiment.config import TrainConfig, make_config
 from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import main
+from proda.models.build import build_network
+from proda.models.weights import weights_content
 from proda.utils.errors import UserError
 from tests.data.test_image_files import write_16_bit_png, write_png
 
@@ -576,6 +580,55 @@ def test_training_opens_it_or_says_why_not(row, data):
         refuses(row, named, [str(caught.value)])
     else:
         assert len(opening(config(data))) == row.images
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "before.pt"
+    torch.save(weights_content(build_network("tiny", 2), class_names=("road", "car")), path)
+    return path
+
+
+def uses(command: str, row: Row, named: Path | None, data: Path, capsys, *, refused: str, said="", **flags) -> None:
+    """Runs a command that uses a network: it refuses in one line, or predicts every image and reports no error."""
+    values = {"source": f"{data}/sim.toml", "output": data / "run", "backbone": "tiny", "device": "cpu", **flags}
+    arguments = [f"--{name}={value}" for name, value in values.items()]
+    status = main([f"{ROOT}/experiments/{command}.py", "--num_workers=0", *arguments])
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines() + captured.out.splitlines()
+    errors = [line for line in lines if "error" in line or "Traceback" in line]
+    assert status == (2 if refused else 0), errors
+    assert any(said in line for line in lines) or not said
+    if refused:
+        refuses(row._replace(refused=refused), named, errors)
+    else:
+        assert not errors and len(list((data / "run/labels").iterdir())) == row.images
+
+
+@every_row
+def test_predict(row, data, weights, capsys):
+    """Of the images that the description names. Label maps are not read, and crops not cut."""
+    named, refused, images = row.change(data), row.refused, "photos"
+    if row.domain == "source":
+        refused, images = "", "sim/images"
+    elif (data / "photos.toml").is_file():
+        place = re.search('images = "([^"\\\\]+)"', (data / "photos.toml").read_text(errors="replace"))
+        images = place[1] if place else images
+    if "would be called" in refused:  # the names of the files differ
+        refused, row = "", row._replace(images=5)
+    if refused.startswith(("no images", "left out")):
+        named, refused = None, f"--images={data / images}: found none"
+    flags = {"target": f"{data}/photos.toml", "weights": weights, "images": data / images}
+    uses("predict", row, named, data, capsys, refused=refused, said=row.reported, **flags)
+
+
+@every_row
+def test_evaluate(row, data, weights, capsys):
+    """Of the images of [train]. Crops are not cut."""
+    named, refused = row.change(data), "" if "shrinks" in row.refused else row.refused
+    target = data / ("photos.toml" if row.domain == "target" else "sim.toml")
+    flags = {"target": target, "weights": weights, "split": "train", "predictions": data / "run/labels"}
+    uses("evaluate", row, named, data, capsys, refused=refused, **flags)
 
 
 def examples(row: Row, data: Path) -> list:

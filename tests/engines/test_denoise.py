@@ -8,6 +8,8 @@ from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
+from proda.method import IGNORE
+from proda.method.losses import symmetric_cross_entropy
 from proda.method.views import WeakView, crop_soft_labels
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W
@@ -158,5 +160,29 @@ def test_labels_predicted_online_are_those_that_a_store_would_have_held():
     for data, options in ((batch, {}), (online, {"labeller": labeller.train()})):
         torch.manual_seed(0)  # dropout
         outputs.append(trainer_of(tiny.network(), tiny.network(1), prototypes=prototypes, **options).run([data]).output)
+    tiny.assert_detached(outputs[1])
     torch.testing.assert_close(outputs[0]["rectified"], outputs[1]["rectified"])
     assert outputs[0]["loss"] == pytest.approx(outputs[1]["loss"].item(), abs=1e-5)
+
+
+def test_each_loss_is_multiplied_by_its_weight():
+    prototypes, losses = torch.randn(K, D), []
+    for factor in (1.0, 0.5):
+        torch.manual_seed(3)
+        students = tiny.network(dropout=0.0), tiny.network(1, dropout=0.0)
+        weights = {"ce": 0.1, "rce": 1.0, "mrkld": 0.1, "structure": 1.0}
+        options = {f"{name}_weight": factor * weight for name, weight in weights.items()}
+        losses.append(trainer_of(*students, prototypes=prototypes, **options).run([tiny.batch()]).output)
+    for name in ("loss_target", "loss_mrkld", "loss_structure"):
+        assert losses[1][name] == pytest.approx(losses[0][name].item() / 2) != 0
+
+
+def test_the_mean_of_the_target_loss_is_over_the_pixels_that_are_not_ignored():
+    trainer, logits = trainer_of(threshold=0.6), []
+    trainer.add_event_handler(
+        ProdaEvents.LOSSES_READY, lambda engine: logits.append(engine.state.graph["target_logits"].detach())
+    )
+    out = trainer.run([tiny.batch()]).output
+    labels = out["rectified_labels"]
+    assert 0 < (labels == IGNORE).sum() < labels.numel()
+    assert out["loss_target"] == pytest.approx(symmetric_cross_entropy(logits[0], labels).item())

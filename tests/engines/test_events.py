@@ -207,3 +207,11 @@ def test_numbers_and_maps_are_averaged_over_processes(tmp_path):
         output = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         found = {name: value.item() for name, value in output.items()}
         assert found == {"loss_mine": 0.5, "loss_map": 1.5, "loss": 1}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_student_that_was_left_in_evaluation_mode_is_trained_in_training_mode(name):
+    student, modes = tiny.network().eval(), []
+    student.register_forward_hook(lambda module, *_: modes.append(module.training))
+    TRAINERS[name][0](student, tiny.sgd(student)).run([tiny.batch()])
+    assert modes and all(modes)

@@ -9,6 +9,7 @@ from ignite.engine import Events
 from torch import nn
 
 from proda.engines.inference import predict, segmentation_evaluator
+from proda.engines.optimization import resize
 from proda.models.network import Segmentation
 from tests.tiny import PRECISION
 
@@ -76,6 +77,24 @@ def test_the_network_is_evaluated_without_gradient_in_evaluation_mode_and_its_mo
     evaluator.run([batch(torch.zeros(1, 4, 8, dtype=torch.uint8))])
     assert seen == [(False, False)]
     assert network.training and not network.frozen.training
+
+
+def test_a_run_that_is_stopped_restores_the_modes_too():
+    network = Painted().train()
+    evaluator = segmentation_evaluator(network, PRECISION)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: evaluator.terminate(skip_completed=True))
+    evaluator.run([batch(torch.zeros(1, 4, 8, dtype=torch.uint8))] * 3)
+    assert evaluator.state.iteration == 1 and network.training
+    assert evaluator.state.output is None
+
+
+def test_probabilities_that_are_resized_instead_of_logits_add_up_to_one_at_each_pixel():
+    image, network = torch.zeros(1, 3, 4, 8), Painted(sharpness=2.0)
+    result = predict(network, image, (8, 16), softmax_first=True)
+    expected = resize(network(image).logits.softmax(1), (8, 16))
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(result.sum(1), torch.ones(1, 8, 16))
+    assert (result - predict(network, image, (8, 16))).abs().max() > 1e-3
 
 
 def test_the_last_batch_and_its_probabilities_are_dropped_after_a_run():

@@ -134,3 +134,8 @@ def test_a_parameter_that_the_optimizer_lists_repeatedly_is_unscaled_once():
     assert parameter.grad.item() == 2
     assert len(optimizer.param_groups[0]["params"]) == 3
     precision.step(optimizer)  # the scaler knows that it was unscaled
+
+
+def test_losses_are_scaled_for_fp16_on_cuda_alone():
+    assert not Precision("cpu", "fp16").scaler.is_enabled()
+    assert not Precision("cpu").scaler.is_enabled()

@@ -162,3 +162,8 @@ def test_another_handlers_request_to_stop_is_not_taken_for_nan():
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.terminate)
     StopOnNan().attach(engine)
     assert engine.run([None] * 5).iteration == 2
+
+
+def test_a_progress_bar_shows_the_iterations(tmp_path, capsys):
+    run(tmp_path, stage1_output, iterations=10)
+    assert "iterations" in capsys.readouterr().err

@@ -345,10 +345,13 @@ def test_a_value_of_the_trainer_that_the_file_does_not_know_takes_its_default(tm
     assert "trainer has no alpha: initial value kept" in lines()[0]
 
 
-def test_a_checkpoint_without_a_version_is_one_of_an_earlier_release(tmp_path):
+def test_a_checkpoint_without_a_version_is_of_an_older_one_and_refused_in_one_line(tmp_path):
+    """The state of its schedules is in another place, so the learning rate would start again from the top."""
     Run(tmp_path).to(1)
     edit(tmp_path / "checkpoint_1.pt", format=None)
-    assert Run(tmp_path, resumed=True).to(2).value == 2
+    with pytest.raises(UserError, match=r"checkpoint_1.pt: written by an older version of proda .* with the version"):
+        Run(tmp_path, resumed=True)
+    assert names(tmp_path) == ["checkpoint_1.pt"]
 
 
 def test_a_checkpoint_of_a_newer_version_is_one_line(tmp_path):
@@ -380,3 +383,8 @@ def test_a_model_that_does_not_say_of_which_iteration_it_is_stays(tmp_path, cont
     torch.save(content, path) if content is not None else path.write_text("no model at all")
     remove_abandoned(tmp_path, 1)
     assert path.exists()
+
+
+def test_a_run_of_fewer_iterations_than_lie_between_checkpoints_is_saved_at_its_end(tmp_path):
+    Run(tmp_path, every=5).to(1)
+    assert names(tmp_path) == ["checkpoint_1.pt"]

@@ -52,3 +52,8 @@ def test_a_label_map_has_the_size_of_the_photograph_whatever_size_the_network_sa
     evaluator.run([{"name": ["a"], "file_size": torch.tensor([[2, 5]])}])
     # two columns to five with aligned corners: the classes change places in the middle
     assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[0, 0, 0, 1, 1]] * 2
+
+
+def test_folders_are_made_with_those_above_them(tmp_path):
+    run(SavePredictions(tmp_path / "a/b"), SaveOverlays(tmp_path / "c/d", COLORS))
+    assert (tmp_path / "a/b/ulm_1.png").exists() and (tmp_path / "c/d/ulm_1.jpg").exists()

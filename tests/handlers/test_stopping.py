@@ -142,3 +142,15 @@ def _many(rank: int, folder: str, case: str) -> None:
 def test_two_processes_stop_at_the_same_point(tmp_path, case, expected):
     torch.multiprocessing.spawn(_many, (str(tmp_path), case), nprocs=2)
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == expected
+
+
+def test_signals_have_their_own_handlers_again_after_a_run():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    during = []
+    training = Training()
+    training.trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=1), lambda: during.extend(map(signal.getsignal, before))
+    )
+    training.run(1)
+    assert {number: signal.getsignal(number) for number in before} == before
+    assert not set(during) & set(before.values())

@@ -106,9 +106,11 @@ def test_scores_are_on_the_trainer_when_the_event_fires_without_absent_classes(t
 
 def test_a_users_metrics_stay_on_the_trainer(tmp_path):
     run = Run(tmp_path, Judge((8, 0.5), (9, 0.5)))
-    RunningAverage(output_transform=lambda _: 2.0).attach(run.trainer, "mine")
+    RunningAverage(output_transform=lambda _: 2.0).attach(run.trainer, "mine")  # computed again in every iteration
+    run.trainer.add_event_handler(Events.STARTED, lambda: run.trainer.state.metrics.update(once=3.0))
     run.trainer.run([None] * 2)
-    assert run.trainer.state.metrics["mine"] == 2.0 and run.trainer.state.metrics["miou"] == pytest.approx(0.9)
+    assert run.trainer.state.metrics["mine"] == 2.0 and run.trainer.state.metrics["once"] == 3.0
+    assert run.trainer.state.metrics["miou"] == pytest.approx(0.9)
 
 
 def test_validation_leaves_the_network_in_its_modes(tmp_path):
@@ -288,3 +290,9 @@ def test_without_labels_there_is_no_best_model(tmp_path):
     run.trainer.run([None])
     assert kept(tmp_path) == {"last": 1, "label_free": 1}
     assert run.trainer.state.metrics == {"label_free": 0.5}
+
+
+def test_a_validation_without_a_score_is_never_the_best():
+    validation = Validation(Judge(), [None], CLASSES)
+    validation.results = [{"miou": math.nan, "iteration": 1}, {"miou": 0.1, "iteration": 2}]
+    assert validation.best()["iteration"] == 2

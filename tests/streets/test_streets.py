@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -178,6 +179,42 @@ def test_an_interrupted_call_is_completed_to_the_same_files(tmp_path):
     assert f"gta5/{UNFINISHED}" in left and not any(name.endswith(MARKER) for name in left)
     write_streets(tmp_path / "broken", **SMALL)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("source", ["gta5", "synthia"])
+def test_files_that_a_finished_folder_has_lost_are_drawn_again_and_no_others(tmp_path, monkeypatch, source):
+    write_streets(tmp_path, source=source, **SMALL)
+    whole = contents(tmp_path)
+    lost = [
+        sorted(name for name in whole if name.startswith(folder) and name.endswith(".png"))
+        for folder in (f"{source}/", "cityscapes/leftImg8bit/val", "cityscapes/gtFine/train")
+    ]
+    for names in lost:
+        (tmp_path / names[1]).unlink()
+    drawn = []
+
+    def draw(*args):
+        drawn.append(args)
+        return draw_scene(*args)
+
+    monkeypatch.setattr("proda.streets.files.draw_scene", draw)
+    write_streets(tmp_path, source=source, **SMALL)
+    assert contents(tmp_path) == whole
+    assert len(drawn) == 3
+
+
+def test_each_folder_of_finished_streets_is_listed_once(tmp_path, monkeypatch):
+    write_streets(tmp_path, **SMALL)
+    listed, scandir = [], os.scandir
+
+    def counting(path):
+        listed.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counting)
+    write_streets(tmp_path, **SMALL)
+    folders = [tmp_path / name for name in ("gta5", "cityscapes")]
+    assert sorted(listed) == sorted(str(path) for folder in folders for path in (folder, *folder.rglob("*/")))
 
 
 def test_the_other_source_joins_the_same_root(tmp_path):
