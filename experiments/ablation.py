@@ -1,74 +1,48 @@
-"""Ablation: what each part of the method contributes on Streets, as in the paper's table. Takes an hour on a CPU.
+"""Ablation: what each part of the method contributes on Streets, paired by seed. Takes hours on a CPU.
 
-    python run.py experiments/ablation.py                      # 3 seeds
-    python run.py experiments/ablation.py --seeds=1 --scale=0.5
+    python run.py experiments/ablation.py --dry                  # lists the runs and says which of them are done
+    python run.py experiments/ablation.py                        # 5 seeds
+    python run.py experiments/ablation.py --seed=3 --seeds=2     # seeds 3 and 4; others may run at the same time
+    python run.py experiments/ablation.py --table=quirks --scale=0.5
 
-Each row adds one part to the row before it. OUTPUT/ablation.md and OUTPUT/summary.json are updated after every run.
-The same command again continues where an earlier one stopped.
+Tables: parts of the method, each added to those before, as in the paper; init, the initial weights of the student of
+stage 2; renewal of the pseudo labels during stage 1; quirks of the released code, one at a time and all of them;
+quickstart, its stages. The rows are in proda/experiment/ablation_rows.py. Tables share the runs that are in both.
+
+The results of all seeds in OUTPUT that are complete are written after every run: OUTPUT/ablation.md and
+OUTPUT/ablation.json, or the table's own name instead of ablation. The same command again continues where an earlier one
+stopped.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import ignite.distributed as idist
 
-from proda.experiment.config import DataConfig
-from proda.experiment.domains import data_root
+from proda.experiment.ablation_rows import FILES, ROWS, TABLES, Lengths
+from proda.experiment.config import DataConfig, make_config
+from proda.experiment.job import read_provenance
 from proda.experiment.launch import load_experiment
 from proda.experiment.recipes import STREETS_DATA
-from proda.experiment.tables import compare, comparison_page
-from proda.experiment.up_to_date import run_if_outdated
+from proda.experiment.results import Results
+from proda.experiment.tables import caption, findings_table, rows_table
+from proda.experiment.up_to_date import finished_summary, run_if_outdated
 from proda.utils.errors import UserError
-from proda.utils.files import save_json
+from proda.utils.files import atomic_write
 from proda.utils.options import PositiveFloat, PositiveInt
 
-# Conventional self-training: cross entropy on the arg-max of the warm-up model's soft labels, which stay fixed. The
-# regulariser MRKLD is added together with the symmetric cross entropy.
-CONVENTIONAL = {
-    "rectification": False,
-    "structure_weight": 0.0,
-    "ce_weight": 1.0,
-    "rce_weight": 0.0,
-    "mrkld_weight": 0.0,
-}
-NO_TARGET_LOSS = {**CONVENTIONAL, "ce_weight": 0.0}  # what longer training on the source alone contributes
-SYMMETRIC = {"rectification": False, "structure_weight": 0.0}  # from here on, the loss weights of the preset
-FIXED = {"prototype_momentum": 0.0, "structure_weight": 0.0}
-MOVING = {"structure_weight": 0.0}
-# Row -> title, experiment, flags, and flags that take the last model of an earlier row.
-ROWS = {
-    "source_only": ("source only", "source_only", {}, {}),
-    "warmup": ("warm-up", "warmup", {}, {"init_file": "source_only"}),
-    "no_target_loss": ("control: no target loss", "stage1_denoise", NO_TARGET_LOSS, {"weights": "warmup"}),
-    "self_training": ("conventional self-training", "stage1_denoise", CONVENTIONAL, {"weights": "warmup"}),
-    "symmetric": ("+ symmetric cross entropy", "stage1_denoise", SYMMETRIC, {"weights": "warmup"}),
-    "fixed_prototypes": ("+ denoising, fixed prototypes", "stage1_denoise", FIXED, {"weights": "warmup"}),
-    "moving_prototypes": ("+ moving prototypes", "stage1_denoise", MOVING, {"weights": "warmup"}),
-    "structure": ("+ structure learning", "stage1_denoise", {}, {"weights": "warmup"}),
-    "distillation": ("+ distillation", "stage2_distill", {}, {"teacher": "structure", "init_file": "structure"}),
-    "second_distillation": (
-        "+ second distillation",
-        "stage3_distill",
-        {},
-        {"teacher": "distillation", "init_file": "distillation"},
-    ),
-}
-CONTROL = "no_target_loss"  # not a row of the paper; gains are computed without it
-PASSED_ON = ("source", "num_classes", "backbone", "device", "num_workers", "val_batch_size", "amp")
-NOTE = (
-    "The mIoU is that of the last model on the target's validation images, in %: mean and standard deviation over the "
-    "seeds. Conventional self-training uses plain cross entropy on fixed pseudo labels. It does not use MRKLD, which "
-    "is added together with the symmetric cross entropy. The control is not a row of the paper, and gains are computed "
-    "without it. It is stage 1 with all target losses set to zero, so it shows what longer training on the source "
-    "alone contributes. (Batch norm has had its statistics of the target since the warm-up.)"
-)
+PASSED_ON = ("source", "num_classes", "backbone", "device", "num_workers", "val_batch_size", "amp", "data_root")
 
 
 @dataclass
 class Config(DataConfig):
     preset: str = "streets"  # the only preset: Streets, with schedules for it
-    seeds: PositiveInt = 3  # number of runs of every row, with the seeds --seed, --seed + 1, ...
+    table: Literal["parts", "init", "renewal", "quirks", "quickstart"] = "parts"  # rows to run and to compare
+    seeds: PositiveInt = 5  # number of runs of every row, with the seeds --seed, --seed + 1, ...
     scale: PositiveFloat = 1.0  # factor for the number of iterations of every run
+    dry: bool = False  # list the runs as commands, without running any
     overwrite: bool = False  # replace runs in the output folder that used other settings
 
 
@@ -78,36 +52,116 @@ PRESETS = {"streets": STREETS_DATA}
 def run(local_rank: int, config: Config) -> dict:
     if idist.get_world_size() > 1:
         raise UserError("the ablation runs in one process only; single stages accept --nproc_per_node")
-    folder, root = Path(config.output), data_root(config)
-    runs: dict[str, list[dict]] = {row: [] for row in ROWS}
-    titles = {row: title for row, (title, *_) in ROWS.items()}
-    for seed in range(config.seed, config.seed + config.seeds):
-        for number, (row, (title, experiment, flags, before)) in enumerate(ROWS.items(), 1):
-            print(f"\n[seed {seed}, {number}/{len(ROWS)}] {title}", flush=True)
-            place = folder / f"seed_{seed}"
-            flags = {
-                "preset": "streets",
-                "data_root": str(root),
-                "output": str(place / row),
-                "seed": seed,
-                **{name: getattr(config, name) for name in PASSED_ON},
-                **{flag: str(place / earlier / "last.pt") for flag, earlier in before.items()},
-                **flags,
-            }
-            if config.scale != 1.0:
-                flags |= shortened(experiment, config.scale)
-            runs[row].append(run_if_outdated(f"experiments/{experiment}.py", flags, overwrite=config.overwrite))
-            summary = compare(runs, control=CONTROL)
-            save_json(
-                {"seed": config.seed, "seeds": config.seeds, "scale": config.scale, **summary}, folder / "summary.json"
-            )
-            page = comparison_page(summary, titles, control=CONTROL, note=NOTE)
-            (folder / "ablation.md").write_text(page)
-    print(f"\n{page}\n{folder / 'ablation.md'}")
-    return summary
+    runs = [(seed, row) for seed in range(config.seed, config.seed + config.seeds) for row in needed_rows(config.table)]
+    if config.dry:
+        return dry_run(config, runs)
+    for number, (seed, row) in enumerate(runs, 1):
+        print(f"\n[{number}/{len(runs)}] seed {seed}, {row}", flush=True)
+        run_if_outdated(experiment_file(row), flags(config, row, seed), overwrite=config.overwrite)
+        report = write_report(config)
+    print(f"\n{report['page']}")
+    return report
 
 
-def shortened(experiment: str, factor: float) -> dict[str, int]:
-    """Flags that scale the length of an experiment's streets preset and the interval between its validations."""
-    preset = load_experiment(f"experiments/{experiment}.py").PRESETS["streets"]
-    return {name: max(1, round(preset[name] * factor)) for name in ("iterations", "val_every")}
+def needed_rows(table: str) -> list[str]:
+    """The rows of a table and those that they build on, each after those that it builds on."""
+    found: dict[str, None] = {}
+
+    def add(row: str) -> None:
+        for model in ROWS[row].start.values():
+            add(model.split("/")[0])
+        found[row] = None
+
+    for row in TABLES[table].rows:
+        add(row)
+    return list(found)
+
+
+def experiment_file(row: str) -> str:
+    return f"experiments/{ROWS[row].experiment}.py"
+
+
+def flags(config: Config, row: str, seed: int) -> dict[str, Any]:
+    """The flags of the run of a row."""
+    folder, recipe = Path(config.output) / f"seed_{seed}", ROWS[row]
+    module = load_experiment(experiment_file(row))
+    values = {"preset": "streets", "seed": seed, "output": str(folder / row)}
+    values |= {name: getattr(config, name) for name in PASSED_ON}
+    values |= {flag: str(folder / model) for flag, model in recipe.start.items()} | recipe.flags
+    preset = {**module.PRESETS["streets"], **recipe.flags}
+    values |= {name: max(1, round(preset[name] * config.scale)) for name in ("iterations", "val_every")}
+    return {
+        name: round(value.factor * values["iterations"]) if isinstance(value, Lengths) else value
+        for name, value in values.items()
+    }
+
+
+def dry_run(config: Config, runs: list[tuple[int, str]]) -> dict:
+    """Prints the command of every run, after ``done`` where the output folder has its result."""
+    done = 0
+    for seed, row in runs:
+        values, module = flags(config, row, seed), load_experiment(experiment_file(row))
+        preset = make_config(module.Config, {"preset": "streets"}, module.PRESETS)
+        finished = finished_summary(experiment_file(row), values) is not None
+        done += finished
+        shown = {name: value for name, value in values.items() if name == "preset" or value != getattr(preset, name)}
+        words = " ".join(f"--{name}={shlex.quote(str(value))}" for name, value in shown.items())
+        print(f"{'done  ' if finished else 'to run'}  python run.py {experiment_file(row)} {words}")
+    print(f"{done} of {len(runs)} runs are done")
+    return {"runs": len(runs), "done": done}
+
+
+def write_report(config: Config) -> dict[str, Any]:
+    """Writes results and page of the seeds in the output folder; returns the results and, as ``page``, the page."""
+    name, written = FILES.get(config.table, config.table), None
+    while written != (report := collect(config)):  # again if another command has finished a run in the meantime
+        results, page = report
+        if results is not None:
+            results.save(Path(config.output) / f"{name}.json")
+        with atomic_write(Path(config.output) / f"{name}.md") as path:
+            path.write_text(page)
+        written = report
+    return {"results": results, "page": page}
+
+
+def collect(config: Config) -> tuple[Results | None, str]:
+    """The results of all seeds in the output folder whose rows are complete, and a page that shows them.
+
+    Other seeds are on the page alone. Only runs that have the settings of this command count.
+    """
+    table, complete, lines = TABLES[config.table], {}, []
+    folders = [path for path in Path(config.output).glob("seed_*") if path.name[5:].isdecimal()]
+    for seed in sorted(int(path.name[5:]) for path in folders):
+        found = {row: finished_summary(experiment_file(row), flags(config, row, seed)) for row in table.rows}
+        there = {row: summary for row, summary in found.items() if summary is not None}
+        if len(there) == len(table.rows):
+            complete[seed] = there
+        else:
+            scores = ", ".join(f"{row} {100 * summary['miou']:.1f}" for row, summary in there.items())
+            lines.append(f"* seed {seed}, {len(there)} of {len(table.rows)} rows{scores and f': {scores}'}")
+    text = "Not complete yet, with these settings:\n\n" + "\n".join(lines) + "\n" if lines else ""
+    if not complete:
+        return None, text
+    runs = [read_provenance(Path(config.output) / f"seed_{seed}" / row) for seed in complete for row in table.rows]
+    runs.sort(key=lambda run: run.get("started", ""))
+    results = Results(
+        table=config.table,
+        command=command(config, list(complete)),
+        commit=", ".join(dict.fromkeys(run.get("git_commit", "unknown") for run in runs)),
+        date=runs[-1].get("started", "unknown")[:10],
+        seeds=list(complete),
+        rows={row: [summaries[row]["miou"] for summaries in complete.values()] for row in table.rows},
+        seconds={row: [summaries[row]["seconds"] for summaries in complete.values()] for row in table.rows},
+    )
+    tables = f"{rows_table(results, table)}\n\n{findings_table(results, table)}\n"
+    head = f"{caption(results)}\n\nThe mIoU is that of the last model on the target's validation images, in %."
+    return results, f"{head}\n\n{tables}" + (f"\n{text}" if text else "")
+
+
+def command(config: Config, seeds: list[int]) -> str:
+    """The command line that makes the runs of these seeds, without flags that change no result."""
+    values: dict[str, Any] = {"table": config.table, "source": config.source, "num_classes": config.num_classes}
+    values |= {"backbone": config.backbone, "amp": config.amp, "scale": config.scale, "seed": seeds[0]}
+    defaults = {name: getattr(Config(), name) for name in values} | STREETS_DATA
+    text = "".join(f" --{name}={value}" for name, value in values.items() if value != defaults[name])
+    return f"python run.py experiments/ablation.py{text} --seeds={seeds[-1] - seeds[0] + 1}"

@@ -18,8 +18,8 @@ from proda.experiment.config import DataConfig, make_config
 from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment
-from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
-from proda.experiment.tables import stage_table
+from proda.experiment.recipes import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS
+from proda.experiment.tables import CONTROL, control_sentence, stage_table
 from proda.experiment.up_to_date import print_once, run_if_outdated
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json
@@ -27,8 +27,8 @@ from proda.utils.options import NonNegativeInt, PathText, PositiveInt
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
 # Streets needs no downloads: the source-only model replaces ImageNet weights, and the stage-1 model replaces SimCLR
-# weights. It is small enough to train the oracle for comparison, too.
-STREETS_STAGES = ("source_only", *STAGES, "oracle")
+# weights. It is small enough to train the oracle and the control of stage 1 for comparison, too.
+STREETS_STAGES = ("source_only", "warmup", CONTROL, *STAGES[1:], "oracle")
 PASSED_ON = (
     *("preset", "source", "target", "num_classes", "backbone", "val_batch_size", "seed", "device", "num_workers"),
     *("skip_bad", "labelled_only", "gta5_size_as_released"),
@@ -74,7 +74,9 @@ def run(local_rank: int, config: Config) -> dict:
     summary = {"stages": {stage: read_summary(folder / stage) for stage in there}}
     if idist.get_rank() == 0:
         save_json(summary, folder / "summary.json")
-    print_once(f"\n{stage_table(summary['stages'])}\n\n{folder / 'summary.json'}   tensorboard --logdir {folder}")
+    lines = [stage_table(summary["stages"]), control_sentence(summary["stages"])]
+    lines.append(f"{folder / 'summary.json'}   tensorboard --logdir {folder}")
+    print_once("".join(f"\n{line}\n" for line in lines if line))
     return summary
 
 
@@ -110,7 +112,8 @@ def check_stage2_init(config: Config) -> None:
 
 
 def experiment_file(stage: str) -> str:
-    return f"experiments/{'source_only' if stage == 'oracle' else stage}.py"
+    file = {"oracle": "source_only", CONTROL: "stage1_denoise"}.get(stage, stage)
+    return f"experiments/{file}.py"
 
 
 def flags(config: Config, stage: str) -> dict:
@@ -120,7 +123,9 @@ def flags(config: Config, stage: str) -> dict:
     if config.iterations:
         values["iterations"] = config.iterations
     preset = make_config(module.Config, values, module.PRESETS)
-    if stage in STAGES[1:]:
+    if stage == CONTROL:
+        values |= {**NO_TARGET_LOSS, "weights": str(folder / "warmup" / "last.pt")}
+    elif stage in STAGES[1:]:
         flag = "weights" if stage == "stage1_denoise" else "teacher"
         before = folder / STAGES[STAGES.index(stage) - 1] / Path(getattr(preset, flag)).name
         values[flag] = str(before)

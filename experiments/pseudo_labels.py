@@ -39,12 +39,13 @@ PRESETS = {
 def run(local_rank: int, config: Config) -> dict:
     job, data = Job(config), Domains(config)
     network, names = load_network(config, data.classes, job.device), data.target.names
-    settings = {"flip": config.flip} if config.kind == "hard" else {}
+    flip = config.flip and config.kind == "hard"
+    settings = {"flip": flip} if config.kind == "hard" else {}
     store = data.label_store(config.kind, job.folder / "pseudo_labels", network, **settings)
     job.open({"weights": config.weights, "images": len(names)})
 
     missing = missing_labels(store, names)
     scores = write_pseudo_labels(
-        store, network, data.whole_target(missing), job.precision, flip=config.flip, class_names=data.classes.names
+        store, network, data.whole_target(missing), job.precision, flip=flip, class_names=data.classes.names
     )
     return job.finish({"written": len(missing), "images": len(names), **scores})

@@ -11,8 +11,10 @@ GTA5 -> Cityscapes: the released code reports 53.7 mIoU with 4 GPUs of 16 GB (SY
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from proda.engines.denoise import DenoiseOptions, denoise_trainer
+from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
 from proda.experiment import training
 from proda.experiment.config import AdaptConfig
@@ -23,8 +25,9 @@ from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
+from proda.handlers.label_quality import LabelQuality
 from proda.handlers.nan import StopOnNan
-from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
+from proda.handlers.prototypes import PrototypeEMA, RenewPrototypes, prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.seeding import SeedIterations
@@ -45,13 +48,31 @@ class Config(DenoiseOptions, AdaptConfig):
     prototype_momentum: Fraction = 1e-4  # weight of the new class mean in the moving average; 0: fixed prototypes
     teacher_momentum: PositiveFraction = 0.001  # weight of the student in the teacher's moving average
     online_soft_labels: bool = False  # store no labels; the frozen warm-up model predicts them in each iteration
-    renew_labels_every: NonNegativeInt = 0  # epochs between renewals of the soft labels by the student; 0: never
+    watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
+    flip: bool = False  # stored soft labels average the predictions of the image and its mirror image
+    renew_labels_every: NonNegativeInt = 0  # epochs between renewals of the soft labels; 0: never
+    renew_labels_from: Literal["student", "teacher"] = "student"  # network that writes the renewed soft labels
+    renew_prototypes: bool = False  # compute new prototypes from its predictions, too; otherwise the moving ones stay
+    judge_teacher: bool = False  # validate the mean teacher as well as the student, and keep it as teacher.pt
+
+    @property
+    def moves_teacher(self) -> bool:
+        """Whether anything uses the teacher: the losses, the validation or the renewal of the labels."""
+        writes_labels = self.renew_labels_every > 0 and self.renew_labels_from == "teacher"
+        return self.needs_teacher or self.judge_teacher or writes_labels
 
     def problems(self) -> Iterator[str]:
         """One line for each invalid combination of flags."""
         yield from super().problems()
         if self.online_soft_labels and self.renew_labels_every:
             yield "--renew_labels_every renews stored labels; with --online_soft_labels there are none"
+        if self.online_soft_labels and self.flip:
+            yield "--flip is for stored labels; with --online_soft_labels there are none"
+        if self.renew_prototypes and not (self.renew_labels_every and self.needs_teacher):
+            yield (
+                "--renew_prototypes needs --renew_labels_every, and losses that use prototypes (--rectification=True "
+                "or --structure_weight)"
+            )
         if self.adabn and self.teacher_mode == "eval":
             yield (
                 "--teacher_mode=eval with --adabn: the teacher would normalise by statistics that are recomputed only "
@@ -75,6 +96,8 @@ PRESETS = {
         "lr": 0.03,
         "iterations": 400,
         "val_every": 200,
+        "judge_teacher": True,
+        "watch_every": 5,
         # 400 iterations are 1/150 of the published number, so teacher and prototypes need faster moving averages
         "teacher_momentum": 0.02,
         "prototype_momentum": 0.01,
@@ -91,7 +114,10 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Data: labelled source crops; target photographs as weak, strong and whole views, with their soft labels.
     warmup, student = (load_network(config, data.classes, job.device) for _ in range(2))
-    store = None if config.online_soft_labels else data.label_store("soft", job.folder / "pseudo_labels", warmup)
+    store = None
+    if not config.online_soft_labels:
+        flip = {"flip": True} if config.flip else {}  # manifests of labels without it do not mention it
+        store = data.label_store("soft", job.folder / "pseudo_labels", warmup, **flip)
     target = data.target_views(full_image=True, strong=True, soft_labels=store)
     batches = data.training_batches(data.source_crops(), target)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
@@ -99,22 +125,32 @@ def run(local_rank: int, config: Config) -> dict:
     # Networks: student, mean teacher and prototypes all start from the warm-up model.
     optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
     teacher = EMATeacher(student, config.teacher_momentum)
+    labeller = teacher.ema_model if config.renew_labels_from == "teacher" else student
     file, made_from = Path(config.prototypes or job.folder / "prototypes.pt"), data.made_from(warmup)
     prototypes = prepare_prototypes(file, warmup, data.whole_target(), precision, config.prototype_passes, made_from)
 
     # Engines: training and validation. Config inherits the fields of DenoiseOptions.
     trainer = denoise_trainer(student_ddp, teacher.ema_model, prototypes.values, optimizer, precision, config, warmup)
-    evaluator = segmentation_evaluator(student, precision)
+    judged = {"student": student} | ({"teacher": teacher.ema_model} if config.judge_teacher else {})
+    evaluators = {name: segmentation_evaluator(network, precision) for name, network in judged.items()}
 
     # The method: soft labels before the first iteration; after each step, the prototypes (equation 6) and the teacher.
     if store is not None:
-        labels = PseudoLabels(store, warmup, data.whole_target, precision, data.classes.names)
-        labels.attach(trainer, config.renew_labels_every, student=student, batches=batches, folder=job.folder)
+        labels = PseudoLabels(store, warmup, data.whole_target, precision, data.classes.names, flip=config.flip)
+        labels.attach(trainer, config.renew_labels_every, labeller=labeller, batches=batches, folder=job.folder)
+    if config.adabn:
+        for name, network in judged.items():
+            AdaBN(network, data.statistics_batches(), precision).attach(evaluators[name])
+        AdaBN(labeller, data.statistics_batches(), precision).attach(trainer, ProdaEvents.PSEUDO_LABELS_DUE)
+    if config.renew_prototypes:  # after AdaBN
+        renewal = RenewPrototypes(prototypes, labeller, data.whole_target(), precision, passes=config.prototype_passes)
+        renewal.attach(trainer)
     if config.needs_teacher:
         PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
+    if config.moves_teacher:
         teacher.attach(trainer)
-    if config.adabn:
-        AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
+    watch = LabelQuality(data.classes.names, prototypes=prototypes.values, truth=data.target_truth())
+    watch.attach(trainer, every=config.watch_every)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
@@ -124,10 +160,14 @@ def run(local_rank: int, config: Config) -> dict:
     StopOnNan().attach(trainer)
     checkpoints = Checkpoints(job.folder)
     checkpoints.attach(trainer, every=config.checkpoint_every)
-    validation = Validation(evaluator, data.validation_batches(), data.classes.names)
+    validation = Validation(
+        evaluators["student"], data.validation_batches(), data.classes.names, teacher=evaluators.get("teacher")
+    )
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, student, data.classes.names, job.folder, prototypes=prototypes.values)
+    models = KeptModels(
+        validation, student, data.classes.names, job.folder, prototypes=prototypes.values, teacher=judged.get("teacher")
+    )
     models.attach(trainer)
-    board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
+    board = Board(job.folder, evaluators["student"], {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
     return training.run(job, trainer, batches, checkpoints, validation, models, board)

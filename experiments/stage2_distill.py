@@ -23,13 +23,14 @@ from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
+from proda.handlers.label_quality import LabelQuality
 from proda.handlers.nan import StopOnNan
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.validation import Validation
-from proda.utils.options import Fraction, NonNegativeFloat, PathText
+from proda.utils.options import Fraction, NonNegativeFloat, NonNegativeInt, PathText
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Config(DistillOptions, InitConfig, AdaptConfig):
     flip: bool = True  # pseudo labels average the predictions of the image and its mirror image
     threshold: Fraction = 0.95  # pseudo labels whose confidence is not above this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
+    watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
 
     def problems(self) -> Iterator[str]:
         """One line for each value that no run can use."""
@@ -71,6 +73,7 @@ PRESETS = {
         "lr": 0.05,
         "iterations": 500,
         "val_every": 250,
+        "watch_every": 5,
     },
 }
 
@@ -97,8 +100,10 @@ def run(local_rank: int, config: Config) -> dict:
     # The method: hard labels of the teacher before the first iteration; the teacher does not change.
     names = data.classes.names
     PseudoLabels(store, teacher, data.whole_target, precision, names, flip=config.flip).attach(trainer)
+    watch = LabelQuality(names, truth=data.target_truth(), replay_as_released=config.replay_as_released)
+    watch.attach(trainer, every=config.watch_every)
     if config.adabn:
-        AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
+        AdaBN(student, data.statistics_batches(), precision).attach(evaluator)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)

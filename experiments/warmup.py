@@ -77,7 +77,7 @@ def run(local_rank: int, config: Config) -> dict:
     schedule = PolynomialDecay(critic_optimizer, config.schedule_iterations or batches.iterations)
     schedule.attach(trainer, ProdaEvents.DISCRIMINATOR_STEPPED, name="discriminator_schedule")
     if config.adabn:
-        AdaBN(student, data.statistics_batches(), precision).attach(trainer, evaluator)
+        AdaBN(student, data.statistics_batches(), precision).attach(evaluator)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.metrics import Metric
 from ignite.metrics.metric import sync_all_reduce
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from proda.data.labels import class_names as benchmark_names
 from proda.data.labels import class_subset
-from proda.method.metrics import mutual_information, scores
+from proda.method.contrastive import alignment, matching_accuracy, nt_xent, uniformity
+from proda.method.metrics import mutual_information, rank_correlation, scores
 
 
 def report(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
@@ -30,9 +32,31 @@ def report(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
 
 def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
     """The scores as one flat dict, with ``iou/NAME`` for each class. Undefined scores (NaN) are omitted."""
-    flat = {name: value for name, value in scores.items() if name != "iou"}
-    flat |= {f"iou/{name}": value for name, value in scores.get("iou", {}).items()}
+    flat: dict[str, float] = {}
+    for name, value in scores.items():
+        flat |= {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, Mapping) else {name: value}
     return {name: value for name, value in flat.items() if value == value}
+
+
+def figures_of_run(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The last figures about the labels in a run's ``summary.json``, with its ``miou`` and label-free score."""
+    figures = summary.get("label_quality", {}).get("last", {})
+    return {**figures, **{name: summary[name] for name in ("miou", "label_free") if name in summary}}
+
+
+def correlations(rows: Sequence[Mapping[str, float | None]], quality: str = "miou") -> dict[str, float]:
+    """Which figures go with ``quality``: the rank correlation of each other figure with it over the rows.
+
+    A row holds figures of one run (``figures_of_run``), or those of one moment of a run (an entry of the history in its
+    ``summary.json``). Rows in which one of the two is missing, None or NaN do not count for a figure. NaN for a figure
+    with fewer than two rows, or that is the same in all.
+    """
+    result = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name != quality):
+        pairs = [(row.get(name), row.get(quality)) for row in rows]
+        known = [(one, other) for one, other in pairs if one == one and other == other and None not in (one, other)]
+        result[name] = rank_correlation(*torch.tensor(known, dtype=torch.float64).reshape(-1, 2).T)
+    return result
 
 
 class LabelFreeScore(Metric):
@@ -56,3 +80,51 @@ class LabelFreeScore(Metric):
     def compute(self) -> float:
         mean, entropy = self._mean / self._images, self._entropy / self._images
         return float(-(mean * mean.clamp_min(1e-12).log()).sum() - entropy)
+
+
+class ContrastiveScores(Metric):
+    """Judges embeddings of pairs of views over all images of a data set.
+
+    The result is a dict of floats:
+
+    - ``contrastive_loss``: ``nt_xent`` of all images as one batch, at ``temperature``.
+    - ``image_accuracy``: share of views whose most similar view of all is that of the same image.
+    - ``region_accuracy``: share of regions whose most similar region in the other view of their image is the same one.
+    - ``alignment`` and ``uniformity`` of the views' embeddings.
+
+    Expects ``Embeddings``, in their order: images [2, N, D] and regions [2, N, R, D]. At least two images are needed.
+    """
+
+    def __init__(self, temperature: float, device: torch.device) -> None:
+        self.temperature = temperature
+        super().__init__(device=device)
+
+    def reset(self) -> None:
+        self._images: list[Tensor] = []
+        self._matches: list[Tensor] = []
+
+    def update(self, output: Sequence[Tensor]) -> None:
+        images, regions = output
+        self._images.append(images.float())
+        self._matches.append(matching_accuracy(regions))
+
+    def compute(self) -> dict[str, float]:
+        images = _of_all_processes(torch.cat(self._images, dim=1).transpose(0, 1)).transpose(0, 1)
+        loss, accuracy = nt_xent(images, self.temperature)
+        values = {
+            "contrastive_loss": loss,
+            "image_accuracy": accuracy,
+            "region_accuracy": _of_all_processes(torch.cat(self._matches)).mean(),
+            "alignment": alignment(images),
+            "uniformity": uniformity(images),
+        }
+        return {name: value.item() for name, value in values.items()}
+
+
+def _of_all_processes(values: Tensor) -> Tensor:
+    """The values [n, ...] of all processes, whose n may differ, in the order of the ranks."""
+    sizes = torch.as_tensor(idist.all_gather(torch.tensor([len(values)], device=idist.device()))).tolist()
+    padded = values.new_zeros(max(sizes), *values.shape[1:])
+    padded[: len(values)] = values
+    gathered = torch.as_tensor(idist.all_gather(padded)).split(max(sizes))
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])

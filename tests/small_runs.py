@@ -67,7 +67,12 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
     if stage in ("stage2_distill", "stage3_distill"):
         values["teacher"] = str(weights)
         values["threshold"] = 0.2  # an untrained teacher is never sure
-    if stage == "source_only":
+    if stage.startswith("stage"):
+        values["watch_every"] = 1
+    if stage == "pretrain":
+        values |= {"projection_width": 16, "projection_dimensions": 8, "warmup_iterations": 2, "init": "random"}
+        del values["init_file"]
+    if stage in ("source_only", "pretrain"):
         return values | more
     values = {**values, "freeze_bn": False, **more}
     return {"adabn": not values["freeze_bn"] and values.get("teacher_mode") != "eval", **values}

@@ -1,8 +1,10 @@
 """A run that was interrupted and goes on is the run that was not interrupted."""
 
 import json
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from proda.experiment.config import UserError
 from proda.experiment.launch import start
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.stopping import Stopped
+from proda.handlers.validation import Validation
+from proda.utils.run_files import MODELS
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, scalars, train
 
@@ -46,28 +50,55 @@ def test_loader_processes_and_several_stops_change_nothing(stage, data, weights,
 
 
 @pytest.mark.parametrize("k", [2, 3], ids=["at a renewal", "between two"])
-def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(k, data, weights, tmp_path):
-    _assert_resumes_exactly("stage1_denoise", data, weights, tmp_path, stops=[k], renew_labels_every=1)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"renew_labels_from": "teacher", "renew_prototypes": True, "judge_teacher": True, "flip": True}],
+    ids=["by the student", "by the teacher"],
+)
+def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(k, data, weights, tmp_path, more):
+    _assert_resumes_exactly("stage1_denoise", data, weights, tmp_path, stops=[k], renew_labels_every=1, **more)
+
+
+def test_a_run_stopped_while_its_teacher_is_validated_resumes_exactly(data, weights, tmp_path, monkeypatch):
+    attach, flags = Validation.attach, {"judge_teacher": True, "iterations": 3}
+
+    def attach_and_ask(self, trainer, **settings) -> None:
+        attach(self, trainer, **settings)
+        teacher = self.evaluators["teacher_"]
+        teacher.add_event_handler(Events.ITERATION_STARTED(once=1), lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    train("stage1_denoise", data, weights, tmp_path / "whole", **flags)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Validation, "attach", attach_and_ask)
+        train("stage1_denoise", data, weights, tmp_path / "parts", **flags)
+    assert checkpoint(tmp_path / "parts", 2)["validation"]["results"] == []
+    assert not (tmp_path / "parts/last.pt").exists()
+    train("stage1_denoise", data, weights, tmp_path / "parts", resume=True, **flags)
+    assert not differing(*(checkpoint(tmp_path / name, 3) for name in ("parts", "whole")))
 
 
 @pytest.mark.parametrize("stage", ["source_only", pytest.param("stage1_denoise", marks=pytest.mark.slow)])
 def test_two_processes_resume_exactly_and_save_the_network_that_they_have_judged(stage, data, weights, tmp_path):
     """Also where batch norm learns and cannot be synchronised, as on CPUs."""
+    teacher = stage == "stage1_denoise"
     for folder, extra in (("whole", {}), ("cut", {"stop_after": 3}), ("cut", {"resume": True})):
+        extra |= {"judge_teacher": True} if teacher else {}
         flags = {"nproc_per_node": 2, "backend": "gloo", "checkpoint_every": 1, "sync_bn": False, **extra}
         run = small_runs.launch(small_runs.command(stage, data, weights, tmp_path / folder, **flags))
         _, error = run.communicate(timeout=120)
         assert run.returncode == 0, error
     assert differing(checkpoint(tmp_path / "whole", ITERATIONS), checkpoint(tmp_path / "cut", ITERATIONS)) == []
-    judged = start(
-        "experiments/evaluate.py",
-        {
-            **{"weights": str(tmp_path / "whole/last.pt"), "data_root": str(data), "output": str(tmp_path / "judged")},
-            **{"num_classes": 13, "backbone": "tiny", "num_workers": 0, "val_batch_size": 2, "device": "cpu"},
-        },
-    )
     told = json.loads((tmp_path / "whole/summary.json").read_text())
-    assert judged["iou"] == pytest.approx(told["iou"], abs=1e-12)
+    for name, scores in {"last": "iou", **({"teacher": "teacher_iou"} if teacher else {})}.items():
+        judged = start(
+            "experiments/evaluate.py",
+            {
+                **{"weights": str(tmp_path / f"whole/{name}.pt"), "data_root": str(data)},
+                **{"num_classes": 13, "backbone": "tiny", "num_workers": 0, "val_batch_size": 2, "device": "cpu"},
+                "output": str(tmp_path / f"judged_{name}"),
+            },
+        )
+        assert judged["iou"] == pytest.approx(told[scores], abs=1e-12)
 
 
 def test_tensorboard_has_each_step_once_after_a_resume(data, weights, tmp_path):
@@ -241,5 +272,7 @@ def _assert_resumes_exactly(stage, data, weights, folder, *, stops, iterations=I
     found, expected = (checkpoint(folder / name, iterations) for name in ("parts", "whole"))
     assert len(small_runs.numbers(expected)) > 100
     assert not differing(found, expected), f"stopped after {stops}"
-    for name in ("last.pt", "best.pt", "label_free.pt"):
+    names = {path.name for path in (folder / "whole").glob("*.pt") if path.name in MODELS}
+    assert names >= {"last.pt", "best.pt", "label_free.pt"}
+    for name in names:
         assert not differing(*(torch.load(folder / run / name, weights_only=True) for run in ("parts", "whole"))), name

@@ -20,7 +20,7 @@ from ignite.engine import Engine
 from PIL import Image
 from torch import nn
 
-from experiments import source_only, stage1_denoise
+from experiments import source_only, stage1_denoise, stage2_distill
 from proda.engines.events import proda_engine
 from proda.experiment import job as job_module
 from proda.experiment import up_to_date
@@ -55,36 +55,36 @@ EXPERIMENT = str(ROOT / "experiments/stage1_denoise.py")
 
 # used: taken as it is. made: deleted and made again. refused: one line that says what differs. -: no such flag.
 TABLE = """
-                           soft    hard    renewed prototypes checkpoint config  oracle  model   inputs  summary again
-nothing                    used    used    used    used       used       used    used    used    used    used    used
-weights: other content     refused refused used    refused    refused    refused -       used    refused refused made
-weights: another place     used    used    used    used       used       used    -       used    used    used    used
-target images replaced     refused refused refused refused    refused    refused refused used    refused refused made
-a target image more        refused refused refused refused    refused    refused refused used    refused refused made
-a target image fewer       refused refused refused refused    refused    refused refused used    refused refused made
-target labels changed      used    used    used    used       used       used    refused used    used    used    used
-source images replaced     used    used    used    used       refused    refused refused used    refused refused made
-source labels changed      used    used    used    used       refused    refused refused used    refused refused made
-validation images replaced used    used    used    used       refused    refused refused used    refused refused made
-validation labels changed  used    used    used    used       refused    refused refused used    refused refused made
-description: a comment     used    used    used    used       used       used    used    used    used    used    used
-description: a colour      used    used    used    used       used       used    used    used    used    used    used
-description: the size      refused refused refused refused    refused    refused refused used    refused refused made
-description: the ids       used    used    used    used       refused    refused refused used    refused refused made
-description: another place used    used    used    used       used       used    used    used    refused refused made
-classes in another order   refused refused refused refused    refused    refused refused refused refused refused made
-a class more               refused refused refused refused    refused    refused refused refused refused refused made
---flip                     used    refused used    used       -          -       -       used    -       -       -
---amp                      refused refused refused refused    refused    refused refused used    refused refused made
---prototype_passes         used    used    used    refused    refused    refused -       used    refused refused made
---skip_bad                 refused refused refused refused    refused    refused refused used    refused refused made
---seed                     used    used    used    used       refused    refused refused used    refused refused made
---lr                       used    used    used    used       refused    refused refused used    refused refused made
---backbone                 used    used    used    used       refused    refused refused refused refused refused made
---num_workers              used    used    used    used       used       used    used    used    used    used    used
-other versions of packages used    used    used    used       used       used    used    used    used    used    used
-stored by a newer proda    refused refused refused refused    refused    refused refused refused refused refused refused
-"""
+                           soft    hard    renewed prototypes checkpoint config  oracle  model   teacher inputs  summary again
+nothing                    used    used    used    used       used       used    used    used    used    used    used    used
+weights: other content     refused refused used    refused    refused    refused -       used    used    refused refused made
+weights: another place     used    used    used    used       used       used    -       used    used    used    used    used
+target images replaced     refused refused refused refused    refused    refused refused used    used    refused refused made
+a target image more        refused refused refused refused    refused    refused refused used    used    refused refused made
+a target image fewer       refused refused refused refused    refused    refused refused used    used    refused refused made
+target labels changed      used    used    used    used       used       used    refused used    used    used    used    used
+source images replaced     used    used    used    used       refused    refused refused used    used    refused refused made
+source labels changed      used    used    used    used       refused    refused refused used    used    refused refused made
+validation images replaced used    used    used    used       refused    refused refused used    used    refused refused made
+validation labels changed  used    used    used    used       refused    refused refused used    used    refused refused made
+description: a comment     used    used    used    used       used       used    used    used    used    used    used    used
+description: a colour      used    used    used    used       used       used    used    used    used    used    used    used
+description: the size      refused refused refused refused    refused    refused refused used    used    refused refused made
+description: the ids       used    used    used    used       refused    refused refused used    used    refused refused made
+description: another place used    used    used    used       used       used    used    used    used    refused refused made
+classes in another order   refused refused refused refused    refused    refused refused refused refused refused refused made
+a class more               refused refused refused refused    refused    refused refused refused refused refused refused made
+--flip                     refused refused refused used       refused    refused -       used    used    refused refused made
+--amp                      refused refused refused refused    refused    refused refused used    used    refused refused made
+--prototype_passes         used    used    used    refused    refused    refused -       used    used    refused refused made
+--skip_bad                 refused refused refused refused    refused    refused refused used    used    refused refused made
+--seed                     used    used    used    used       refused    refused refused used    used    refused refused made
+--lr                       used    used    used    used       refused    refused refused used    used    refused refused made
+--backbone                 used    used    used    used       refused    refused refused refused refused refused refused made
+--num_workers              used    used    used    used       used       used    used    used    used    used    used    used
+other versions of packages used    used    used    used       used       used    used    used    used    used    used    used
+stored by a newer proda    refused refused refused refused    refused    refused refused refused refused refused refused refused
+"""  # noqa: E501 twelve columns
 
 # What a refusal says of a column; of images alone where several things would be said.
 SAID = {
@@ -96,7 +96,7 @@ SAID = {
         "description: the size": r"size: found None, expected \[16, 8\]",
         "classes in another order": "class names: found 2, expected 2, first difference 'road' and 'car'",
         "a class more": "num_classes: found 2, expected 3",
-        "--flip": "flip: found True, expected False",
+        "--flip": "flip: found (True, expected False|None, expected True)",
         "--amp": "amp: found 'off', expected 'bf16'",
         "--skip_bad": "images: found 3, expected 2",
         "stored by a newer proda": "format: found 99, expected",
@@ -135,6 +135,7 @@ SAID = {
         "classes in another order": "classes changed",
         "a class more": "classes changed",
         "--amp": "--amp was off, is bf16",
+        "--flip": "--flip was False, is True",
         "--prototype_passes": "--prototype_passes was 1, is 4",
         "--skip_bad": "--skip_bad was",
         "--seed": "--seed was 0, is 7",
@@ -149,7 +150,7 @@ class World:
     """What the stored things depend on: data and weights in a folder, and flags; ``run`` is where they are stored."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.run, self.flip = folder, folder / "run", True
+        self.folder, self.run = folder, folder / "run"
         self.flags: dict[str, Any] = {
             "source": str(folder / "sim.toml"),
             "target": str(folder / "photos.toml"),
@@ -219,7 +220,7 @@ COLUMNS: dict[str, Callable[[World], Any]] = {
     "description: another place": lambda world: world.move("target", "moved.toml"),
     "classes in another order": lambda world: world.edit("sim.toml", ORDER, ORDER_REVERSED),
     "a class more": lambda world: world.edit("sim.toml", ORDER, ORDER + ', { name = "sky", ids = [3] }'),
-    "--flip": lambda world: setattr(world, "flip", False),
+    "--flip": lambda world: world.flags.update(flip=True),
     "--amp": lambda world: world.flags.update(amp="bf16"),
     "--prototype_passes": lambda world: world.flags.update(prototype_passes=4),
     "--skip_bad": World.skip,
@@ -253,9 +254,10 @@ class SoftLabels(Row):
     kind, said = "soft", "labels"
 
     def open(self) -> tuple[Domains, Any]:
-        data = Domains(self.world.config())
+        config = self.world.config()
+        data = Domains(config)
         network: Any = SimpleNamespace(origin=sha256(self.world.flags["weights"]))
-        settings = {"flip": self.world.flip} if self.kind == "hard" else {}
+        settings = {"flip": not config.flip} if self.kind == "hard" else {"flip": True} if config.flip else {}
         return data, data.label_store(self.kind, self.world.run / "pseudo_labels", network, **settings)
 
     def write(self, store: Any, names: list[str]) -> None:
@@ -290,7 +292,7 @@ class RenewedLabels(SoftLabels):
         data, store = self.open()
         images: Any = None
         labels = PseudoLabels(store, nn.Identity(), images, PRECISION, data.classes.names)
-        labels.attach(proda_engine(lambda *_: {}), 1, student=nn.Identity(), folder=self.world.run)
+        labels.attach(proda_engine(lambda *_: {}), 1, labeller=nn.Identity(), folder=self.world.run)
         labels.load_state_dict({"renewed": {"iteration": 2, "weights": "a" * 64}})
         return labels
 
@@ -391,7 +393,7 @@ class CheckpointFile(ConfigFile):
 
 
 class Model(Row):
-    """last.pt, best.pt and label_free.pt are files of one kind; what they were trained on is in them, as weights."""
+    """last.pt, best.pt, label_free.pt and teacher.pt are files of one kind: weights, and all that they depend on."""
 
     said, names = "model", "last.pt"
 
@@ -406,6 +408,26 @@ class Model(Row):
 
     def outdate(self) -> None:
         change_tensors(self.world.run / "last.pt", format=99)
+
+
+class Teacher(Model):
+    """The mean teacher of stage 1, given to stage 2 as its teacher."""
+
+    names = "teacher.pt"
+
+    def store(self) -> None:
+        super().store()
+        (self.world.run / "last.pt").rename(self.world.run / "teacher.pt")
+
+    def use(self) -> str:
+        known = stage2_distill.Config.__dataclass_fields__
+        flags = {name: value for name, value in self.world.flags.items() if name in known}
+        config = stage2_distill.Config(**flags, teacher=str(self.world.run / "teacher.pt"))
+        load_network(config, Domains(config).classes, CPU, flag="teacher")
+        return "used"
+
+    def outdate(self) -> None:
+        change_tensors(self.world.run / "teacher.pt", format=99)
 
 
 class Inputs(Row):
@@ -475,6 +497,7 @@ ROWS: dict[str, type[Row]] = {
     "config": ConfigFile,
     "oracle": Oracle,
     "model": Model,
+    "teacher": Teacher,
     "inputs": Inputs,
     "summary": Summary,
     "again": Overwritten,
@@ -518,7 +541,7 @@ def test_what_is_stored_is_used_made_again_or_refused(tmp_path, monkeypatch, row
     assert "\n" not in line and stored.names in line
     said = SAID[stored.said]
     if stored.said == "renewed":
-        assert "pseudo labels of iteration 2 are missing, and the student of iteration 3 cannot write" in line
+        assert "pseudo labels of iteration 2 are missing, and the networks of iteration 3 cannot write" in line
     else:
         best = max((start for start in said if column.startswith(start)), key=len)
         assert re.search(said[best], line), line

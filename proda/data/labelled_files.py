@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from proda.data.image_files import read_ids, read_image, warn_once
+from proda.data.image_files import image_size, read_ids, read_image, warn_once
 from proda.data.labels import UNKNOWN
 from proda.method import IGNORE
 from proda.utils.errors import MissingFileError, UserError
@@ -99,8 +99,7 @@ class LabelledFiles(Dataset[Example]):
         image, labels, name, file_size = self.read_unscaled(index)
         if self.size and image.size != self.size:
             image = image.resize(self.size, Image.Resampling.BILINEAR)
-            if labels is not None:
-                labels = np.array(Image.fromarray(labels).resize(self.size, Image.Resampling.NEAREST))
+            labels = self._resized(labels)
         if labels is None and self.optional_labels and self.label_files:  # images of one batch have the same keys
             labels = np.full((image.height, image.width), IGNORE, np.uint8)
         return Example(image, labels, name, file_size)
@@ -109,6 +108,15 @@ class LabelledFiles(Dataset[Example]):
         """The example in the size that its image file has; no labels where these are optional and cannot be used."""
         image = read_image(self.images[index])
         return Example(image, self._read_labels(index, image.size), self.names[index], image.size)
+
+    def read_labels(self, index: int) -> np.ndarray | None:
+        """The labels of the example alone, in its size, without decoding the image; None if there are none.
+
+        None, too, where labels are optional and cannot be used.
+        """
+        if not self.label_files or self.label_files[index] is None:
+            return None
+        return self._resized(self._read_labels(index, image_size(self.images[index])))
 
     def indices(self, names: Iterable[str]) -> list[int]:
         """The indices of the images with these names; KeyError for an unknown name."""
@@ -148,6 +156,11 @@ class LabelledFiles(Dataset[Example]):
                 raise
             warn_once(f"ignoring these labels: {error}")
             return None
+
+    def _resized(self, labels: np.ndarray | None) -> np.ndarray | None:
+        if labels is None or self.size is None or self.size == labels.shape[::-1]:
+            return labels
+        return np.array(Image.fromarray(labels).resize(self.size, Image.Resampling.NEAREST))
 
     def _train_ids(self, path: Path, image: Path, size: tuple[int, int]) -> np.ndarray:
         ids = read_ids(path)

@@ -6,6 +6,7 @@ Where to look:
     - ``denoise``: stage 1, with equations 3 and 4 of the paper. Equation 6, which updates the prototypes, is
       the handler ``proda.handlers.prototypes.PrototypeEMA``; the EMA teacher is ``proda.handlers.teacher.EMATeacher``.
     - ``distill``: stages 2 and 3.
+    - ``contrastive``: pretraining of a backbone without labels.
     - ``inference`` and ``labelling``: validation, and writing pseudo labels.
 
 The formulas themselves are pure functions of tensors in ``proda.method``.

@@ -75,9 +75,10 @@ def denoise_trainer(
         ``loss`` and the weighted terms that it is the sum of: ``loss_source``, ``loss_target`` (symmetric cross
         entropy), ``loss_mrkld``, ``loss_structure``; all are scalars.
         ``class_means`` float32 [B, K, D] and ``class_present`` bool [B, K]: means of the teacher's features on each
-        full image, per class of its own arg-max.
-        ``prototype_weights`` [B, K, h, w] (equation 4), ``rectified`` [B, K, h, w] probabilities (equation 3),
-        ``pseudo_labels`` long [B, h, w] before, ``rectified_labels`` long [B, h, w] after rectification.
+        full image, per class of its own arg-max; ``full_logits`` [B, K, h', w'] of the teacher on the full image.
+        ``prototype_weights`` [B, K, h, w] (equation 4), ``soft_labels`` and ``rectified`` [B, K, h, w], probabilities
+        before and after rectification (equation 3), and their arg-max: ``pseudo_labels`` and ``rectified_labels``, long
+        [B, h, w].
         ``target_logits`` [B, K, h, w] of the student on the weak view, ``source_logits`` [B, K, H, W].
     ``engine.state.graph`` at ``LOSSES_READY``:
         ``target_logits`` [B, K, h, w] and ``target_features`` [B, D, h', w'] (network stride) of the weak view, and
@@ -139,7 +140,7 @@ def _teacher_distances(
     size = _map_size(target["full_image"])
     features = resize(full.features, size)
     means = class_means(features, resize(full.logits, size))
-    engine.state.output.update(class_means=means.means, class_present=means.present)
+    engine.state.output.update(class_means=means.means, class_present=means.present, full_logits=full.logits)
     engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
     return distances(warp_to_weak_view(features, target["weak_view"]), prototypes)
 
@@ -155,7 +156,8 @@ def _rectified_labels(
         rectified = rectify(soft_labels, weights)
         out.update(prototype_weights=weights)
     labels = hard_labels(rectified, threshold=options.threshold)
-    out.update(rectified=rectified, pseudo_labels=soft_labels.argmax(1), rectified_labels=labels)
+    out.update(soft_labels=soft_labels, rectified=rectified)
+    out.update(pseudo_labels=soft_labels.max(1).indices, rectified_labels=labels)
     engine.fire_event(ProdaEvents.LABELS_RECTIFIED)
     return out["rectified_labels"]  # a handler may have replaced them
 

@@ -18,7 +18,7 @@ from torch import Tensor
 class ProdaEvents(EventEnum):
     """Attach with ``@trainer.on(ProdaEvents.LABELS_RECTIFIED)``; filters (``every=``, ``once=``) count iterations."""
 
-    PSEUDO_LABELS_DUE = "pseudo_labels_due"  # the student is about to write new labels (between iterations)
+    PSEUDO_LABELS_DUE = "pseudo_labels_due"  # student or teacher is about to write new labels (between iterations)
     PSEUDO_LABELS_REFRESHED = "pseudo_labels_refreshed"  # the target's labels are on disk (between iterations)
     SOURCE_BACKWARD_DONE = "source_backward_done"  # the gradients of the source loss are computed
     TEACHER_FORWARD_DONE = "teacher_forward_done"  # the teacher's prediction for the target is computed
@@ -28,6 +28,7 @@ class ProdaEvents(EventEnum):
     OPTIMIZER_STEPPED = "optimizer_stepped"  # the student's weights have changed; not fired when fp16 skips the step
     PROTOTYPES_UPDATED = "prototypes_updated"  # stage 1: the prototypes have changed
     DISCRIMINATOR_STEPPED = "discriminator_stepped"  # warm-up: the discriminator's weights have changed
+    LABELS_JUDGED = "labels_judged"  # new figures are in ``engine.state.label_quality`` (between iterations)
     VALIDATED = "validated"  # new scores are in ``engine.state.metrics`` (between iterations)
 
 

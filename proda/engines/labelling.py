@@ -6,14 +6,16 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.metrics import ConfusionMatrix
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.data.loaders import to_device
 from proda.engines.inference import predict
 from proda.engines.optimization import Precision, resize, to_float
+from proda.method.pseudo_labels import flip_averaged
 from proda.metrics import report
+from proda.models.network import evaluation_mode
 from proda.utils.lock import FolderLock
 
 
@@ -30,8 +32,9 @@ def write_pseudo_labels(
     """Writes the network's predictions on ``batches`` to ``store``.
 
     ``batches``: ``{"image", "name"}``; each image is on one process only. Soft labels are probabilities [K, h, w] at
-    network resolution. Hard labels are the arg-max of the probabilities at image size, with their confidence; with
-    ``flip`` the probabilities are averaged over the image and its mirror image.
+    network resolution. Hard labels are the arg-max of the probabilities at image size, with their confidence. With
+    ``flip`` the probabilities are averaged over the image and its mirror image. The network predicts in evaluation
+    mode; afterwards each module returns to its previous mode.
 
     Returns:
         Scores of the labels (see ``report``) if the batches contain ground truth, which is used for this report only;
@@ -39,14 +42,13 @@ def write_pseudo_labels(
     """
     confusion = ConfusionMatrix(len(class_names), device=precision.device)
     has_labels = False
-    network.eval()
-    with FolderLock(store.folder):
+    with FolderLock(store.folder), evaluation_mode(network):
         for batch in tqdm(batches, desc="pseudo labels", disable=idist.get_rank() != 0, leave=False):
             batch = to_device(batch, precision.device)
             size = tuple(batch["image"].shape[-2:])
             with precision.autocast():
                 if isinstance(store, SoftLabelStore):
-                    probabilities = network(to_float(batch["image"])).logits.float().softmax(1)
+                    probabilities = _soft_labels(network, to_float(batch["image"]), flip=flip)
                 else:
                     probabilities = predict(network, to_float(batch["image"]), size, flip=flip, softmax_first=True)
             if isinstance(store, SoftLabelStore):
@@ -64,6 +66,14 @@ def write_pseudo_labels(
     # compute() sums over all processes, so a process without any image has to call it, too
     labelled = bool(idist.all_reduce(int(has_labels)))
     return report(confusion.compute(), class_names) if labelled else {}
+
+
+def _soft_labels(network: nn.Module, images: Tensor, *, flip: bool) -> Tensor:
+    """Probabilities [B, K, h, w] at network resolution."""
+    probabilities = network(images).logits.float().softmax(1)
+    if not flip:
+        return probabilities
+    return flip_averaged(probabilities, network(images.flip(-1)).logits.float().softmax(1))
 
 
 def missing_labels(store: SoftLabelStore | HardLabelStore, names: Sequence[str]) -> list[str]:

@@ -82,23 +82,20 @@ class DataConfig(RunConfig):
 
 
 @dataclass
-class TrainConfig(DataConfig):
-    """Fields of every training stage. The defaults are the published values."""
+class LoopConfig(DataConfig):
+    """Fields of every run that trains a network, pretraining included. The defaults are the published values."""
 
     batch_size: PositiveInt = 4  # global batch size per domain, split over the processes
     epochs: PositiveInt = 84  # passes over the target training images
     iterations: NonNegativeInt = 0  # length of training in iterations; 0: use --epochs
     schedule_iterations: NonNegativeInt = 0  # iteration at which the learning rate reaches zero; 0: the last iteration
     lr: NonNegativeFloat = 2.5e-4  # learning rate of the backbone at the start of training
-    head_lr_factor: NonNegativeFloat = 10.0  # ratio of the learning rates of head and backbone; 1: one parameter group
-    repeat_backbone_parameters: bool = False  # as released: update most backbone weights 3 or 4 times an iteration
     momentum: Fraction = 0.9  # momentum of SGD
     weight_decay: NonNegativeFloat = 2e-4  # weight decay of SGD
     grad_clip: NonNegativeFloat = 0.0  # maximum gradient norm; 0: no clipping
     mean_width: PositiveInt = 2200  # images are resized to 0.5 to 1.5 times this width, then cropped
     crop_width: PositiveInt = 896  # width of the crops in pixels
     crop_height: PositiveInt = 512  # height of the crops in pixels
-    dropout: Fraction = 0.1  # channel dropout before the classifier
     val_every: PositiveInt = 1000  # iterations between validations
     checkpoint_every: PositiveInt = 1000  # iterations between full checkpoints
     resume: bool = False  # continue from the last good checkpoint in the output folder
@@ -111,6 +108,15 @@ class TrainConfig(DataConfig):
         yield from super().problems()
         if self.resume and self.overwrite:
             yield "--resume and --overwrite: one continues the run in the output folder, the other deletes it"
+
+
+@dataclass
+class TrainConfig(LoopConfig):
+    """Fields of every training stage."""
+
+    head_lr_factor: NonNegativeFloat = 10.0  # ratio of the learning rates of head and backbone; 1: one parameter group
+    repeat_backbone_parameters: bool = False  # as released: update most backbone weights 3 or 4 times an iteration
+    dropout: Fraction = 0.1  # channel dropout before the classifier
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from proda.data.labels import LabelSpace, benchmark_labels
 from proda.data.loaders import SAME_SIZE_NEEDED, TrainingBatches, evaluation_loader
 from proda.data.own_data import Description, read_description
 from proda.data.samples import EvaluationSamples, SourceTraining, TargetTraining
+from proda.data.view_pairs import FixedViewPairs, ViewPairs
 from proda.experiment.config import DataConfig
 from proda.models.network import SegmentationNetwork
 from proda.streets import write_streets
@@ -47,7 +48,7 @@ class Domains:
         self.own_source, self.own_target = own_data(config.source), own_data(config.target)
         if self.own_source is not None and self.own_target is None:
             raise UserError(f"--source={config.source} needs --target=NAME.toml, a description of the target images")
-        self.classes = _label_space(config, self.own_source, self.own_target)
+        self.classes = self._classes()
         self.root = data_root(config)
 
     # Images on disk
@@ -71,6 +72,17 @@ class Domains:
         images.label_files = None
         return images
 
+    def target_truth(self) -> Callable[[str], np.ndarray | None] | None:
+        """Name of a target training image -> its ground truth, uint8 [H, W], or None if that cannot be read.
+
+        Used for reports only. None if there are no ground-truth files.
+        """
+        images = self.labelled_target
+        if not images.label_files:
+            return None
+        places = {name: index for index, name in enumerate(images.names)}
+        return lambda name: images.read_labels(places[name])
+
     @cached_property
     def validation(self) -> Dataset:
         """The labelled validation images.
@@ -93,7 +105,7 @@ class Domains:
         """Lists a split of ``domain``, "source" or "target"; reads no file. ``options`` go to ``LabelledFiles``."""
         config, is_source = self.config, domain == "source"
         own = self.own_source if is_source else self.own_target
-        options["labelled_only"] = is_source and config.labelled_only
+        options["labelled_only"] = is_source and with_labels and config.labelled_only
         if config.skip_bad:
             options["skip"] = read_skip_list(config.skip_bad, "source" if is_source else split)
         if own is not None:
@@ -189,6 +201,9 @@ class Domains:
             "crop_width": config.crop_width,
         }
 
+    def _classes(self) -> LabelSpace:
+        return _label_space(self.config, self.own_source, self.own_target)
+
     # What the results depend on
 
     def label_store(
@@ -245,6 +260,52 @@ class Domains:
         """What predictions on the target's training images depend on, apart from the weights and the images."""
         own = self.own_target
         return {"amp": self.config.amp, "size": own.size if own else None}
+
+
+class UnlabelledDomains(Domains):
+    """The images of both domains without any label: label files and classes need not exist. Pretraining uses it.
+
+    ``config`` also has the fields of ``LoopConfig``, ``smallest_view`` and ``color_strength``.
+    """
+
+    @cached_property
+    def source(self) -> LabelledFiles:
+        return self.open("source", "train", with_labels=False)
+
+    @cached_property
+    def target(self) -> LabelledFiles:
+        return self.open("target", "train", with_labels=False)
+
+    @cached_property
+    def validation(self) -> Dataset:
+        """The target's validation images; some training images if your own data have none."""
+        own = self.own_target
+        return (
+            _some(self.target) if own is not None and "val" not in own.splits else self.images("val", with_labels=False)
+        )
+
+    def view_pairs(self, images: LabelledFiles) -> ViewPairs:
+        """Pairs of augmented views of the images of a domain."""
+        self.check_views(spot_check(images))
+        return self._pairs(images)
+
+    def validation_batches(self) -> DataLoader:
+        """Pairs of views of the validation images, the same each time; each image on one process."""
+        return evaluation_loader(
+            FixedViewPairs(self._pairs(self.validation)),
+            batch_size=self.config.val_batch_size,
+            num_workers=self.config.num_workers,
+            rank=idist.get_rank(),
+            world_size=idist.get_world_size(),
+        )
+
+    def _pairs(self, images: Any) -> ViewPairs:
+        config = self.config
+        views = {"smallest_view": config.smallest_view, "color_strength": config.color_strength}
+        return ViewPairs(images, **self._views(), **views)
+
+    def _classes(self) -> LabelSpace:
+        return benchmark_labels(19)  # any: it is not used
 
 
 def data_root(config: DataConfig) -> Path:

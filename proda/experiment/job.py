@@ -28,7 +28,7 @@ from proda.utils.run_files import all_run_files, earlier_run
 # Flags that are not compared between runs: they change neither weights nor scores.
 UNCOMPARED_FLAGS = {
     *("preset", "output", "device", "num_workers", "nproc_per_node", "backend", "data_root", "val_batch_size"),
-    *("checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
+    *("checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "watch_every", "stop_after"),
 }
 # Flags that may change at --resume; each change is logged. A change of any other flag is refused, including flags of a
 # user's own Config: the result would belong neither to the old settings nor to the new ones.
@@ -169,6 +169,14 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
         raise MissingFileError(f"{path}: no such file; a run writes it when it has finished") from None
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); delete it and run the same command with --resume") from error
+
+
+def read_provenance(folder: str | Path) -> dict[str, Any]:
+    """How a run was made: ``run`` of its ``config.json``, with ``git_commit`` and ``started``; empty if unknown."""
+    try:
+        return json.loads((Path(folder) / "config.json").read_text())["run"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def weights_flags(config: Any) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Networks and their optimiser, as the flags of an experiment specify them."""
 
 import warnings
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -11,6 +12,7 @@ from proda.engines.supervised import StudentOptions
 from proda.experiment.config import DataConfig, InitConfig, TrainConfig
 from proda.models import weights
 from proda.models.build import build_network
+from proda.models.contrastive import he_initialise
 from proda.models.network import SegmentationNetwork, freeze_batch_norm, parameter_groups
 from proda.models.pretrained import load_imagenet, load_simclr
 from proda.utils.errors import UserError
@@ -28,13 +30,31 @@ def initial_network(
     if config.init == "weights":
         return load_network(config, classes, device, flag="init_file")
     network = build_network(config.backbone, len(classes.names), bn_pretrain=bn_pretrain, dropout=config.dropout)
+    _fill_backbone(network, config)
+    return network.to(device).to(memory_format=torch.channels_last)
+
+
+def network_to_pretrain(config: DataConfig) -> SegmentationNetwork:
+    """A network, on the CPU, whose backbone has the initial weights that ``--init`` and ``--init_file`` select.
+
+    Its head is of no use. Raises as :func:`initial_network`.
+    """
+    network = build_network(config.backbone, num_classes=1)
+    he_initialise(network)
+    _fill_backbone(network, config)
+    return network
+
+
+def _fill_backbone(network: SegmentationNetwork, config: Any) -> None:
+    """Loads what ``--init`` selects; "random" leaves the network as it is."""
     if config.init == "imagenet":
         load_imagenet(network, config.init_file or None)
     elif config.init == "simclr":
         if not config.init_file:
-            raise UserError("--init=simclr needs --init_file: the converted SimCLRv2 r101 1x weights")
+            raise UserError(
+                "--init=simclr needs --init_file: the converted SimCLRv2 r101 1x weights, or last.pt of pretrain"
+            )
         load_simclr(network, config.init_file)
-    return network.to(device)
 
 
 def load_network(
@@ -49,7 +69,7 @@ def load_network(
     dropout = getattr(config, "dropout", 0.0)  # only training uses dropout
     path, names = getattr(config, flag), classes.names
     network = weights.load_network(path, backbone=config.backbone, class_names=names, dropout=dropout, flag=flag)
-    return network.to(device)
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:

@@ -15,15 +15,20 @@ STREETS_DATA = {
     "num_workers": 0,
     "val_batch_size": 10,
 }
+STREETS_VIEWS = {"mean_width": 275, "crop_width": 112, "crop_height": 64, "log_every": 10, "panels_every": 100}
 STREETS = {
     **STREETS_DATA,
-    "mean_width": 275,
-    "crop_width": 112,
-    "crop_height": 64,
+    **STREETS_VIEWS,
     "dropout": 0.0,  # 32 feature channels are too few for dropout
     "head_lr_factor": 1.0,  # the backbone is trained from scratch like the head
-    "log_every": 10,
-    "panels_every": 100,
 }
 # Batch norm of a network trained from scratch has statistics of both domains mixed, which fit neither domain.
 STREETS_ADAPT = {**STREETS, "adabn": True}
+# Stage 1 without any loss on the target: its control, which shows what longer training on the source contributes.
+NO_TARGET_LOSS = {
+    "rectification": False,
+    "structure_weight": 0.0,
+    "ce_weight": 0.0,
+    "rce_weight": 0.0,
+    "mrkld_weight": 0.0,
+}

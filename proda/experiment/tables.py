@@ -1,9 +1,15 @@
-"""Tables of results, for a terminal or a Markdown page."""
+"""Tables of results, for a terminal or a Markdown page. Scores are fractions in the arguments and % in the tables."""
 
+import math
+import textwrap
 from collections.abc import Sequence
-from itertools import pairwise
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
+
+from proda.experiment.results import Results, ResultTable, findings
+from proda.experiment.statistics import MeanInterval
+
+CONTROL = "control"  # row or stage that no other builds on; it is compared with the row that it starts from
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -25,7 +31,8 @@ def stage_table(stages: dict[str, dict[str, Any]]) -> str:
     """A table with one row per stage; scores are in %.
 
     A score that no stage has gets no column: if the target's validation images have no labels, only the label-free
-    score remains. The gain is relative to the row before; that of the oracle is relative to source-only.
+    score remains. The gain is relative to the row before, but that of the oracle to source-only, and that of the row
+    after the control to the row before the control.
 
     Args:
         stages: the content of ``summary.json`` by the name of the stage.
@@ -38,7 +45,7 @@ def stage_table(stages: dict[str, dict[str, Any]]) -> str:
         reference = stages.get("source_only") if name == "oracle" else before
         old, new = (reference or {}).get("miou"), summary.get("miou")
         judged[name] = {**summary, "gain": None if old is None or new is None else new - old}
-        before = summary
+        before = before if name == CONTROL else summary
     scores = {title: key for title, key in scores.items() if any(s.get(key) is not None for s in judged.values())}
 
     def percent(key: str, value: float | None) -> str:
@@ -51,66 +58,98 @@ def stage_table(stages: dict[str, dict[str, Any]]) -> str:
     return markdown_table(["stage", *scores, "label-free score", "seconds"], rows)
 
 
-def compare(runs: dict[str, list[dict[str, Any]]], *, control: str) -> dict[str, Any]:
-    """Mean scores of the rows of an ablation, and the rows that do not improve on the row before as in the paper.
+def control_sentence(stages: dict[str, dict[str, Any]]) -> str:
+    """Whether stage 1 ends above its control; empty if one of them is missing or has no score.
 
     Args:
-        runs: for each row, in the paper's order, the content of ``summary.json`` of its runs, one per seed. Rows
-            without runs are left out.
-        control: a row that is not in the paper. Other rows are not compared with it.
-
-    Returns:
-        ``rows``: for each row ``miou`` (mean), ``deviation`` (standard deviation, None for a single run), ``each``
-        (mIoU of every run) and ``iou`` (mean of each class), all as fractions;
-        ``other_order_than_paper``: for each row that does not improve, ``row``, ``before``, ``change`` (mean over the
-        seeds), ``rising`` (number of seeds in which it improves) and ``seeds``.
+        stages: the content of ``summary.json`` by the name of the stage.
     """
-    rows = {}
-    for row, summaries in runs.items():
-        if summaries:
-            scores = [summary["miou"] for summary in summaries]
-            deviation = stdev(scores) if len(scores) > 1 else None
-            rows[row] = {"miou": mean(scores), "deviation": deviation, "each": scores, "iou": _mean_iou(summaries)}
-    falls = []
-    order = [row for row in rows if row != control]
-    for before, row in pairwise(order):
-        pairs = list(zip(rows[before]["each"], rows[row]["each"], strict=False))  # runs of the same seed
-        change = mean(new - old for old, new in pairs)
-        if change <= 0:
-            rising = sum(new > old for old, new in pairs)
-            falls.append({"row": row, "before": before, "change": change, "rising": rising, "seeds": len(pairs)})
-    return {"rows": rows, "other_order_than_paper": falls}
+    score, control = (stages.get(name, {}).get("miou") for name in ("stage1_denoise", CONTROL))
+    if score is None or control is None:
+        return ""
+    points = round(100 * (score - control), 1)
+    where = f"{abs(points):.1f} points {'above' if points > 0 else 'below'}" if points else "at the score of"
+    return f"Stage 1 ends {where} its control, which is trained for as long without any loss on the target."
 
 
-def _mean_iou(summaries: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean IoU of each class over the runs in which the class occurs."""
-    found = {name: [s["iou"][name] for s in summaries if s["iou"][name] is not None] for name in summaries[0]["iou"]}
-    return {name: mean(values) for name, values in found.items() if values}
+def rows_table(results: Results, table: ResultTable) -> str:
+    """A table with one line per row: mean mIoU, standard deviation over the seeds, and the mIoU of each seed."""
+    lines = [[title, *_scores(results.rows[row])] for row, title in table.rows.items()]
+    return markdown_table(["", "mIoU", "deviation", "each seed"], lines)
 
 
-def comparison_page(summary: dict[str, Any], titles: dict[str, str], *, control: str, note: str) -> str:
-    """The result of :func:`compare` as Markdown: a table, a note, and the rows that do not improve as in the paper.
+def gains_table(results: Results, table: ResultTable, *, details: bool = True) -> str:
+    """A table with one line per row and its gain over the row that it is compared with first, named if not above it.
 
     Args:
-        summary: the result of :func:`compare`.
-        titles: the title of each row.
-        control: the row that is left out when gains are computed.
-        note: text below the table.
+        results: scores and durations.
+        table: its rows and differences.
+        details: also show deviation, each seed and the median of the seconds.
     """
-    lines: list[list[str]] = []
-    before: float | None = None
-    for row, result in summary["rows"].items():
-        value, deviation = 100 * result["miou"], result["deviation"]
-        gain = "" if before is None else f"{value - before:+.1f}"
-        spread = "" if deviation is None else f"{100 * deviation:.1f}"
-        lines.append([titles[row], f"{value:.1f}", spread, gain, " ".join(f"{100 * s:.1f}" for s in result["each"])])
-        before = before if row == control else value
-    text = markdown_table(["", "mIoU", "deviation", "gain", "each seed"], lines) + f"\n\n{note}\n"
-    if not summary["other_order_than_paper"]:
-        return text + "\nEach row improves on the one above, as in the paper.\n"
-    text += "\nIn the paper each row improves on the one above. On Streets these rows do not:\n\n"
-    for fall in summary["other_order_than_paper"]:
-        row, earlier = titles[fall["row"]], titles[fall["before"]]
-        text += f"* {row}: {100 * fall['change']:+.1f} compared with {earlier}, better in {fall['rising']} of "
-        text += f"{fall['seeds']} seeds\n"
+    references = {pair.row: pair.reference for pair in reversed(table.differences)}
+    lines, above = [], ""
+    for row, title in table.rows.items():
+        score, deviation, each = _scores(results.rows[row])
+        gain, reference = "", references.get(row)
+        if reference is not None:
+            gain = f"{100 * (mean(results.rows[row]) - mean(results.rows[reference])):+.1f}"
+            gain += f" over {table.rows[reference]}" if reference != above else ""
+        seconds = f"{median(results.seconds[row]):.0f}"
+        lines.append([title, score, deviation, gain, each, seconds] if details else [title, score, gain])
+        above = row
+    header = ["stage", "mIoU", "deviation", "gain", "each seed", "seconds"] if details else ["stage", "mIoU", "gain"]
+    return markdown_table(header, lines)
+
+
+def findings_table(results: Results, table: ResultTable) -> str:
+    """The comparisons of a table with their intervals, and below it the expectations that are not met.
+
+    Differences are in points of mIoU, shares in % of the gap.
+    """
+    found = findings(results, table)
+    expects = any(finding.expected for finding in found)
+    lines = []
+    for finding in found:
+        line = [finding.row, finding.compared_with, *_difference(finding.interval, finding.unit)]
+        verdict = ("yes" if finding.met else "**no**") if finding.expected else ""
+        lines.append([*line, finding.expected, verdict] if expects else line)
+    header = ["row", "compared with", "difference", "95 % interval", "interval"]
+    text = markdown_table([*header, "expected", "met"] if expects else header, lines)
+    if not expects:
+        return text
+    missed = [finding for finding in found if not finding.met]
+    if not missed:
+        return text + "\n\nAll expectations are met."
+    text += "\n\nThese expectations are not met:\n"
+    for finding in missed:
+        value, interval, _ = _difference(finding.interval, finding.unit)
+        text += f"\n* {finding.row}, compared with {finding.compared_with}: expected {finding.expected}; found {value}"
+        text += f", interval {interval}" if interval else ""
     return text
+
+
+def caption(results: Results) -> str:
+    """When, at which commit, by which command and with which seeds the results were measured."""
+    commits = ", ".join(commit[:7] for commit in results.commit.split(", "))
+    seeds = ", ".join(map(str, results.seeds))
+    word = "seed" if len(results.seeds) == 1 else "seeds"
+    text = f"Measured on {results.date} at commit {commits} by `{results.command}` ({word} {seeds})."
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _scores(scores: Sequence[float]) -> list[str]:
+    """Mean, standard deviation (empty for one seed) and each score, in %."""
+    spread = f"{100 * stdev(scores):.1f}" if len(scores) > 1 else ""
+    return [f"{100 * mean(scores):.1f}", spread, " ".join(f"{100 * score:.1f}" for score in scores)]
+
+
+def _difference(interval: MeanInterval, unit: str) -> list[str]:
+    """Mean, interval and place of the interval relative to zero, as text; empty where they are not defined."""
+    if math.isnan(interval.mean):
+        return ["no gap", "", ""]
+    sign, unit = ("", " %") if unit else ("+", "")
+    value = f"{interval.mean:{sign}.1f}{unit}"
+    if math.isinf(interval.low):  # of a single seed
+        return [value, "", ""]
+    place = "above 0" if interval.above_zero else "below 0" if interval.below_zero else "contains 0"
+    return [value, f"{interval.low:{sign}.1f} to {interval.high:{sign}.1f}{unit}", place]

@@ -8,7 +8,7 @@ from ignite.engine import Engine, Events
 
 from proda.data.loaders import TrainingBatches
 from proda.engines.events import remember
-from proda.experiment.config import TrainConfig
+from proda.experiment.config import LoopConfig, TrainConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.handlers.board import Board
@@ -23,21 +23,31 @@ PUBLISHED_BATCH_SIZE = 4
 
 def summary_lines(config: TrainConfig, data: Domains, batches: TrainingBatches) -> dict[str, Any]:
     """The start-up summary of a training run, name -> value; warns if the batch size is not that of the recipe."""
-    processes, factor, own = idist.get_world_size(), config.head_lr_factor, data.own_target
-    batch = f"{config.batch_size} ({config.batch_size // processes} per process)"
-    if config.batch_size != PUBLISHED_BATCH_SIZE:
-        batch += f"  WARNING: the recipe uses {PUBLISHED_BATCH_SIZE}; its learning rate and length are tuned for that"
+    factor, own = config.head_lr_factor, data.own_target
     lines = {
         "preset": config.preset,
         "source -> target": f"{config.source} -> {config.target}, {len(data.classes.names)} classes",
-        "global batch": batch,
-        "iterations": f"{batches.iterations} ({batches.epoch_length} per epoch)",
-        "learning rate": f"{config.lr:g}" + (f", head {factor * config.lr:g}" if factor != 1 else ""),
-        "mixed precision": config.amp,
+        **loop_lines(config, batches),
     }
+    if config.batch_size != PUBLISHED_BATCH_SIZE:
+        lines["global batch"] += (
+            f"  WARNING: the recipe uses {PUBLISHED_BATCH_SIZE}; its learning rate and length are tuned for that"
+        )
+    if factor != 1:
+        lines["learning rate"] += f", head {factor * config.lr:g}"
     if own is not None and not own.has_labels("val"):
         lines["validation"] = f"label-free score only: {config.target} has no labels under [val]"
     return lines
+
+
+def loop_lines(config: LoopConfig, batches: TrainingBatches) -> dict[str, Any]:
+    """The part of the start-up summary that pretraining has too."""
+    return {
+        "global batch": f"{config.batch_size} ({config.batch_size // idist.get_world_size()} per process)",
+        "iterations": f"{batches.iterations} ({batches.epoch_length} per epoch)",
+        "learning rate": f"{config.lr:g}",
+        "mixed precision": config.amp,
+    }
 
 
 def run(
@@ -78,7 +88,8 @@ def run(
             epochs = math.ceil(batches.iterations / batches.epoch_length)
             state.max_iters, state.max_epochs = None, epochs if start else None
             with StopRequests(trainer, after=config.stop_after) as stop:
-                stop.attach_to(validation.evaluator)
+                for evaluator in validation.evaluators.values():
+                    stop.attach_to(evaluator)
                 trainer.run(batches.loader(start), max_epochs=epochs, epoch_length=batches.epoch_length)
         else:
             trainer.fire_event(Events.COMPLETED)

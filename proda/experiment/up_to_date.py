@@ -67,14 +67,30 @@ def run_if_outdated(experiment: str, flags: dict[str, Any], *, overwrite: bool =
     return read_summary(folder)
 
 
+def finished_summary(experiment: str, flags: dict[str, Any]) -> dict[str, Any] | None:
+    """``summary.json`` of a finished run in ``flags["output"]`` with these flags and weights files; else None.
+
+    Data are not compared, which takes longer: :func:`run_if_outdated` does that.
+    """
+    folder = Path(flags["output"])
+    if not (folder / "summary.json").is_file():
+        return None
+    try:
+        now = inputs(experiment, flags, with_data=False)
+    except MissingFileError:  # of weights that the run started from
+        return None
+    before = _recorded(folder)
+    return None if not before or _changes(before, now, _config(experiment, flags)) else read_summary(folder)
+
+
 def print_once(text: str) -> None:
     """Prints a line on rank 0 only."""
     if idist.get_rank() == 0:
         print(text, flush=True)
 
 
-def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """What the result of an experiment depends on, as ``inputs.json`` records it.
+def inputs(experiment: str, flags: dict[str, Any], *, with_data: bool = True) -> dict[str, Any]:
+    """What the result of an experiment depends on, as ``inputs.json`` records it; optionally without the data.
 
     Raises:
         MissingFileError: a weights file that a flag names does not exist.
@@ -88,7 +104,7 @@ def inputs(experiment: str, flags: dict[str, Any]) -> dict[str, Any]:
         "version": VERSION,
         "configuration": {n: v for n, v in asdict(config).items() if n not in UNCOMPARED_FLAGS and n not in files},
         "files": {name: sha256(path) for name, path in files.items()},
-        "data": Domains(config).fingerprints(),
+        "data": Domains(config).fingerprints() if with_data else {},
     }
 
 
@@ -148,7 +164,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any], config: Any) -> list[s
     changes += [
         f"content of --{n} changed" for n in sorted(files.keys() | now["files"]) if files.get(n) != now["files"].get(n)
     ]
-    if not data:
+    if not data and now["data"]:
         print_once(f"{RECORD} was written by an older version: the data cannot be compared")
     return changes + [
         f"{name} changed" for name in sorted(data.keys() & now["data"]) if data[name] != now["data"][name]

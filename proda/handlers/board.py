@@ -23,17 +23,18 @@ class Board:
     """Shows the progress bar on the terminal and writes scalars and panels to TensorBoard files, on rank 0.
 
     TensorBoard shows the losses, the learning rates, the teacher's momentum, GPU memory, the scores of each validation
-    and of new pseudo labels, and panels of training and validation images. Call ``open`` when everything is attached
-    and resumed: a resumed run hides the points that the interrupted run wrote after its checkpoint. Call ``close``
-    when the run has ended.
+    and of new pseudo labels, the figures of ``LabelQuality``, and panels of training and validation images. Call
+    ``open`` when everything is attached and resumed: a resumed run hides the points that the interrupted run wrote
+    after its checkpoint. Call ``close`` when the run has ended.
 
     Args:
+        evaluator: of segmentation, whose images are shown; None for an evaluator of another kind.
         optimizers: name -> optimizer whose learning rates are shown.
         colors: uint8 [K, 3], the colours of the classes.
     """
 
     def __init__(
-        self, folder: Path, evaluator: Engine, optimizers: Mapping[str, Optimizer], colors: np.ndarray
+        self, folder: Path, evaluator: Engine | None, optimizers: Mapping[str, Optimizer], colors: np.ndarray
     ) -> None:
         self.folder, self.evaluator, self.optimizers, self.colors = Path(folder), evaluator, optimizers, colors
         self.logger: TensorboardLogger | None = None
@@ -70,14 +71,25 @@ class Board:
         trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED, self.write_label_quality)
         if getattr(trainer.state, "pseudo_label_scores", None):  # the first labels are written before the files open
             self.write_label_quality(trainer)
+        trainer.add_event_handler(ProdaEvents.LABELS_JUDGED, self.write_label_figures)
+        if hasattr(trainer.state, "label_charts"):
+            board.writer.add_custom_scalars(trainer.state.label_charts)
         TrainingPanels(board.writer, self.colors).attach(trainer, every=self.panels_every)
-        ValidationPanels(board.writer, self.colors).attach(trainer, self.evaluator)
+        if self.evaluator is not None:
+            ValidationPanels(board.writer, self.colors).attach(trainer, self.evaluator)
 
     def write_scores(self, trainer: Engine) -> None:
         self._write("val", trainer.state.scores, trainer.state.iteration)
 
     def write_label_quality(self, trainer: Engine) -> None:
         self._write("pseudo_labels", trainer.state.pseudo_label_scores, trainer.state.iteration)
+
+    def write_label_figures(self, trainer: Engine) -> None:
+        """Figures of ``LabelQuality``, whose names contain their groups."""
+        assert self.logger is not None
+        for tag, value in trainer.state.label_quality.items():
+            self.logger.writer.add_scalar(tag, value, trainer.state.iteration)
+        self.logger.writer.flush()  # the regular flush may come after the checkpoint of this iteration
 
     def write_gpu_memory(self, trainer: Engine) -> None:
         """Peak GPU memory in GiB."""

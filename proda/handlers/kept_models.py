@@ -1,4 +1,4 @@
-"""Saves the last model of a run, the best one and the one chosen without labels."""
+"""Saves the last model of a run, the best one, the one chosen without labels, and the mean teacher."""
 
 import logging
 import math
@@ -20,14 +20,16 @@ log = logging.getLogger("proda")
 
 
 class KeptModels:
-    """Saves the network after a validation, atomically, under up to three names.
+    """Saves the network after a validation, atomically, under up to four names.
 
     - ``last.pt``: the last validation.
     - ``best.pt``: the highest mean IoU on the labelled validation set. Unsupervised adaptation could not
       know these labels. The file is not written without labels.
     - ``label_free.pt``: the highest label-free score, see ``LabelFreeScore``.
+    - ``teacher.pt``: the mean teacher of the last validation, if it was judged as well.
 
     Args:
+        teacher: the mean teacher, if ``validation`` has an evaluator for it.
         prototypes, discriminator: stored in the files besides the network.
     """
 
@@ -40,8 +42,10 @@ class KeptModels:
         *,
         prototypes: Tensor | None = None,
         discriminator: nn.Module | None = None,
+        teacher: SegmentationNetwork | None = None,
     ) -> None:
         self.validation, self.network, self.class_names = validation, network, class_names
+        self.teacher = teacher
         self.folder, self.prototypes, self.discriminator = Path(folder), prototypes, discriminator
         self.saved: dict[str, int] = {}  # file -> iteration of its network, for files that this process saved
         self.failures: dict[str, OSError] = {}  # file -> why it could not be saved
@@ -56,12 +60,29 @@ class KeptModels:
         result = self.validation.results[-1]
         if result["iteration"] != trainer.state.iteration:
             return  # training ended without a validation, so this network has no scores
+        for name in self.names(result):
+            if self.saved.get(name) != result["iteration"]:
+                self._save(name, result)
+
+    def names(self, result: dict[str, Any]) -> list[str]:
+        """The files to save after the last validation, whose scores are ``result``."""
         names = ["last.pt"]
         names += ["best.pt"] if self.validation.best() is result and not math.isnan(result["miou"]) else []
         names += ["label_free.pt"] if self.validation.best("label_free") is result else []
-        for name in names:
-            if self.saved.get(name) != result["iteration"]:
-                self._save(name, result)
+        names += [] if self.teacher is None else ["teacher.pt"]
+        return names
+
+    def content(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        """What the file of that name holds."""
+        judged = name == "teacher.pt"
+        return weights_content(
+            self.teacher if judged and self.teacher is not None else self.network,
+            class_names=self.class_names,
+            prototypes=self.prototypes,
+            discriminator=self.discriminator,
+            iteration=result["iteration"],
+            miou=result["teacher_miou" if judged else "miou"],
+        )
 
     def raise_failures(self) -> None:
         """Raises the OSError of a file that could not be saved: later stages would use an older model, or find none."""
@@ -70,16 +91,8 @@ class KeptModels:
 
     @idist.one_rank_only()
     def _save(self, name: str, result: dict[str, Any]) -> None:
-        content = weights_content(
-            self.network,
-            class_names=self.class_names,
-            prototypes=self.prototypes,
-            discriminator=self.discriminator,
-            iteration=result["iteration"],
-            miou=result["miou"],
-        )
         try:
-            save_tensors(content, self.folder / name)
+            save_tensors(self.content(name, result), self.folder / name)
             self.saved[name] = result["iteration"]
             self.failures.pop(name, None)
         except OSError as error:

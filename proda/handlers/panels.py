@@ -18,6 +18,7 @@ PANEL_SIZE = (320, 160)  # width and height of each picture of a validation pane
 class TrainingPanels:
     """Writes pictures of a training batch to TensorBoard: the student's input, its prediction and its labels.
 
+    In pretraining, which has neither labels nor predictions, these are the pairs of views of both domains.
     Reads ``engine.state.batch``, and of ``engine.state.output`` those of ``source_logits``, ``target_logits``,
     ``pseudo_labels`` and ``rectified_labels`` that the stage computes.
     """
@@ -39,6 +40,10 @@ class TrainingPanels:
             self.writer.add_image(name, np.asarray(panel), engine.state.iteration, dataformats="HWC")
 
     def _panels(self, batch: dict[str, Any], out: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list]]]:
+        for domain, pairs in batch.items():
+            if "views" in pairs:
+                rows = [[image_picture(view) for view in views] for views in pairs["views"][:PANEL_ROWS]]
+                yield f"train/{domain}", ["first view", "second view"], rows
         if "source" in batch and "source_logits" in out:
             source = batch["source"]
             prediction = out["source_logits"].argmax(1)

@@ -17,7 +17,7 @@ from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, remember
 from proda.engines.optimization import Precision, to_float
 from proda.method.prototypes import class_means, update_prototypes
-from proda.models.network import SegmentationNetwork
+from proda.models.network import SegmentationNetwork, evaluation_mode
 from proda.models.weights import load_prototypes, prototypes_record, save_prototypes
 from proda.utils.errors import UserError
 
@@ -81,6 +81,37 @@ class PrototypeEMA:
         remember(engine, prototypes=self.prototypes)
 
 
+class RenewPrototypes:
+    """Computes the prototypes anew with the network that is about to write new pseudo labels.
+
+    They are what :func:`initial_prototypes` computes at the start, with this network, and their counts start at 0
+    again. Attach it after ``AdaBN``, and ``network`` predicts with the target's batch-norm statistics.
+
+    Args:
+        batches: as for :func:`initial_prototypes`.
+    """
+
+    def __init__(
+        self,
+        prototypes: Prototypes,
+        network: nn.Module,
+        batches: Iterable[dict[str, Any]],
+        precision: Precision,
+        *,
+        passes: int = 1,
+    ) -> None:
+        self.prototypes, self.network, self.batches = prototypes, network, batches
+        self.precision, self.passes = precision, passes
+
+    def attach(self, trainer: Engine) -> None:
+        trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_DUE, self)
+
+    def __call__(self, _: Engine) -> None:
+        log.info("computing new prototypes")
+        initial_prototypes(self.prototypes, self.network, self.batches, self.precision, passes=self.passes)
+        self.prototypes.counts.zero_()
+
+
 @torch.no_grad()
 def initial_prototypes(
     prototypes: Prototypes,
@@ -94,20 +125,22 @@ def initial_prototypes(
 
     ``batches``: ``{"image"}`` of the unaugmented target training set in the order of ``evaluation_loader``; each image
     is on one process only. The result does not depend on the number of processes.
-    The network runs in evaluation mode. The released code makes four passes; the cap on the counts then gives more
-    weight to later images of frequent classes. One pass computes the mean, up to that cap.
+    The network runs in evaluation mode; afterwards each module returns to its previous mode. The released code makes
+    four passes; the cap on the counts then gives more weight to later images of frequent classes. One pass computes the
+    mean, up to that cap. A class that is not predicted keeps its prototype.
     """
-    network.eval()
+    prototypes.counts.zero_()
     shape = (0, *prototypes.values.shape)
     means = [torch.zeros(shape, device=precision.device)]
     present = [torch.zeros(shape[:2], dtype=torch.bool, device=precision.device)]
-    for batch in batches:
-        batch = to_device(batch, precision.device)
-        with precision.autocast():
-            result = network(to_float(batch["image"]))
-        found = class_means(result.features, result.logits)
-        means.append(found.means)
-        present.append(found.present)
+    with evaluation_mode(network):
+        for batch in batches:
+            batch = to_device(batch, precision.device)
+            with precision.autocast():
+                result = network(to_float(batch["image"]))
+            found = class_means(result.features, result.logits)
+            means.append(found.means)
+            present.append(found.present)
     # Every process updates with the images of all processes in their order, because with the cap the order matters.
     all_means, all_present = _in_order(torch.cat(means)), _in_order(torch.cat(present).to(torch.uint8)).bool()
     for _ in range(passes):  # the network does not change, so every pass has the same means

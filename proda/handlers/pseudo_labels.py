@@ -47,7 +47,7 @@ class PseudoLabels:
         self.store, self.network, self.images, self.precision = store, network, images, precision
         self.class_names, self.flip = class_names, flip
         self.manifest = read_manifest(store.folder, store.kind)  # of the first labels
-        self.every, self.student, self.folder = 0, network, Path(store.folder)
+        self.every, self.labeller, self.folder = 0, network, Path(store.folder)
         self.batches: TrainingBatches | None = None
         self.renewed: dict[str, Any] = {}  # iteration and weights of the last renewal
 
@@ -56,21 +56,22 @@ class PseudoLabels:
         trainer: Engine,
         renew_every: int = 0,
         *,
-        student: nn.Module | None = None,
+        labeller: nn.Module | None = None,
         batches: TrainingBatches | None = None,
         folder: Path | None = None,
     ) -> None:
         """Renews the labels every ``renew_every`` epochs; 0 never renews them.
 
-        The ``student`` writes new labels to ``folder/pseudo_labels/iteration_N``. Their manifest contains the checksum
-        of its weights, and checkpoints record N. A run that resumes at iteration N writes these labels again; a run
-        that resumes later needs the files. Folders that no checkpoint needs are deleted.
+        The ``labeller``, the student or its mean teacher, writes new labels to ``folder/pseudo_labels/iteration_N``
+        after ``PSEUDO_LABELS_DUE``. Their manifest contains the checksum of its weights, and checkpoints record N. A
+        run that resumes at iteration N writes these labels again; a run that resumes later needs the files. Folders
+        that no checkpoint needs are deleted.
         ``store.folder`` changes, so that readers of ``store`` get the new labels. The loader of ``batches`` is
         restarted, because its processes have already read ahead.
         """
         trainer.add_event_handler(Events.STARTED, self.prepare)
-        if renew_every > 0 and student is not None and folder is not None:
-            self.every, self.student, self.batches, self.folder = renew_every, student, batches, folder
+        if renew_every > 0 and labeller is not None and folder is not None:
+            self.every, self.labeller, self.batches, self.folder = renew_every, labeller, batches, folder
             trainer.add_event_handler(Events.EPOCH_COMPLETED(every=renew_every), self.renew)
             remember(trainer, pseudo_labels=self)
 
@@ -79,8 +80,8 @@ class PseudoLabels:
         iteration, due, network = engine.state.iteration, self._due(engine), self.network
         if due:
             engine.fire_event(ProdaEvents.PSEUDO_LABELS_DUE)
-            digest = idist.broadcast(sha256_of_tensors(self.student.state_dict()), src=0)
-            self.renewed, network = {"iteration": iteration, "weights": digest}, self.student
+            digest = idist.broadcast(sha256_of_tensors(self.labeller.state_dict()), src=0)
+            self.renewed, network = {"iteration": iteration, "weights": digest}, self.labeller
         if self.renewed:
             self._open_renewed()
             self._delete_unneeded(engine)
@@ -89,7 +90,7 @@ class PseudoLabels:
         if names and self.renewed and not due:
             raise UserError(
                 f"{self.store.folder}: {len(names)} pseudo labels of iteration {self.renewed['iteration']} are "
-                f"missing, and the student of iteration {iteration} cannot write them again"
+                f"missing, and the networks of iteration {iteration} cannot write them again"
             )
         if names:
             log.info("writing pseudo labels of %d images to %s", len(names), self.store.folder)
@@ -117,12 +118,12 @@ class PseudoLabels:
         self.renewed = {"iteration": int(renewed["iteration"]), "weights": str(renewed["weights"])} if renewed else {}
 
     def _due(self, engine: Engine) -> bool:
-        """Whether the student of this iteration writes labels, also if a run resumes exactly between two epochs."""
+        """Whether new labels are written at this iteration, also if a run resumes exactly between two epochs."""
         iteration = engine.state.iteration
         return self.every > 0 and iteration > 0 and iteration % (self.every * engine.state.epoch_length) == 0
 
     def _open_renewed(self) -> None:
-        settings = {**self.manifest.settings, "student_at_iteration": self.renewed["iteration"]}
+        settings = {**self.manifest.settings, "renewed_at_iteration": self.renewed["iteration"]}
         with idist.one_rank_first():
             self.store.folder = open_store(
                 self.folder / "pseudo_labels" / f"iteration_{self.renewed['iteration']}",

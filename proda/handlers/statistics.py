@@ -1,6 +1,7 @@
 """Batch-norm running statistics: recomputed on the target (AdaBN), or averaged over the processes."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -13,6 +14,7 @@ from proda.engines.optimization import Precision, to_float
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # the synchronised class derives from it too
 STATISTICS = ("running_mean", "running_var")
+NUMBER = "num_batches_tracked"
 
 
 class AdaBN:
@@ -22,27 +24,29 @@ class AdaBN:
     matters most for a network trained from scratch. Training itself does not change, because it normalises by the
     statistics of each batch. The statistics are those of all images together. In deeper layers they depend slightly
     on the batch size, because the layers before normalise each batch separately. Frozen batch norm and networks in
-    evaluation mode are left unchanged. Source: AdaBN (arXiv:1603.04779).
+    evaluation mode are left unchanged. So is ``num_batches_tracked``: the result depends on the weights alone, however
+    often it is computed. Source: AdaBN (arXiv:1603.04779).
 
     Args:
-        student: the network without a DDP wrapper.
+        network: without a DDP wrapper.
         batches: ``{"image"}`` of target images; the same images on every process, so that the results agree.
     """
 
-    def __init__(self, student: nn.Module, batches: Iterable, precision: Precision) -> None:
-        self.student, self.batches, self.precision = student, batches, precision
+    def __init__(self, network: nn.Module, batches: Iterable, precision: Precision) -> None:
+        self.network, self.batches, self.precision = network, batches, precision
 
-    def attach(self, trainer: Engine, evaluator: Engine) -> None:
-        evaluator.add_event_handler(Events.STARTED, self)
-        trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_DUE, self)
+    def attach(self, engine: Engine, event: Any = Events.STARTED) -> None:
+        """To the network's evaluator, or to a trainer at ``PSEUDO_LABELS_DUE`` if the network writes the labels."""
+        engine.add_event_handler(event, self)
 
     @torch.no_grad()
     def __call__(self, _: Engine) -> None:
-        layers = [module for module in self.student.modules() if isinstance(module, BATCH_NORM) and module.training]
+        layers = [module for module in self.network.modules() if isinstance(module, BATCH_NORM) and module.training]
         if not layers:
             return
         momenta = [layer.momentum for layer in layers]
-        self.student.eval()  # no dropout
+        numbers = [getattr(layer, NUMBER).clone() for layer in layers]
+        self.network.eval()  # no dropout
         for layer in layers:
             layer.train()
             layer.momentum = 1.0  # so the running statistics are those of the last batch
@@ -50,18 +54,20 @@ class AdaBN:
         for batch in self.batches:
             batch = to_device(batch, self.precision.device)
             with self.precision.autocast():
-                self.student(to_float(batch["image"]))
+                self.network(to_float(batch["image"]))
             mean, variance = (torch.cat([getattr(m, name) for m in layers]).double() for name in STATISTICS)
             number = len(batch["image"])
             means, squares, count = means + number * mean, squares + number * (variance + mean**2), count + number
         mean = means / count
         variance = (squares / count - mean**2).clamp(min=0)
         sizes = [layer.num_features for layer in layers]
-        for layer, momentum, *found in zip(layers, momenta, mean.split(sizes), variance.split(sizes), strict=True):
+        found = zip(mean.split(sizes), variance.split(sizes), strict=True)
+        for layer, momentum, tracked, values in zip(layers, momenta, numbers, found, strict=True):
             layer.momentum = momentum
-            for name, values in zip(STATISTICS, found, strict=True):
-                getattr(layer, name).copy_(values)
-        self.student.train()
+            getattr(layer, NUMBER).copy_(tracked)
+            for name, value in zip(STATISTICS, values, strict=True):
+                getattr(layer, name).copy_(value)
+        self.network.train()
 
 
 class AverageStatistics:

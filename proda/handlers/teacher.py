@@ -21,7 +21,10 @@ class EMATeacher(EMAHandler):
     """
 
     def __init__(self, student: nn.Module, momentum: float = 0.001) -> None:
-        super().__init__(student, momentum=momentum, handle_buffers="ema_train")
+        if not 0 < momentum <= 1:
+            raise ValueError(f"the momentum of the teacher must be in (0, 1], got {momentum}")
+        super().__init__(student, momentum=0.5, handle_buffers="ema_train")
+        self.momentum = momentum  # set here, because Ignite refuses 1, with which the teacher equals the student
         self.ema_model.requires_grad_(False)
 
     def attach(self, engine: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:

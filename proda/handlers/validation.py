@@ -21,18 +21,25 @@ class Validation:
 
     ``results`` contains the scores of each validation (see ``report``) with its ``iteration``, and is saved in the
     checkpoint. When ``VALIDATED`` fires, the scores of the last validation are in ``trainer.state.scores``, and
-    flattened in ``trainer.state.metrics``. A run that was stopped during a validation repeats it when it is resumed.
+    flattened in ``trainer.state.metrics``. If there is a ``teacher``, the evaluator of a mean teacher, it runs after
+    that of the student, and the names of its scores begin with ``teacher_``. A run that was stopped during a validation
+    repeats all of it when it is resumed.
 
     Raises:
         UserError: there are fewer validation images than processes.
-        FloatingPointError: the network predicts NaN; ``VALIDATED`` does not fire.
+        FloatingPointError: a network predicts NaN; ``VALIDATED`` does not fire.
     """
 
-    def __init__(self, evaluator: Engine, batches: Iterable, class_names: Sequence[str]) -> None:
+    always = "label_free"  # a score that every validation has, unless the network predicts NaN
+
+    def __init__(
+        self, evaluator: Engine, batches: Iterable, class_names: Sequence[str], *, teacher: Engine | None = None
+    ) -> None:
         processes = idist.get_world_size()
         if processes > 1 and isinstance(batches, Sized) and not len(batches):
             raise UserError(f"fewer validation images than processes ({processes}): start fewer processes")
-        self.evaluator, self.batches, self.class_names = evaluator, batches, class_names
+        self.evaluators = {"": evaluator} if teacher is None else {"": evaluator, "teacher_": teacher}
+        self.batches, self.class_names = batches, class_names
         self.results: list[dict[str, Any]] = []
         self.every = 0
 
@@ -48,22 +55,38 @@ class Validation:
         iteration = trainer.state.iteration
         if self.results and self.results[-1]["iteration"] == iteration:
             return  # the end of training coincides with a regular validation
-        self.evaluator.run(self.batches)
-        if self.evaluator.should_terminate:
-            return  # stopped during the validation; the resumed run repeats it
-        metrics = self.evaluator.state.metrics
-        if math.isnan(metrics["label_free"]):
-            raise FloatingPointError(
-                f"the network predicts NaN at iteration {iteration}; files saved before are kept: {REMEDY}"
-            )
-        scores = {"label_free": metrics["label_free"], **report(metrics["confusion"], self.class_names)}
+        scores: dict[str, Any] = {}
+        for prefix, evaluator in self.evaluators.items():
+            evaluator.run(self.batches)
+            if evaluator.should_terminate:
+                return  # stopped during the validation; the resumed run repeats it
+            found = self.scores(evaluator)
+            if math.isnan(found[self.always]):
+                raise FloatingPointError(
+                    f"the {'teacher' if prefix else 'network'} predicts NaN at iteration {iteration}; files saved "
+                    f"before are kept: {REMEDY}"
+                )
+            scores |= {f"{prefix}{name}": value for name, value in found.items()}
         self.results.append({"iteration": iteration, **scores})
-        labelled = not math.isnan(scores["miou"])
-        miou = f"mIoU {scores['miou']:.4f} (best {self.best()['miou']:.4f})" if labelled else "no labels"
-        log.info("iteration %d: %s, label-free score %.4f", iteration, miou, scores["label_free"])
+        log.info("iteration %d: %s", iteration, self.describe(scores))
         trainer.state.scores = scores
         trainer.state.metrics.update(flatten(scores))
         trainer.fire_event(ProdaEvents.VALIDATED)
+
+    def scores(self, evaluator: Engine) -> dict[str, Any]:
+        """The scores of an evaluator's last run."""
+        metrics = evaluator.state.metrics
+        return {"label_free": metrics["label_free"], **report(metrics["confusion"], self.class_names)}
+
+    def describe(self, scores: dict[str, Any]) -> str:
+        """The scores of the last result in words, for the log."""
+        labelled, parts = not math.isnan(scores["miou"]), []
+        for prefix in self.evaluators:
+            best = "" if prefix else f" (best {self.best()['miou']:.4f})"
+            miou = f"mIoU {scores[f'{prefix}miou']:.4f}{best}" if labelled else "no labels"
+            name = prefix and "teacher: "
+            parts.append(f"{name}{miou}, label-free score {scores[f'{prefix}label_free']:.4f}")
+        return "; ".join(parts)
 
     def repeat_interrupted(self, trainer: Engine) -> None:
         """Repeats the validation of the iteration that a resumed run starts from, if it was due but not finished."""

@@ -34,7 +34,7 @@ def class_means(
     """
     num_classes = logits.shape[1]
     classes = torch.arange(num_classes, device=logits.device)[:, None, None]
-    predicted = logits.argmax(1)
+    predicted = logits.max(1).indices  # faster than argmax on a CPU
     member = predicted.unsqueeze(1) == classes  # [B, K, h, w]
     if labels is not None:
         member = member & (labels == predicted).unsqueeze(1)

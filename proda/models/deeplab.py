@@ -139,9 +139,12 @@ class DeepLab(SegmentationNetwork):
                 module.weight.normal_(0, 0.01)
         self.layer5.bottleneck.get_parameter("1.bias").zero_()  # the biases of the branches keep torch's default
 
-    def forward(self, image: Tensor) -> Segmentation:
+    def backbone_features(self, image: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(image)), inplace=True))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward(self, image: Tensor) -> Segmentation:
+        x = self.backbone_features(image)
         if self.bn_pretrain is not None:
             x = self.bn_pretrain(x)
         return self.layer5(x)

@@ -5,6 +5,7 @@ B batch, K classes, D features of the head, H W image height and width, h w thos
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -42,6 +43,10 @@ class SegmentationNetwork(nn.Module):
         """All other modules that have parameters."""
         raise NotImplementedError
 
+    def backbone_features(self, image: Tensor) -> Tensor:
+        """Output [B, C, h, w] of the backbone for images as ``forward`` takes them. Only pretraining needs it."""
+        raise NotImplementedError
+
 
 def parameter_groups(
     network: SegmentationNetwork, lr: float, *, head_factor: float = 10.0, repeat_backbone: bool = False
@@ -50,11 +55,9 @@ def parameter_groups(
 
     A factor of 1 gives one group of all parameters, as in stage 1. ``repeat_backbone`` lists backbone parameters as
     often as the released code does, three or four times: it walks over nested modules and takes all parameters of
-    each. SGD then steps that often. Raises ValueError where there is no backbone group to repeat.
+    each. SGD then steps that often. Repeated parameters always have a group of their own.
     """
-    if head_factor == 1:
-        if repeat_backbone:
-            raise ValueError("repeat_backbone needs a group of its own for the backbone, but head_factor is 1")
+    if head_factor == 1 and not repeat_backbone:
         return [{"params": list(network.parameters()), "lr": lr}]
     repeated = list(_walk_parameters(network))
     groups = [
@@ -72,6 +75,18 @@ def _walk_parameters(network: SegmentationNetwork) -> Iterator[nn.Parameter]:
     for part in network.backbone_parts():
         for module in part.modules():
             yield from module.parameters()
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Sets evaluation mode; at the end each module returns to its previous mode."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def freeze_batch_norm(network: nn.Module) -> None:

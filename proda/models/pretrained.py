@@ -1,15 +1,25 @@
-"""Backbones that start from other people's training: ImageNet weights of torchvision, SimCLR checkpoints."""
+"""Pretrained backbones: ImageNet weights of torchvision, SimCLR checkpoints, and those of our own pretraining."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.models import ResNet50_Weights, ResNet101_Weights
 
 from proda.models.network import SegmentationNetwork
-from proda.models.weights import as_state_dict, describe, matching_tensors, mismatch, read_tensors
+from proda.models.weights import (
+    FORMAT,
+    PRETRAINED,
+    as_state_dict,
+    check_format,
+    describe,
+    matching_tensors,
+    mismatch,
+    read_tensors,
+)
 from proda.utils.errors import MissingFileError, UserError
 
 IMAGENET = {"resnet101": ResNet101_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
@@ -58,20 +68,35 @@ def load_imagenet(network: SegmentationNetwork, path: str | Path | None = None) 
 def load_simclr(network: SegmentationNetwork, path: str | Path) -> str:
     """Fills the backbone from a SimCLR checkpoint; returns one line saying how many tensors matched.
 
-    Two layouts are read: ``{"state_dict": ...}`` with torchvision's names, which the released code reads, and
+    Three layouts are read: that of our own pretraining, see ``backbone_content``; ``{"state_dict": ...}`` with
+    torchvision's names, which the released code reads; and
     ``{"resnet": ..., "head": ...}`` as ``convert.py`` of https://github.com/Separius/SimCLRv2-Pytorch writes it from
     Google's SimCLRv2 checkpoints. The published stage 2 starts from ``r101_1x_sk0`` (ResNet-101, width 1, no selective
     kernels); ``r50_1x_sk0`` fits ``--backbone=resnet50``.
-    Raises MissingFileError, or UserError for another layout, width, depth or a network with selective kernels.
+    Raises MissingFileError, or UserError for another layout, backbone, width, depth or a network with selective
+    kernels.
     """
     data = read_tensors(path)
+    check_format(data, path)
     layout = next((key for key in ("state_dict", "resnet") if isinstance(data, Mapping) and key in data), None)
     if layout is None:
         raise UserError(f"{path}: found {describe(data)}, expected a SimCLR checkpoint with 'state_dict' or 'resnet'")
+    made_with = data.get("backbone", network.backbone)
+    if made_with != network.backbone:
+        raise UserError(f"{path}: found weights of --backbone={made_with}, expected --backbone={network.backbone}")
     found = {_torchvision_name(name): value for name, value in as_state_dict(data[layout], path, "network").items()}
     if any("mixing_conv" in name for name in found):
         raise UserError(f"{path}: found a ResNet with selective kernels (sk1), expected one without (sk0)")
     return _fill_backbone(network, found, path)
+
+
+def backbone_content(network: SegmentationNetwork, **info: bool | int | float | str) -> dict[str, Any]:
+    """What a file of pretraining holds: ``content`` (says that it is one), ``backbone``, ``state_dict`` and ``info``.
+
+    ``state_dict`` has the tensors of the backbone alone, the network's own, not copies. ``info``: more plain entries.
+    """
+    content = {"format": FORMAT, "content": PRETRAINED, "backbone": network.backbone}
+    return content | {"state_dict": _backbone_tensors(network)} | info
 
 
 def _torchvision_name(name: str) -> str:
@@ -85,9 +110,7 @@ def _torchvision_name(name: str) -> str:
 
 def _fill_backbone(network: SegmentationNetwork, found: dict[str, Tensor], path: str | Path) -> str:
     """Copies what the file shares with the backbone, which must be all of it (old files lack the batch counters)."""
-    parts = network.backbone_parts()
-    names = tuple(f"{name}." for name, module in network.named_modules() if any(module is part for part in parts))
-    own = {key: value for key, value in network.state_dict().items() if key.startswith(names)}
+    own = _backbone_tensors(network)
     matching = matching_tensors(own, found)
     if any(key not in matching for key in own if not key.endswith("num_batches_tracked")):
         backbone = {key: value for key, value in found.items() if not key.startswith("fc.")}
@@ -96,3 +119,10 @@ def _fill_backbone(network: SegmentationNetwork, found: dict[str, Tensor], path:
     return (
         f"{path}: {len(matching)} of the backbone's {len(own)} tensors loaded, {len(found) - len(matching)} left over"
     )
+
+
+def _backbone_tensors(network: SegmentationNetwork) -> dict[str, Tensor]:
+    """The part of the network's state dict that pretraining fills."""
+    parts = network.backbone_parts()
+    names = tuple(f"{name}." for name, module in network.named_modules() if any(module is part for part in parts))
+    return {key: value for key, value in network.state_dict().items() if key.startswith(names)}

@@ -25,6 +25,7 @@ from proda.utils.files import save_tensors, sha256
 
 FORMAT = 2
 NETWORK, DISCRIMINATOR = "ResNet101", "FCDiscriminator"  # top-level keys of released checkpoints
+PRETRAINED = "pretrained backbone"  # entry ``content`` of files of pretraining (``pretrained.backbone_content``)
 ENOUGH = 0.5  # fraction of a network's tensors that must match if a complete match is not required
 
 
@@ -76,7 +77,12 @@ def load_weights(path: str | Path) -> Weights:
     expected = f"expected 'model' (ours), {NETWORK!r} (released) or a state dict"
     if not isinstance(data, Mapping) or not data:
         raise UserError(f"{path}: found {describe(data)}, {expected}")
-    _check_format(data, path)
+    check_format(data, path)
+    if data.get("content") == PRETRAINED:
+        raise UserError(
+            f"{path}: found a pretrained backbone without a head, expected a whole network; a stage with "
+            "--init=simclr and --init_file starts from it"
+        )
     if NETWORK in data:
         entry = data[NETWORK]
         if not isinstance(entry, Mapping) or "model_state" not in entry:
@@ -194,7 +200,7 @@ def load_prototypes(path: str | Path) -> Tensor:
     Raises MissingFileError, or UserError when the file holds none (all zero is none).
     """
     data = read_tensors(path)
-    _check_format(data, path)
+    check_format(data, path)
     if isinstance(data, Mapping) and isinstance(data.get(NETWORK), Mapping):
         data = data[NETWORK].get("objective_vectors", data)
     elif isinstance(data, Mapping):  # in a checkpoint of ours they are a state dict of their own
@@ -267,7 +273,8 @@ def as_state_dict(data: object, path: str | Path, what: str) -> dict[str, Tensor
     return {str(key).removeprefix("module."): value for key, value in data.items()}  # "module." is DataParallel's
 
 
-def _check_format(data: object, path: str | Path) -> None:
+def check_format(data: object, path: str | Path) -> None:
+    """Raises UserError for a file of a newer version."""
     found = data.get("format") if isinstance(data, Mapping) else None
     if isinstance(found, int) and found > FORMAT:
         raise UserError(f"{path}: written by a newer version of proda (format {found}, this one reads {FORMAT})")

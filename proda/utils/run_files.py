@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-MODELS = ("best.pt", "last.pt", "label_free.pt")
+MODELS = ("best.pt", "last.pt", "label_free.pt", "teacher.pt")
 RUN_FILES = (  # files of a run other than checkpoints and models; glob patterns
     *("summary.json", "train.log", "prototypes.pt", "events.out.tfevents.*", "checkpoint_*.pt.damaged", ".*.part"),
 )

@@ -132,6 +132,18 @@ def test_a_bad_image_ends_the_run_even_if_labels_are_optional(tmp_path):
         dataset(tmp_path, optional_labels=True)[1]
 
 
+def test_labels_alone_are_those_of_the_example(tmp_path):
+    write(tmp_path, unlabelled="c")
+    Image.fromarray(np.array([[0, 1, 0, 1], [1, 1, 0, 0]], np.uint8)).save(tmp_path / "labels/a.png")
+    Image.new("L", (3, 2), 1).save(tmp_path / "labels/b.png")  # of another size than its image
+    for size in (None, (8, 4)):
+        images = dataset(tmp_path, size=size, optional_labels=True)
+        assert np.array_equal(images.read_labels(0), images[0].labels)
+        assert images.read_labels(1) is None and images.read_labels(2) is None
+    with pytest.raises(UserError, match=r"b\.png: label map of 3x2 pixels, expected 4x2"):
+        dataset(tmp_path).read_labels(1)
+
+
 def test_images_are_found_by_name(tmp_path):
     assert dataset(write(tmp_path)).indices(["d", "a"]) == [3, 0]
 

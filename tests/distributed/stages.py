@@ -60,7 +60,7 @@ def run(local_rank: int, config: Config) -> dict:
         if config.double:
             torch.set_default_dtype(torch.float64)
             patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # what the method raises half precision by
-        for stage in STAGES:
+        for stage in (*STAGES, "pretrain"):
             module = load_experiment(f"experiments/{stage}.py")
             if hasattr(module, "parallel"):  # stage 3 has stage 2's
                 patch.setattr(module, "parallel", counted)
@@ -77,10 +77,18 @@ def _all_stages(config: Config, record: dict, written: list[str], exchanges: Cou
     for stage in config.stages.strip("()").replace("'", "").split(","):
         stage, more = stage.strip(), {"dropout": 0.1, "freeze_bn": True, "seed": config.seed}
         more["lr"] = 0.005  # small: rounding grows with every step
+        if stage == "pretrain":
+            del more["dropout"]
         if stage == "stage1_denoise":
             # the published loss weights: hard labels of so young a network hang on rounding, and cross entropy on them
             more |= {"ce_weight": 0.1, "rce_weight": 1.0}
-            more |= {"teacher_mode": "eval", "prototype_passes": 3, "teacher_momentum": 0.1, "prototype_momentum": 0.01}
+            more |= {
+                "judge_teacher": True,
+                "teacher_mode": "eval",
+                "prototype_passes": 3,
+                "teacher_momentum": 0.1,
+                "prototype_momentum": 0.01,
+            }
             more["threshold"] = THRESHOLD
         output = Path(config.output) / stage
         start(f"experiments/{stage}.py", flags(stage, Path(config.data_root), Path(config.weights), output, **more))

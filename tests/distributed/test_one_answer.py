@@ -75,9 +75,22 @@ def test_training_moves_what_is_compared(one, inputs):
 
 
 def test_scores_of_the_trained_models_agree(one, many, stage):
-    expected, found = (json.loads((run.folder / stage / "summary.json").read_text())["iou"] for run in (one, many))
-    for name, iou in expected.items():
-        assert found[name] == (pytest.approx(iou, abs=1e-12) if iou is not None else None), name
+    expected, found = (json.loads((run.folder / stage / "summary.json").read_text()) for run in (one, many))
+    assert ("teacher_iou" in expected) == (stage == "stage1_denoise")
+    for scores in {"iou", "teacher_iou"} & expected.keys():
+        for name, iou in expected[scores].items():
+            assert found[scores][name] == (pytest.approx(iou, abs=1e-12) if iou is not None else None), name
+
+
+@pytest.mark.parametrize("stage", ["stage1_denoise", "stage2_distill", "stage3_distill"])
+def test_what_is_seen_of_the_labels_agrees(one, many, stage):
+    expected, found = (
+        json.loads((run.folder / stage / "summary.json").read_text())["label_quality"] for run in (one, many)
+    )
+    assert len(expected["history"]) == 1 and expected["last"]["miou_labels"] > 0
+    assert small_runs.numbers(found).keys() == small_runs.numbers(expected).keys()
+    for name, number in small_runs.numbers(expected).items():
+        assert small_runs.numbers(found)[name].item() == pytest.approx(number.item(), abs=2e-6), name  # rounded
 
 
 def test_a_model_is_judged_the_same_to_the_last_pixel_where_images_do_not_divide_evenly(one, many):

@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 
 from proda.data.own_data import read_description
 from proda.engines.adversarial import adversarial_trainer
+from proda.engines.contrastive import contrastive_trainer
 from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents
@@ -18,6 +19,7 @@ from proda.experiment.config import make_config
 from proda.experiment.launch import main
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.models.build import BUILDERS, build_network
+from proda.models.contrastive import ContrastiveNetwork
 from proda.models.discriminator import Discriminator
 from proda.models.network import parameter_groups
 from tests import small_runs, tiny
@@ -121,11 +123,25 @@ def test_a_stage_is_a_copy_with_a_flag_of_its_own(tmp_path, monkeypatch, capsys)
 def trainers() -> dict[str, Engine]:
     student, critic = tiny.network(), Discriminator(K)
     optimizers = tiny.sgd(student), tiny.sgd(critic)
+    network = ContrastiveNetwork(tiny.network(), hidden=16, dimensions=32)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return {
+        "contrastive_trainer": contrastive_trainer(network, torch.optim.SGD(trained, 0.01), PRECISION),
         "denoise_trainer": denoise(),
         "distill_trainer": distill_trainer(student, tiny.network(1), optimizers[0], PRECISION),
         "adversarial_trainer": adversarial_trainer(student, critic, *optimizers, PRECISION),
         "supervised_trainer": supervised_trainer(student, optimizers[0], PRECISION),
+    }
+
+
+def view_pairs() -> dict[str, dict[str, torch.Tensor]]:
+    """A batch of pretraining; each view is whole."""
+    whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(B, 2, 4)
+    views = [torch.stack([tiny.pictures(H, W), tiny.pictures(H, W)], dim=1) for _ in range(2)]
+    flipped = torch.zeros(B, 2, dtype=torch.bool)
+    return {
+        domain: {"views": pairs, "overlap": whole, "flipped": flipped}
+        for domain, pairs in zip(("source", "target"), views, strict=True)
     }
 
 
@@ -147,13 +163,13 @@ def test_the_tables_say_which_events_fire_in_which_order_and_what_is_there(name)
         trainer.add_event_handler(event, note, event.name)
     if name == "denoise_trainer":
         PrototypeEMA(PROTOTYPES).attach(trainer)  # last, so that what it fires is noted after the event it listens to
-    trainer.run([tiny.batch()])
+    trainer.run([view_pairs() if name == "contrastive_trainer" else tiny.batch()])
     assert documented == [event for event in seen.events if event != "ITERATION_STARTED" or name == "denoise_trainer"]
 
     (ready,) = [row for row in rows if row[0] == "`LOSSES_READY`"]
     _, losses, graph = re.split(r"`losses`: |`graph`: ", ready[1])
     assert set(re.findall(r"`(\w+)`", losses)) == seen.losses
-    sides = {"B": B, "K": K, "D": 32, "H": H, "W": W, "h": H // 4, "w": W // 4}
+    sides = {"N": 2 * B, "B": B, "K": K, "D": 32, "H": H, "W": W, "h": H // 4, "w": W // 4}
     described = dict(re.findall(r"`(\w+)` \[([^]]+)\]", graph))
     assert described.keys() == seen.graph.keys()
     for key, shape in described.items():

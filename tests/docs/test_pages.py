@@ -28,6 +28,6 @@ def table(page: str, header: str) -> list[list[str]]:
 
 
 def test_the_readme_quotes_the_results_page():
-    quoted = [[miou, *gain.split()[:1]] for _, miou, gain in table("README.md", "| stage |")]
-    results = [[miou, *gain.split()] for _, miou, _, gain, *_ in table("docs/results.md", "| stage ")]
+    quoted = [[miou, *gain.split()[:1]] for _, miou, gain in table("README.md", "| stage ")]
+    results = [[miou, *gain.split()[:1]] for _, miou, _, gain, *_ in table("docs/results.md", "| stage ")]
     assert quoted == results

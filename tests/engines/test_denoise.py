@@ -56,7 +56,8 @@ def test_the_output_is_as_documented_and_holds_no_graph(amp):
         **dict.fromkeys(("loss", "loss_source", "loss_target", "loss_mrkld", "loss_structure"), ()),
         **{"class_means": (B, K, D), "class_present": (B, K)},
         **{"prototype_weights": maps, "rectified": maps, "target_logits": maps, "source_logits": (B, K, H, W)},
-        **{"pseudo_labels": hard, "rectified_labels": hard},
+        **{"soft_labels": maps, "pseudo_labels": hard, "rectified_labels": hard},
+        "full_logits": (B, K, 13, 25),  # an eighth of the whole image
     }
     assert out["class_means"].dtype == out["rectified"].dtype == out["loss"].dtype == torch.float32
     assert out["class_present"].dtype == torch.bool

@@ -18,7 +18,7 @@ from proda.utils import lock
 from proda.utils.errors import UserError
 from tests.small_runs import STAGES
 
-EXPERIMENTS = {stage: importlib.import_module(f"experiments.{stage}") for stage in STAGES}
+EXPERIMENTS = {stage: importlib.import_module(f"experiments.{stage}") for stage in (*STAGES, "pretrain")}
 FLAGS = [(stage, field.name) for stage, module in EXPERIMENTS.items() for field in fields(module.Config)]
 
 
@@ -187,7 +187,7 @@ def test_no_other_command_writes_into_the_folder_of_a_training_run(tmp_path):
     assert "holds a training run (checkpoint_1.pt)" in refuses(tmp_path, Config(output=str(tmp_path)))
 
 
-@pytest.mark.parametrize("name", ["last.pt", "best.pt", "prototypes.pt", "checkpoint_1.pt"])
+@pytest.mark.parametrize("name", ["last.pt", "best.pt", "teacher.pt", "prototypes.pt", "checkpoint_1.pt"])
 @pytest.mark.parametrize("flag", ["weights", "init_file"])
 def test_overwrite_deletes_no_file_that_a_flag_names(tmp_path, monkeypatch, name, flag):
     folder = tmp_path / "run"

@@ -1,6 +1,6 @@
 """Results as text."""
 
-from proda.experiment.tables import markdown_table, stage_table
+from proda.experiment.tables import control_sentence, markdown_table, stage_table
 
 
 def test_columns_line_up_the_first_to_the_left_and_the_others_to_the_right():
@@ -39,3 +39,17 @@ def test_scores_that_nobody_can_know_have_no_column_and_the_first_stage_no_gain(
     }
     found = cells(stage_table({"warmup": stage(0.4, 0.4, miou_13=0.5), "stage1_denoise": stage(0.5, 0.5, miou_13=0.6)}))
     assert found["warmup"][:3] == ["40.0", "", "50.0"] and found["stage1_denoise"][:3] == ["50.0", "+10.0", "60.0"]
+
+
+def test_nothing_builds_on_the_control():
+    scores = {"warmup": 0.45, "control": 0.46, "stage1_denoise": 0.5}
+    stages = {name: stage(score, score) for name, score in scores.items()}
+    found = cells(stage_table(stages))
+    assert found["control"][1] == "+1.0" and found["stage1_denoise"][1] == "+5.0"  # both over the warm-up
+    assert control_sentence(stages).startswith("Stage 1 ends 4.0 points above its control")
+    stages["stage1_denoise"]["miou"] = 0.448
+    assert control_sentence(stages).startswith("Stage 1 ends 1.2 points below its control")
+    stages["stage1_denoise"]["miou"] = 0.46001
+    assert control_sentence(stages).startswith("Stage 1 ends at the score of its control")
+    assert control_sentence({"control": stage(0.46, 0.46)}) == control_sentence(stages | {"control": stage(None, None)})
+    assert control_sentence({}) == ""

@@ -306,3 +306,20 @@ def test_what_is_done_anew_goes_record_first_so_that_half_of_it_is_never_taken_f
     up_to_date.clear(step.folder)
     assert deleted[0] == "inputs.json" and {"summary.json", "last.pt", "checkpoint_1.pt"} <= set(deleted)
     assert read_summary(step.folder)["start"] == 1  # nothing went, so the list is of what would
+
+
+def test_a_finished_run_counts_with_its_own_flags_and_weights_alone(step):
+    flags = {"output": str(step.folder), "weights": str(step.weights)}
+    assert up_to_date.finished_summary(EXPERIMENT, flags) is None
+    summary = step.complete()
+    assert up_to_date.finished_summary(EXPERIMENT, flags) == summary
+    step.names["target"].append("z")  # data are not looked at
+    assert up_to_date.finished_summary(EXPERIMENT, flags) == summary
+    assert up_to_date.finished_summary(EXPERIMENT, flags | {"seed": 1}) is None
+    step.weights.write_bytes(b"another warm-up")
+    assert up_to_date.finished_summary(EXPERIMENT, flags) is None
+    step.weights.unlink()
+    assert up_to_date.finished_summary(EXPERIMENT, flags) is None
+    step.weights.write_bytes(b"warm-up")
+    (step.folder / "summary.json").unlink()
+    assert up_to_date.finished_summary(EXPERIMENT, flags) is None

@@ -1,18 +1,89 @@
-"""The ablation on the smallest Streets, and its report."""
+"""The ablation: its rows, and a table of two seeds on the smallest Streets that two commands run in parts."""
 
 import json
+import re
 
 import pytest
 
-from experiments import ablation
+from experiments import ablation, pipeline
 from proda.experiment import domains
-from proda.experiment.launch import main
-from proda.experiment.tables import compare, comparison_page
+from proda.experiment.ablation_rows import QUIRK_ROWS, RECIPE, ROWS, TABLES, Lengths
+from proda.experiment.config import make_config
+from proda.experiment.job import weights_flags
+from proda.experiment.launch import load_experiment, main
+from proda.experiment.results import ResultTable, read_results
 from tests import small_runs
 
 
-def read(path) -> dict:
-    return json.loads(path.read_text())
+def config(**flags):
+    return make_config(ablation.Config, {"output": "o"} | flags, ablation.PRESETS)
+
+
+def resolved(row: str, **flags):
+    """The settings of the run of a row, seed 0."""
+    module = load_experiment(ablation.experiment_file(row))
+    return make_config(module.Config, ablation.flags(config(**flags), row, 0), module.PRESETS)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_has_flags_of_its_experiment_and_runs_after_those_it_builds_on(row):
+    found = resolved(row)
+    assert found.output == f"o/seed_0/{row}" and found.preset == "streets"
+    assert all(path.startswith("o/seed_0/") for path in weights_flags(found).values())  # none of the preset
+    (table, *_) = [name for name in TABLES if row in ablation.needed_rows(name)]
+    rows = ablation.needed_rows(table)
+    for flag, model in ROWS[row].start.items():
+        assert rows.index(model.split("/")[0]) < rows.index(row)
+        assert getattr(found, flag) == f"o/seed_0/{model}"
+
+
+def test_the_parts_differ_in_what_their_names_say():
+    control, conventional, symmetric = map(resolved, ("control", "self_training", "symmetric"))
+    assert control.ce_weight == control.rce_weight == control.mrkld_weight == 0 and not control.needs_teacher
+    assert (conventional.ce_weight, conventional.rce_weight, conventional.mrkld_weight) == (1, 0, 0)
+    assert conventional.threshold > 0 and not conventional.needs_teacher
+    assert symmetric.rce_weight > 0 < symmetric.mrkld_weight and not symmetric.needs_teacher
+    fixed, moving, structure = map(resolved, ("fixed_prototypes", "moving_prototypes", "structure"))
+    assert fixed.rectification and fixed.prototype_momentum == fixed.structure_weight == 0
+    assert moving.prototype_momentum > 0 == moving.structure_weight < structure.structure_weight
+    source, oracle = resolved("source_only"), resolved("oracle")
+    assert (source.train_on, oracle.train_on) == ("source", "target") and source.iterations == oracle.iterations
+
+
+def test_the_quickstart_has_the_same_runs():
+    rows = dict(zip(pipeline.STREETS_STAGES, TABLES["quickstart"].rows, strict=True))
+    quickstart = make_config(pipeline.Config, {"preset": "streets", "output": "o"}, pipeline.PRESETS)
+    for stage, row in rows.items():
+        module = load_experiment(pipeline.experiment_file(stage))
+        found = vars(make_config(module.Config, pipeline.flags(quickstart, stage), module.PRESETS))
+        other = vars(resolved(row))
+        files = {name for name in found if str(found[name]).startswith("o/")}
+        assert {n: v for n, v in found.items() if n not in files} == {n: v for n, v in other.items() if n not in files}
+        assert pipeline.experiment_file(stage) == ablation.experiment_file(row)
+
+
+def test_a_quirk_is_put_back_into_the_rows_it_touches_and_those_after_them_are_trained_again():
+    assert list(QUIRK_ROWS["divergence"]) == ["quirk_divergence_distillation", "quirk_divergence_second_distillation"]
+    assert list(QUIRK_ROWS["passes"]) == [f"quirk_passes_{row}" for row in RECIPE[1:]]
+    passes = resolved("quirk_passes_second_distillation")
+    assert passes.teacher == passes.init_file == "o/seed_0/quirk_passes_distillation/last.pt"
+    assert resolved("quirk_passes_structure").weights == "o/seed_0/warmup/last.pt"  # which has no such quirk
+    best = [resolved(f"quirk_best_{row}") for row in RECIPE[1:]]
+    assert best[0].weights == "o/seed_0/warmup/best.pt" and best[1].teacher == "o/seed_0/quirk_best_structure/best.pt"
+    horizon = resolved("quirk_horizon_structure", scale=2.0)
+    assert horizon.schedule_iterations == round(horizon.iterations * 90_000 / 62_412)
+    assert horizon.iterations == 2 * resolved("structure").iterations
+
+
+def test_all_quirks_together_are_those_of_the_released_preset():
+    for row in RECIPE:
+        released = dict(load_experiment(ablation.experiment_file(row)).PRESETS["gta5_released"])
+        del released["gta5_size_as_released"]
+        found = ROWS[f"quirk_all_{row}"]
+        horizon = released.pop("schedule_iterations")
+        for flag in [name for name, value in released.items() if str(value).endswith("best.pt")]:
+            assert found.start[flag].endswith("best.pt") and released.pop(flag)
+        assert found.flags == {**released, "schedule_iterations": Lengths(horizon / 62_412)}
 
 
 @pytest.fixture(scope="module")
@@ -20,63 +91,80 @@ def data(tmp_path_factory):
     return small_runs.write_data(tmp_path_factory.mktemp("streets"), num_val=2)
 
 
-def page(found: dict) -> str:
-    titles = {row: title for row, (title, *_) in ablation.ROWS.items()}
-    return comparison_page(found, titles, control=ablation.CONTROL, note=ablation.NOTE)
+@pytest.fixture
+def few(data, monkeypatch):
+    """Two rows of the table of parts, on a tiny Streets that is there."""
+    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)
+    rows = {row: TABLES["parts"].rows[row] for row in ("source_only", "warmup")}
+    differences = [pair for pair in TABLES["quickstart"].differences if pair.row == "warmup"]
+    monkeypatch.setitem(TABLES, "parts", ResultTable(rows, differences))
 
 
 def command(data, output, *flags: str) -> int:
-    common = [f"--data_root={data}", f"--output={output}", "--scale=0.007", "--device=cpu"]
+    common = [f"--data_root={data}", f"--output={output}", "--scale=0.003", "--device=cpu"]
     return main(["experiments/ablation.py", *common, *flags])
 
 
-def test_it_runs_every_row_and_continues_after_an_interruption(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)  # the tiny Streets are there
+@pytest.mark.usefixtures("few")
+def test_seeds_may_run_in_parts_and_the_results_cover_those_that_are_complete(data, tmp_path, capsys):
+    assert command(data, tmp_path, "--seeds=1", "--seed=1") == 0
+    assert read_results(tmp_path / "ablation.json").seeds == [1]
     assert command(data, tmp_path, "--seeds=1") == 0
-    rows = read(tmp_path / "summary.json")["rows"]
-    assert list(rows) == list(ablation.ROWS)
-    table = (tmp_path / "ablation.md").read_text()
-    assert all(f"| {title} " in table for title, *_ in ablation.ROWS.values())
-    configs = {row: read(tmp_path / "seed_0" / row / "config.json") for row in rows}
-    assert {name: configs["self_training"][name] for name in ablation.CONVENTIONAL} == ablation.CONVENTIONAL
-    assert configs["no_target_loss"]["ce_weight"] == configs["no_target_loss"]["rce_weight"] == 0
-    assert configs["symmetric"]["rce_weight"] > 0 and not configs["symmetric"]["rectification"]
-    assert configs["fixed_prototypes"]["rectification"] and configs["fixed_prototypes"]["prototype_momentum"] == 0
-    assert configs["moving_prototypes"]["prototype_momentum"] > 0 == configs["moving_prototypes"]["structure_weight"]
-    assert configs["structure"]["structure_weight"] > 0
-    assert configs["distillation"]["teacher"] == str(tmp_path / "seed_0/structure/last.pt")
+    found = read_results(tmp_path / "ablation.json")
+    assert found.seeds == [0, 1] and found.table == "parts"
+    scores = {
+        row: [json.loads((tmp_path / f"seed_{seed}/{row}/summary.json").read_text())["miou"] for seed in (0, 1)]
+        for row in ("source_only", "warmup")
+    }
+    assert found.rows == scores
+    assert found.command == "python run.py experiments/ablation.py --scale=0.003 --seeds=2"
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", found.date) and re.fullmatch(r"[0-9a-f]{40}|unknown.*", found.commit)
+    page = (tmp_path / "ablation.md").read_text()
+    assert "| warm-up" in page and "95 % interval" in page and "Not complete" not in page
+    assert page in capsys.readouterr().out
 
-    (tmp_path / "seed_0/second_distillation/summary.json").unlink()  # as if it had been stopped in the last row
+    (tmp_path / "seed_1/warmup/summary.json").unlink()  # as if it had been stopped in the last row
+    assert command(data, tmp_path, "--seeds=1") == 0
+    assert (
+        "Not complete yet, with these settings:\n\n* seed 1, 1 of 2 rows: source_only"
+        in (tmp_path / "ablation.md").read_text()
+    )
+    assert read_results(tmp_path / "ablation.json").seeds == [0]
     capsys.readouterr()
-    assert command(data, tmp_path, "--seeds=1") == 0
+    assert command(data, tmp_path, "--dry", "--seeds=2") == 0
     out = capsys.readouterr().out
-    assert out.count("up to date, skipped") == len(rows) - 1 and "resumed from" in out
-    assert read(tmp_path / "summary.json")["rows"] == rows
+    assert out.count("done  ") == 3 and "3 of 4 runs are done" in out and out.count("to run  python run.py ") == 1
+    assert command(data, tmp_path, "--seeds=2") == 0
+    out = capsys.readouterr().out
+    assert out.count("up to date, skipped") == 3 and "resumed from" in out
+    assert read_results(tmp_path / "ablation.json").rows == scores
 
-    assert command(data, tmp_path, "--seeds=1", "--scale=0.01") == 2
+    assert command(data, tmp_path, "--seeds=1", "--scale=0.005") == 2
     error = capsys.readouterr().err
     assert "source_only holds a run with different inputs (--iterations was " in error and "--overwrite" in error
+    assert read_results(tmp_path / "ablation.json").rows == scores
 
 
-def test_a_row_that_falls_is_reported_with_its_seeds():
-    iou = {"road": 0.5, "rider": None}
-    scores = {"source_only": [0.3, 0.4], "warmup": [0.4, 0.5], "self_training": [0.45, 0.43]}
-    scores |= {ablation.CONTROL: [0.9, 0.9]}  # above all others, but not compared with any
-    runs = {row: [{"miou": s, "iou": iou} for s in scores.get(row, [])] for row in ablation.ROWS}
-    found = compare(runs, control=ablation.CONTROL)
-    assert found["rows"]["warmup"]["miou"] == pytest.approx(0.45)
-    assert found["rows"]["warmup"]["deviation"] == pytest.approx(0.05 * 2**0.5)
-    assert found["rows"]["warmup"]["iou"] == {"road": 0.5}
-    (fall,) = found["other_order_than_paper"]
-    assert (fall["row"], fall["rising"], fall["seeds"]) == ("self_training", 1, 2)
-    assert fall["change"] == pytest.approx(-0.01)
-    text = page(found)
-    assert "* conventional self-training: -1.0 compared with warm-up, better in 1 of 2 seeds" in text
-    assert "45.0 |       7.1 |" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("| conventional self-training")]
-    assert "-1.0" in row
+@pytest.mark.usefixtures("few")
+def test_a_run_that_finishes_while_results_are_written_is_in_them(data, tmp_path, monkeypatch):
+    assert command(data, tmp_path, "--seeds=2") == 0
+    late, whole, collect = tmp_path / "seed_1/warmup/summary.json", read_results(tmp_path / "ablation.json"), []
+    text, before = late.read_text(), ablation.collect
+    late.unlink()
+
+    def finishing(config):
+        collect.append(before(config))
+        late.write_text(text)
+        return collect[-1]
+
+    monkeypatch.setattr(ablation, "collect", finishing)
+    flags = {"output": str(tmp_path), "data_root": str(data), "scale": 0.003, "device": "cpu"}
+    report = ablation.write_report(config(**flags))
+    assert collect[0][0].seeds == [0] and report["results"] == whole == read_results(tmp_path / "ablation.json")
 
 
-def test_rows_that_rise_are_in_the_papers_order():
-    runs = {row: [{"miou": k / 10, "iou": {}}] for k, row in enumerate(ablation.ROWS)}
-    assert "Each row improves on the one above, as in the paper." in page(compare(runs, control=ablation.CONTROL))
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    assert main(["experiments/ablation.py", "--dry", f"--output={tmp_path / 'o'}", "--table=quirks", "--seeds=2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("to run") == 2 * len(ablation.needed_rows("quirks")) and "0 of 66 runs are done" in out
+    assert not list(tmp_path.iterdir())

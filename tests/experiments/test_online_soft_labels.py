@@ -2,6 +2,7 @@
 
 import pytest
 
+from proda.utils.errors import UserError
 from tests import small_runs
 
 
@@ -19,6 +20,14 @@ def test_stage_1_trains_online_as_it_does_on_stored_labels_and_stores_none(input
     assert online["label_free"] == pytest.approx(stored["label_free"], abs=0.02)  # stored ones are rounded
 
 
-def test_labels_that_are_not_stored_cannot_be_renewed(inputs, tmp_path):
-    with pytest.raises(ValueError, match="--renew_labels_every renews stored labels"):
-        small_runs.train("stage1_denoise", *inputs, tmp_path, online_soft_labels=True, renew_labels_every=1)
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"online_soft_labels": True, "renew_labels_every": 1}, "--renew_labels_every renews stored labels"),
+        ({"online_soft_labels": True, "flip": True}, "--flip is for stored labels"),
+        ({"renew_prototypes": True}, "--renew_prototypes needs --renew_labels_every"),
+    ],
+)
+def test_flags_for_stored_or_renewed_labels_are_refused_where_there_are_none(inputs, tmp_path, flags, line):
+    with pytest.raises(UserError, match=line):
+        small_runs.train("stage1_denoise", *inputs, tmp_path, **flags)

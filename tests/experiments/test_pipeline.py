@@ -10,6 +10,7 @@ from experiments import pipeline
 from proda.experiment import domains
 from proda.experiment.config import make_config
 from proda.experiment.launch import main, start
+from proda.experiment.recipes import NO_TARGET_LOSS
 from proda.utils.files import sha256
 from tests import small_runs
 
@@ -56,6 +57,9 @@ def test_every_stage_starts_from_the_result_of_the_one_before(done):
     assert list(read(done / "summary.json")["stages"]) == ALL
     assert config_of(done, "warmup")["init_file"] == str(done / "source_only/last.pt")
     assert config_of(done, "stage1_denoise")["weights"] == str(done / "warmup/last.pt")
+    control = config_of(done, "control")
+    assert control["weights"] == str(done / "warmup/last.pt")
+    assert {name: control[name] for name in NO_TARGET_LOSS} == NO_TARGET_LOSS
     assert config_of(done, "stage2_distill")["teacher"] == str(done / "stage1_denoise/last.pt")
     assert config_of(done, "stage2_distill")["init_file"] == str(done / "stage1_denoise/last.pt")
     stage3 = config_of(done, "stage3_distill")
@@ -71,6 +75,7 @@ def test_what_is_up_to_date_is_skipped(done, data, capsys):
     assert command(data, done, checkpoint_every=7) == 0  # a flag that changes no result
     out = capsys.readouterr().out
     assert out.count("up to date, skipped") == len(ALL) and "| stage3_distill" in out
+    assert out.count("Stage 1 ends ") == 1 and "its control, which is trained for as long without any loss" in out
     assert {path: path.stat().st_mtime_ns for stage in ALL for path in (done / stage).rglob("*")} == before
 
 

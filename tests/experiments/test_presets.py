@@ -18,6 +18,7 @@ SOURCE_IMAGES, TARGET_IMAGES = 9400, 2975  # SYNTHIA, the smaller source; Citysc
 RUNNING = {
     *("output", "seed", "device", "num_workers", "amp", "deterministic", "nproc_per_node", "backend", "data_root"),
     *("val_batch_size", "checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
+    "watch_every",
 }
 COMMON = {
     "target": "cityscapes",
@@ -68,7 +69,11 @@ STAGES = {
         "pseudo_labels": "",
         "prototypes": "",
         "online_soft_labels": False,
+        "flip": False,
         "renew_labels_every": 0,
+        "renew_labels_from": "student",
+        "renew_prototypes": False,
+        "judge_teacher": False,
         "teacher_momentum": 0.001,  # 0.999 of the teacher stays
         "teacher_mode": "train",
         "prototype_momentum": 1e-4,

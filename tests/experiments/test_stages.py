@@ -66,6 +66,17 @@ def test_its_summary_has_the_documented_keys(runs, stage):
     assert 0 <= summary["miou"] <= summary["best_miou"] <= 1
 
 
+@pytest.mark.parametrize("stage", TRAINING[2:])
+def test_its_summary_has_what_was_seen_of_its_labels(runs, stage):
+    found = read(runs / stage / "summary.json")["label_quality"]
+    assert found["last"] == found["history"][-1] and found["last"]["iteration"] == 3
+    assert list(found["classes"]) == class_names(13) and found["died_out"] == []
+    denoising = {"changed", "prototype_weight", "prototypes_moved", "changed_to_right", "miou_before"}
+    assert (denoising <= found["last"].keys()) == (stage == "stage1_denoise")
+    for name in ("kept", "confidence_student", "entropy_teacher", "agreement_student_labels", "miou_labels"):
+        assert 0 <= found["last"][name] <= 1, name
+
+
 @pytest.mark.parametrize("stage", TRAINING)
 def test_its_config_says_what_was_run_with_what(runs, stage):
     config = read(runs / stage / "config.json")
@@ -98,7 +109,10 @@ def test_its_board_has_losses_rates_scores_and_panels(runs, stage):
     scalars |= {"discriminator/lr/group_0", "train/loss_adversarial"} if stage == "warmup" else set()
     scalars |= {"pseudo_labels/miou", "train/loss_target"} if stage.startswith("stage") else set()
     scalars |= {"train/ema_momentum", "train/loss_structure"} if stage == "stage1_denoise" else set()
+    scalars |= {"labels_percent/kept", "truth_percent/miou_student"} if stage.startswith("stage") else set()
+    scalars |= {"classes_percent/road/source", "prototypes/road/moved"} if stage == "stage1_denoise" else set()
     assert scalars <= set(tags["scalars"])
+    assert ("custom_scalars__config__" in tags["tensors"]) == stage.startswith("stage")
     target = set() if stage == "source_only" else {"train/target"}
     assert set(tags["images"]) == {"train/source", "val/panel"} | target
 
@@ -125,7 +139,8 @@ def test_stage_1_moves_student_teacher_and_prototypes(runs, weights):
     [
         {"rectification": False, "structure_weight": 0.0},  # conventional self-training: the teacher is not run
         {"prototype_momentum": 0.0, "teacher_mode": "eval", "grad_clip": 0.5},
-        {"renew_labels_every": 1, "amp": "bf16"},
+        {"renew_labels_every": 1, "amp": "bf16", "flip": True},
+        {"renew_labels_every": 1, "renew_labels_from": "teacher", "rectification": False, "structure_weight": 0.0},
         {"preset": "synthia_released", "num_classes": 13},
     ],
     ids=lambda more: next(iter(more)),
@@ -135,6 +150,42 @@ def test_variants_of_stage_1(data, weights, tmp_path, more):
     summary = read(tmp_path / "run" / "summary.json")
     assert summary["iterations"] == 3
     assert (tmp_path / "run/pseudo_labels/iteration_2").exists() == ("renew_labels_every" in more)
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["in the losses", "only judged"])
+def test_a_teacher_that_follows_at_once_has_the_scores_of_the_student(data, weights, tmp_path, used):
+    more = {"judge_teacher": True, "teacher_momentum": 1.0, "lr": 0.1}
+    more |= {} if used else {"rectification": False, "structure_weight": 0.0}
+    assert command("stage1_denoise", data, weights, tmp_path / "run", **more) == 0
+    summary = read(tmp_path / "run/summary.json")
+    own = {name: summary[name] for name in ("miou", "label_free", "iou", "overall_accuracy")}
+    assert own == {name: summary[f"teacher_{name}"] for name in own}
+    student, teacher = (load_weights(tmp_path / "run" / name) for name in ("last.pt", "teacher.pt"))
+    assert teacher.info == student.info
+    assert all(torch.equal(value, student.model[name]) for name, value in teacher.model.items())
+
+
+def test_the_teacher_has_curves_and_a_file_that_other_commands_judge_alike(data, weights, tmp_path):
+    run, more = tmp_path / "run", {"judge_teacher": True, "teacher_momentum": 0.3, "lr": 0.1}
+    assert command("stage1_denoise", data, weights, run, **more) == 0
+    summary = read(run / "summary.json")
+    assert summary["teacher_label_free"] != summary["label_free"]
+    assert {"val/teacher_miou", "val/teacher_iou/road", "val/teacher_label_free"} <= set(board(run)["scalars"])
+    found = judge("evaluate", data, tmp_path / "judged", f"--weights={run}/teacher.pt")
+    assert found["miou"] == pytest.approx(summary["teacher_miou"], rel=1e-6)
+    assert command("stage2_distill", data, run / "teacher.pt", tmp_path / "next", iterations=1) == 0
+
+
+def test_neither_validations_nor_a_judged_teacher_change_the_training(data, weights, tmp_path):
+    """Also where the teacher writes the labels and the prototypes are computed anew."""
+    more = {"renew_labels_every": 1, "renew_labels_from": "teacher", "renew_prototypes": True, "teacher_momentum": 0.3}
+    assert command("stage1_denoise", data, weights, tmp_path / "1", **more, val_every=1, judge_teacher=True) == 0
+    assert command("stage1_denoise", data, weights, tmp_path / "2", **more, val_every=9) == 0
+    found, expected = (small_runs.checkpoint(tmp_path / name, 3) for name in "12")
+    for part in (found, expected):
+        del part["validation"]
+    different = small_runs.differing(found, expected)
+    assert all("running_" in name for name in different)  # of networks that normalise by batch statistics
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from ignite.engine import Engine
 from torch import nn
 
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.handlers.prototypes import PrototypeEMA, Prototypes, initial_prototypes, prepare_prototypes
+from proda.handlers.prototypes import PrototypeEMA, Prototypes, RenewPrototypes, initial_prototypes, prepare_prototypes
 from proda.models.network import Segmentation
 from proda.utils.errors import UserError
 from proda.utils.files import sha256_of_tensors
@@ -98,6 +98,18 @@ def test_initial_prototypes_are_the_means_over_all_images(passes):
     initial_prototypes(prototypes, HalfAndHalf().train(), batches(51, 102, 153), PRECISION, passes=passes)
     torch.testing.assert_close(prototypes.values[:2], torch.tensor([[0.4], [1.4]]))
     assert prototypes.values[2] == 0 and prototypes.counts.tolist() == [3 * passes, 3 * passes, 0]
+
+
+def test_renewed_prototypes_are_the_initial_ones_of_the_network_that_writes_the_labels():
+    engine, network, prototypes = proda_engine(lambda *_: {}), HalfAndHalf().train(), Prototypes(3, 1)
+    prototypes.values.fill_(9.0)
+    prototypes.counts.fill_(2.0)
+    values = prototypes.values
+    RenewPrototypes(prototypes, network, batches(51, 102, 153), PRECISION).attach(engine)
+    for _ in range(2):  # a resumed run computes them again
+        engine.fire_event(ProdaEvents.PSEUDO_LABELS_DUE)
+        torch.testing.assert_close(values, torch.tensor([[0.4], [1.4], [9.0]]))  # the last class is not predicted
+        assert not prototypes.counts.any() and network.training
 
 
 def whole_images() -> list[dict]:

@@ -72,7 +72,7 @@ def run(
     if start:
         engine.load_state_dict({"epoch_length": 2, "max_iters": iterations, "iteration": start})
     folder = folder or handler.store.folder
-    handler.attach(engine, every, student=student, batches=batches or Batches(), folder=folder)
+    handler.attach(engine, every, labeller=student, batches=batches or Batches(), folder=folder)
     saved: list[int] = []
 
     @engine.on(Events.ITERATION_COMPLETED)
@@ -85,10 +85,16 @@ def run(
     return engine
 
 
-def test_soft_labels_are_the_probabilities_at_network_resolution(tmp_path):
+@pytest.mark.parametrize("flip", [False, True])
+def test_soft_labels_are_the_probabilities_at_network_resolution(tmp_path, flip):
     network, store = tiny.network().train(), soft_store(tmp_path)
-    assert write_pseudo_labels(store, network, Images()(NAMES), PRECISION, class_names=CLASSES) == {}
-    expected = network.eval()(PICTURES.float() / 255).logits.softmax(1)
+    network.bn1.eval()
+    assert write_pseudo_labels(store, network, Images()(NAMES), PRECISION, class_names=CLASSES, flip=flip) == {}
+    assert network.training and not network.bn1.training  # the modes that it had
+    images = PICTURES.float() / 255
+    expected = network.eval()(images).logits.softmax(1)
+    if flip:
+        expected = (expected + network(images.flip(-1)).logits.softmax(1).flip(-1)) / 2
     for name, probabilities in zip(NAMES, expected, strict=True):
         torch.testing.assert_close(store.read(name), probabilities, atol=2e-3, rtol=0)
 
@@ -166,7 +172,7 @@ def test_renewed_labels_carry_the_checksum_of_the_student(tmp_path):
         store = soft_store(tmp_path / str(seed))
         run(labels_of(store), iterations=3, every=1, student=tiny.network(seed))
         manifests.append(read_manifest(store.folder, "soft"))
-    assert manifests[0].settings == manifests[1].settings == {"student_at_iteration": 2}
+    assert manifests[0].settings == manifests[1].settings == {"renewed_at_iteration": 2}
     assert len({*(manifest.weights for manifest in manifests), "w"}) == 3
 
 
@@ -205,7 +211,7 @@ def test_lost_labels_of_an_earlier_student_end_the_run_and_no_later_student_repl
     (store.folder / "probabilities" / "b.probs").unlink()
     resumed = labels_of(soft_store(tmp_path))
     resumed.load_state_dict(handler.state_dict())
-    with pytest.raises(UserError, match="1 pseudo labels of iteration 2 are missing, and the student of iteration 3"):
+    with pytest.raises(UserError, match="1 pseudo labels of iteration 2 are missing, and the networks of iteration 3"):
         run(resumed, iterations=4, start=3, every=1, student=student)
 
 
@@ -249,7 +255,7 @@ def test_a_resumed_run_keeps_the_labels_of_the_checkpoint_before_the_newest(tmp_
     def start(folder, iterations: int, resume: bool) -> Engine:
         engine, checkpoints = proda_engine(lambda *_: {}), Checkpoints(folder)
         handler = labels_of(soft_store(tmp_path / "first"))
-        handler.attach(engine, 1, student=tiny.network(1), batches=Batches(), folder=folder)
+        handler.attach(engine, 1, labeller=tiny.network(1), batches=Batches(), folder=folder)
         checkpoints.attach(engine, every=3)
         if resume:
             assert checkpoints.resume(engine) == 6 and engine.state.checkpoint_iterations == [3, 6]

@@ -1,11 +1,13 @@
-"""The learning-rate schedule, and the limit on gradients."""
+"""The learning-rate schedules, and the limit on gradients."""
+
+import math
 
 import pytest
 import torch
 from ignite.engine import Engine
 
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.handlers.schedule import PolynomialDecay
+from proda.handlers.schedule import PolynomialDecay, WarmupCosine
 from tests import small_runs, tiny
 
 
@@ -83,3 +85,22 @@ def test_the_flag_for_clipping_limits_what_a_step_of_a_stage_moves(tmp_path):
     names = [name for name, _ in tiny.network().named_parameters()]
     moved = torch.stack([(end[name] - start[name]).double().norm() for name in names]).norm()
     assert moved.item() == pytest.approx(0.5 * 0.25, rel=1e-3)
+
+
+def warm_rates(iterations: int, horizon: int, warmup: int) -> list[float]:
+    optimizer, found = torch.optim.SGD([torch.zeros(1)], lr=2.0), []
+    engine = trainer_of(optimizer, found)
+    WarmupCosine(optimizer, horizon, warmup=warmup).attach(engine)
+    engine.run([None] * iterations)
+    return found
+
+
+def test_warm_up_is_linear_and_the_rest_half_a_cosine():
+    found = warm_rates(12, 12, 4)
+    assert found[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert found[4:] == pytest.approx([1 + math.cos(math.pi * i / 8) for i in range(8)])
+    assert warm_rates(5, 3, 0)[3:] == [0, 0] and warm_rates(3, 3, 0)[0] == 2.0
+
+
+def test_a_run_that_is_shorter_than_its_warm_up_rises_all_along():
+    assert warm_rates(3, 3, 4) == pytest.approx([0.5, 1.0, 1.5])

@@ -33,7 +33,7 @@ def trained(batches, *, freeze_bn: bool = False, iterations: int = 1, every: int
     trainer = distill_trainer(student, tiny.network(1), tiny.sgd(student), PRECISION, options)
     evaluator = segmentation_evaluator(student, PRECISION)
     if batches:
-        AdaBN(student, batches, PRECISION).attach(trainer, evaluator)
+        AdaBN(student, batches, PRECISION).attach(evaluator)
     seen = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(statistics(student)))
     trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), lambda: evaluator.run(VALIDATION))
@@ -78,6 +78,13 @@ def test_statistics_are_recomputed_only_before_a_validation():
     before = statistics(student)
     AdaBN(student, whole_images(), PRECISION)(None)  # the student is in training mode
     assert not torch.allclose(statistics(student), before)
+
+
+def test_what_it_leaves_depends_on_the_weights_alone_however_often_it_is_computed():
+    student, _ = trained(whole_images())
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    AdaBN(student, whole_images(), PRECISION)(None)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
 def test_a_network_in_evaluation_mode_keeps_its_statistics():

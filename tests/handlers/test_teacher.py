@@ -41,6 +41,13 @@ def test_after_n_steps_of_one_the_teacher_lags_by_its_closed_form():
     assert engine.state.ema_momentum == 0.25
 
 
+def test_with_a_momentum_of_one_it_equals_the_student():
+    network = student()
+    teacher = EMATeacher(network, momentum=1.0)
+    run(network, teacher, 2)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in teacher.state_dict().items())
+
+
 def test_it_follows_at_every_iteration_from_the_first():
     network = student()
     start = network[0].weight.detach().clone()

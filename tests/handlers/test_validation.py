@@ -41,16 +41,19 @@ class Judge(Engine):
 class Run:
     """A run whose network contains the iteration in its only buffer."""
 
-    def __init__(self, folder, evaluator: Engine, *, every: int = 1, checkpoint_every: int = 0) -> None:
+    def __init__(
+        self, folder, evaluator: Engine, *, every: int = 1, checkpoint_every: int = 0, teacher: Engine | None = None
+    ) -> None:
         self.network = tiny.network()
         self.network.register_buffer("iteration", torch.tensor(0))
         self.trainer = proda_engine(self.step)
         self.folder = folder
         if checkpoint_every:
             Checkpoints(folder).attach(self.trainer, every=checkpoint_every)
-        self.validation = Validation(evaluator, [None], CLASSES)
+        self.validation = Validation(evaluator, [None], CLASSES, teacher=teacher)
         self.validation.attach(self.trainer, every=every)
-        self.models = KeptModels(self.validation, self.network, list("abcde"), folder, prototypes=torch.ones(3, 2))
+        parts = {"prototypes": torch.ones(3, 2), "teacher": None if teacher is None else self.network}
+        self.models = KeptModels(self.validation, self.network, list("abcde"), folder, **parts)
         self.models.attach(self.trainer)
 
     def step(self, engine: Engine, _batch: None) -> dict:
@@ -145,7 +148,7 @@ def test_the_last_checkpoint_holds_the_last_validation(tmp_path):
 
 
 class Interrupted(Judge):
-    """A run that is stopped during its first validation."""
+    """A run of three validations that is stopped during its first."""
 
     def run(self, *_) -> None:
         super().run()
@@ -166,6 +169,47 @@ def test_an_interrupted_validation_is_discarded_and_repeated_when_the_run_is_res
     again.trainer.add_event_handler(ProdaEvents.VALIDATED, lambda engine: seen.append(engine.state.iteration))
     again.trainer.run([None] * 4)
     assert seen == [2, 4] and again.validation.results[0]["miou"] < again.validation.results[1]["miou"]
+
+
+def test_a_teacher_is_judged_beside_the_student_and_kept_as_it_was_last(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("proda.handlers.validation.log.propagate", True)
+    caplog.set_level("INFO", logger="proda")
+    run, seen = Run(tmp_path, Judge((9, 0.5), (8, 0.4)), teacher=Judge((5, 0.2), (6, 0.3))), []
+    run.trainer.add_event_handler(ProdaEvents.VALIDATED, lambda engine: seen.append(dict(engine.state.metrics)))
+    run.trainer.run([None] * 2)
+    assert caplog.messages[-1] == (
+        "iteration 2: mIoU 0.8000 (best 0.9000), label-free score 0.4000; teacher: mIoU 0.6000, label-free score 0.3000"
+    )
+    assert kept(tmp_path) == {"last": 2, "best": 1, "label_free": 1, "teacher": 2}
+    assert torch.load(tmp_path / "teacher.pt", weights_only=True)["miou"] == pytest.approx(0.6)
+    summary = run.validation.summary()
+    assert (summary["miou"], summary["teacher_miou"]) == pytest.approx((0.8, 0.6))
+    assert set(summary["teacher_iou"]) == set(CLASSES) and summary["teacher_label_free"] == 0.3
+    assert summary["best_iteration"] == 1  # the student's
+    assert seen[-1]["teacher_miou"] == summary["teacher_miou"] and "teacher_iou/sky" in seen[-1]
+
+
+def test_a_validation_that_is_interrupted_at_the_teacher_is_repeated_from_the_student_on(tmp_path):
+    first = Run(tmp_path, Judge((5, 0.1)), teacher=Interrupted((1, 0.1), (2, 0.2), (3, 0.3)), checkpoint_every=1)
+    first.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=1), lambda: first.trainer.terminate(skip_completed=True)
+    )
+    first.trainer.add_event_handler(ProdaEvents.VALIDATED, lambda: pytest.fail("validated"))
+    first.trainer.run([None] * 2)
+    assert first.validation.results == [] and not (tmp_path / "last.pt").exists()
+
+    again = Run(tmp_path, Judge((6, 0.1), (7, 0.1)), teacher=Judge((4, 0.1), (3, 0.1)))
+    assert Checkpoints(tmp_path).resume(again.trainer) == 1
+    again.trainer.run([None] * 2)
+    scores = [(result["iteration"], result["miou"], result["teacher_miou"]) for result in again.validation.results]
+    assert scores == [(1, pytest.approx(0.6), pytest.approx(0.4)), (2, pytest.approx(0.7), pytest.approx(0.3))]
+
+
+def test_a_teacher_that_predicts_nan_ends_the_run_and_replaces_no_file(tmp_path):
+    run = Run(tmp_path, Judge((5, 0.1), (9, 0.1)), teacher=Judge((5, 0.1), (9, math.nan)))
+    with pytest.raises(FloatingPointError, match="the teacher predicts NaN at iteration 2"):
+        run.trainer.run([None] * 2)
+    assert set(kept(tmp_path).values()) == {1}
 
 
 def test_a_finished_validation_is_not_repeated_when_the_run_is_resumed(tmp_path):

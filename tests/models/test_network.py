@@ -123,6 +123,10 @@ def test_optimizer_with_repeated_parameters_resumes_where_it_stopped():
         assert torch.equal(ours, theirs)
 
 
-def test_repeating_the_backbone_of_a_flat_group_is_refused():
-    with pytest.raises(ValueError, match=r"head_factor is 1"):
-        parameter_groups(smallest(), 0.1, head_factor=1, repeat_backbone=True)
+def test_a_repeated_backbone_has_its_own_group_even_at_the_rate_of_the_head():
+    model = smallest()
+    backbone, head = parameter_groups(model, 0.1, head_factor=1, repeat_backbone=True)
+    assert backbone["lr"] == head["lr"] == 0.1
+    assert len(backbone["params"]) > 3 * len(set(backbone["params"]))
+    assert set(backbone["params"]) | set(head["params"]) == set(model.parameters())
+    assert not set(backbone["params"]) & set(head["params"])

@@ -4,7 +4,8 @@ from torch import nn
 
 from proda.models.build import build_network
 from proda.models.deeplab import DeepLab
-from proda.models.pretrained import load_imagenet, load_simclr
+from proda.models.pretrained import backbone_content, load_imagenet, load_simclr
+from proda.models.weights import load_weights
 from proda.utils.errors import MissingFileError, UserError
 
 
@@ -131,3 +132,31 @@ def test_simclr_file_of_another_layout_or_with_other_keys_is_refused(tmp_path):
     torch.save({"state_dict": {"net.0.weight": torch.ones(1)}}, path)
     with pytest.raises(UserError, match=r"found 0 of the 102 .*file: net.0.weight; first only in the backbone: conv1"):
         load_simclr(network(), path)
+
+
+def test_a_backbone_of_our_own_pretraining_is_read_and_leaves_the_head(tmp_path):
+    theirs, model, path = build_network("tiny", 1), build_network("tiny", 13, bn_pretrain=True), tmp_path / "last.pt"
+    head = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(("layer5", "bn_pre"))}
+    torch.save(backbone_content(theirs, iteration=7), path)
+    assert "0 left over" in load_simclr(model, path)
+    for key, value in backbone(theirs).items():
+        assert torch.equal(model.state_dict()[key], value), key
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in head.items())
+
+
+def test_a_backbone_of_another_network_or_of_a_newer_version_is_named(tmp_path):
+    path = tmp_path / "last.pt"
+    torch.save(backbone_content(build_network("tiny", 1)), path)
+    with torch.device("meta"):
+        model = build_network("resnet50", 19)
+    with pytest.raises(UserError, match=r"last.pt: found weights of --backbone=tiny, expected --backbone=resnet50$"):
+        load_simclr(model, path)
+    torch.save({**backbone_content(build_network("tiny", 1)), "format": 99}, path)
+    with pytest.raises(UserError, match=r"last.pt: written by a newer version of proda"):
+        load_simclr(build_network("tiny", 1), path)
+
+
+def test_a_backbone_is_no_whole_network(tmp_path):
+    torch.save(backbone_content(build_network("tiny", 1)), tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"found a pretrained backbone without a head.*--init=simclr and --init_file"):
+        load_weights(tmp_path / "last.pt")

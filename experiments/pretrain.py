@@ -1,0 +1,108 @@
+"""Pretraining: a backbone learns from the images of both domains, without any label (for stage 2, --init=simclr).
+
+    python run.py experiments/pretrain.py --preset=streets
+    python run.py experiments/pretrain.py --init=imagenet          # goes on from ImageNet weights
+    python run.py experiments/stage2_distill.py --init=simclr --init_file=runs/pretrain/last.pt
+
+The published stage 2 starts from SimCLRv2 weights, learnt from ImageNet. This is for a backbone or images of your own.
+The method is SimCLR at two levels, images and regions; proda/engines/contrastive.py says why, and holds one iteration.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+
+from proda.engines.contrastive import ContrastiveOptions, contrastive_evaluator, contrastive_trainer
+from proda.experiment import training
+from proda.experiment.config import LoopConfig
+from proda.experiment.domains import UnlabelledDomains
+from proda.experiment.job import Job
+from proda.experiment.networks import network_to_pretrain, parallel
+from proda.experiment.recipes import STREETS_DATA, STREETS_VIEWS
+from proda.handlers.board import Board
+from proda.handlers.checkpoints import Checkpoints
+from proda.handlers.nan import StopOnNan
+from proda.handlers.pretraining import ContrastiveValidation, KeptBackbone
+from proda.handlers.schedule import ClipGradients, WarmupCosine
+from proda.handlers.seeding import SeedIterations
+from proda.handlers.statistics import AverageStatistics
+from proda.models.contrastive import ContrastiveNetwork
+from proda.utils.options import Bounds, NonNegativeFloat, NonNegativeInt, PathText, PositiveFraction, PositiveInt
+
+
+@dataclass
+class Config(ContrastiveOptions, LoopConfig):
+    init: Literal["random", "imagenet", "simclr"] = "random"  # initial backbone: random, imagenet, or simclr
+    init_file: PathText = ""  # weights file for --init; if empty, torchvision downloads its ImageNet weights
+    batch_size: PositiveInt = 16  # images per iteration and domain, split over the processes; two views of each
+    epochs: PositiveInt = 400  # passes over the target training images
+    lr: NonNegativeFloat = 0.04  # learning rate after the warm-up: DenseCL's 0.3 for 256 images, for 32 of them
+    warmup_iterations: NonNegativeInt = 1850  # linear warm-up of the learning rate: 10 epochs of Cityscapes, as SimCLR
+    weight_decay: NonNegativeFloat = 1e-4  # weight decay of SGD
+    mean_width: PositiveInt = 1100  # images are resized to 0.5 to 1.5 times this width, then cropped
+    crop_width: PositiveInt = 448  # width of crops, and of views, which are parts of crops; pixels
+    crop_height: PositiveInt = 256  # height of crops and views, pixels
+    smallest_view: PositiveFraction = 0.2  # smallest share of a crop's area in a view
+    color_strength: Annotated[float, Bounds(0, 2.5)] = 0.5  # strength of the colour jitter; 1 is SimCLR's, 0.5 MoCo's
+    projection_width: PositiveInt = 2048  # hidden channels of the projections
+    projection_dimensions: PositiveInt = 128  # dimensions of an embedding
+
+    def problems(self) -> Iterator[str]:
+        """One line for each invalid combination of flags."""
+        yield from super().problems()
+        if self.labelled_only:
+            yield "--labelled_only has no effect on pretraining, which reads no labels; remove it"
+
+
+PRESETS = {
+    "gta5": {},
+    "synthia": {"source": "synthia"},
+    "streets": {
+        **STREETS_DATA,
+        **STREETS_VIEWS,
+        "projection_width": 256,  # as many as the tiny backbone has channels
+        "batch_size": 8,
+        "lr": 0.1,
+        "iterations": 400,
+        "warmup_iterations": 30,
+        "val_every": 200,
+    },
+}
+
+
+def run(local_rank: int, config: Config) -> dict:
+    job, data = Job(config), UnlabelledDomains(config)
+
+    # Data: pairs of augmented views of the images of both domains.
+    batches = data.training_batches(data.view_pairs(data.source), data.view_pairs(data.target))
+
+    # Network and engines: the backbone with projection heads; training and validation.
+    backbone = network_to_pretrain(config)
+    network = ContrastiveNetwork(backbone, hidden=config.projection_width, dimensions=config.projection_dimensions)
+    network.to(job.device).to(memory_format=torch.channels_last)
+    images = {"images": f"{len(data.source)} of {config.source}, {len(data.target)} of {config.target}"}
+    job.open({"preset": config.preset, **images, **training.loop_lines(config, batches)}, data.fingerprints())
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    network_ddp, precision = parallel(config, network), job.precision
+    trainer = contrastive_trainer(network_ddp, optimizer, precision, config)
+    evaluator = contrastive_evaluator(network, precision, config)
+
+    # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
+    SeedIterations(config.seed).attach(trainer)
+    length = config.schedule_iterations or batches.iterations
+    WarmupCosine(optimizer, length, warmup=config.warmup_iterations).attach(trainer)
+    ClipGradients(network, config.grad_clip).attach(trainer)
+    AverageStatistics(network).attach(trainer)
+    StopOnNan().attach(trainer)
+    checkpoints = Checkpoints(job.folder)
+    checkpoints.attach(trainer, every=config.checkpoint_every)
+    validation = ContrastiveValidation(evaluator, data.validation_batches(), ())
+    validation.attach(trainer, every=config.val_every)
+    models = KeptBackbone(validation, backbone, job.folder)
+    models.attach(trainer)
+    board = Board(job.folder, None, {"student": optimizer}, data.classes.colors)
+    board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
+    return training.run(job, trainer, batches, checkpoints, validation, models, board)
