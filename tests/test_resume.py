@@ -49,13 +49,13 @@ def test_loader_processes_and_several_stops_change_nothing(stage, data, weights,
     _assert_resumes_exactly(stage, data, weights, tmp_path, stops=stops, iterations=9, num_workers=2, seed=7)
 
 
+@pytest.mark.parametrize("k", [2, 3], ids=["at a renewal", "between two"])
 @pytest.mark.parametrize(
     "more",
     [{}, {"renew_labels_from": "teacher", "renew_prototypes": True, "judge_teacher": True, "flip": True}],
     ids=["by the student", "by the teacher"],
 )
-def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(data, weights, tmp_path, more):
-    k = random.SystemRandom().randrange(1, ITERATIONS)
+def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(k, data, weights, tmp_path, more):
     _assert_resumes_exactly("stage1_denoise", data, weights, tmp_path, stops=[k], renew_labels_every=1, **more)
 
 

@@ -12,7 +12,7 @@ from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.inference import segmentation_evaluator
 from proda.handlers.board import Board, losses
 from proda.handlers.nan import StopOnNan
-from proda.handlers.panels import TrainingPanels
+from proda.handlers.panels import PANEL_ROWS, PANEL_SIZE, TrainingPanels, ValidationPanels
 from proda.handlers.teacher import EMATeacher
 from tests import tiny
 from tests.tiny import PRECISION, B, H, K, W
@@ -167,3 +167,25 @@ def test_another_handlers_request_to_stop_is_not_taken_for_nan():
 def test_a_progress_bar_shows_the_iterations(tmp_path, capsys):
     run(tmp_path, stage1_output, iterations=10)
     assert "iterations" in capsys.readouterr().err
+
+
+class Writer:
+    """Keeps the pictures that it is given."""
+
+    def __init__(self) -> None:
+        self.pictures: list[np.ndarray] = []
+
+    def add_image(self, _tag: str, picture: np.ndarray, *_, **__) -> None:
+        self.pictures.append(picture)
+
+
+@pytest.mark.parametrize("batches", [1, 5])
+def test_a_validation_panel_has_a_row_for_each_of_the_first_images(batches):
+    trainer, writer = proda_engine(lambda *_: {}), Writer()
+    evaluator = segmentation_evaluator(tiny.network(), PRECISION)
+    ValidationPanels(writer, COLORS).attach(trainer, evaluator)
+    for _ in range(2):  # the second panel holds nothing of the first
+        evaluator.run([tiny.batch()["source"]] * batches)
+        trainer.fire_event(ProdaEvents.VALIDATED)
+    rows = [len(picture) // PANEL_SIZE[1] for picture in writer.pictures]
+    assert rows == [min(batches * B, PANEL_ROWS)] * 2
