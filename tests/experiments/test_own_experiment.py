@@ -25,7 +25,7 @@ def summary(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("own")
     data, weights = small_runs.write_data(folder / "data"), small_runs.write_weights(folder / "before.pt")
     flags = small_runs.flags("stage1_denoise", data, weights, folder / "run", iterations=3, val_every=2)
-    del flags["adabn"]  # a flag that it does not have
+    del flags["adabn"], flags["watch_every"]  # flags that it does not have
     assert main([FILE, *(f"--{name}={value}" for name, value in flags.items())]) == 0
     return json.loads((folder / "run" / "summary.json").read_text())
 
