@@ -70,7 +70,7 @@ PRESETS = {
         "init_file": "runs/stage1_denoise/last.pt",
         "bn_pretrain": False,
         "threshold": 0.5,  # after so little training, 0.95 would exclude all pixels of thin classes
-        "lr": 0.03,
+        "lr": 0.05,
         "iterations": 500,
         "val_every": 250,
         "watch_every": 5,
