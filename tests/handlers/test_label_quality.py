@@ -152,9 +152,9 @@ def alive(*, labels: bool = True, student: bool = True) -> dict[str, Any]:
     return stage_1_output([0, 0, 0, 1], [0, 0, 0, int(labels)], [0, 0, 0, int(student)], [True] * 4)
 
 
-def test_a_class_that_dies_out_is_reported_once(caplog):
+def test_a_class_that_dies_out_is_reported_once(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("proda"), "propagate", True)  # a run before may have set it to False
     caplog.set_level(logging.WARNING, "proda")
-    logging.getLogger("proda").propagate = True
     outputs = [alive()] * SAMPLES + [alive(labels=False)] * (4 * SAMPLES)
     found = fake_run(LabelQuality(NAMES), outputs).state.summary["label_quality"]["died_out"]
     assert found == [{"class": "class 1", "of": ["labels"], "iteration": 2 * SAMPLES, "share_before": 1 / 4}]
