@@ -14,7 +14,7 @@ import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
 from proda.data.image_files import IMAGE_SUFFIXES
-from proda.data.labelled_files import LabelledFiles
+from proda.data.labelled_files import LabelledFiles, read_skip_list
 from proda.data.listing import FoundFiles, list_files
 from proda.engines.inference import segmentation_evaluator
 from proda.experiment.config import DataConfig, parse_scales
@@ -61,7 +61,7 @@ def run(local_rank: int, config: Config) -> dict:
 
 
 def named_files(config: Config, data: Domains) -> LabelledFiles:
-    """The files of ``--images``, under names that are unique and safe."""
+    """The files of ``--images`` without those in ``--skip_bad``, under names that are unique and safe."""
     files = list_files(Path(), config.images) if config.images else FoundFiles()
     if not files:
         left_out = "".join(f"; left out: {line}" for line in files.left_out)
@@ -72,6 +72,8 @@ def named_files(config: Config, data: Domains) -> LabelledFiles:
         names = [key.replace("/", "-") for key in files]
     size = data.own_target.size if data.own_target else None  # the size that the network was trained with
     options = {"table": data.classes.table, "num_classes": len(data.classes.names), "size": size}
+    if config.skip_bad:
+        options["skip"] = read_skip_list(config.skip_bad, "images")
     dataset = LabelledFiles(list(files.values()), None, names, **options)
     dataset.left_out = files.left_out
     return dataset

@@ -69,8 +69,6 @@ class Board:
         trainer.add_event_handler(regularly, lambda: board.writer.flush())
         trainer.add_event_handler(ProdaEvents.VALIDATED, self.write_scores)
         trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED, self.write_label_quality)
-        if getattr(trainer.state, "pseudo_label_scores", None):  # the first labels are written before the files open
-            self.write_label_quality(trainer)
         trainer.add_event_handler(ProdaEvents.LABELS_JUDGED, self.write_label_figures)
         if hasattr(trainer.state, "label_charts"):
             board.writer.add_custom_scalars(trainer.state.label_charts)

@@ -41,14 +41,15 @@ class Checkpoints:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.writer = NewestFiles(self.folder)
-        self.saved = -1  # iteration of the last save, even if it failed because the disk was full
+        self.saved = -1  # iteration last saved or resumed from, also if saving failed because the disk was full
 
     def attach(self, trainer: Engine, *, every: int) -> None:
         """Saves every ``every`` iterations, at the end of training, and when the run is stopped.
 
         Attach it before validation, which may take long: if validation is interrupted, the iteration is already saved.
         An iteration that is both saved and validated is saved again after the validation, so that a resumed run does
-        not repeat the validation. The end of training is saved before and after the last validation, too.
+        not repeat the validation. The end of training is saved before and after the last validation, too. New pseudo
+        labels take long as well: the iteration after which they are due is saved before they are written.
 
         Raises (at a save):
             UserError: the state of a part cannot be read back.
@@ -82,6 +83,7 @@ class Checkpoints:
 
         trainer.add_event_handler(Events.STARTED, start)
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), self.save)
+        trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_DUE, save_unless_done)
         trainer.add_event_handler(Events.COMPLETED, save_unless_done)
         trainer.add_event_handler(Events.TERMINATE, save_if_stopped)
 
@@ -118,6 +120,7 @@ class Checkpoints:
         self.writer.own = {step: path for step, path in files.items() if step <= iteration}
         trainer.state.checkpoint_iterations = list(self.writer.own)
         _load(self._parts(trainer), files[iteration])
+        self.saved = iteration
         if idist.get_rank() == 0:
             remove_abandoned(self.folder, iteration)
         idist.barrier()

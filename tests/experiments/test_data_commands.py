@@ -176,6 +176,20 @@ def test_prediction_takes_a_folder_or_a_pattern_and_says_when_it_finds_nothing(i
     assert "found none; expected .png" in capsys.readouterr().err
 
 
+def test_prediction_leaves_out_the_photographs_on_a_list(inputs, tmp_path, capsys):
+    data, weights = inputs
+    photos, listed = tmp_path / "photos", tmp_path / "bad_files.txt"
+    shutil.copytree(data / "gta5" / "images", photos)
+    (photos / "00003.png").write_bytes(b"\x89PNG")
+    flags = [f"--weights={weights}", "--backbone=tiny", f"--images={photos}"]
+    assert command("predict", data, tmp_path / "ends", *flags) == 2
+    assert f"{photos / '00003.png'}: " in capsys.readouterr().err
+    listed.write_text("images/00003\n00005\ntrain/00006\n")
+    assert command("predict", data, tmp_path / "goes_on", *flags, f"--skip_bad={listed}") == 0
+    names = {path.stem for path in (tmp_path / "goes_on/labels").iterdir()}
+    assert names == {path.stem for path in photos.iterdir()} - {"00003", "00005"} and len(names) == 6
+
+
 def test_a_released_checkpoint_of_16_classes_is_evaluated_on_16_and_on_13(inputs, tmp_path):
     network = build_network("tiny", 16)
     torch.save({"iter": 7, "ResNet101": {"model_state": network.state_dict()}}, tmp_path / "released.pkl")

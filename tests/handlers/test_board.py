@@ -136,6 +136,19 @@ def test_source_training_has_only_a_source_panel():
     assert panels(out, batch) == {"train/source": ["source image", "ground truth", "prediction"]}
 
 
+@pytest.mark.parametrize("images", [1, PANEL_ROWS + 1])
+def test_a_training_panel_has_a_row_for_each_of_the_first_images_in_their_shape(images):
+    writer, engine = Writer(), proda_engine(lambda *_: {})
+    pixels = torch.zeros(images, 3, 100, 200, dtype=torch.uint8)
+    logits = torch.zeros(images, K, 50, 100)  # at a lower resolution, as those of a network
+    engine.state.batch = {"source": {"image": pixels, "labels": torch.zeros(images, 100, 200, dtype=torch.uint8)}}
+    engine.state.output = {"source_logits": logits}
+    TrainingPanels(writer, COLORS)(engine)
+    (picture,) = writer.pictures
+    rows, columns = min(images, PANEL_ROWS), 3
+    assert picture.shape[0] // 100 == rows and picture.shape[1] // 200 == columns
+
+
 def test_losses_are_the_outputs_of_that_name():
     assert losses({"loss": torch.tensor(1.0), "loss_source": 2.0, "logits": torch.ones(2)}) == {
         "loss": 1.0,

@@ -278,6 +278,18 @@ def test_a_run_never_starts_over_if_its_checkpoints_cannot_be_read(tmp_path, asi
         assert "\n" not in str(error.value) and names(tmp_path) == before
 
 
+def test_of_several_damaged_checkpoints_the_newest_is_named_with_its_own_damage(tmp_path):
+    Run(tmp_path).to(3)
+    torch.save({"student": print}, tmp_path / "checkpoint_2.pt")
+    newest = tmp_path / "checkpoint_3.pt"
+    newest.write_bytes(b"")
+    (tmp_path / "checkpoint_1.pt.damaged").write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        Run(tmp_path, resumed=True)
+    assert str(error.value).startswith(f"{newest}: damaged ({damage(newest)}), ")
+    assert damage(newest) != damage(tmp_path / "checkpoint_2.pt")
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -41,6 +41,25 @@ def test_the_images_of_a_batch_move_prototypes_one_after_the_other():
     assert prototypes.values.item() == 0.5 * (0.5 * 1) + 0.5 * 2
 
 
+def test_the_default_momentum_is_that_of_the_paper():
+    engine, prototypes = trainer_of([[[1.0]]], [[True]]), Prototypes(1, 1)
+    PrototypeEMA(prototypes).attach(engine)
+    engine.run([None, None])
+    assert prototypes.values.item() == pytest.approx(1 - 0.9999**2, rel=1e-5)  # lambda = 0.9999
+
+
+def test_counts_end_at_3000_so_that_later_means_keep_their_weight_as_in_the_released_code():
+    prototypes, there = Prototypes(1, 1), torch.tensor([[True]])
+    prototypes.load_state_dict({"prototypes": torch.tensor([[1.0]]), "counts": torch.tensor([2999.0])})
+    for expected in (1 + 1 / 3000, 1 + 1 / 3000 + (1 - 1 / 3000) / 3001):  # the mean of 3000, then a step of 1 / 3001
+        prototypes.update(torch.tensor([[[2.0]]]), there, momentum=None)
+        assert prototypes.counts.tolist() == [3000]
+        assert prototypes.values.item() == pytest.approx(expected, abs=2e-7)
+    before = prototypes.values.item()
+    prototypes.update(torch.tensor([[[2.0]]]), there, momentum=None)
+    assert prototypes.values.item() - before == pytest.approx((2 - before) / 3001, abs=2e-7)
+
+
 def test_an_update_is_in_place_and_fires_its_event():
     engine, prototypes, seen = trainer_of([[[1.0, 1.0]] * 2], [[True, True]]), Prototypes(2, 2), []
     values = prototypes.values

@@ -258,14 +258,14 @@ def test_a_resumed_run_keeps_the_labels_of_the_checkpoint_before_the_newest(tmp_
         handler.attach(engine, 1, labeller=tiny.network(1), batches=Batches(), folder=folder)
         checkpoints.attach(engine, every=3)
         if resume:
-            assert checkpoints.resume(engine) == 6 and engine.state.checkpoint_iterations == [3, 6]
+            assert checkpoints.resume(engine) == 6 and engine.state.checkpoint_iterations == [4, 6]
             engine.state.max_iters = None
         engine.run(["from 0"] * 2, max_epochs=iterations // 2, epoch_length=2)
         return engine
 
     run_folder = tmp_path / "run"
-    assert start(run_folder, 6, resume=False).state.checkpoint_iterations == [3, 6]
-    # the labels of 2, on which the run trained at iteration 3
+    assert start(run_folder, 6, resume=False).state.checkpoint_iterations == [4, 6]  # 4 before its renewal
+    # the labels of 2, on which the run trained at iteration 4
     assert "iteration_2" in renewed_folders(run_folder)
     seen = []
     monitor = PseudoLabels.prepare
@@ -278,6 +278,43 @@ def test_a_resumed_run_keeps_the_labels_of_the_checkpoint_before_the_newest(tmp_
         patch.setattr(PseudoLabels, "prepare", prepare)
         start(run_folder, 8, resume=True)
     assert seen[0] == (6, ["iteration_2", "iteration_4", "iteration_6"])
+
+
+def test_the_iteration_is_saved_before_new_labels_are_written_but_not_again_by_a_resume(tmp_path):
+    """Writing labels takes long: a process that is killed meanwhile would lose all since the last checkpoint."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(_names: list[str]) -> list[dict]:
+        raise Killed
+
+    student = tiny.network(1)
+
+    def start(images, *, resume: bool) -> Checkpoints:
+        engine, checkpoints = proda_engine(lambda *_: {}), Checkpoints(tmp_path / "run")
+        first = soft_store(tmp_path / "first")
+        handler = PseudoLabels(first, tiny.network(), images, PRECISION, CLASSES)
+        handler.attach(engine, 1, labeller=student, batches=Batches(), folder=tmp_path / "run")
+        checkpoints.attach(engine, every=100)
+        if resume:
+            assert checkpoints.resume(engine) == 2
+            engine.state.max_iters = None
+            before = (tmp_path / "run" / "checkpoint_2.pt").stat().st_mtime_ns
+            engine.add_event_handler(
+                ProdaEvents.PSEUDO_LABELS_REFRESHED(once=2),
+                lambda: saved.append((tmp_path / "run" / "checkpoint_2.pt").stat().st_mtime_ns == before),
+            )
+        engine.run(["from 0"] * 2, max_epochs=2, epoch_length=2)
+        return checkpoints
+
+    saved: list[bool] = []
+    labels_of(soft_store(tmp_path / "first")).prepare(proda_engine(lambda *_: {}))  # so that only renewals write
+    with pytest.raises(Killed):
+        start(killed, resume=False)
+    start(Images(), resume=True)
+    assert saved == [True]
+    assert (tmp_path / "run" / "pseudo_labels" / "iteration_2" / "manifest.json").exists()
 
 
 def test_a_resume_from_each_kept_checkpoint_finds_its_labels(tmp_path):

@@ -100,6 +100,30 @@ def test_a_handler_that_terminates_at_the_end_of_an_epoch_ends_the_run_there():
     assert training.trainer.state.iteration == 8
 
 
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_signals_of_both_kinds_let_the_iteration_end_and_the_later_one_gives_the_status(first, second):
+    training = Training()
+    training.trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: (ask(first), ask(second)))
+    with pytest.raises(Stopped) as end:
+        training.run()
+    assert end.value.code == 128 + second and training.trainer.state.iteration == 3
+
+
+def test_a_second_ctrl_c_interrupts_at_once_and_a_second_sigterm_does_not():
+    training = Training()
+    training.trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=3), lambda: (ask(signal.SIGINT), ask(signal.SIGINT))
+    )
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+    assert training.events == []
+    training = Training()
+    training.trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: (ask(), ask()))
+    with pytest.raises(Stopped):
+        training.run()
+    assert training.trainer.state.iteration == 3 and training.events == ["TERMINATE"]
+
+
 def test_stop_after_and_the_trainer_is_as_before():
     training = Training(after=3)
     with pytest.raises(Stopped) as end:
