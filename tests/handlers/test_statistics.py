@@ -1,12 +1,15 @@
 """Batch-norm running statistics."""
 
+import ignite.distributed as idist
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
+from torch import nn
 
 from proda.engines.distill import DistillOptions, distill_trainer
+from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import to_float
-from proda.handlers.statistics import AdaBN
+from proda.handlers.statistics import AdaBN, AverageStatistics
 from tests import tiny
 from tests.tiny import PRECISION
 
@@ -97,3 +100,25 @@ def test_a_network_in_evaluation_mode_keeps_its_statistics():
 def test_frozen_batch_norm_stays_as_it_is():
     student, _ = trained(whole_images(), freeze_bn=True)
     torch.testing.assert_close(statistics(student), statistics(tiny.network()), rtol=0, atol=0)
+
+
+def _average(rank: int, folder) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(1))
+    frozen = network[1].eval()
+    for layer in network:
+        layer.running_mean.fill_(1.0 + rank)
+        layer.running_var.fill_(2.0 + 4 * rank)
+    trainer = Engine(lambda *_: None)
+    trainer.register_events(*ProdaEvents)
+    AverageStatistics(network).attach(trainer)
+    trainer.fire_event(ProdaEvents.BACKWARD_DONE)
+    found = {"trained": torch.cat([network[0].running_mean, network[0].running_var]), "frozen": frozen.running_mean}
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def test_statistics_are_averaged_over_processes_where_they_are_learnt(tmp_path):
+    idist.spawn("gloo", _average, args=(tmp_path,), nproc_per_node=2, start_method="spawn")
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found["trained"].tolist() == [1.5, 1.5, 4, 4]
+        assert found["frozen"].tolist() == [1 + rank]
