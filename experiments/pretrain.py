@@ -1,7 +1,7 @@
 """Pretraining: a backbone learns from the images of both domains, without any label (for stage 2, --init=simclr).
 
     python run.py experiments/pretrain.py --preset=streets
-    python run.py experiments/pretrain.py --init=imagenet          # goes on from ImageNet weights
+    python run.py experiments/pretrain.py --init=imagenet          # starts from ImageNet weights
     python run.py experiments/stage2_distill.py --init=simclr --init_file=runs/pretrain/last.pt
 
 The published stage 2 starts from SimCLRv2 weights, learnt from ImageNet. This is for a backbone or images of your own.

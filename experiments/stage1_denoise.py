@@ -65,9 +65,9 @@ class Config(DenoiseOptions, AdaptConfig):
         """One line for each invalid combination of flags."""
         yield from super().problems()
         if self.online_soft_labels and self.renew_labels_every:
-            yield "--renew_labels_every renews stored labels; with --online_soft_labels there are none"
+            yield "--renew_labels_every renews stored labels; with --online_soft_labels none are stored"
         if self.online_soft_labels and self.flip:
-            yield "--flip is for stored labels; with --online_soft_labels there are none"
+            yield "--flip is for stored labels; with --online_soft_labels none are stored"
         if self.renew_prototypes and not (self.renew_labels_every and self.needs_teacher):
             yield (
                 "--renew_prototypes needs --renew_labels_every, and losses that use prototypes (--rectification=True "

@@ -82,7 +82,7 @@ class PrototypeEMA:
 
 
 class RenewPrototypes:
-    """Computes the prototypes anew with the network that is about to write new pseudo labels.
+    """Recomputes the prototypes with the network that is about to write new pseudo labels.
 
     They are what :func:`initial_prototypes` computes at the start, with this network, and their counts start at 0
     again. Attach it after ``AdaBN``, and ``network`` predicts with the target's batch-norm statistics.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from proda.models.deeplab import BatchNorm
-from proda.models.network import SegmentationNetwork
+from proda.models.network import SegmentationNetwork, evaluation_mode
 from proda.utils.errors import UserError
 
 GRID = (4, 4)  # rows and columns of regions in the part that both views show
@@ -98,13 +98,11 @@ def _projection(channels: int, hidden: int, dimensions: int) -> nn.Sequential:
 @torch.no_grad()
 def _channels(network: SegmentationNetwork) -> int:
     """The number of channels of the backbone's features."""
-    training = network.training
     weight = next(network.parameters())
     try:
-        return network.eval().backbone_features(weight.new_zeros(1, 3, 64, 64)).shape[1]
+        with evaluation_mode(network):
+            return network.backbone_features(weight.new_zeros(1, 3, 64, 64)).shape[1]
     except NotImplementedError:
         raise UserError(
             f"--backbone={network.backbone}: pretraining needs a network with backbone_features (docs/extending.md)"
         ) from None
-    finally:
-        network.train(training)
