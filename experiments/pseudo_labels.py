@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proda.engines.labelling import missing_labels, write_pseudo_labels
-from proda.experiment.config import DataConfig
+from proda.experiment.config import DataConfig, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.experiment.networks import load_network
@@ -24,6 +24,7 @@ class Config(DataConfig):
     kind: Literal["soft", "hard"] = "soft"  # soft: probabilities at network resolution; hard: arg-max at image size
     pseudo_labels: PathText = ""  # folder to write to; if empty, OUTPUT/pseudo_labels
     flip: bool = True  # hard labels only: average the predictions of the image and its mirror image
+    scales: str = "1"  # hard labels only: scales of the image to average over, separated by commas: 0.75,1,1.25
 
 
 RELEASED = {"weights": "runs/warmup/best.pt"}
@@ -38,14 +39,14 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job, data = Job(config), Domains(config)
-    network, names = load_network(config, data.classes, job.device), data.target.names
-    flip = config.flip and config.kind == "hard"
-    settings = {"flip": flip} if config.kind == "hard" else {}
+    network, targets = load_network(config, data.classes, job.device), data.target.names
+    scales = parse_scales(config.scales)
+    averaged = {"flip": config.flip, "scales": scales} if config.kind == "hard" else {}
+    settings = {name: value for name, value in averaged.items() if value != (1.0,)}  # one scale is not mentioned
     store = data.label_store(config.kind, job.folder / "pseudo_labels", network, **settings)
-    job.open({"weights": config.weights, "images": len(names)})
+    job.open({"weights": config.weights, "images": len(targets)})
 
-    missing = missing_labels(store, names)
-    scores = write_pseudo_labels(
-        store, network, data.whole_target(missing), job.precision, flip=flip, class_names=data.classes.names
-    )
-    return job.finish({"written": len(missing), "images": len(names), **scores})
+    missing = missing_labels(store, targets)
+    images, names = data.whole_target(missing), data.classes.names
+    scores = write_pseudo_labels(store, network, images, job.precision, class_names=names, **averaged)
+    return job.finish({"written": len(missing), "images": len(targets), **scores})

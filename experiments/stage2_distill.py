@@ -15,7 +15,7 @@ from proda.data.label_store import check_threshold
 from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.experiment import training
-from proda.experiment.config import AdaptConfig, InitConfig, InitKind
+from proda.experiment.config import AdaptConfig, InitConfig, InitKind, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.experiment.networks import initial_network, load_network, parallel, sgd
@@ -41,6 +41,7 @@ class Config(DistillOptions, InitConfig, AdaptConfig):
     lr: NonNegativeFloat = 6e-4  # learning rate of the student's backbone at the start of training
     pseudo_labels: PathText = ""  # folder of hard labels; missing ones are written; if empty, OUTPUT/pseudo_labels
     flip: bool = True  # pseudo labels average the predictions of the image and its mirror image
+    scales: str = "1"  # scales of the image that they are averaged over, separated by commas: 0.75,1,1.25
     threshold: Fraction = 0.95  # pseudo labels whose confidence is not above this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
     watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
@@ -86,7 +87,9 @@ def run(local_rank: int, config: Config) -> dict:
     student = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
 
     # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
-    store = data.label_store("hard", job.folder / "pseudo_labels", teacher, flip=config.flip)
+    scales = parse_scales(config.scales)
+    several = {"scales": scales} if scales != (1.0,) else {}  # manifests of labels of one scale do not mention it
+    store = data.label_store("hard", job.folder / "pseudo_labels", teacher, flip=config.flip, **several)
     confident = {"threshold": config.threshold, "threshold_as_released": config.threshold_as_released}
     target = data.target_views(strong=True, pseudo_labels=store, **confident)
     batches = data.training_batches(data.source_crops(), target)
@@ -98,8 +101,8 @@ def run(local_rank: int, config: Config) -> dict:
     evaluator = segmentation_evaluator(student, precision)
 
     # The method: hard labels of the teacher before the first iteration; the teacher does not change.
-    names = data.classes.names
-    PseudoLabels(store, teacher, data.whole_target, precision, names, flip=config.flip).attach(trainer)
+    names, images = data.classes.names, data.whole_target
+    PseudoLabels(store, teacher, images, precision, names, flip=config.flip, scales=scales).attach(trainer)
     watch = LabelQuality(names, truth=data.target_truth(), replay_as_released=config.replay_as_released)
     watch.attach(trainer, every=config.watch_every)
     if config.adabn:

@@ -28,13 +28,15 @@ def write_pseudo_labels(
     *,
     class_names: Sequence[str],
     flip: bool = False,
+    scales: Sequence[float] = (1.0,),
 ) -> dict[str, Any]:
     """Writes the network's predictions on ``batches`` to ``store``.
 
     ``batches``: ``{"image", "name"}``; each image is on one process only. Soft labels are probabilities [K, h, w] at
     network resolution. Hard labels are the arg-max of the probabilities at image size, with their confidence. With
-    ``flip`` the probabilities are averaged over the image and its mirror image. The network predicts in evaluation
-    mode; afterwards each module returns to its previous mode.
+    ``flip`` the probabilities are averaged over the image and its mirror image; those of hard labels are averaged over
+    the ``scales`` of the image as well. The network predicts in evaluation mode; afterwards each module returns to its
+    previous mode.
 
     Returns:
         Scores of the labels (see ``report``) if the batches contain ground truth, which is used for this report only;
@@ -50,7 +52,9 @@ def write_pseudo_labels(
                 if isinstance(store, SoftLabelStore):
                     probabilities = _soft_labels(network, to_float(batch["image"]), flip=flip)
                 else:
-                    probabilities = predict(network, to_float(batch["image"]), size, flip=flip, softmax_first=True)
+                    probabilities = predict(
+                        network, to_float(batch["image"]), size, flip=flip, scales=scales, softmax_first=True
+                    )
             if isinstance(store, SoftLabelStore):
                 for name, soft in zip(batch["name"], probabilities, strict=True):
                     store.write(name, soft.cpu())

@@ -43,9 +43,10 @@ class PseudoLabels:
         class_names: Sequence[str],
         *,
         flip: bool = False,
+        scales: Sequence[float] = (1.0,),
     ) -> None:
         self.store, self.network, self.images, self.precision = store, network, images, precision
-        self.class_names, self.flip = class_names, flip
+        self.class_names, self.averaged = class_names, {"flip": flip, "scales": scales}
         self.manifest = read_manifest(store.folder, store.kind)  # of the first labels
         self.every, self.labeller, self.folder = 0, network, Path(store.folder)
         self.batches: TrainingBatches | None = None
@@ -95,7 +96,7 @@ class PseudoLabels:
         if names:
             log.info("writing pseudo labels of %d images to %s", len(names), self.store.folder)
             scores = write_pseudo_labels(
-                self.store, network, self.images(names), self.precision, flip=self.flip, class_names=self.class_names
+                self.store, network, self.images(names), self.precision, class_names=self.class_names, **self.averaged
             )
             engine.state.pseudo_label_scores = scores
             if scores:
