@@ -570,7 +570,7 @@ def test_prototypes_that_do_not_say_what_they_were_made_from_count_by_their_cont
         ("seed", "seed 0, not 1"),
         ("num_train", "num_train 1, not 2"),
         ("num_val", "num_val 1, not 2"),
-        ("version", "version 3, not 99"),
+        ("version", "version 4, not 99"),
         ("style", "style .*, not "),
         ("another image", ""),  # whoever reads the images compares them, as of any other data
         ("an image more", ""),

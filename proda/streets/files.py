@@ -16,7 +16,7 @@ from proda.streets.style import CAMERA, GAME, Style
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write, save_json
 
-VERSION = 3  # increase it whenever the drawings change; folders of another version are refused
+VERSION = 4  # increase it whenever the drawings change; folders of another version are refused
 MARKER, UNFINISHED = "streets.json", "streets.unfinished.json"
 TRAIN_CITIES, VAL_CITIES = ("alderbach", "birkenau", "carlsfeld"), ("dornheim",)
 
