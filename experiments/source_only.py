@@ -35,7 +35,7 @@ class Config(StudentOptions, InitConfig):
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "streets": {**STREETS, "init": "random", "lr": 0.05, "iterations": 700, "val_every": 350},
+    "streets": {**STREETS, "init": "random", "lr": 0.05, "iterations": 2100, "val_every": 700},
 }
 
 

@@ -94,17 +94,18 @@ PRESETS = {
     "streets": {
         **STREETS_ADAPT,
         "lr": 0.03,
-        "iterations": 400,
-        "val_every": 200,
+        "iterations": 800,
+        "val_every": 400,
         "judge_teacher": True,
         "watch_every": 5,
-        # 400 iterations are 1/150 of the published number, so teacher and prototypes need faster moving averages
+        # 800 iterations are 1/78 of the published number, so teacher and prototypes need faster moving averages
         "teacher_momentum": 0.02,
         "prototype_momentum": 0.01,
         # the reverse term learns slowly: with the published 0.1 and 1.0, so few iterations would lose thin classes
         "ce_weight": 1.0,
         "rce_weight": 0.1,
-        "structure_weight": 1.0,  # with the published 10, structure learning would dominate so short a training
+        "structure_weight": 0.3,  # with the published 10, structure learning would dominate so short a training
+        "temperature": 2.0,  # distances between 32 features are smaller than between the published 256
     },
 }
 

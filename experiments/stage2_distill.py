@@ -70,8 +70,9 @@ PRESETS = {
         "init": "weights",  # the teacher's: no self-supervised weights exist for so small a network
         "init_file": "runs/stage1_denoise/last.pt",
         "bn_pretrain": False,
-        "threshold": 0.5,  # after so little training, 0.95 would exclude all pixels of thin classes
-        "lr": 0.05,
+        "threshold": 0.0,  # after so little training, 0.95 would exclude all pixels of thin classes
+        "scales": "0.75,1,1.25,1.5",  # better labels than the teacher's at one scale
+        "lr": 0.03,
         "iterations": 500,
         "val_every": 250,
         "watch_every": 5,

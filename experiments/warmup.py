@@ -48,9 +48,9 @@ PRESETS = {
         "init": "weights",  # the source-only model replaces ImageNet weights
         "freeze_bn": False,  # the initial statistics are of the source and do not fit the target
         "init_file": "runs/source_only/last.pt",
-        "lr": 0.01,
-        "iterations": 200,
-        "val_every": 100,
+        "lr": 0.03,
+        "iterations": 400,
+        "val_every": 200,
     },
 }
 

@@ -587,7 +587,7 @@ def test_drawn_streets_are_used_again_or_refused(tmp_path, monkeypatch, change, 
     elif change == "version":
         monkeypatch.setattr(streets, "VERSION", 99)
     elif change == "style":
-        monkeypatch.setattr(streets, "GAME", streets.CAMERA)
+        monkeypatch.setitem(streets.SOURCES, "gta5", streets.CAMERA)
     elif change == "another image":
         Image.new("RGB", (16, 8)).save(image)
     elif change == "an image more":

@@ -28,7 +28,7 @@ STAGE1 = {"teacher": "structure/last.pt"}
 STAGE2 = {"teacher": "distillation/last.pt", "init_file": "distillation/last.pt"}
 
 # Conventional self-training ignores pixels whose label has a lower probability.
-SELF_TRAINING_THRESHOLD = 0.7
+SELF_TRAINING_THRESHOLD = 0.9
 # Cross entropy on the arg-max of the warm-up model's soft labels, which stay fixed. The regulariser MRKLD is added
 # together with the symmetric cross entropy.
 SELF_TRAINING = {**NO_TARGET_LOSS, "ce_weight": 1.0, "threshold": SELF_TRAINING_THRESHOLD}

@@ -1,13 +1,17 @@
-"""Streets: small procedural driving scenes in two styles, for trying the whole method without a download.
+"""Streets: small procedural driving scenes in three styles, for trying the whole method without a download.
 
-The source style, ``GAME``, looks like a video game: clean, saturated and flat, with wide roads under a blue sky. The
-target style, ``CAMERA``, looks like a photograph: haze, noise, texture, muted colours and narrow streets with more
-parked cars and trees. The drawing code is the same for both styles. Every difference between the two domains is a named
-field of :class:`Style`.
+The source styles look synthetic: ``GAME``, in the place of GTA5, like a video game, clean, saturated and flat, with
+wide roads under a blue sky; ``SIMULATOR``, in the place of SYNTHIA, harder in its light and seen from changing heights,
+with more people. The target style, ``CAMERA``, looks like a photograph: haze, noise, texture, narrow streets with more
+parked cars and trees. Its surfaces have colours half-way towards those that other classes have in the game: concrete
+roads near the game's pavements, dark paving near its roads, autumn leaves near its bricks. The colour of a surface
+therefore misleads a network that has seen only the game, as it does between games and photographs.
+
+The drawing code is the same for all styles. Every difference between two domains is a named field of :class:`Style`.
 """
 
 from proda.streets.files import write_streets
 from proda.streets.scene import draw_scene
-from proda.streets.style import CAMERA, GAME, Style
+from proda.streets.style import CAMERA, GAME, SIMULATOR, Style
 
-__all__ = ["CAMERA", "GAME", "Style", "draw_scene", "write_streets"]
+__all__ = ["CAMERA", "GAME", "SIMULATOR", "Style", "draw_scene", "write_streets"]

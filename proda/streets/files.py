@@ -12,11 +12,12 @@ from PIL import Image
 
 from proda.data.labels import CLASSES
 from proda.streets.scene import draw_scene
-from proda.streets.style import CAMERA, GAME, Style
+from proda.streets.style import CAMERA, GAME, SIMULATOR, Style
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write, save_json
 
 VERSION = 4  # increase it whenever the drawings change; folders of another version are refused
+SOURCES = {"gta5": GAME, "synthia": SIMULATOR}
 MARKER, UNFINISHED = "streets.json", "streets.unfinished.json"
 TRAIN_CITIES, VAL_CITIES = ("alderbach", "birkenau", "carlsfeld"), ("dornheim",)
 
@@ -35,7 +36,7 @@ def write_streets(
 
     - ``gta5/images/00001.png`` and ``gta5/labels/00001.png`` (8-bit palette), or
       ``synthia/RAND_CITYSCAPES/RGB/0000000.png`` and ``.../GT/LABELS/0000000.png`` (16-bit RGBA, class first):
-      ``num_train`` scenes in the ``GAME`` style;
+      ``num_train`` scenes in the style ``GAME`` or ``SIMULATOR``;
     - ``cityscapes/leftImg8bit/SPLIT/CITY/...`` and ``cityscapes/gtFine/SPLIT/CITY/...``: ``num_train`` scenes of split
       train and ``num_val`` of split val in the ``CAMERA`` style.
 
@@ -54,13 +55,13 @@ def write_streets(
     Raises:
         UserError: the source is unknown, or a folder holds other data or Streets of other settings. Nothing is written.
     """
-    if source not in ("gta5", "synthia"):
-        raise UserError(f"source must be gta5 or synthia, got {source!r}")
+    if source not in SOURCES:
+        raise UserError(f"source must be {' or '.join(SOURCES)}, got {source!r}")
     common = {"version": VERSION, "seed": seed, "size": list(size), "num_train": num_train}
     root, settings = Path(root), {}
     scenes: list[tuple[str, Style, list[int], Path, Path]] = []
     domains: tuple[tuple[str, Style, dict[str, int]], ...] = (
-        (source, GAME, {}),
+        (source, SOURCES[source], {}),
         ("cityscapes", CAMERA, {"num_val": num_val}),
     )
     for dataset, style, own in domains:

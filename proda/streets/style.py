@@ -1,6 +1,6 @@
-"""The appearance of the two domains: every parameter in which they may differ, and its values for both."""
+"""The appearance of the domains, two sources and a target: every parameter in which they may differ."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Range = tuple[float, float]
 
@@ -112,6 +112,36 @@ GAME = Style(
     vignette=0.0,
     blur=0.0,
     noise=1.0,
+)
+
+# The second source: a simulator whose camera stands anywhere, with many people, harsh light and flat materials.
+SIMULATOR = replace(
+    GAME,
+    name="simulator",
+    camera_height=(1.3, 2.1),
+    horizon=(0.34, 0.54),
+    swerve=0.2,
+    sidewalk_width=(2.5, 5.0),
+    building_height=(9.0, 40.0),
+    counts=GAME.counts | dict(car=4.0, parked=1.5, person=7.0, rider=2.5, tree=4.0, lamp=2.5),
+    palettes=GAME.palettes
+    | dict(
+        sky="4a86c8 6c9cd2",
+        cloud="e6e8ea",
+        road="505054 48484e 5a5a5c",
+        sidewalk="b6aea6 c2bab0",
+        building="b8694c cca678 8c5648 7484a0 d8ccb4",
+        leaf="2e7c2c 44903a",
+        grass="5c983c 70a044",
+        shirt="be328c 823cb4 dc5096 aa32be 5a3cb4",
+    ),
+    light=(0.88, 1.12),
+    shadow=0.5,
+    clouds=0.1,
+    texture=0.01,
+    saturation=(0.95, 1.15),
+    contrast=(1.05, 1.2),
+    noise=0.5,
 )
 
 CAMERA = Style(

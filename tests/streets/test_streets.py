@@ -12,7 +12,7 @@ from PIL import Image
 from proda.data.benchmarks import GTA5, Cityscapes, Synthia
 from proda.data.labels import CLASSES, class_subset
 from proda.method import IGNORE
-from proda.streets import CAMERA, GAME, draw_scene, write_streets
+from proda.streets import CAMERA, GAME, SIMULATOR, draw_scene, write_streets
 from proda.streets.files import MARKER, UNFINISHED
 
 SMALL = {"num_train": 3, "num_val": 2, "size": (64, 32)}
@@ -43,7 +43,7 @@ def read_png16(path: Path) -> np.ndarray:
     return lines[:, 1:].copy().view(">u2").reshape(height, width, 4)
 
 
-@pytest.mark.parametrize("style", [GAME, CAMERA], ids=["game", "camera"])
+@pytest.mark.parametrize("style", [GAME, SIMULATOR, CAMERA], ids=["game", "simulator", "camera"])
 def test_a_scene_depends_on_the_seed_alone(style):
     (image, labels), (again, labels_again), (other, _) = scene(style, 3), scene(style, 3), scene(style, 4)
     assert (image == again).all() and (labels == labels_again).all()
@@ -57,7 +57,7 @@ def test_image_and_labels_have_the_size_asked_for(size):
     assert labels.shape == (size[1], size[0]) and labels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("style", [GAME, CAMERA], ids=["game", "camera"])
+@pytest.mark.parametrize("style", [GAME, SIMULATOR, CAMERA], ids=["game", "simulator", "camera"])
 def test_all_thirteen_classes_occur_and_no_other_values_than_train_ids(style):
     pixels = np.zeros(256, int)
     for seed in range(40):
@@ -126,9 +126,8 @@ def test_the_readers_of_the_real_data_read_back_what_was_drawn(tmp_path, source)
         Cityscapes(tmp_path / "cityscapes", "train", num_classes=19, with_labels=True),
         Cityscapes(tmp_path / "cityscapes", "val", num_classes=19, with_labels=True),
     ]
-    for dataset, style, number, entropy in zip(
-        sets, (GAME, CAMERA, CAMERA), (3, 3, 2), ((0, 0), (0, 1), (1, 1)), strict=True
-    ):
+    styles = ({"gta5": GAME, "synthia": SIMULATOR}[source], CAMERA, CAMERA)
+    for dataset, style, number, entropy in zip(sets, styles, (3, 3, 2), ((0, 0), (0, 1), (1, 1)), strict=True):
         assert len(dataset) == number
         for i, example in enumerate(dataset):
             image, labels = draw_scene(np.random.default_rng([7, *entropy, i]), style)
@@ -139,7 +138,7 @@ def test_the_readers_of_the_real_data_read_back_what_was_drawn(tmp_path, source)
 def test_synthia_labels_are_16_bit_with_the_class_in_the_first_channel(tmp_path):
     write_streets(tmp_path, source="synthia", **SMALL)
     pixels = read_png16(tmp_path / "synthia/RAND_CITYSCAPES/GT/LABELS/0000001.png")
-    _, labels = draw_scene(np.random.default_rng([0, 0, 0, 1]), GAME, (64, 32))
+    _, labels = draw_scene(np.random.default_rng([0, 0, 0, 1]), SIMULATOR, (64, 32))
     to_raw = np.zeros(256, int)
     for raw, train in GOLDEN["synthia"]["classes"]["19"]["raw_to_train"].items():
         to_raw[train] = int(raw)
