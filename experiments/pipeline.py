@@ -133,6 +133,8 @@ def flags(config: Config, stage: str) -> dict:
         values["train_on"] = "target"
     elif stage == "stage3_distill" or (stage == "stage2_distill" and config.preset == "streets"):
         values["init_file"] = str(before)
+        if config.preset == "streets":
+            values["label_with"] = str(folder / "warmup" / "last.pt")
     elif stage == "warmup":
         start = folder / "source_only" / "last.pt"
         values["init_file"] = str(start) if config.preset == "streets" else config.init_file

@@ -10,6 +10,7 @@ GTA5 -> Cityscapes: the released code reports 56.9 mIoU (SYNTHIA: 54.6 over 16 c
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from proda.data.label_store import check_threshold
 from proda.engines.distill import DistillOptions, distill_trainer
@@ -42,6 +43,7 @@ class Config(DistillOptions, InitConfig, AdaptConfig):
     pseudo_labels: PathText = ""  # folder of hard labels; missing ones are written; if empty, OUTPUT/pseudo_labels
     flip: bool = True  # pseudo labels average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image that they are averaged over, separated by commas: 0.75,1,1.25
+    label_with: PathText = ""  # weights of a second network; pseudo labels average its predictions with the teacher's
     threshold: Fraction = 0.95  # pseudo labels whose confidence is not above this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
     watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
@@ -71,8 +73,13 @@ PRESETS = {
         "init_file": "runs/stage1_denoise/last.pt",
         "bn_pretrain": False,
         "threshold": 0.0,  # after so little training, 0.95 would exclude all pixels of thin classes
-        "scales": "0.75,1,1.25,1.5",  # better labels than the teacher's at one scale
-        "lr": 0.03,
+        # The student ends a little below its labels, so they have to be better than the teacher's predictions.
+        "scales": "0.75,1,1.25,1.5",
+        "label_with": "runs/warmup/last.pt",
+        # In evaluation mode, as the teacher predicts: small batches of strong views have other statistics.
+        "freeze_bn": True,
+        "adabn": False,
+        "lr": 0.01,
         "iterations": 500,
         "val_every": 250,
         "watch_every": 5,
@@ -85,11 +92,13 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Networks: the student starts from self-supervised weights (stage 2) or from its teacher (stage 3).
     teacher = load_network(config, data.classes, job.device, flag="teacher")
+    others = [load_network(config, data.classes, job.device, flag="label_with")] if config.label_with else []
     student = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
 
     # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
     scales = parse_scales(config.scales)
-    several = {"scales": scales} if scales != (1.0,) else {}  # manifests of labels of one scale do not mention it
+    several: dict[str, Any] = {"scales": scales} if scales != (1.0,) else {}  # manifests mention only what is not usual
+    several |= {"label_with": others[0].origin} if others else {}
     store = data.label_store("hard", job.folder / "pseudo_labels", teacher, flip=config.flip, **several)
     confident = {"threshold": config.threshold, "threshold_as_released": config.threshold_as_released}
     target = data.target_views(strong=True, pseudo_labels=store, **confident)
@@ -102,8 +111,8 @@ def run(local_rank: int, config: Config) -> dict:
     evaluator = segmentation_evaluator(student, precision)
 
     # The method: hard labels of the teacher before the first iteration; the teacher does not change.
-    names, images = data.classes.names, data.whole_target
-    PseudoLabels(store, teacher, images, precision, names, flip=config.flip, scales=scales).attach(trainer)
+    names, averaged = data.classes.names, {"flip": config.flip, "scales": scales, "others": others}
+    PseudoLabels(store, teacher, data.whole_target, precision, names, **averaged).attach(trainer)
     watch = LabelQuality(names, truth=data.target_truth(), replay_as_released=config.replay_as_released)
     watch.attach(trainer, every=config.watch_every)
     if config.adabn:

@@ -1,6 +1,7 @@
 """Writes the pseudo labels of the target training images."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import ignite.distributed as idist
@@ -29,14 +30,15 @@ def write_pseudo_labels(
     class_names: Sequence[str],
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
+    others: Sequence[nn.Module] = (),
 ) -> dict[str, Any]:
     """Writes the network's predictions on ``batches`` to ``store``.
 
     ``batches``: ``{"image", "name"}``; each image is on one process only. Soft labels are probabilities [K, h, w] at
     network resolution. Hard labels are the arg-max of the probabilities at image size, with their confidence. With
-    ``flip`` the probabilities are averaged over the image and its mirror image; those of hard labels are averaged over
-    the ``scales`` of the image as well. The network predicts in evaluation mode; afterwards each module returns to its
-    previous mode.
+    ``flip`` the probabilities are averaged over the image and its mirror image. Those of hard labels are averaged over
+    the ``scales`` of the image, too, and over the network and ``others``. The networks predict in evaluation mode;
+    afterwards each module returns to its previous mode.
 
     Returns:
         Scores of the labels (see ``report``) if the batches contain ground truth, which is used for this report only;
@@ -44,7 +46,9 @@ def write_pseudo_labels(
     """
     confusion = ConfusionMatrix(len(class_names), device=precision.device)
     has_labels = False
-    with FolderLock(store.folder), evaluation_mode(network):
+    with FolderLock(store.folder), ExitStack() as modes:
+        for labeller in (network, *others):
+            modes.enter_context(evaluation_mode(labeller))
         for batch in tqdm(batches, desc="pseudo labels", disable=idist.get_rank() != 0, leave=False):
             batch = to_device(batch, precision.device)
             size = tuple(batch["image"].shape[-2:])
@@ -52,9 +56,12 @@ def write_pseudo_labels(
                 if isinstance(store, SoftLabelStore):
                     probabilities = _soft_labels(network, to_float(batch["image"]), flip=flip)
                 else:
-                    probabilities = predict(
-                        network, to_float(batch["image"]), size, flip=flip, scales=scales, softmax_first=True
-                    )
+                    image = to_float(batch["image"])
+                    several = [
+                        predict(labeller, image, size, flip=flip, scales=scales, softmax_first=True)
+                        for labeller in (network, *others)
+                    ]
+                    probabilities = torch.stack(several).mean(0)
             if isinstance(store, SoftLabelStore):
                 for name, soft in zip(batch["name"], probabilities, strict=True):
                     store.write(name, soft.cpu())

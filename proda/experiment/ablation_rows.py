@@ -24,8 +24,11 @@ class Row:
 
 
 WARMUP = {"weights": "warmup/last.pt"}
-STAGE1 = {"teacher": "structure/last.pt"}
-STAGE2 = {"teacher": "distillation/last.pt", "init_file": "distillation/last.pt"}
+BOTH = {"label_with": "warmup/last.pt"}  # label together with the teacher
+STAGE1 = {"teacher": "structure/last.pt", **BOTH}
+STAGE2 = {"teacher": "distillation/last.pt", "init_file": "distillation/last.pt", **BOTH}
+# A student that does not start from its teacher needs statistics of its own.
+OTHER_START = {"freeze_bn": False, "adabn": True, "lr": 0.03}
 
 # Conventional self-training ignores pixels whose label has a lower probability.
 SELF_TRAINING_THRESHOLD = 0.9
@@ -51,10 +54,12 @@ ROWS = {
     "oracle": Row("source_only", {"train_on": "target"}),  # as many labelled images as source_only
     # Initial weights of the student of stage 2. With its teacher's weights it is the row "distillation".
     "pretrain": Row("pretrain"),
-    "from_random": Row("stage2_distill", {"init": "random", "init_file": ""}, STAGE1),
-    "from_source": Row("stage2_distill", {}, {**STAGE1, "init_file": "source_only/last.pt"}),
+    "from_random": Row("stage2_distill", {**OTHER_START, "init": "random", "init_file": ""}, STAGE1),
+    "from_source": Row("stage2_distill", OTHER_START, {**STAGE1, "init_file": "source_only/last.pt"}),
     "from_pretraining": Row(
-        "stage2_distill", {"init": "simclr", "bn_pretrain": True}, {**STAGE1, "init_file": "pretrain/last.pt"}
+        "stage2_distill",
+        {**OTHER_START, "init": "simclr", "bn_pretrain": True},
+        {**STAGE1, "init_file": "pretrain/last.pt"},
     ),
     # Soft labels renewed during stage 1. Without renewal it is the row "structure".
     "renewed_by_student": Row("stage1_denoise", RENEWED, WARMUP),

@@ -32,6 +32,7 @@ class PseudoLabels:
     Args:
         store: opened with the manifest of the first labels.
         images: names -> batches of these whole images.
+        flip, scales, others: what the predictions are averaged over; see ``write_pseudo_labels``.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class PseudoLabels:
         *,
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
+        others: Sequence[nn.Module] = (),
     ) -> None:
         self.store, self.network, self.images, self.precision = store, network, images, precision
-        self.class_names, self.averaged = class_names, {"flip": flip, "scales": scales}
+        self.averaged: dict[str, Any] = {"flip": flip, "scales": scales, "others": others}
+        self.class_names = class_names
         self.manifest = read_manifest(store.folder, store.kind)  # of the first labels
         self.every, self.labeller, self.folder = 0, network, Path(store.folder)
         self.batches: TrainingBatches | None = None
@@ -95,8 +98,9 @@ class PseudoLabels:
             )
         if names:
             log.info("writing pseudo labels of %d images to %s", len(names), self.store.folder)
+            images, averaged = self.images(names), self.averaged
             scores = write_pseudo_labels(
-                self.store, network, self.images(names), self.precision, class_names=self.class_names, **self.averaged
+                self.store, network, images, self.precision, class_names=self.class_names, **averaged
             )
             engine.state.pseudo_label_scores = scores
             if scores:
