@@ -5,7 +5,6 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.metrics import ConfusionMatrix
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -14,7 +13,7 @@ from proda.data.loaders import to_device
 from proda.engines.inference import predict
 from proda.engines.optimization import Precision, resize, to_float
 from proda.method.pseudo_labels import flip_averaged
-from proda.metrics import report
+from proda.metrics import LabelConfusion, report
 from proda.models.network import evaluation_mode
 from proda.utils.lock import FolderLock
 
@@ -42,7 +41,7 @@ def write_pseudo_labels(
         Scores of the labels (see ``report``) if the batches contain ground truth, which is used for this report only;
         an empty dict otherwise.
     """
-    confusion = ConfusionMatrix(len(class_names), device=precision.device)
+    confusion = LabelConfusion(len(class_names), device=precision.device)
     has_labels = False
     with FolderLock(store.folder), evaluation_mode(network):
         for batch in tqdm(batches, desc="pseudo labels", disable=idist.get_rank() != 0, leave=False):
@@ -63,7 +62,7 @@ def write_pseudo_labels(
                 for name, hard, sure in zip(batch["name"], labels.byte().cpu(), confidence.cpu(), strict=True):
                     store.write(name, hard, sure)
             if "labels" in batch:
-                confusion.update((resize(probabilities, size), batch["labels"].long()))
+                confusion.update((resize(probabilities, size).max(1).indices, batch["labels"]))
                 has_labels = True
         idist.barrier()
         _finish(store)
