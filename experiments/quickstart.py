@@ -53,7 +53,7 @@ def draw_panel(config: Config, stages: list[str]) -> None:
     rows = []
     for batch in batches:
         size = tuple(batch["labels"].shape[-2:])
-        predictions = [predict(network, to_float(batch["image"]), size).argmax(1) for network in networks]
+        predictions = [predict(network, to_float(batch["image"]), size).max(1).indices for network in networks]
         for picture, truth, *predicted in zip(batch["image"], batch["labels"], *predictions, strict=True):
             rows.append([image_picture(picture), *(label_picture(labels, colors) for labels in (truth, *predicted))])
     width, height = rows[0][0].shape[1], rows[0][0].shape[0]

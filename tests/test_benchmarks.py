@@ -1,6 +1,7 @@
-"""The dry run at full size takes 20 minutes; that its command lines fit the experiments shows in a second."""
+"""Benchmarks take minutes; that they fit the package shows in a second, at small sizes or without running."""
 
 import importlib
+import math
 
 import pytest
 
@@ -47,3 +48,15 @@ def test_the_dry_run_ends_where_it_is_told_to(full_size, monkeypatch):
         monkeypatch.setattr("sys.argv", ["full_size.py", wrong])
         with pytest.raises(SystemExit):
             full_size.arguments()
+
+
+def test_what_is_measured_of_a_validation_computes_scores(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    validation = importlib.import_module("validation")
+    monkeypatch.setattr(validation, "FULL", (32, 64))
+    for name, options in validation.ROWS.items():
+        result = validation.work(name)()
+        if options is None:
+            assert result.sum() == 32 * 64
+        else:
+            assert result["confusion"].sum() == 28 * 64 and math.isfinite(result["label_free"])

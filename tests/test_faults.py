@@ -321,7 +321,8 @@ def test_no_image_name_leads_out_of_the_output_folder(name, tmp_path):
 @pytest.mark.parametrize("save", [SavePredictions, lambda folder: SaveOverlays(folder, np.zeros((3, 3), np.uint8))])
 def test_no_image_name_leads_a_prediction_out_of_the_output_folder(save, name, tmp_path):
     batch = {"name": [name], "file_size": torch.tensor([[4, 4]]), "image": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}
-    evaluator = Engine(lambda engine, batch: {"probabilities": torch.rand(1, 3, 4, 4)})
+    output = {"predicted": torch.zeros(1, 4, 4).long(), "logits": torch.zeros(1, 3, 4, 4)}
+    evaluator = Engine(lambda engine, batch: output)
     save(tmp_path / "predictions").attach(evaluator)
     with pytest.raises(ValueError, match="cannot name a file"):
         evaluator.run([batch])

@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from ignite.exceptions import NotComputableError
+from ignite.metrics import ConfusionMatrix
 
 from proda.data.labels import class_names
-from proda.metrics import LabelFreeScore, correlations, figures_of_run, flatten, report
+from proda.method import IGNORE
+from proda.metrics import LabelConfusion, LabelFreeScore, correlations, figures_of_run, flatten, report
 
 CLASSES = ["road", "sky", "train"]
 CONFUSION = torch.tensor([[8, 0, 0], [2, 8, 0], [0, 0, 0]], dtype=torch.float64)  # the last class is absent
@@ -34,16 +37,37 @@ def test_flat_scores_leave_out_what_is_undefined():
     assert flatten({}) == {}
 
 
+def test_the_confusion_of_label_maps_is_ignites_of_their_logits():
+    logits, labels = torch.randn(3, 4, 5, 7), torch.randint(0, 4, (3, 5, 7), dtype=torch.uint8)
+    labels[:, 0], labels[:, 1] = IGNORE, 4  # neither is one of the classes
+    ours, ignites = LabelConfusion(4), ConfusionMatrix(4)
+    for _ in range(2):
+        for image, truth in zip(logits.split(2), labels.split(2), strict=True):
+            ours.update((image.max(1).indices, truth))
+            ignites.update((image, truth.long()))
+        assert ours.compute().sum() == 3 * 3 * 7
+        assert torch.equal(ours.compute(), ignites.compute())
+        ours.reset(), ignites.reset()  # and a second run counts from zero
+    with pytest.raises(NotComputableError):
+        ours.compute()
+
+
+def test_a_confusion_without_any_label_is_zero():
+    confusion = LabelConfusion(3)
+    confusion.update((torch.zeros(1, 2, 2).long(), torch.full((1, 2, 2), IGNORE)))
+    assert torch.equal(confusion.compute(), torch.zeros(3, 3).long())
+
+
 def test_the_label_free_score_is_that_of_all_images_together_however_they_are_batched():
-    probabilities = torch.randn(5, 3, 2, 4).softmax(1)
+    logits = torch.randn(5, 3, 2, 4)
     found = []
     for sizes in ([5], [1, 4], [2, 2, 1]):
         score = LabelFreeScore()
-        for part in probabilities.split(sizes):
+        for part in logits.split(sizes):
             score.update((part, None))
         found.append(score.compute())
-    mean = probabilities.double().mean((0, 2, 3))
-    entropy = -(probabilities.double() * probabilities.double().log()).sum(1).mean()
+    probabilities = logits.double().softmax(1)
+    mean, entropy = probabilities.mean((0, 2, 3)), -(probabilities * probabilities.log()).sum(1).mean()
     assert found == pytest.approx([(-(mean * mean.log()).sum() - entropy).item()] * 3, abs=1e-6)
 
 

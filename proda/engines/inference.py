@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import ConfusionMatrix, Metric
+from ignite.metrics import Metric
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.optimization import Precision, resize, to_float
 from proda.method import IGNORE
 from proda.method.pseudo_labels import flip_averaged
-from proda.metrics import LabelFreeScore
+from proda.metrics import LabelConfusion, LabelFreeScore
 from proda.models.network import SegmentationNetwork
 
 
@@ -34,19 +34,31 @@ def predict(
     """
 
     def probabilities_of(image: Tensor) -> Tensor:
-        logits = network(image).logits.float()
-        return resize(logits.softmax(1), size) if softmax_first else resize(logits, size).softmax(1)
+        if softmax_first:
+            return resize(network(image).logits.float().softmax(1), size)
+        return resized_logits(network, image, size).softmax(1)
 
-    total = torch.zeros((), device=image.device)
-    for scale in scales:
+    def at_scale(scale: float) -> Tensor:
         scaled = image
         if scale != 1.0:
             scaled = resize(image, tuple(round(side * scale) for side in image.shape[-2:]))
         probabilities = probabilities_of(scaled)
-        if flip:
-            probabilities = flip_averaged(probabilities, probabilities_of(scaled.flip(-1)))
-        total = total + probabilities
-    return total / len(scales)
+        return flip_averaged(probabilities, probabilities_of(scaled.flip(-1))) if flip else probabilities
+
+    first, *others = scales
+    total = at_scale(first)
+    for scale in others:
+        total = total + at_scale(scale)
+    return total / len(scales) if others else total
+
+
+def resized_logits(network: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits [B, K, *size], float32, of images [B, 3, H, W] in 0..1.
+
+    The memory of the network's output may be channels-last; the result's is not, because softmax over classes would
+    take three times as long there.
+    """
+    return resize(network(image).logits.float().contiguous(), size)
 
 
 def segmentation_evaluator(
@@ -58,23 +70,34 @@ def segmentation_evaluator(
 ) -> Engine:
     """The evaluator.
 
-    Batches: ``{"image", "labels", "name"}``. Output: ``probabilities`` [B, K, H, W] and ``labels`` long [B, H, W].
+    Batches: ``{"image", "labels", "name"}``. Output: ``predicted``, the most probable classes, long [B, H, W];
+    ``logits``, float32 [B, K, H, W], whose softmax is the class probabilities (see ``predict``); and ``labels``, long
+    [B, H, W].
 
-    Metrics: ``confusion`` (float64 [K, K], true classes in rows) and ``label_free`` (see ``LabelFreeScore``). Batches
+    Metrics: ``confusion`` (int64 [K, K], true classes in rows) and ``label_free`` (see ``LabelFreeScore``). Batches
     may lack labels; these are then ``IGNORE`` everywhere, and only ``label_free`` is meaningful.
     The network is in evaluation mode during the run; afterwards, or when it is stopped, each module returns to its
-    previous mode. The last output is released then, because full-size probabilities are the largest tensors of a run.
+    previous mode. An output is released before the next batch and after the run, because full-size logits are the
+    largest tensors of a run.
     """
+    averaged = flip or tuple(scales) != (1.0,)
 
     @torch.no_grad()
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Tensor]:
+        engine.state.output = None
         engine.state.batch = batch = to_device(batch, precision.device)
         network.eval()
         image = batch["image"]
+        size = tuple(image.shape[-2:])
         with precision.autocast():
-            probabilities = predict(network, to_float(image), tuple(image.shape[-2:]), flip=flip, scales=scales)
+            if averaged:
+                scores = predict(network, to_float(image), size, flip=flip, scales=scales)
+            else:
+                scores = resized_logits(network, to_float(image), size)
+        predicted = scores.max(1).indices  # argmax(1) takes three times as long on a CPU
+        logits = scores.log_() if averaged else scores
         labels = batch["labels"].long() if "labels" in batch else torch.full_like(image[:, 0], IGNORE).long()
-        return {"probabilities": probabilities, "labels": labels}
+        return {"predicted": predicted, "logits": logits, "labels": labels}
 
     engine = Engine(step)
     modes: dict[nn.Module, bool] = {}
@@ -89,13 +112,11 @@ def segmentation_evaluator(
             module.training = training
         engine.state.output = engine.state.batch = None
 
-    def probabilities_and_labels(output: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return output["probabilities"], output["labels"]
-
-    # ConfusionMatrix ignores labels that are not a class, such as IGNORE.
     metrics: dict[str, Metric] = {
-        "confusion": ConfusionMatrix(network.num_classes, output_transform=probabilities_and_labels),
-        "label_free": LabelFreeScore(output_transform=probabilities_and_labels),
+        "confusion": LabelConfusion(
+            network.num_classes, output_transform=lambda out: (out["predicted"], out["labels"])
+        ),
+        "label_free": LabelFreeScore(output_transform=lambda out: (out["logits"], out["labels"])),
     }
     for name, metric in metrics.items():
         metric.attach(engine, name)

@@ -6,7 +6,6 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.metrics import ConfusionMatrix
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -15,7 +14,7 @@ from proda.data.loaders import to_device
 from proda.engines.inference import predict
 from proda.engines.optimization import Precision, resize, to_float
 from proda.method.pseudo_labels import flip_averaged
-from proda.metrics import report
+from proda.metrics import LabelConfusion, report
 from proda.models.network import evaluation_mode
 from proda.utils.lock import FolderLock
 
@@ -44,7 +43,7 @@ def write_pseudo_labels(
         Scores of the labels (see ``report``) if the batches contain ground truth, which is used for this report only;
         an empty dict otherwise.
     """
-    confusion = ConfusionMatrix(len(class_names), device=precision.device)
+    confusion = LabelConfusion(len(class_names), device=precision.device)
     has_labels = False
     with FolderLock(store.folder), ExitStack() as modes:
         for labeller in (network, *others):
@@ -70,7 +69,7 @@ def write_pseudo_labels(
                 for name, hard, sure in zip(batch["name"], labels.byte().cpu(), confidence.cpu(), strict=True):
                     store.write(name, hard, sure)
             if "labels" in batch:
-                confusion.update((resize(probabilities, size), batch["labels"].long()))
+                confusion.update((resize(probabilities, size).max(1).indices, batch["labels"]))
                 has_labels = True
         idist.barrier()
         _finish(store)

@@ -150,12 +150,12 @@ class LabelQuality:
             "before": out["pseudo_labels"],
             "rectified": hard_labels(out["rectified"]),  # without a threshold
             "labels": out["rectified_labels"],
-            "student": out["target_logits"].argmax(1),
+            "student": out["target_logits"].max(1).indices,
         }
         sure = {"before": out["soft_labels"], "labels": out["rectified"], "student": out["target_logits"].softmax(1)}
         if "full_logits" in out:
             sure["teacher"] = crop_soft_label_batch(out["full_logits"].float().softmax(1), target["weak_view"], size)
-            maps["teacher"] = sure["teacher"].argmax(1)
+            maps["teacher"] = sure["teacher"].max(1).indices
         if self.truth is not None:
             truth = self._truth_of_weak_view(target)
             # Where crop_soft_labels samples the soft labels, to the nearest pixel.
@@ -183,8 +183,8 @@ class LabelQuality:
         valid = valid.squeeze(1)
         maps = {
             "labels": labels,
-            "student": student.argmax(1).masked_fill(~valid, IGNORE),
-            "teacher": teacher.argmax(1).masked_fill(~valid, IGNORE),
+            "student": student.max(1).indices.masked_fill(~valid, IGNORE),
+            "teacher": teacher.max(1).indices.masked_fill(~valid, IGNORE),
         }
         if self.truth is not None:
             maps["truth"] = truth.squeeze(1)

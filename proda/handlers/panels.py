@@ -83,8 +83,9 @@ class ValidationPanels:
 
     def collect(self, evaluator: Engine) -> None:
         if len(self.rows) < PANEL_ROWS:
-            confidence, prediction = evaluator.state.output["probabilities"].max(1)
-            columns = (evaluator.state.batch["image"], evaluator.state.output["labels"], prediction, confidence)
+            out = evaluator.state.output
+            confidence = out["logits"].softmax(1).amax(1)
+            columns = (evaluator.state.batch["image"], out["labels"], out["predicted"], confidence)
             for image, truth, predicted, sure in zip(*columns, strict=True):
                 pictures = [image_picture(image), label_picture(truth, self.colors)]
                 pictures += [label_picture(predicted, self.colors), confidence_picture(sure)]

@@ -13,10 +13,11 @@ from proda.visualization import image_picture
 
 
 class SavePredictions:
-    """Writes the arg-max of every image of an evaluator's run to ``FOLDER/NAME + suffix``, a PNG with one channel.
+    """Writes the predicted classes of every image of an evaluator's run to ``FOLDER/NAME + suffix``.
 
-    The map has the size of the image file, even if the network's input was resized. Reads
-    ``engine.state.output["probabilities"]`` [B, K, H, W] and ``name`` and ``file_size`` of ``engine.state.batch``.
+    The file is a PNG with one channel. The map has the size of the image file, even if the network's input was resized.
+    Reads ``predicted`` [B, H, W] and ``logits`` [B, K, H, W] of ``engine.state.output``, and ``name`` and ``file_size``
+    of ``engine.state.batch``.
 
     Args:
         ids: uint8 [K], the pixel value of each class; if None, the class's number.
@@ -33,9 +34,12 @@ class SavePredictions:
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        batch, probabilities = engine.state.batch, engine.state.output["probabilities"]
-        for name, size, scores in zip(batch["name"], batch["file_size"].tolist(), probabilities, strict=True):
-            values = resize(scores[None], tuple(size))[0].argmax(0).byte().cpu().numpy()
+        batch, out = engine.state.batch, engine.state.output
+        columns = (batch["name"], batch["file_size"].tolist(), out["predicted"], out["logits"])
+        for name, size, labels, logits in zip(*columns, strict=True):
+            if list(labels.shape) != size:
+                labels = resize(logits[None].softmax(1), size).max(1).indices[0]
+            values = labels.byte().cpu().numpy()
             picture = Image.fromarray(values if self.ids is None else self.ids[values])
             if self.colors is not None:
                 # All 256 entries: with a shorter palette Pillow packs several pixels into a byte.
@@ -55,7 +59,7 @@ class SaveOverlays:
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        labels = engine.state.output["probabilities"].argmax(1).cpu().numpy()
+        labels = engine.state.output["predicted"].cpu().numpy()
         batch = engine.state.batch
         for name, image, values in zip(batch["name"], batch["image"], labels, strict=True):
             photo, colors = (

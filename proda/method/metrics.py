@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SLICE = 2**19  # numbers in a slice of logits, 2 MB
+
 
 class Scores(NamedTuple):
     """Fractions in 0..1; NaN where there are no pixels to score."""
@@ -32,19 +34,26 @@ def scores(confusion: Tensor) -> Scores:
     )
 
 
-def mutual_information(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+def mutual_information(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The two terms of a label-free score: predictions should be confident at each pixel, yet diverse overall.
 
-    ``probabilities`` [B, K, H, W] of a batch.
+    ``logits`` [B, K, H, W] of a batch, whose softmax is the class probabilities; -inf is a probability of 0.
 
     Returns:
         The sum over images of the mean prediction, float64 [K], and of the mean entropy of a pixel (nats, float64
         scalar). With N images the score is the entropy of ``first / N`` minus ``second / N``, between 0 and log K;
         higher is better.
     """
-    probabilities = probabilities.float()
-    entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(1)
-    return probabilities.mean((2, 3)).double().sum(0), entropy.mean((1, 2)).double().sum()
+    batch, classes, height, width = logits.shape
+    total = torch.zeros(classes, dtype=torch.float64, device=logits.device)
+    entropy = torch.zeros((), dtype=torch.float64, device=logits.device)
+    # In slices that fit into a processor's cache: several times faster, and no copy of all logits is made.
+    for rows in logits.split(max(1, SLICE // (batch * classes * width)), dim=2):
+        log = rows.float().log_softmax(1).clamp_min_(torch.finfo(torch.float32).min)  # 0 * -inf would be NaN
+        probabilities = log.exp()
+        total += probabilities.sum((0, 2, 3))
+        entropy -= (probabilities * log).sum()
+    return total / (height * width), entropy / (height * width)
 
 
 def rank_correlation(x: Tensor, y: Tensor) -> float:

@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-from ignite.metrics import ConfusionMatrix
 
 from proda.data.labels import class_names
 from proda.method.metrics import scores
-from proda.metrics import report
+from proda.metrics import LabelConfusion, report
 from tests.golden.arrays import DATA, assert_golden
 
 GOLDEN = json.loads((DATA / "metrics.json").read_text())
@@ -18,12 +17,11 @@ REL = 1e-9
 
 
 def confusion_of(case: dict) -> torch.Tensor:
-    """As evaluation computes it: probabilities in, labels that are no class left out."""
+    """As evaluation computes it, which leaves out labels that are no class."""
     labels, predictions = torch.tensor(case["labels"]), torch.tensor(case["predictions"])
-    metric = ConfusionMatrix(case["n_class"])
+    metric = LabelConfusion(case["n_class"])
     for truth, predicted in zip(labels, predictions, strict=True):  # image by image
-        probabilities = torch.nn.functional.one_hot(predicted, case["n_class"]).movedim(-1, 0).float()
-        metric.update((probabilities.unsqueeze(0), truth.unsqueeze(0)))
+        metric.update((predicted.unsqueeze(0), truth.unsqueeze(0)))
     return metric.compute()
 
 

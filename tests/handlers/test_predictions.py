@@ -11,9 +11,13 @@ LABELS = torch.tensor([[[0, 1], [2, 1]]])
 COLORS = np.array([[10, 0, 0], [0, 20, 0], [0, 0, 30]], np.uint8)
 
 
+def output(labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of an evaluator that is sure of ``labels``."""
+    return {"predicted": labels, "logits": torch.nn.functional.one_hot(labels).permute(0, 3, 1, 2).float().log()}
+
+
 def run(*handlers) -> None:
-    probabilities = torch.nn.functional.one_hot(LABELS, 3).permute(0, 3, 1, 2).float()
-    evaluator = Engine(lambda engine, batch: {"probabilities": probabilities})
+    evaluator = Engine(lambda engine, batch: output(LABELS))
     for handler in handlers:
         handler.attach(evaluator)
     evaluator.run(
@@ -46,8 +50,7 @@ def test_an_overlay_mixes_image_and_colours(tmp_path):
 
 
 def test_a_label_map_has_the_size_of_the_photograph_whatever_size_the_network_saw(tmp_path):
-    probabilities = torch.nn.functional.one_hot(torch.tensor([[[0, 1]]]), 2).permute(0, 3, 1, 2).float()
-    evaluator = Engine(lambda engine, batch: {"probabilities": probabilities})  # [1, 2, 1, 2]
+    evaluator = Engine(lambda engine, batch: output(torch.tensor([[[0, 1]]])))
     SavePredictions(tmp_path).attach(evaluator)
     evaluator.run([{"name": ["a"], "file_size": torch.tensor([[2, 5]])}])
     # two columns to five with aligned corners: the classes change places in the middle

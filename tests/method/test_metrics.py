@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from proda.method import metrics
 from proda.method.metrics import mutual_information, rank_correlation, scores
 
 
@@ -44,7 +45,7 @@ def test_scores_are_those_of_a_slow_count():
 
 
 def label_free(probabilities: torch.Tensor) -> float:
-    mean, entropy = mutual_information(probabilities)
+    mean, entropy = mutual_information(probabilities.log())
     mean, entropy = mean / len(probabilities), entropy / len(probabilities)
     return (-(mean * mean.clamp_min(1e-12).log()).sum() - entropy).item()
 
@@ -59,20 +60,49 @@ def test_sure_and_diverse_predictions_score_log_k_and_anything_else_less():
 def test_images_of_different_content_count_together_as_diverse():
     images = torch.tensor([[[[1.0]], [[0.0]]], [[[0.0]], [[1.0]]]])
     assert label_free(images) == pytest.approx(math.log(2))
-    parts = [mutual_information(image.unsqueeze(0)) for image in images]
-    whole = mutual_information(images)
+    parts = [mutual_information(image.unsqueeze(0).log()) for image in images]
+    whole = mutual_information(images.log())
     for i in range(2):
         torch.testing.assert_close(parts[0][i] + parts[1][i], whole[i])
 
 
 def test_the_terms_of_the_score_by_hand_and_in_float64_whatever_the_input():
-    probabilities = torch.tensor([0.5, 1.0, 0.25, 0.5]).reshape(1, 1, 1, 4)  # of the first of two classes
-    probabilities = torch.cat([probabilities, 1 - probabilities], 1).bfloat16()  # exact in bfloat16
-    mean, entropy = mutual_information(probabilities)
-    assert mean.tolist() == [0.5625, 0.4375]
-    pixels = [math.log(2), 0, -0.25 * math.log(0.25) - 0.75 * math.log(0.75), math.log(2)]
+    logits = torch.tensor([0.0, 200.0, -0.75, 0.0]).reshape(1, 1, 1, 4)  # of the first of two classes
+    logits = torch.cat([logits, -logits], 1).bfloat16()  # exact in bfloat16
+    mean, entropy = mutual_information(logits)
+    first = 1 / (1 + math.exp(1.5))
+    assert mean.tolist() == pytest.approx([(2 + first) / 4, (2 - first) / 4], rel=1e-6)
+    pixels = [math.log(2), 0, -first * math.log(first) - (1 - first) * math.log(1 - first), math.log(2)]
     assert entropy.item() == pytest.approx(sum(pixels) / 4, rel=1e-6)
     assert mean.dtype == entropy.dtype == torch.float64
+
+
+@pytest.mark.parametrize("size", [(1, 1), (13, 7), (64, 32)])
+@pytest.mark.parametrize("numbers", [1, 5 * 2 * 32 * 3, 2**19])  # one row at a time, some rows, all at once
+def test_slices_of_rows_add_up_to_the_terms_of_the_whole_map(size, numbers, monkeypatch):
+    monkeypatch.setattr(metrics, "SLICE", numbers)
+    logits = 5 * torch.randn(2, 5, *size)
+    mean, entropy = mutual_information(logits)
+    log = logits.double().log_softmax(1)
+    torch.testing.assert_close(mean, log.exp().mean((2, 3)).sum(0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(entropy, -(log.exp() * log).sum(1).mean((1, 2)).sum(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_score_of_a_large_map_is_exact_to_a_millionth(memory_format):
+    logits = 3 * torch.randn(1, 19, 301, 403)
+    mean, entropy = mutual_information(logits.contiguous(memory_format=memory_format))
+    log = logits.double().log_softmax(1)
+    assert mean.tolist() == pytest.approx(log.exp().mean((0, 2, 3)).tolist(), abs=1e-7)
+    assert entropy.item() == pytest.approx(-(log.exp() * log).sum(1).mean().item(), abs=1e-6)
+
+
+def test_a_class_with_a_logit_of_minus_infinity_is_impossible_and_nan_stays_nan():
+    logits = torch.tensor([0.0, 0.0, -math.inf]).reshape(1, 3, 1, 1)
+    mean, entropy = mutual_information(logits)
+    assert mean.tolist() == pytest.approx([0.5, 0.5, 0]) and entropy.item() == pytest.approx(math.log(2))
+    logits[0, 1] = math.nan
+    assert all(term.isnan().any() for term in mutual_information(logits))
 
 
 def test_rank_correlation_without_ties_is_spearmans_formula():
