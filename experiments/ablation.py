@@ -25,7 +25,7 @@ from proda.experiment.ablation_rows import FILES, ROWS, TABLES, Lengths
 from proda.experiment.config import DataConfig, make_config
 from proda.experiment.job import read_provenance
 from proda.experiment.launch import load_experiment
-from proda.experiment.recipes import STREETS_DATA
+from proda.experiment.recipes import STREETS_DATA, scaled
 from proda.experiment.results import Results
 from proda.experiment.tables import caption, findings_table, rows_table
 from proda.experiment.up_to_date import finished_summary, run_if_outdated
@@ -89,7 +89,7 @@ def flags(config: Config, row: str, seed: int) -> dict[str, Any]:
     values |= {name: getattr(config, name) for name in PASSED_ON}
     values |= {flag: str(folder / model) for flag, model in recipe.start.items()} | recipe.flags
     preset = {**module.PRESETS["streets"], **recipe.flags}
-    values |= {name: max(1, round(preset[name] * config.scale)) for name in ("iterations", "val_every")}
+    values |= scaled(preset, config.scale)
     return {
         name: round(value.factor * values["iterations"]) if isinstance(value, Lengths) else value
         for name, value in values.items()

@@ -8,6 +8,7 @@ Each stage writes to OUTPUT/STAGE and records its inputs there in inputs.json. I
 that are up to date are skipped, and an interrupted stage is resumed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -18,12 +19,12 @@ from proda.experiment.config import DataConfig, make_config
 from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment
-from proda.experiment.recipes import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS
+from proda.experiment.recipes import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
 from proda.experiment.tables import CONTROL, control_sentence, stage_table
 from proda.experiment.up_to_date import print_once, run_if_outdated
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json
-from proda.utils.options import NonNegativeInt, PathText, PositiveInt
+from proda.utils.options import NonNegativeInt, PathText, PositiveFloat, PositiveInt
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
 # Streets needs no downloads: the source-only model replaces ImageNet weights, and the stage-1 model replaces SimCLR
@@ -48,10 +49,17 @@ class Config(DataConfig):
     batch_size: PositiveInt = 4  # images of each domain in a batch, over all processes
     epochs: PositiveInt = 84  # length of each stage: passes over the target training images
     iterations: NonNegativeInt = 0  # length of each stage in iterations; 0: use --epochs
+    scale: PositiveFloat = 1.0  # with --preset=streets and no --iterations: factor for the length of each stage
     mean_width: PositiveInt = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
     crop_width: PositiveInt = 896  # width of the crops, pixels
     crop_height: PositiveInt = 512  # height of the crops, pixels
     checkpoint_every: PositiveInt = 1000  # iterations between checkpoints
+
+    def problems(self) -> Iterator[str]:
+        """One line for each invalid combination of flags."""
+        yield from super().problems()
+        if self.scale != 1 and self.preset != "streets":
+            yield "--scale is for --preset=streets; elsewhere --epochs or --iterations set the length"
 
 
 PRESETS = {
@@ -122,6 +130,8 @@ def flags(config: Config, stage: str) -> dict:
     values = {name: getattr(config, name) for name in PASSED_ON} | {"output": str(folder / stage)}
     if config.iterations:
         values["iterations"] = config.iterations
+    elif config.preset == "streets":
+        values |= scaled(module.PRESETS["streets"], config.scale)
     preset = make_config(module.Config, values, module.PRESETS)
     if stage == CONTROL:
         values |= {**NO_TARGET_LOSS, "weights": str(folder / "warmup" / "last.pt")}

@@ -1,5 +1,7 @@
 """Values that presets of several experiments share."""
 
+from typing import Any
+
 # Presets of commands that do not train: only the source domain differs.
 EVALUATION_PRESETS = {
     "gta5": {},
@@ -32,3 +34,8 @@ NO_TARGET_LOSS = {
     "rce_weight": 0.0,
     "mrkld_weight": 0.0,
 }
+
+
+def scaled(preset: dict[str, Any], factor: float) -> dict[str, int]:
+    """The numbers of iterations of a preset ``streets``, times ``factor``."""
+    return {name: max(1, round(factor * preset[name])) for name in ("iterations", "val_every")}
