@@ -74,7 +74,7 @@ PRESETS = {
         "bn_pretrain": False,
         "threshold": 0.0,  # after so little training, 0.95 would exclude all pixels of thin classes
         # The student ends a little below its labels, so they have to be better than the teacher's predictions.
-        "scales": "0.75,1,1.25,1.5",
+        "scales": "0.75,1,1.25",
         "label_with": "runs/warmup/last.pt",
         # In evaluation mode, as the teacher predicts: small batches of strong views have other statistics.
         "freeze_bn": True,
