@@ -9,7 +9,7 @@ Pass the folder to a stage with --pseudo_labels. After an interruption, the same
 from dataclasses import dataclass
 from typing import Literal
 
-from proda.engines.labelling import missing_labels, write_pseudo_labels
+from proda.engines.labelling import Averaging, missing_labels, write_pseudo_labels
 from proda.experiment.config import DataConfig, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
@@ -25,6 +25,7 @@ class Config(DataConfig):
     pseudo_labels: PathText = ""  # folder to write to; if empty, OUTPUT/pseudo_labels
     flip: bool = True  # hard labels only: average the predictions of the image and its mirror image
     scales: str = "1"  # hard labels only: scales of the image to average over, separated by commas: 0.75,1,1.25
+    label_with: PathText = ""  # hard labels only: weights of a second network whose predictions are averaged in
 
 
 RELEASED = {"weights": "runs/warmup/best.pt"}
@@ -40,13 +41,15 @@ PRESETS = {
 def run(local_rank: int, config: Config) -> dict:
     job, data = Job(config), Domains(config)
     network, targets = load_network(config, data.classes, job.device), data.target.names
-    scales = parse_scales(config.scales)
-    averaged = {"flip": config.flip, "scales": scales} if config.kind == "hard" else {}
-    settings = {name: value for name, value in averaged.items() if value != (1.0,)}  # one scale is not mentioned
+    others = [load_network(config, data.classes, job.device, flag="label_with")] if config.label_with else []
+    averaging, settings = Averaging(), {}
+    if config.kind == "hard":
+        averaging = Averaging(config.flip, parse_scales(config.scales), others)
+        settings = averaging.settings()
     store = data.label_store(config.kind, job.folder / "pseudo_labels", network, **settings)
     job.open({"weights": config.weights, "images": len(targets)})
 
     missing = missing_labels(store, targets)
     images, names = data.whole_target(missing), data.classes.names
-    scores = write_pseudo_labels(store, network, images, job.precision, class_names=names, **averaged)
+    scores = write_pseudo_labels(store, network, images, job.precision, class_names=names, **averaging._asdict())
     return job.finish({"written": len(missing), "images": len(targets), **scores})

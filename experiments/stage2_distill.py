@@ -10,11 +10,11 @@ GTA5 -> Cityscapes: the released code reports 56.9 mIoU (SYNTHIA: 54.6 over 16 c
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from proda.data.label_store import check_threshold
 from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.inference import segmentation_evaluator
+from proda.engines.labelling import Averaging
 from proda.experiment import training
 from proda.experiment.config import AdaptConfig, InitConfig, InitKind, parse_scales
 from proda.experiment.domains import Domains
@@ -96,10 +96,8 @@ def run(local_rank: int, config: Config) -> dict:
     student = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
 
     # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
-    scales = parse_scales(config.scales)
-    several: dict[str, Any] = {"scales": scales} if scales != (1.0,) else {}  # manifests mention only what is not usual
-    several |= {"label_with": others[0].origin} if others else {}
-    store = data.label_store("hard", job.folder / "pseudo_labels", teacher, flip=config.flip, **several)
+    averaging = Averaging(config.flip, parse_scales(config.scales), others)
+    store = data.label_store("hard", job.folder / "pseudo_labels", teacher, **averaging.settings())
     confident = {"threshold": config.threshold, "threshold_as_released": config.threshold_as_released}
     target = data.target_views(strong=True, pseudo_labels=store, **confident)
     batches = data.training_batches(data.source_crops(), target)
@@ -111,8 +109,8 @@ def run(local_rank: int, config: Config) -> dict:
     evaluator = segmentation_evaluator(student, precision)
 
     # The method: hard labels of the teacher before the first iteration; the teacher does not change.
-    names, averaged = data.classes.names, {"flip": config.flip, "scales": scales, "others": others}
-    PseudoLabels(store, teacher, data.whole_target, precision, names, **averaged).attach(trainer)
+    names = data.classes.names
+    PseudoLabels(store, teacher, data.whole_target, precision, names, **averaging._asdict()).attach(trainer)
     watch = LabelQuality(names, truth=data.target_truth(), replay_as_released=config.replay_as_released)
     watch.attach(trainer, every=config.watch_every)
     if config.adabn:

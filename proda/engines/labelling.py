@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import ignite.distributed as idist
 import torch
@@ -15,8 +15,22 @@ from proda.engines.inference import predict
 from proda.engines.optimization import Precision, resize, to_float
 from proda.method.pseudo_labels import flip_averaged
 from proda.metrics import LabelConfusion, report
-from proda.models.network import evaluation_mode
+from proda.models.network import SegmentationNetwork, evaluation_mode
 from proda.utils.lock import FolderLock
+
+
+class Averaging(NamedTuple):
+    """What the predictions that hard pseudo labels are made from are averaged over."""
+
+    flip: bool = False  # the image and its mirror image
+    scales: Sequence[float] = (1.0,)  # scales of the image
+    others: Sequence[SegmentationNetwork] = ()  # networks beside the one that the labels are named after
+
+    def settings(self) -> dict[str, Any]:
+        """The settings for the manifest of the labels. A single scale and a single network are not mentioned."""
+        settings: dict[str, Any] = {"flip": self.flip}
+        settings |= {"scales": self.scales} if tuple(self.scales) != (1.0,) else {}
+        return settings | ({"others": [network.origin for network in self.others]} if self.others else {})
 
 
 @torch.no_grad()

@@ -47,6 +47,8 @@ DISTILLATION = {
     "bn_pretrain": True,
     "pseudo_labels": "",
     "flip": True,
+    "scales": "1",
+    "label_with": "",
     "threshold": 0.95,
     "distillation_weight": 1.0,
 }
@@ -188,4 +190,4 @@ def test_labels_and_prototypes_of_their_own_commands_equal_those_of_the_stages()
         for alone in (prototypes, labels):
             assert alone["source"] == stage1["source"] and alone["weights"] == stage1["weights"]
         assert prototypes["passes"] == stage1["prototype_passes"]
-        assert labels["flip"] == stage2["flip"]
+        assert all(labels[name] == stage2[name] for name in ("flip", "scales", "label_with"))

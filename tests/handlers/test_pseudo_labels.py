@@ -1,12 +1,14 @@
 """Pseudo labels during training: written, renewed, resumed."""
 
+from functools import partial
+
 import pytest
 import torch
 from ignite.engine import Engine, Events
 
 from proda.data.label_store import Manifest, open_store, read_manifest
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.labelling import missing_labels, write_pseudo_labels
+from proda.engines.labelling import Averaging, missing_labels, write_pseudo_labels
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.utils.errors import UserError
@@ -111,6 +113,31 @@ def test_hard_labels_are_the_arg_max_at_image_size(tmp_path, flip):
     labels, confidence = store.read("a")
     assert (labels == expected[0].argmax(0)).float().mean() > 0.999  # except for ties in the last bit
     torch.testing.assert_close(confidence, expected[0].amax(0), atol=5.1e-3, rtol=0)
+
+
+def test_hard_labels_are_averaged_over_scales_and_over_other_networks(tmp_path):
+    first, second = tiny.network(seed=1).eval(), tiny.network(seed=2).eval()
+    averaging = Averaging(flip=True, scales=(0.5, 1.0), others=[second])
+    store = open_store(tmp_path, "hard", Manifest(K, "w", averaging.settings(), NAMES))
+    write_pseudo_labels(store, first, Images()(NAMES), PRECISION, class_names=CLASSES, **averaging._asdict())
+    total, image = torch.zeros(1, K, *FULL), PICTURES[:1].float() / 255
+    to_size = partial(torch.nn.functional.interpolate, mode="bilinear", align_corners=True)
+    for network in (first, second):
+        for scale in (0.5, 1.0):
+            view = to_size(image, size=[round(scale * side) for side in FULL])
+            total += to_size(network(view).logits.softmax(1), size=FULL)
+            total += to_size(network(view.flip(-1)).logits.softmax(1), size=FULL).flip(-1)
+    labels, confidence = store.read("a")
+    assert (labels == total[0].argmax(0)).float().mean() > 0.999
+    torch.testing.assert_close(confidence, total[0].amax(0) / 8, atol=5.1e-3, rtol=0)
+
+
+def test_manifests_mention_scales_and_networks_only_if_there_are_several():
+    other = tiny.network()
+    other.origin = "abc"
+    assert Averaging(flip=True).settings() == Averaging(flip=True, scales=[1.0]).settings() == {"flip": True}
+    found = Averaging(scales=(0.5, 1.0), others=[other]).settings()
+    assert found == {"flip": False, "scales": (0.5, 1.0), "others": ["abc"]}
 
 
 def test_scores_against_ground_truth_are_those_of_the_predictions(tmp_path):
