@@ -79,7 +79,7 @@ PRESETS = {
         # In evaluation mode, as the teacher predicts: small batches of strong views have other statistics.
         "freeze_bn": True,
         "adabn": False,
-        "lr": 0.01,
+        "lr": 0.005,
         "iterations": 500,
         "val_every": 250,
         "watch_every": 5,

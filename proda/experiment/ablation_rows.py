@@ -34,7 +34,7 @@ OTHER_START = {"freeze_bn": False, "adabn": True, "lr": 0.03}
 SELF_TRAINING_THRESHOLD = 0.9
 # Cross entropy on the arg-max of the warm-up model's soft labels, which stay fixed. The regulariser MRKLD is added
 # together with the symmetric cross entropy.
-SELF_TRAINING = {**NO_TARGET_LOSS, "ce_weight": 1.0, "threshold": SELF_TRAINING_THRESHOLD}
+SELF_TRAINING = {**NO_TARGET_LOSS, "ce_weight": 0.5, "threshold": SELF_TRAINING_THRESHOLD}
 NO_STRUCTURE = {"structure_weight": 0.0}
 RENEWED = {"renew_labels_every": 7}  # epochs between renewals of the soft labels
 BY_TEACHER = {**RENEWED, "renew_labels_from": "teacher"}
