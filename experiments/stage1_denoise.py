@@ -93,7 +93,7 @@ PRESETS = {
     "synthia_released": {**RELEASED, "source": "synthia", "mrkld_weight": 0.0},
     "streets": {
         **STREETS_ADAPT,
-        "lr": 0.03,
+        "lr": 0.06,
         "iterations": 800,
         "val_every": 400,
         "judge_teacher": True,
