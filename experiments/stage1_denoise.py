@@ -101,8 +101,8 @@ PRESETS = {
         # 800 iterations are 1/78 of the published number, so teacher and prototypes need faster moving averages
         "teacher_momentum": 0.02,
         "prototype_momentum": 0.01,
-        # The reverse term learns slowly: with the published 0.1 and 1.0, so few iterations would lose thin classes. More
-        # weight on the target in all, beside the source loss, costs so small a network what it knows of the source.
+        # The reverse term learns slowly: with the published 0.1 and 1.0, so few iterations would lose thin classes.
+        # With more weight on the target in all, so small a network loses what it has learnt from the source.
         "ce_weight": 0.5,
         "rce_weight": 0.05,
         "mrkld_weight": 0.05,

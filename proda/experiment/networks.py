@@ -80,14 +80,18 @@ def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
+def synchronises_batch_norm(config: StudentOptions, device: torch.device) -> bool:
+    """Whether batch statistics are those of all processes. PyTorch's synchronised batch norm needs a GPU."""
+    return config.sync_bn and not config.freeze_bn and device.type == "cuda"
+
+
 def parallel(config: StudentOptions, network: nn.Module) -> nn.Module:
     """The network; with several processes it is wrapped to average gradients over them (DDP)."""
     if config.freeze_bn:
         freeze_batch_norm(network)  # before DDP, which expects a gradient for every trainable parameter
     if idist.get_world_size() == 1:
         return network
-    on_gpu = next(network.parameters()).device.type == "cuda"
-    sync_bn = config.sync_bn and not config.freeze_bn and on_gpu
+    sync_bn = synchronises_batch_norm(config, next(network.parameters()).device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # older torch does not know its new name
         # Broadcasting buffers would overwrite batch-norm statistics between two forward passes of one backward pass.

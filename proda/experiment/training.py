@@ -8,9 +8,10 @@ from ignite.engine import Engine, Events
 
 from proda.data.loaders import TrainingBatches
 from proda.engines.events import remember
-from proda.experiment.config import LoopConfig, TrainConfig
+from proda.experiment.config import LoopConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
+from proda.experiment.networks import synchronises_batch_norm
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -21,8 +22,11 @@ from proda.utils.errors import UserError
 PUBLISHED_BATCH_SIZE = 4
 
 
-def summary_lines(config: TrainConfig, data: Domains, batches: TrainingBatches) -> dict[str, Any]:
-    """The start-up summary of a training run, name -> value; warns if the batch size is not that of the recipe."""
+def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[str, Any]:
+    """The start-up summary of a training run, name -> value; warns if the batch size is not that of the recipe.
+
+    ``config`` has the fields of ``TrainConfig`` and of ``StudentOptions``.
+    """
     factor, own = config.head_lr_factor, data.own_target
     lines = {
         "preset": config.preset,
@@ -35,6 +39,9 @@ def summary_lines(config: TrainConfig, data: Domains, batches: TrainingBatches) 
         )
     if factor != 1:
         lines["learning rate"] += f", head {factor * config.lr:g}"
+    alike = config.freeze_bn or synchronises_batch_norm(config, idist.device())
+    if idist.get_world_size() > 1 and not alike:
+        lines["batch norm"] = "statistics of each process alone: results depend on the number of processes"
     if own is not None and not own.has_labels("val"):
         lines["validation"] = f"label-free score only: {config.target} has no labels under [val]"
     return lines

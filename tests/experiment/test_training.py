@@ -1,12 +1,16 @@
 """What every training run shares: its length, the order of its handlers, clipping."""
 
 from functools import wraps
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from proda.data.loaders import TrainingBatches
 from proda.engines.supervised import supervised_trainer
+from proda.experiment import training
+from proda.experiment.config import make_config
+from proda.experiment.launch import load_experiment
 from proda.handlers.checkpoints import NewestFiles
 from proda.handlers.nan import StopOnNan
 from proda.handlers.prototypes import PrototypeEMA
@@ -29,6 +33,21 @@ def test_the_incomplete_last_batch_of_an_epoch_is_dropped(iterations, length):
 def test_images_that_make_no_batch_are_refused(source, target, short):
     with pytest.raises(UserError, match=f"--batch_size=4 exceeds the 3 training images of the {short}"):
         TrainingBatches(range(source), range(target), batch_size=4, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("processes", "flags", "told"),
+    [(1, {}, False), (2, {}, True), (2, {"freeze_bn": True, "adabn": False}, False)],
+    ids=["one process", "two", "two with frozen batch norm"],
+)
+def test_the_summary_says_where_batch_norm_depends_on_the_number_of_processes(monkeypatch, processes, flags, told):
+    module = load_experiment("experiments/stage1_denoise.py")
+    config = make_config(module.Config, {"preset": "streets", **flags}, module.PRESETS)
+    data = SimpleNamespace(own_target=None, classes=SimpleNamespace(names=["road"]))
+    batches = TrainingBatches(range(8), range(8), batch_size=4, epochs=1)
+    monkeypatch.setattr(training.idist, "get_world_size", lambda: processes)
+    lines = training.summary_lines(config, data, batches)
+    assert ("number of processes" in lines.get("batch norm", "")) == told
 
 
 def test_prototypes_move_before_the_teacher_and_the_iteration_is_saved_before_and_after_its_validation(
