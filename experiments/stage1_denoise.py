@@ -50,7 +50,7 @@ class Config(DenoiseOptions, AdaptConfig):
     online_soft_labels: bool = False  # store no labels; the frozen warm-up model predicts them in each iteration
     watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
     flip: bool = False  # stored soft labels average the predictions of the image and its mirror image
-    renew_labels_every: NonNegativeInt = 0  # epochs between renewals of the soft labels; 0: never
+    renew_labels_every: NonNegativeInt = 0  # epochs between renewals of the soft labels; 0: never, which is advised
     renew_labels_from: Literal["student", "teacher"] = "student"  # network that writes the renewed soft labels
     renew_prototypes: bool = False  # compute new prototypes from its predictions, too; otherwise the moving ones stay
     judge_teacher: bool = False  # validate the mean teacher as well as the student, and keep it as teacher.pt

@@ -1,6 +1,7 @@
 """One process or several: joins the group that torchrun or SLURM started, or starts processes itself."""
 
 import contextlib
+import datetime
 import gc
 import logging
 import multiprocessing
@@ -25,6 +26,9 @@ PEER_GONE = (
     *("ncclRemoteError", "remote process exited", "Connection closed by remote peer"),  # messages of NCCL
 )
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# A process waits this long for the others. Some work is done by one of them alone, such as listing images, and on slow
+# disks it takes longer than the ten minutes that NCCL allows. Launchers notice at once if a process ends.
+TIMEOUT = datetime.timedelta(hours=1)
 GRACE = 15.0  # seconds that the other processes have to exit by themselves after one has failed
 Explain = Callable[[BaseException], str]  # one line about an error that is not a bug; empty for a bug
 
@@ -56,16 +60,29 @@ def run_in_group(run: Callable[[int], Any], config: RunConfig, explain: Explain)
     with (
         _environment(group if joining else os.environ),
         _quiet_ignite(),
-        idist.Parallel(backend=backend if joining else None) as parallel,
+        _group(backend if joining else None),
     ):
         result = []
-        keep = lambda local_rank: result.append(run(local_rank))  # noqa: E731
+        keep = lambda: result.append(run(idist.get_local_rank()))  # noqa: E731
         if joining and idist.get_world_size() > 1:
             report = lambda line, _: print(line, file=sys.stderr, flush=True)  # noqa: E731
-            _as_one_of_many(lambda: parallel.run(keep), report, explain)
+            _as_one_of_many(keep, report, explain)
         else:
-            parallel.run(keep)
+            keep()
         return result[0]
+
+
+@contextlib.contextmanager
+def _group(backend: str | None) -> Iterator[None]:
+    """Joins the group of processes that the environment describes; without a backend the process stays alone."""
+    if backend is None:
+        yield
+        return
+    idist.initialize(backend, timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        idist.finalize()
 
 
 def _check_gpus(gpus: int, backend: str | None, spawned: int) -> None:
@@ -136,7 +153,9 @@ def _spawn(run: Callable[[int], Any], number: int, backend: str | None, threads:
     try:
         with (
             _quiet_ignite(),
-            idist.Parallel(backend=backend, nproc_per_node=number, master_port=port, join=False) as many,
+            idist.Parallel(
+                backend=backend, nproc_per_node=number, master_port=port, join=False, timeout=TIMEOUT
+            ) as many,
         ):
             many.run(_child, run, threads, explain, reports)
         children += set(multiprocessing.active_children()) - older

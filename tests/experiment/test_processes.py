@@ -1,7 +1,9 @@
 """Where a process finds its place, and which backend and how many processes a machine can have."""
 
+import datetime
 import os
 
+import ignite.distributed as idist
 import pytest
 import torch
 
@@ -49,6 +51,14 @@ def test_more_processes_than_gpus_are_refused(gpus, flags, environment, message,
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         run_in_group(lambda _: pytest.fail("was run"), RunConfig(**flags), str)
+
+
+def test_a_process_of_a_group_waits_an_hour_for_the_others(monkeypatch):
+    joined = []
+    monkeypatch.setattr(idist, "initialize", lambda backend, **options: joined.append((backend, options)))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert run_in_group(lambda local_rank: local_rank + 7, RunConfig(device="cpu"), str) == 7
+    assert joined == [("gloo", {"timeout": datetime.timedelta(hours=1)})]
 
 
 def test_one_process_is_run_here_and_its_environment_put_back():
