@@ -21,6 +21,7 @@ from loaders import write_files
 
 from proda.data.benchmarks import open_dataset
 from proda.data.label_store import Manifest, open_store
+from proda.data.labels import class_names
 from proda.data.loaders import evaluation_loader
 from proda.data.samples import EvaluationSamples
 from proda.engines.inference import segmentation_evaluator
@@ -64,7 +65,7 @@ def main() -> None:
 
 def generate(root, kind, network, batches, number, precision) -> None:
     store = open_store(root / f"{kind}_{number}", kind, Manifest(19, "0" * 64, {}, ["ulm_000000_000019"]))
-    write_pseudo_labels(store, network, batches, precision, flip=kind == "hard")
+    write_pseudo_labels(store, network, batches, precision, class_names=class_names(19), flip=kind == "hard")
 
 
 if __name__ == "__main__":
