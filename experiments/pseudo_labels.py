@@ -41,9 +41,9 @@ PRESETS = {
 def run(local_rank: int, config: Config) -> dict:
     job, data = Job(config), Domains(config)
     network, targets = load_network(config, data.classes, job.device), data.target.names
-    others = [load_network(config, data.classes, job.device, flag="label_with")] if config.label_with else []
     averaging, settings = Averaging(), {}
     if config.kind == "hard":
+        others = [load_network(config, data.classes, job.device, flag="label_with")] if config.label_with else []
         averaging = Averaging(config.flip, parse_scales(config.scales), others)
         settings = averaging.settings()
     store = data.label_store(config.kind, job.folder / "pseudo_labels", network, **settings)

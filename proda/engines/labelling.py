@@ -74,7 +74,7 @@ def write_pseudo_labels(
                         predict(labeller, image, size, flip=flip, scales=scales, softmax_first=True)
                         for labeller in (network, *others)
                     ]
-                    probabilities = torch.stack(several).mean(0)
+                    probabilities = torch.stack(several).mean(0) if others else several[0]
             if isinstance(store, SoftLabelStore):
                 for name, soft in zip(batch["name"], probabilities, strict=True):
                     store.write(name, soft.cpu())

@@ -27,7 +27,7 @@ PEER_GONE = (
 )
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # A process waits this long for the others. Some work is done by one of them alone, such as listing images, and on slow
-# disks it takes longer than the ten minutes that NCCL allows. Launchers notice at once if a process ends.
+# disks it takes longer than the ten minutes that NCCL allows. Launchers notice within seconds if a process ends.
 TIMEOUT = datetime.timedelta(hours=1)
 GRACE = 15.0  # seconds that the other processes have to exit by themselves after one has failed
 Explain = Callable[[BaseException], str]  # one line about an error that is not a bug; empty for a bug

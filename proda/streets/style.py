@@ -114,7 +114,7 @@ GAME = Style(
     noise=1.0,
 )
 
-# The second source: a simulator whose camera stands anywhere, with many people, harsh light and flat materials.
+# The second source: a simulator with a camera at changing heights, many people, harsh light and flat materials.
 SIMULATOR = replace(
     GAME,
     name="simulator",
