@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, backward, optimizer_step, resize, set_train_mode, to_float
-from proda.engines.supervised import StudentOptions, source_backward, student_of
+from proda.engines.optimization import Precision, extend, parts, resize, to_float
+from proda.engines.supervised import StudentOptions, source_backward, student_of, student_update
 from proda.method.losses import discriminator_loss, generator_loss
 from proda.utils.options import NonNegativeFloat
 
@@ -51,38 +51,41 @@ def adversarial_trainer(
     logits that were computed before the student's step.
     """
     options = options or AdversarialOptions()
+    update = student_update(student, optimizer, precision, options)
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
         target = batch["target"]["image"]
-        set_train_mode(student, freeze_bn=options.freeze_bn)
-        optimizer.zero_grad(set_to_none=True)
+        update.start()
 
-        source_logits = source_backward(engine, student, batch["source"], precision)
+        source_backward(engine, update, batch["source"])
 
         # The student is trained to make the discriminator classify target predictions as source predictions.
         discriminator.requires_grad_(False)
-        with precision.autocast():
-            target_logits = student(to_float(target)).logits
-        target_logits = resize(target_logits, target.shape[-2:])
-        fooled = generator_loss(discriminator(target_logits.softmax(1)), kind=options.gan)
-        losses = {"adversarial": options.adversarial_weight * fooled}
-        out.update(target_logits=target_logits.detach())
-        out.update(backward(engine, losses, {"target_logits": target_logits}, precision))
-        out["loss"] = out["loss_source"] + out["loss"]
-        optimizer_step(engine, optimizer, precision)
+        for images in update.parts(target):
+            with precision.autocast():
+                target_logits = student(to_float(images)).logits
+            target_logits = resize(target_logits, target.shape[-2:])
+            fooled = generator_loss(discriminator(target_logits.softmax(1)), kind=options.gan)
+            extend(out, target_logits=target_logits.detach())
+            losses = {"adversarial": options.adversarial_weight * fooled}
+            update.backward(engine, losses, {"target_logits": target_logits})
+        update.step(engine)
 
         # The discriminator is trained to distinguish the domains. Both go through it in one forward pass: it has no
         # batch statistics, and DDP expects one forward pass for each backward pass.
         discriminator.requires_grad_(True)
         discriminator_optimizer.zero_grad(set_to_none=True)
-        logits = torch.cat([source_logits, target_logits.detach()])
-        loss = discriminator_loss(*discriminator(logits.softmax(1)).chunk(2), kind=options.gan)
-        loss.backward()
+        both = {"source": out["source_logits"], "target": out["target_logits"]}
+        for part in parts(discriminator, both, options.accumulate):
+            logits = torch.cat([part["source"], part["target"]])
+            loss = discriminator_loss(*discriminator(logits.softmax(1)).chunk(2), kind=options.gan)
+            loss = loss / options.accumulate
+            loss.backward()
+            out["loss_discriminator"] = out.get("loss_discriminator", 0) + loss.detach()
         discriminator_optimizer.step()
-        out.update(loss_discriminator=loss.detach())
         engine.fire_event(ProdaEvents.DISCRIMINATOR_STEPPED)
         return out
 

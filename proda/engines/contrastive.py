@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from proda.data.loaders import to_device
 from proda.engines.events import proda_engine
-from proda.engines.optimization import Precision, backward, optimizer_step, set_train_mode, to_float
-from proda.engines.supervised import StudentOptions, student_of
+from proda.engines.optimization import Precision, to_float
+from proda.engines.supervised import StudentOptions, student_of, student_update
 from proda.method.contrastive import nt_xent
 from proda.metrics import ContrastiveScores
 from proda.models.contrastive import ContrastiveNetwork, Embeddings
@@ -54,13 +54,13 @@ def contrastive_trainer(
     process.
     """
     options = options or ContrastiveOptions()
+    update = student_update(student, optimizer, precision, options)
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
-        set_train_mode(student, freeze_bn=options.freeze_bn)
-        optimizer.zero_grad(set_to_none=True)
+        update.start()
 
         with precision.autocast():
             found: Embeddings = student(*network_inputs(batch))
@@ -72,8 +72,8 @@ def contrastive_trainer(
             contrast = nt_xent(embeddings, options.temperature, all_embeddings=gathered, first=place)
             losses[name] = weights[name] * contrast.loss
             out[f"{name}_accuracy"] = contrast.accuracy
-        out.update(backward(engine, losses, found._asdict(), precision))
-        optimizer_step(engine, optimizer, precision)
+        update.backward(engine, losses, found._asdict())
+        update.step(engine)
         return out
 
     return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)

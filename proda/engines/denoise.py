@@ -18,16 +18,8 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import (
-    Precision,
-    backward,
-    mean_over_processes,
-    optimizer_step,
-    resize,
-    set_train_mode,
-    to_float,
-)
-from proda.engines.supervised import StudentOptions, source_backward, student_of
+from proda.engines.optimization import Precision, StudentUpdate, extend, resize, split, to_float
+from proda.engines.supervised import StudentOptions, source_backward, student_of, student_update
 from proda.method import IGNORE
 from proda.method.losses import mrkld, structure_consistency, symmetric_cross_entropy
 from proda.method.prototypes import class_means, distances, prototype_weights
@@ -90,37 +82,45 @@ def denoise_trainer(
     ``structure_weight=0`` the strong view is not used. If both are off, the teacher does not run.
     """
     options = options or DenoiseOptions()
+    update = student_update(student, optimizer, precision, options)
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
         target = batch["target"]
-        set_train_mode(student, freeze_bn=options.freeze_bn)
-        optimizer.zero_grad(set_to_none=True)
+        update.start()
 
-        source_backward(engine, student, batch["source"], precision)
+        source_backward(engine, update, batch["source"])
 
         teacher_distances: Tensor | None = None  # needed by rectification and by structure learning
         if options.needs_teacher:
             teacher.train(options.teacher_mode == "train")
-            teacher_distances = _teacher_distances(engine, teacher, prototypes, target, precision)
+            teacher_distances = _teacher_distances(engine, teacher, prototypes, target, precision, options)
         soft_labels = target.get("soft_labels")
         if soft_labels is None and labeller is not None:
-            soft_labels = _predict_soft_labels(labeller, target, precision)
+            soft_labels = _predict_soft_labels(labeller, target, precision, options)
         labels = _rectified_labels(engine, resize(soft_labels, _map_size(target["image"])), teacher_distances, options)
 
-        losses, graph = _weak_view_losses(student, labels, target, precision, options)
-        out.update(target_logits=graph["target_logits"].detach())
+        views = {"image": target["image"], "labels": labels}
+        pixels = {"labels": update.pixels((labels != IGNORE).sum())}
         if options.structure_weight > 0:
             assert teacher_distances is not None
-            structure, graph["strong_features"] = _structure_loss(
-                student, teacher_distances, prototypes, target, precision, options
+            moved, valid = warp_to_strong_view(
+                teacher_distances, target["strong_view"], released=options.replay_as_released
             )
-            losses["structure"] = options.structure_weight * structure
-        out.update(backward(engine, losses, graph, precision))
-        out["loss"] = out["loss_source"] + out["loss"]
-        optimizer_step(engine, optimizer, precision)
+            views |= {"strong_image": target["strong_image"], "teacher_distances": moved, "valid": valid}
+            pixels["valid"] = update.pixels(valid.sum())
+        for part in update.parts(views):
+            losses, graph = _weak_view_losses(update, part, pixels["labels"], options)
+            extend(out, target_logits=graph["target_logits"].detach())
+            if options.structure_weight > 0:
+                structure, graph["strong_features"] = _structure_loss(
+                    update, part, prototypes, pixels["valid"], options
+                )
+                losses["structure"] = options.structure_weight * structure
+            update.backward(engine, losses, graph)
+        update.step(engine)
         return out
 
     return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)
@@ -128,21 +128,30 @@ def denoise_trainer(
 
 @torch.no_grad()
 def _teacher_distances(
-    engine: Engine, teacher: nn.Module, prototypes: Tensor, target: dict[str, Any], precision: Precision
+    engine: Engine,
+    teacher: nn.Module,
+    prototypes: Tensor,
+    target: dict[str, Any],
+    precision: Precision,
+    options: DenoiseOptions,
 ) -> Tensor:
     """Distances [B, K, h, w] from the teacher's features to the prototypes, in the weak view.
 
     As in the released code, the teacher sees the full image. Its features also provide the class means from which the
     prototypes are updated.
     """
-    with precision.autocast():
-        full = teacher(to_float(target["full_image"]))
-    size = _map_size(target["full_image"])
-    features = resize(full.features, size)
-    means = class_means(features, resize(full.logits, size))
-    engine.state.output.update(class_means=means.means, class_present=means.present, full_logits=full.logits)
+    size, found = _map_size(target["full_image"]), []
+    views = {"image": target["full_image"], "weak_view": target["weak_view"]}
+    for part in split(views, options.accumulate):
+        with precision.autocast():
+            full = teacher(to_float(part["image"]))
+        features = resize(full.features, size)
+        means = class_means(features, resize(full.logits, size))
+        extend(engine.state.output, class_means=means.means, class_present=means.present, full_logits=full.logits)
+        features = warp_to_weak_view(features, part["weak_view"], size=tuple(target["image"].shape[-2:]))
+        found.append(distances(features, prototypes))
     engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
-    return distances(warp_to_weak_view(features, target["weak_view"]), prototypes)
+    return torch.cat(found)
 
 
 def _rectified_labels(
@@ -163,60 +172,51 @@ def _rectified_labels(
 
 
 def _weak_view_losses(
-    student: nn.Module, labels: Tensor, target: dict[str, Any], precision: Precision, options: DenoiseOptions
+    update: StudentUpdate, part: dict[str, Tensor], pixels: Tensor, options: DenoiseOptions
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weighted symmetric cross entropy on the labels and the weighted regulariser, and the tensors behind them.
 
     Source: the paper for the symmetric cross entropy; CRST (arXiv:1908.09822) for MRKLD.
     """
-    with precision.autocast():
-        prediction = student(to_float(target["image"]))
+    labels = part["labels"]
+    with update.precision.autocast():
+        prediction = update.student(to_float(part["image"]))
     logits = resize(prediction.logits, tuple(labels.shape[-2:]))
     symmetric = symmetric_cross_entropy(
-        logits,
-        labels,
-        ce_weight=options.ce_weight,
-        rce_weight=options.rce_weight,
-        pixels=mean_over_processes((labels != IGNORE).sum()),
+        logits, labels, ce_weight=options.ce_weight, rce_weight=options.rce_weight, pixels=pixels
     )
     losses = {"target": symmetric, "mrkld": options.mrkld_weight * mrkld(logits)}
     return losses, {"target_logits": logits, "target_features": prediction.features}
 
 
 def _structure_loss(
-    student: nn.Module,
-    teacher_distances: Tensor,
-    prototypes: Tensor,
-    target: dict[str, Any],
-    precision: Precision,
-    options: DenoiseOptions,
+    update: StudentUpdate, part: dict[str, Tensor], prototypes: Tensor, pixels: Tensor, options: DenoiseOptions
 ) -> tuple[Tensor, Tensor]:
     """KL divergence between the teacher's prototypical assignment of the weak view and the student's of the strong one.
 
     Returns the loss and the student's features [B, D, h, w] of the strong view.
     """
-    with precision.autocast():
-        features = student(to_float(target["strong_image"])).features
-    features = resize(features, tuple(teacher_distances.shape[-2:]))
-    moved, valid = warp_to_strong_view(teacher_distances, target["strong_view"], released=options.replay_as_released)
-    valid = valid.squeeze(1)
+    moved = part["teacher_distances"]
+    with update.precision.autocast():
+        features = update.student(to_float(part["strong_image"])).features
+    features = resize(features, tuple(moved.shape[-2:]))
     loss = structure_consistency(
-        distances(features, prototypes),
-        moved,
-        valid,
-        temperature=options.temperature,
-        pixels=mean_over_processes(valid.sum()),
+        distances(features, prototypes), moved, part["valid"], temperature=options.temperature, pixels=pixels
     )
     return loss, features
 
 
 @torch.no_grad()
-def _predict_soft_labels(labeller: nn.Module, target: dict[str, Any], precision: Precision) -> Tensor:
+def _predict_soft_labels(
+    labeller: nn.Module, target: dict[str, Any], precision: Precision, options: DenoiseOptions
+) -> Tensor:
     """Probabilities [B, K, h, w] in the weak view, sampled as the loader samples stored soft labels."""
     labeller.eval()
-    with precision.autocast():
-        probabilities = labeller(to_float(target["full_image"])).logits.float().softmax(1)
-    return crop_soft_label_batch(probabilities, target["weak_view"], tuple(target["image"].shape[-2:]))
+    found = []
+    for images in split(target["full_image"], options.accumulate):
+        with precision.autocast():
+            found.append(labeller(to_float(images)).logits.float().softmax(1))
+    return crop_soft_label_batch(torch.cat(found), target["weak_view"], tuple(target["image"].shape[-2:]))
 
 
 def _map_size(images: Tensor) -> tuple[int, int]:

@@ -14,16 +14,8 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import (
-    Precision,
-    backward,
-    mean_over_processes,
-    optimizer_step,
-    resize,
-    set_train_mode,
-    to_float,
-)
-from proda.engines.supervised import StudentOptions, source_backward, student_of
+from proda.engines.optimization import Precision, extend, resize, split, to_float
+from proda.engines.supervised import StudentOptions, source_backward, student_of, student_update
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
 from proda.method.views import downscale_labels, warp_to_strong_view
@@ -58,38 +50,41 @@ def distill_trainer(
     [B, D, H/8, W/8] of the student.
     """
     options = options or DistillOptions()
+    update = student_update(student, optimizer, precision, options)
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
         target = batch["target"]
-        set_train_mode(student, freeze_bn=options.freeze_bn)
-        optimizer.zero_grad(set_to_none=True)
+        update.start()
 
-        source_backward(engine, student, batch["source"], precision)
+        source_backward(engine, update, batch["source"])
 
-        strong_image = to_float(target["strong_image"])
         teacher.eval()
-        with torch.no_grad(), precision.autocast():
-            out.update(teacher_logits=teacher(strong_image).logits)
+        for images in split(target["strong_image"], options.accumulate):
+            with torch.no_grad(), precision.autocast():
+                extend(out, teacher_logits=teacher(to_float(images)).logits)
         engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
         out.update(pseudo_labels=_labels_of_strong_view(target, options))
 
-        with precision.autocast():
-            prediction = student(strong_image)
         labels, size = out["pseudo_labels"], tuple(out["pseudo_labels"].shape[-2:])
-        logits = resize(prediction.logits, size)
-        losses = {
-            "target": cross_entropy(logits, labels, pixels=mean_over_processes((labels != IGNORE).sum())),
-            "distillation": options.distillation_weight
-            * distillation(logits, resize(out["teacher_logits"], size), as_released=options.distillation_as_released),
-        }
-        out.update(target_logits=logits.detach())
-        graph = {"target_logits": logits, "target_features": prediction.features}
-        out.update(backward(engine, losses, graph, precision))
-        out["loss"] = out["loss_source"] + out["loss"]
-        optimizer_step(engine, optimizer, precision)
+        pixels = update.pixels((labels != IGNORE).sum())
+        views = {"image": target["strong_image"], "labels": labels, "teacher_logits": out["teacher_logits"]}
+        for part in update.parts(views):
+            with precision.autocast():
+                prediction = student(to_float(part["image"]))
+            logits = resize(prediction.logits, size)
+            divergence = distillation(
+                logits, resize(part["teacher_logits"], size), as_released=options.distillation_as_released
+            )
+            losses = {
+                "target": cross_entropy(logits, part["labels"], pixels=pixels),
+                "distillation": options.distillation_weight * divergence,
+            }
+            extend(out, target_logits=logits.detach())
+            update.backward(engine, losses, {"target_logits": logits, "target_features": prediction.features})
+        update.step(engine)
         return out
 
     return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)

@@ -1,10 +1,9 @@
 """One step of the optimiser: losses, gradients, mixed precision, and the exchange of gradients between processes.
 
-Every trainer calls ``backward`` and then ``optimizer_step``, which fire ``LOSSES_READY``, ``BACKWARD_DONE`` and
-``OPTIMIZER_STEPPED``.
+Every trainer has a ``StudentUpdate``, which fires ``LOSSES_READY``, ``BACKWARD_DONE`` and ``OPTIMIZER_STEPPED``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -68,35 +67,111 @@ def no_grad_sync(model: nn.Module) -> AbstractContextManager:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def backward(
-    engine: Engine, losses: dict[str, Tensor], graph: Mapping[str, Tensor], precision: Precision
-) -> dict[str, Tensor]:
-    """Fires ``LOSSES_READY``, then computes the gradients of the sum of all losses.
+def parts(model: nn.Module, tensors: Any, number: int, *, exchange: bool = True) -> Iterator[Any]:
+    """The parts of ``split``, one after another, for a forward and a backward pass of ``model`` each.
 
-    Handlers find the weighted terms in ``engine.state.losses`` and may add their own, computed from the live tensors
-    in ``engine.state.graph``. Both are set to None afterwards, so that nothing keeps the graph in memory.
-
-    Returns:
-        ``loss_NAME`` for every term, and their sum as ``loss``; all are detached scalars.
+    Its gradients stay local to the process, except in the last part: that backward pass exchanges the sum of all
+    between the processes. With ``exchange=False`` they stay local there too, because other losses of the same iteration
+    follow.
     """
-    engine.state.losses, engine.state.graph = losses, graph
-    engine.fire_event(ProdaEvents.LOSSES_READY)
-    total: Tensor = sum(losses.values(), start=torch.zeros((), device=precision.device))
-    precision.backward(total)
-    engine.state.losses = engine.state.graph = None
-    return {"loss": total.detach(), **{f"loss_{name}": loss.detach() for name, loss in losses.items()}}
+    pieces = split(tensors, number)
+    for position, piece in enumerate(pieces, 1):
+        with nullcontext() if exchange and position == len(pieces) else no_grad_sync(model):
+            yield piece
 
 
-def optimizer_step(engine: Engine, optimizer: torch.optim.Optimizer, precision: Precision) -> None:
-    """One step of the student's optimizer, between ``BACKWARD_DONE`` and ``OPTIMIZER_STEPPED``.
+def split(tree: Any, number: int) -> list[Any]:
+    """``number`` equal parts of the first dimension of every tensor in dicts and NamedTuples, in order.
 
-    Gradients are unscaled before ``BACKWARD_DONE``, so that handlers see (and clip) their true values.
-    ``OPTIMIZER_STEPPED`` does not fire if loss scaling skipped the step.
+    Raises ValueError if a tensor's length is not a multiple of ``number``.
     """
-    precision.unscale(optimizer)
-    engine.fire_event(ProdaEvents.BACKWARD_DONE)
-    if precision.step(optimizer):
-        engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
+    if isinstance(tree, Tensor):
+        if len(tree) % number:
+            raise ValueError(f"a batch of {len(tree)} cannot be split into {number} equal parts")
+        return list(tree.split(len(tree) // number))
+    if isinstance(tree, dict):
+        columns = [split(value, number) for value in tree.values()]
+        return [dict(zip(tree, part, strict=True)) for part in zip(*columns, strict=True)]
+    return [type(tree)(*part) for part in zip(*(split(value, number) for value in tree), strict=True)]
+
+
+def extend(output: dict[str, Any], **tensors: Tensor) -> None:
+    """Adds the results of a part of the batch to those of the parts before it."""
+    for name, tensor in tensors.items():
+        output[name] = torch.cat([output[name], tensor]) if name in output else tensor
+
+
+class StudentUpdate:
+    """One update of the student: its mode, its gradients, their exchange between processes, and the optimizer's step.
+
+    With ``accumulate=N`` in the options, the process's batch goes through the student in N equal parts, so that only
+    the activations of one part are in memory. The gradients are those of the whole batch's loss; only batch statistics
+    and dropout are those of each part.
+
+    An iteration is: ``start``, then for each part of :meth:`parts` a forward pass and a ``backward``, then ``step``.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        *,
+        freeze_bn: bool = False,
+        accumulate: int = 1,
+    ) -> None:
+        self.student, self.optimizer, self.precision = student, optimizer, precision
+        self.freeze_bn, self.accumulate = freeze_bn, accumulate
+
+    def start(self) -> None:
+        set_train_mode(self.student, freeze_bn=self.freeze_bn)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def parts(self, tensors: Any, *, exchange: bool = True) -> Iterator[Any]:
+        """The parts of this process's batch, see :func:`parts`."""
+        yield from parts(self.student, tensors, self.accumulate, exchange=exchange)
+
+    def pixels(self, count: Tensor) -> Tensor:
+        """The number of pixels that a loss of one part divides by, from the number in the process's whole batch.
+
+        The gradient of the mean over all parts and processes is then that of the global batch's loss.
+        """
+        mean = mean_over_processes(count)
+        return mean if self.accumulate == 1 else mean / self.accumulate
+
+    def backward(self, engine: Engine, losses: dict[str, Tensor], graph: Mapping[str, Tensor]) -> None:
+        """Fires ``LOSSES_READY``, then computes the gradients of the sum of all losses of this part.
+
+        Handlers find the weighted terms in ``engine.state.losses`` and may add their own, computed from the live
+        tensors in ``engine.state.graph``. Both are set to None afterwards, so that nothing keeps the graph in memory.
+        Adds ``loss_NAME`` for every term to ``engine.state.output``, and their sum to ``loss``; all are detached
+        scalars, and means over the parts.
+        """
+        engine.state.losses, engine.state.graph = losses, graph
+        engine.fire_event(ProdaEvents.LOSSES_READY)
+        self.local_backward(engine, losses)
+        engine.state.losses = engine.state.graph = None
+
+    def local_backward(self, engine: Engine, losses: dict[str, Tensor]) -> None:
+        """As :meth:`backward`, without the event."""
+        share = 1 / self.accumulate
+        total: Tensor = sum(losses.values(), start=torch.zeros((), device=self.precision.device))
+        self.precision.backward(total if self.accumulate == 1 else share * total)
+        out = engine.state.output
+        for name, loss in {"loss": total, **{f"loss_{name}": loss for name, loss in losses.items()}}.items():
+            value = loss.detach() if self.accumulate == 1 else share * loss.detach()
+            out[name] = out[name] + value if name in out else value
+
+    def step(self, engine: Engine) -> None:
+        """One step of the optimizer, between ``BACKWARD_DONE`` and ``OPTIMIZER_STEPPED``.
+
+        Gradients are unscaled before ``BACKWARD_DONE``, so that handlers see (and clip) their true values.
+        ``OPTIMIZER_STEPPED`` does not fire if loss scaling skipped the step.
+        """
+        self.precision.unscale(self.optimizer)
+        engine.fire_event(ProdaEvents.BACKWARD_DONE)
+        if self.precision.step(self.optimizer):
+            engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
 
 
 def set_train_mode(student: nn.Module, *, freeze_bn: bool) -> None:

@@ -9,19 +9,10 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import (
-    Precision,
-    backward,
-    mean_over_processes,
-    no_grad_sync,
-    optimizer_step,
-    resize,
-    set_train_mode,
-    to_float,
-)
+from proda.engines.optimization import Precision, StudentUpdate, extend, resize, to_float
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy
-from proda.utils.options import Options
+from proda.utils.options import Options, PositiveInt
 
 
 @dataclass
@@ -30,30 +21,42 @@ class StudentOptions(Options):
 
     sync_bn: bool = True  # batch statistics over all processes (GPU only)
     freeze_bn: bool = False  # keep the initial statistics, scales and shifts of the student's batch norm
+    accumulate: PositiveInt = 1  # each process's batch goes through the networks in this many parts, to save memory
 
 
-def source_loss(student: nn.Module, source: dict[str, Any], precision: Precision) -> tuple[Tensor, Tensor]:
-    """Cross entropy (scalar) on a labelled batch at full crop resolution, and the upsampled logits [B, K, H, W]."""
+def student_update(
+    student: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision, options: StudentOptions
+) -> StudentUpdate:
+    """The update of the student that the options describe."""
+    return StudentUpdate(student, optimizer, precision, freeze_bn=options.freeze_bn, accumulate=options.accumulate)
+
+
+def source_loss(update: StudentUpdate, source: dict[str, Any], pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy (scalar) on labelled images at full crop resolution, and the upsampled logits [B, K, H, W]."""
     labels = source["labels"].long()
-    with precision.autocast():
-        logits = student(to_float(source["image"])).logits
+    with update.precision.autocast():
+        logits = update.student(to_float(source["image"])).logits
     logits = resize(logits, labels.shape[-2:])
-    return cross_entropy(logits, labels, pixels=mean_over_processes((labels != IGNORE).sum())), logits
+    return cross_entropy(logits, labels, pixels=pixels), logits
 
 
-def source_backward(engine: Engine, student: nn.Module, source: dict[str, Any], precision: Precision) -> Tensor:
+def source_backward(engine: Engine, update: StudentUpdate, source: dict[str, Any]) -> None:
     """Computes the gradients of the source loss and fires ``SOURCE_BACKWARD_DONE``.
 
     Processes do not exchange these gradients here; the backward pass of the target losses exchanges the sum of both.
     Adds ``loss_source`` (scalar) and ``source_logits`` [B, K, H, W] float32 to ``engine.state.output``.
-    Returns the detached logits.
     """
-    with no_grad_sync(student):
-        loss, logits = source_loss(student, source, precision)
-        precision.backward(loss)
-    engine.state.output.update(loss_source=loss.detach(), source_logits=logits.detach())
+    pixels = update.pixels((source["labels"] != IGNORE).sum())
+    for part in update.parts(labelled(source), exchange=False):
+        loss, logits = source_loss(update, part, pixels)
+        extend(engine.state.output, source_logits=logits.detach())
+        update.local_backward(engine, {"source": loss})
     engine.fire_event(ProdaEvents.SOURCE_BACKWARD_DONE)
-    return logits.detach()
+
+
+def labelled(source: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a batch that the source loss needs."""
+    return {"image": source["image"], "labels": source["labels"]}
 
 
 def supervised_trainer(
@@ -68,20 +71,21 @@ def supervised_trainer(
     At ``LOSSES_READY``, ``engine.state.graph`` holds ``source_logits`` [B, K, H, W]. The source loss is the only loss
     here, so ``SOURCE_BACKWARD_DONE`` fires after ``LOSSES_READY``.
     """
-    options = options or StudentOptions()
+    update = student_update(student, optimizer, precision, options or StudentOptions())
 
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
-        set_train_mode(student, freeze_bn=options.freeze_bn)
-        optimizer.zero_grad(set_to_none=True)
+        update.start()
 
-        loss, logits = source_loss(student, batch["source"], precision)
-        out.update(source_logits=logits.detach())
-        out.update(backward(engine, {"source": loss}, {"source_logits": logits}, precision))
+        pixels = update.pixels((batch["source"]["labels"] != IGNORE).sum())
+        for part in update.parts(labelled(batch["source"])):
+            loss, logits = source_loss(update, part, pixels)
+            extend(out, source_logits=logits.detach())
+            update.backward(engine, {"source": loss}, {"source_logits": logits})
         engine.fire_event(ProdaEvents.SOURCE_BACKWARD_DONE)
-        optimizer_step(engine, optimizer, precision)
+        update.step(engine)
         return out
 
     return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)

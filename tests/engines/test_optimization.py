@@ -5,7 +5,7 @@ import torch
 from ignite.engine import Engine
 
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, optimizer_step, resize, set_train_mode, to_float
+from proda.engines.optimization import Precision, StudentUpdate, resize, set_train_mode, to_float
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.teacher import EMATeacher
@@ -28,7 +28,7 @@ def trainer_of(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer, precisi
         engine.state.output = {"class_means": torch.ones(1, 2, 1), "class_present": torch.ones(1, 2).bool()}
         optimizer.zero_grad()
         precision.backward(layer(torch.tensor([[slope]])).sum())
-        optimizer_step(engine, optimizer, precision)
+        StudentUpdate(layer, optimizer, precision).step(engine)
         return engine.state.output
 
     return proda_engine(step)
