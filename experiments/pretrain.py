@@ -54,6 +54,10 @@ class Config(ContrastiveOptions, LoopConfig):
         yield from super().problems()
         if self.labelled_only:
             yield "--labelled_only has no effect on pretraining, which reads no labels; remove it"
+        if self.accumulate > 1:
+            yield f"--accumulate={self.accumulate}: pretraining compares all images of a batch with one another; use 1"
+        if self.compile:
+            yield "--compile has no effect on pretraining; remove it"
 
 
 PRESETS = {

@@ -20,7 +20,7 @@ from proda.experiment import training
 from proda.experiment.config import AdaptConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.experiment.networks import load_network, parallel, sgd
+from proda.experiment.networks import compile_network, load_network, parallel, sgd
 from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
@@ -128,6 +128,7 @@ def run(local_rank: int, config: Config) -> dict:
     # Networks: student, mean teacher and prototypes all start from the warm-up model.
     optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
     teacher = EMATeacher(student, config.teacher_momentum)
+    compile_network(config, teacher.ema_model)
     labeller = teacher.ema_model if config.renew_labels_from == "teacher" else student
     file, made_from = Path(config.prototypes or job.folder / "prototypes.pt"), data.made_from(warmup)
     prototypes = prepare_prototypes(file, warmup, data.whole_target(), precision, config.prototype_passes, made_from)

@@ -8,7 +8,7 @@ of processes and workers and after a resume at any iteration, and no state has t
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -254,6 +254,43 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(value, device) for value in batch))
     return batch
+
+
+def prefetched(batches: Iterable[Any], device: torch.device) -> Iterable[Any]:
+    """The batches on ``device``; on a GPU, the next one is copied while the program computes with the last one."""
+    return batches if device.type == "cpu" else _Prefetched(batches, device)
+
+
+class _Prefetched:
+    """Copies on a stream of its own. Memory has to be pinned, or the copies wait for the GPU."""
+
+    def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
+        self.batches, self.device = batches, device
+
+    def __iter__(self) -> Iterator[Any]:
+        copies, batches = torch.cuda.Stream(self.device), iter(self.batches)
+
+        def copy_next() -> Any:
+            with torch.cuda.stream(copies):
+                return to_device(next(batches, None), self.device)
+
+        batch = copy_next()
+        while batch is not None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_stream(copies)
+            for tensor in _tensors(batch):
+                tensor.record_stream(computing)  # so that its memory is not reused while the computation needs it
+            yield batch  # the caller queues its work and comes back while the GPU is busy with it
+            batch = copy_next()
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """All tensors in dicts and NamedTuples."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict) or (isinstance(batch, tuple) and hasattr(batch, "_fields")):
+        for value in batch.values() if isinstance(batch, dict) else batch:
+            yield from _tensors(value)
 
 
 class PairedDataset(Dataset):

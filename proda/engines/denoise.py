@@ -25,6 +25,7 @@ from proda.method.losses import mrkld, structure_consistency, symmetric_cross_en
 from proda.method.prototypes import class_means, distances, prototype_weights
 from proda.method.pseudo_labels import hard_labels, rectify
 from proda.method.views import SCALE, crop_soft_label_batch, warp_to_strong_view, warp_to_weak_view
+from proda.models.network import Segmentation
 from proda.utils.options import Fraction, NonNegativeFloat, PositiveFloat
 
 
@@ -40,6 +41,7 @@ class DenoiseOptions(StudentOptions):
     mrkld_weight: NonNegativeFloat = 0.1  # weight of the regulariser MRKLD: KL divergence from the uniform distribution
     structure_weight: NonNegativeFloat = 10.0  # weight of structure learning: consistency of weak and strong view
     teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics and dropout, as published; eval: neither
+    joint_views: bool = False  # weak and strong view in one pass of the student; its batch statistics mix the two
     replay_as_released: bool = False  # warp maps to the strong view with the released code's order and offsets
 
     @property
@@ -100,23 +102,25 @@ def denoise_trainer(
         soft_labels = target.get("soft_labels")
         if soft_labels is None and labeller is not None:
             soft_labels = _predict_soft_labels(labeller, target, precision, options)
-        labels = _rectified_labels(engine, resize(soft_labels, _map_size(target["image"])), teacher_distances, options)
+        soft_labels = resize(soft_labels, _map_size(target["image"]))
+        labels = _rectified_labels(engine, soft_labels, teacher_distances, precision, options)
 
         views = {"image": target["image"], "labels": labels}
         pixels = {"labels": update.pixels((labels != IGNORE).sum())}
         if options.structure_weight > 0:
             assert teacher_distances is not None
-            moved, valid = warp_to_strong_view(
+            moved, valid = precision.compiled(warp_to_strong_view)(
                 teacher_distances, target["strong_view"], released=options.replay_as_released
             )
             views |= {"strong_image": target["strong_image"], "teacher_distances": moved, "valid": valid}
             pixels["valid"] = update.pixels(valid.sum())
         for part in update.parts(views):
-            losses, graph = _weak_view_losses(update, part, pixels["labels"], options)
+            weak, strong_features = _student_views(update, part, options)
+            losses, graph = _weak_view_losses(weak, part["labels"], pixels["labels"], precision, options)
             extend(out, target_logits=graph["target_logits"].detach())
-            if options.structure_weight > 0:
+            if strong_features is not None:
                 structure, graph["strong_features"] = _structure_loss(
-                    update, part, prototypes, pixels["valid"], options
+                    strong_features, part, prototypes, pixels["valid"], precision, options
                 )
                 losses["structure"] = options.structure_weight * structure
             update.backward(engine, losses, graph)
@@ -141,28 +145,33 @@ def _teacher_distances(
     prototypes are updated.
     """
     size, found = _map_size(target["full_image"]), []
+    crop = (target["image"].shape[-2], target["image"].shape[-1])
     views = {"image": target["full_image"], "weak_view": target["weak_view"]}
     for part in split(views, options.accumulate):
         with precision.autocast():
             full = teacher(to_float(part["image"]))
         features = resize(full.features, size)
-        means = class_means(features, resize(full.logits, size))
+        means = precision.compiled(class_means)(features, resize(full.logits, size))
         extend(engine.state.output, class_means=means.means, class_present=means.present, full_logits=full.logits)
-        features = warp_to_weak_view(features, part["weak_view"], size=tuple(target["image"].shape[-2:]))
-        found.append(distances(features, prototypes))
+        features = precision.compiled(warp_to_weak_view)(features, part["weak_view"], size=crop)
+        found.append(precision.compiled(distances)(features, prototypes))
     engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
     return torch.cat(found)
 
 
 def _rectified_labels(
-    engine: Engine, soft_labels: Tensor, teacher_distances: Tensor | None, options: DenoiseOptions
+    engine: Engine,
+    soft_labels: Tensor,
+    teacher_distances: Tensor | None,
+    precision: Precision,
+    options: DenoiseOptions,
 ) -> Tensor:
     """Denoised pseudo labels, long [B, h, w]: soft labels [B, K, h, w] times prototype weights (equations 3 and 4)."""
     out, rectified = engine.state.output, soft_labels
     if options.rectification:
         assert teacher_distances is not None
-        weights = prototype_weights(teacher_distances, temperature=options.temperature)
-        rectified = rectify(soft_labels, weights)
+        weights = precision.compiled(prototype_weights)(teacher_distances, temperature=options.temperature)
+        rectified = precision.compiled(rectify)(soft_labels, weights)
         out.update(prototype_weights=weights)
     labels = hard_labels(rectified, threshold=options.threshold)
     out.update(soft_labels=soft_labels, rectified=rectified)
@@ -171,37 +180,57 @@ def _rectified_labels(
     return out["rectified_labels"]  # a handler may have replaced them
 
 
+def _student_views(
+    update: StudentUpdate, part: dict[str, Tensor], options: DenoiseOptions
+) -> tuple[Segmentation, Tensor | None]:
+    """The student's prediction for the weak view, and its features of the strong view if that is used."""
+    images = [part[name] for name in ("image", "strong_image") if name in part]
+    with update.precision.autocast():
+        if len(images) == 1 or not options.joint_views:
+            weak, *strong = [update.student(to_float(view)) for view in images]
+            return weak, strong[0].features if strong else None
+        # The views of an image follow one another, so that dropout does not depend on the number of processes.
+        both = update.student(to_float(torch.stack(images, 1).flatten(0, 1)))
+        logits, features = (maps.unflatten(0, (-1, 2)) for maps in both)
+        return Segmentation(logits[:, 0], features[:, 0]), features[:, 1]
+
+
 def _weak_view_losses(
-    update: StudentUpdate, part: dict[str, Tensor], pixels: Tensor, options: DenoiseOptions
+    prediction: Segmentation, labels: Tensor, pixels: Tensor, precision: Precision, options: DenoiseOptions
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weighted symmetric cross entropy on the labels and the weighted regulariser, and the tensors behind them.
 
     Source: the paper for the symmetric cross entropy; CRST (arXiv:1908.09822) for MRKLD.
     """
-    labels = part["labels"]
-    with update.precision.autocast():
-        prediction = update.student(to_float(part["image"]))
     logits = resize(prediction.logits, tuple(labels.shape[-2:]))
-    symmetric = symmetric_cross_entropy(
+    symmetric = precision.compiled(symmetric_cross_entropy)(
         logits, labels, ce_weight=options.ce_weight, rce_weight=options.rce_weight, pixels=pixels
     )
-    losses = {"target": symmetric, "mrkld": options.mrkld_weight * mrkld(logits)}
+    losses = {"target": symmetric, "mrkld": options.mrkld_weight * precision.compiled(mrkld)(logits)}
     return losses, {"target_logits": logits, "target_features": prediction.features}
 
 
 def _structure_loss(
-    update: StudentUpdate, part: dict[str, Tensor], prototypes: Tensor, pixels: Tensor, options: DenoiseOptions
+    features: Tensor,
+    part: dict[str, Tensor],
+    prototypes: Tensor,
+    pixels: Tensor,
+    precision: Precision,
+    options: DenoiseOptions,
 ) -> tuple[Tensor, Tensor]:
     """KL divergence between the teacher's prototypical assignment of the weak view and the student's of the strong one.
 
     Returns the loss and the student's features [B, D, h, w] of the strong view.
     """
     moved = part["teacher_distances"]
-    with update.precision.autocast():
-        features = update.student(to_float(part["strong_image"])).features
     features = resize(features, tuple(moved.shape[-2:]))
-    loss = structure_consistency(
-        distances(features, prototypes), moved, part["valid"], temperature=options.temperature, pixels=pixels
+    compiled = precision.compiled
+    loss = compiled(structure_consistency)(
+        compiled(distances)(features, prototypes),
+        moved,
+        part["valid"],
+        temperature=options.temperature,
+        pixels=pixels,
     )
     return loss, features
 
@@ -216,7 +245,8 @@ def _predict_soft_labels(
     for images in split(target["full_image"], options.accumulate):
         with precision.autocast():
             found.append(labeller(to_float(images)).logits.float().softmax(1))
-    return crop_soft_label_batch(torch.cat(found), target["weak_view"], tuple(target["image"].shape[-2:]))
+    size = (target["image"].shape[-2], target["image"].shape[-1])
+    return precision.compiled(crop_soft_label_batch)(torch.cat(found), target["weak_view"], size)
 
 
 def _map_size(images: Tensor) -> tuple[int, int]:

@@ -75,11 +75,11 @@ def distill_trainer(
             with precision.autocast():
                 prediction = student(to_float(part["image"]))
             logits = resize(prediction.logits, size)
-            divergence = distillation(
+            divergence = precision.compiled(distillation)(
                 logits, resize(part["teacher_logits"], size), as_released=options.distillation_as_released
             )
             losses = {
-                "target": cross_entropy(logits, part["labels"], pixels=pixels),
+                "target": precision.compiled(cross_entropy)(logits, part["labels"], pixels=pixels),
                 "distillation": options.distillation_weight * divergence,
             }
             extend(out, target_logits=logits.detach())

@@ -28,6 +28,7 @@ class ProdaEvents(EventEnum):
     OPTIMIZER_STEPPED = "optimizer_stepped"  # the student's weights have changed; not fired when fp16 skips the step
     PROTOTYPES_UPDATED = "prototypes_updated"  # stage 1: the prototypes have changed
     DISCRIMINATOR_STEPPED = "discriminator_stepped"  # warm-up: the discriminator's weights have changed
+    WEIGHTS_DUE = "weights_due"  # the weights are about to be validated or saved (between iterations)
     LABELS_JUDGED = "labels_judged"  # new figures are in ``engine.state.label_quality`` (between iterations)
     VALIDATED = "validated"  # new scores are in ``engine.state.metrics`` (between iterations)
 

@@ -3,9 +3,9 @@
 Every trainer has a ``StudentUpdate``, which fires ``LOSSES_READY``, ``BACKWARD_DONE`` and ``OPTIMIZER_STEPPED``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ignite.distributed as idist
 import torch
@@ -16,17 +16,31 @@ from torch.nn.parallel import DistributedDataParallel
 from proda.engines.events import ProdaEvents
 from proda.models.network import freeze_batch_norm
 
+Function = TypeVar("Function", bound=Callable)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """Device and mixed precision of a run. ``amp`` is ``off``, ``bf16`` or ``fp16`` (with loss scaling on CUDA)."""
+    """How a run computes: its device, its mixed precision, and whether functions are compiled.
 
-    def __init__(self, device: torch.device | str, amp: str = "off") -> None:
+    ``amp`` is ``off``, ``bf16`` or ``fp16`` (with loss scaling on CUDA). ``compile`` uses ``torch.compile``.
+    """
+
+    def __init__(self, device: torch.device | str, amp: str = "off", *, compile: bool = False) -> None:
+        self.compile = compile
+        self._compiled: dict[Callable, Callable] = {}
         self.device = torch.device(device)
         self.dtype = _DTYPES.get(amp)
         scaling = amp == "fp16" and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaling)
+
+    def compiled(self, function: Function) -> Function:
+        """The function itself, or a compiled one of the same results up to rounding."""
+        if not self.compile:
+            return function
+        if function not in self._compiled:
+            self._compiled[function] = torch.compile(function, dynamic=False)
+        return cast(Function, self._compiled[function])
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()

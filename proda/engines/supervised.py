@@ -37,7 +37,7 @@ def source_loss(update: StudentUpdate, source: dict[str, Any], pixels: Tensor) -
     with update.precision.autocast():
         logits = update.student(to_float(source["image"])).logits
     logits = resize(logits, labels.shape[-2:])
-    return cross_entropy(logits, labels, pixels=pixels), logits
+    return update.precision.compiled(cross_entropy)(logits, labels, pixels=pixels), logits
 
 
 def source_backward(engine: Engine, update: StudentUpdate, source: dict[str, Any]) -> None:

@@ -54,6 +54,7 @@ class RunConfig(Options):
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if available, else cpu
     num_workers: NonNegativeInt = 4  # data loading processes per training process; 0: no extra processes
     amp: Literal["off", "bf16", "fp16"] = "off"  # mixed precision
+    compile: bool = False  # compile networks and losses with torch.compile (for GPUs; each image size is compiled anew)
     deterministic: bool = False  # use only deterministic algorithms, which are slower on a GPU
     nproc_per_node: NonNegativeInt = 0  # processes to start on this machine; 0: use the current process
     backend: Literal["", "nccl", "gloo"] = ""  # communication between processes; depends on the device if empty
@@ -117,6 +118,7 @@ class TrainConfig(LoopConfig):
     head_lr_factor: NonNegativeFloat = 10.0  # ratio of the learning rates of head and backbone; 1: one parameter group
     repeat_backbone_parameters: bool = False  # as released: update most backbone weights 3 or 4 times an iteration
     dropout: Fraction = 0.1  # channel dropout before the classifier
+    checkpoint_activations: bool = False  # keep less in memory: compute each residual stage again in the backward pass
 
 
 @dataclass

@@ -49,7 +49,7 @@ class Job:
     def __init__(self, config: Any) -> None:
         self.config = config
         self.device = _device(config)
-        self.precision = Precision(self.device, config.amp)
+        self.precision = Precision(self.device, config.amp, compile=config.compile)
         self.folder = Path(config.output)
         self.log = logging.getLogger("proda")
         self.stopwatch = Stopwatch()

@@ -31,7 +31,7 @@ def initial_network(
         return load_network(config, classes, device, flag="init_file")
     network = build_network(config.backbone, len(classes.names), bn_pretrain=bn_pretrain, dropout=config.dropout)
     _fill_backbone(network, config)
-    return network.to(device).to(memory_format=torch.channels_last)
+    return _ready(network, config, device)
 
 
 def network_to_pretrain(config: DataConfig) -> SegmentationNetwork:
@@ -69,7 +69,23 @@ def load_network(
     dropout = getattr(config, "dropout", 0.0)  # only training uses dropout
     path, names = getattr(config, flag), classes.names
     network = weights.load_network(path, backbone=config.backbone, class_names=names, dropout=dropout, flag=flag)
+    return _ready(network, config, device)
+
+
+def _ready(network: SegmentationNetwork, config: DataConfig, device: torch.device) -> SegmentationNetwork:
+    """The network on the device, laid out in memory and compiled as it will compute."""
+    network.checkpoint_activations = getattr(config, "checkpoint_activations", False)  # only training has the flag
+    compile_network(config, network)
     return network.to(device).to(memory_format=torch.channels_last)
+
+
+def compile_network(config: DataConfig, network: nn.Module) -> None:
+    """Makes the network's forward pass a compiled one with ``--compile``; copies of it are not compiled.
+
+    The network stays the same object with the same state dict. Call it before the network is wrapped.
+    """
+    if config.compile:
+        network.compile(dynamic=False)
 
 
 def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:
@@ -77,7 +93,12 @@ def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:
     groups = parameter_groups(
         network, config.lr, head_factor=config.head_lr_factor, repeat_backbone=config.repeat_backbone_parameters
     )
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    # One kernel for the whole step. It would hide from OPTIMIZER_STEPPED that loss scaling skipped a step.
+    on_gpu = next(network.parameters()).device.type == "cuda"
+    fused = True if on_gpu and config.amp != "fp16" and not config.repeat_backbone_parameters else None
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+    )
 
 
 def synchronises_batch_norm(config: StudentOptions, device: torch.device) -> bool:

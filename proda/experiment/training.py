@@ -6,7 +6,7 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from proda.data.loaders import TrainingBatches
+from proda.data.loaders import TrainingBatches, prefetched
 from proda.engines.events import remember
 from proda.experiment.config import LoopConfig
 from proda.experiment.domains import Domains
@@ -28,6 +28,12 @@ def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[
     ``config`` has the fields of ``TrainConfig`` and of ``StudentOptions``.
     """
     factor, own = config.head_lr_factor, data.own_target
+    share = config.batch_size // idist.get_world_size()
+    if share % config.accumulate:
+        raise UserError(
+            f"--accumulate={config.accumulate}: each process has {share} images of a batch, which cannot be split into "
+            f"{config.accumulate} equal parts"
+        )
     lines = {
         "preset": config.preset,
         "source -> target": f"{config.source} -> {config.target}, {len(data.classes.names)} classes",
@@ -37,6 +43,8 @@ def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[
         lines["global batch"] += (
             f"  WARNING: the recipe uses {PUBLISHED_BATCH_SIZE}; its learning rate and length are tuned for that"
         )
+    if config.accumulate > 1:
+        lines["global batch"] += f", in {config.accumulate} parts"
     if factor != 1:
         lines["learning rate"] += f", head {factor * config.lr:g}"
     alike = config.freeze_bn or synchronises_batch_norm(config, idist.device())
@@ -97,7 +105,9 @@ def run(
             with StopRequests(trainer, after=config.stop_after) as stop:
                 for evaluator in validation.evaluators.values():
                     stop.attach_to(evaluator)
-                trainer.run(batches.loader(start), max_epochs=epochs, epoch_length=batches.epoch_length)
+                trainer.run(
+                    prefetched(batches.loader(start), job.device), max_epochs=epochs, epoch_length=batches.epoch_length
+                )
         else:
             trainer.fire_event(Events.COMPLETED)
             checkpoints.save(trainer)  # with the validation that had been interrupted

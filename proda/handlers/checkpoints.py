@@ -89,6 +89,7 @@ class Checkpoints:
 
     def save(self, trainer: Engine) -> None:
         """Writes the checkpoint of the trainer's iteration, in place of an earlier one of the same iteration."""
+        trainer.fire_event(ProdaEvents.WEIGHTS_DUE)
         self.handler.to_save = parts = {"format": Format(), **self._parts(trainer)}
         self.writer.trained = [name for name, part in parts.items() if isinstance(part, TRAINED)]
         self.saved = trainer.state.iteration

@@ -2,38 +2,52 @@
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import TerminateOnNan
+from torch import Tensor
+
+from proda.engines.events import ProdaEvents
 
 REMEDY = "lower --lr, set --grad_clip, or try --amp=off"
+EVERY = 20  # iterations between two looks at a GPU
 
 
-class StopOnNan(TerminateOnNan):
+class StopOnNan:
     """Ends the run with a FloatingPointError when a loss of the global batch is not a finite number.
 
-    Ignite's handler only asks the engine to terminate. Later handlers and those of ``COMPLETED`` would still run and
-    save the spoilt weights. Attach it before the handlers that save.
+    To read a number from a GPU, the program has to wait for it. So the first iteration with such a loss is noted on
+    the device, and read every 20 iterations and before anything is done with the weights: before they are validated,
+    saved, or used to write pseudo labels. On a CPU it is read in every iteration.
+
+    Ignite's ``TerminateOnNan`` reads the loss in every iteration and only asks the engine to terminate: later handlers
+    and those of ``COMPLETED`` would still run and save the spoilt weights.
     """
 
     def __init__(self) -> None:
-        super().__init__(output_transform=_sum_of_losses)
-        self.logger.disabled = True  # the error already says it
+        self.first: Tensor | None = None  # number of the first iteration with such a loss, 0 if there is none
 
     def attach(self, trainer: Engine) -> None:
+        """Attach it before the handlers that validate and save."""
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self)
+        for event in (ProdaEvents.WEIGHTS_DUE, ProdaEvents.PSEUDO_LABELS_DUE, Events.COMPLETED):
+            trainer.add_event_handler(event, self.check)
 
     def __call__(self, engine: Engine) -> None:
-        another, engine.should_terminate = engine.should_terminate, False  # keep another handler's request apart
-        super().__call__(engine)
-        if engine.should_terminate:
-            found = {name: float(value) for name, value in engine.state.output.items() if name.startswith("loss")}
+        losses = torch.stack([torch.as_tensor(value).float().sum() for value in _losses(engine).values()])
+        finite = losses.isfinite().all()
+        if self.first is None:
+            self.first = torch.zeros((), dtype=torch.long, device=losses.device)
+        self.first = torch.where((self.first == 0) & ~finite, engine.state.iteration, self.first)
+        if losses.device.type == "cpu" or engine.state.iteration % EVERY == 0:
+            self.check(engine)
+
+    def check(self, engine: Engine) -> None:
+        """Raises FloatingPointError if a loss has not been finite so far."""
+        if self.first is not None and (iteration := int(self.first)):
+            found = ", ".join(f"{name} {float(value):g}" for name, value in _losses(engine).items())
             raise FloatingPointError(
-                f"the loss is not a finite number at iteration {engine.state.iteration} "
-                f"({', '.join(f'{name} {value:g}' for name, value in found.items())}); "
-                f"files saved before are kept: {REMEDY}"
+                f"the loss is not a finite number at iteration {iteration} ({found}); files saved before are kept: "
+                f"{REMEDY}"
             )
-        engine.should_terminate = another
 
 
-def _sum_of_losses(output: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Finite if and only if every loss is."""
-    return torch.as_tensor(sum(value for name, value in output.items() if name.startswith("loss")))
+def _losses(engine: Engine) -> dict[str, Tensor]:
+    return {name: value for name, value in engine.state.output.items() if name.startswith("loss")}

@@ -7,6 +7,8 @@ from types import FrameType
 from typing import Any
 
 import ignite.distributed as idist
+import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 log = logging.getLogger("proda")
@@ -43,6 +45,9 @@ class StopRequests:
         self.ending = 0  # request of a handler here: 1 terminate(), 2 terminate(skip_completed=True)
         self.stopped, self.status = False, 0
         self._previous: dict[int, Any] = {}
+        # The processes agree in every iteration. Over NCCL they would wait for their GPUs to do so.
+        nccl = dist.is_initialized() and dist.get_backend() == "nccl"
+        self._group: Any = dist.new_group(backend="gloo") if nccl else None
 
     def attach_to(self, evaluator: Engine) -> None:
         """Lets a signal end a run of ``evaluator`` after the current batch, the same one on all processes.
@@ -60,7 +65,7 @@ class StopRequests:
 
         def answer(evaluator: Engine) -> None:
             if evaluator.state.iteration <= common:
-                asked = int(idist.all_reduce(self.signal, "MAX"))
+                asked = self._highest(self.signal)
                 if asked:
                     self._stop(asked, f"in the validation after iteration {self.trainer.state.iteration}")
                     evaluator.terminate(skip_completed=True)
@@ -94,11 +99,19 @@ class StopRequests:
 
     def _agree(self, trainer: Engine) -> None:
         """Exchanges both kinds of request at once. A signal takes precedence over a handler's request."""
-        asked, ending = divmod(int(idist.all_reduce(4 * self.signal + self.ending, "MAX")), 4)
+        asked, ending = divmod(self._highest(4 * self.signal + self.ending), 4)
         if asked and not self.stopped:  # self.signal stays: a signal may arrive meanwhile
             self._stop(asked, f"after iteration {trainer.state.iteration}")
         if asked or ending:
             self._terminate(skip_completed=bool(asked) or ending == 2)
+
+    def _highest(self, value: int) -> int:
+        """The highest value of all processes."""
+        if not dist.is_initialized():
+            return value
+        highest = torch.tensor(value)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
+        return int(highest)
 
     def _stop(self, asked: int, where: str) -> None:
         self.stopped, self.status = True, 128 + asked if asked else 0

@@ -32,10 +32,16 @@ class EMATeacher(EMAHandler):
         engine.add_event_handler(event, self.copy_buffers)
         remember(engine, teacher=self)
 
+    def _update_ema_model(self, engine: Engine, name: str) -> None:
+        """Ignite's update, computed for all parameters at once: on a GPU that is two calls instead of two for each."""
+        momentum = getattr(engine.state, name)
+        ours, theirs = list(self.ema_model.parameters()), [p.detach() for p in self.model.parameters()]
+        torch._foreach_mul_(ours, 1.0 - momentum)
+        torch._foreach_add_(ours, theirs, alpha=momentum)
+
     @torch.no_grad()
     def copy_buffers(self) -> None:
-        for ours, theirs in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
-            ours.copy_(theirs)
+        torch._foreach_copy_(list(self.ema_model.buffers()), list(self.model.buffers()))
 
     def state_dict(self) -> dict[str, Any]:
         return self.ema_model.state_dict()

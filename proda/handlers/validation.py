@@ -55,6 +55,7 @@ class Validation:
         iteration = trainer.state.iteration
         if self.results and self.results[-1]["iteration"] == iteration:
             return  # the end of training coincides with a regular validation
+        trainer.fire_event(ProdaEvents.WEIGHTS_DUE)
         scores: dict[str, Any] = {}
         for prefix, evaluator in self.evaluators.items():
             evaluator.run(self.batches)

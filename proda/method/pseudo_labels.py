@@ -39,7 +39,7 @@ def confident_labels(
     if as_released:
         if threshold == 0:
             return labels.clone()
-        limit = torch.tensor(threshold, dtype=torch.float16, device=confidence.device)
+        limit = torch.full((), threshold, dtype=torch.float16, device=confidence.device)
         return labels.masked_fill(confidence.half() <= limit, IGNORE)
     return labels.masked_fill(~(confidence.float() > threshold), IGNORE)  # float16 would round 0.95
 

@@ -173,12 +173,12 @@ def _undo(operation: Tensor, value: Tensor, x: Tensor, y: Tensor, height: int, w
     """The input positions of one operation per sample, [B, 1], for its output positions x, y [B, h * w]."""
 
     def value_of(kind: Operation) -> Tensor:
-        return value.where(operation == kind, 0)
+        return value.where(operation == int(kind), 0)
 
     angle = torch.deg2rad(value_of(Operation.ROTATE))
     # Rotation turns about the centre; shears are anchored at the top left corner.
-    centre_x = (width / 2) * (operation == Operation.ROTATE)
-    centre_y = (height / 2) * (operation == Operation.ROTATE)
+    centre_x = (width / 2) * (operation == int(Operation.ROTATE))
+    centre_y = (height / 2) * (operation == int(Operation.ROTATE))
     dx, dy = x - centre_x, y - centre_y
     x = centre_x + angle.cos() * dx + (value_of(Operation.SHEAR_X) - angle.sin()) * dy
     y = centre_y + angle.cos() * dy + (value_of(Operation.SHEAR_Y) + angle.sin()) * dx
@@ -198,7 +198,7 @@ def _source_released(view: StrongView, h: int, w: int, scale: int) -> tuple[Tens
     def last_value(kind: Operation) -> Tensor:
         value = torch.zeros_like(values[:, 0])
         for n in range(values.shape[1]):
-            value = torch.where(view.operations[:, n] == kind, values[:, n], value)
+            value = torch.where(view.operations[:, n] == int(kind), values[:, n], value)
         return value
 
     zero = torch.zeros_like(values[:, 0])
@@ -241,7 +241,7 @@ def _centres(size: int, device: torch.device) -> Tensor:
 
     That is ``linspace`` between -1 and 1, which counts from both ends and rounds once, scaled by (size - 1) / size.
     """
-    step = torch.tensor(2 / max(size - 1, 1), device=device).double()  # rounded to float32 first
+    step = torch.full((), 2 / max(size - 1, 1), device=device).double()  # rounded to float32 first
     index = torch.arange(size, device=device)
     ends = torch.where(index < size // 2, step * index - 1, 1 - step * (size - 1 - index))
     return ends.float() * (size - 1) / size

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from proda.models.network import Segmentation, SegmentationNetwork
+from proda.models.network import Segmentation, SegmentationNetwork, checkpointed
 
 CHANNELS_PER_GROUP = 8  # of every GroupNorm: 32 groups at the published 256 channels
 SQUEEZE_RATIO = 16
@@ -141,7 +141,9 @@ class DeepLab(SegmentationNetwork):
 
     def backbone_features(self, image: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(image)), inplace=True))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = checkpointed(stage, x) if self.checkpoint_activations else stage(x)
+        return x
 
     def forward(self, image: Tensor) -> Segmentation:
         x = self.backbone_features(image)

@@ -5,10 +5,12 @@ B batch, K classes, D features of the head, H W image height and width, h w thos
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Segmentation(NamedTuple):
@@ -33,6 +35,7 @@ class SegmentationNetwork(nn.Module):
     head: str  # name of the head
     backbone: str = ""  # name under which ``build_network`` made it
     class_names: tuple[str, ...] = ()  # in the order of the logits, where the weights' file says so
+    checkpoint_activations: bool = False  # compute stages of the backbone again in the backward pass, to save memory
     origin: str = ""  # SHA-256 of the bytes of the weights' file, empty for fresh weights
 
     def backbone_parts(self) -> tuple[nn.Module, ...]:
@@ -75,6 +78,28 @@ def _walk_parameters(network: SegmentationNetwork) -> Iterator[nn.Parameter]:
     for part in network.backbone_parts():
         for module in part.modules():
             yield from module.parameters()
+
+
+def checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
+    """``stage(x)``, of whose activations only ``x`` is kept for the backward pass, which computes the others again.
+
+    The second forward pass has the same random numbers, and leaves the buffers (running statistics) as they are, so
+    that results are the same.
+    """
+    if not torch.is_grad_enabled():
+        return stage(x)
+    return checkpoint(stage, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _unchanged_buffers(stage)))
+
+
+@contextmanager
+def _unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Puts the module's buffers back at the end."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 @contextmanager
