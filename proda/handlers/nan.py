@@ -7,7 +7,7 @@ from torch import Tensor
 from proda.engines.events import ProdaEvents
 
 REMEDY = "lower --lr, set --grad_clip, or try --amp=off"
-EVERY = 20  # iterations between two looks at a GPU
+EVERY = {"cpu": 1, "cuda": 20}  # iterations between two looks, by device
 
 
 class StopOnNan:
@@ -21,7 +21,8 @@ class StopOnNan:
     and those of ``COMPLETED`` would still run and save the spoilt weights.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: int | None = None) -> None:
+        self.every = every  # iterations between two looks; as above if None
         self.first: Tensor | None = None  # number of the first iteration with such a loss, 0 if there is none
 
     def attach(self, trainer: Engine) -> None:
@@ -36,7 +37,7 @@ class StopOnNan:
         if self.first is None:
             self.first = torch.zeros((), dtype=torch.long, device=losses.device)
         self.first = torch.where((self.first == 0) & ~finite, engine.state.iteration, self.first)
-        if losses.device.type == "cpu" or engine.state.iteration % EVERY == 0:
+        if engine.state.iteration % (self.every or EVERY[losses.device.type]) == 0:
             self.check(engine)
 
     def check(self, engine: Engine) -> None:

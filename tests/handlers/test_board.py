@@ -11,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.inference import segmentation_evaluator
 from proda.handlers.board import Board, losses
-from proda.handlers.nan import StopOnNan
 from proda.handlers.panels import PANEL_ROWS, PANEL_SIZE, TrainingPanels, ValidationPanels
 from proda.handlers.teacher import EMATeacher
 from tests import tiny
@@ -154,27 +153,6 @@ def test_losses_are_the_outputs_of_that_name():
         "loss": 1.0,
         "loss_source": 2.0,
     }
-
-
-@pytest.mark.parametrize("name", ["loss", "loss_discriminator"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(name, bad):
-    outputs = iter([1.0, bad, 1.0])
-    saved = []
-    engine = Engine(lambda *_: {"loss": torch.tensor(1.0)} | {name: torch.tensor(next(outputs))})
-    StopOnNan().attach(engine)
-    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: saved.append(engine.state.iteration))
-    engine.add_event_handler(Events.COMPLETED, lambda: saved.append("the end"))
-    with pytest.raises(FloatingPointError, match=rf"not a finite number at iteration 2 .*{name} {bad}.*--grad_clip"):
-        engine.run([None] * 3)
-    assert saved == [1]
-
-
-def test_another_handlers_request_to_stop_is_not_taken_for_nan():
-    engine = Engine(lambda *_: {"loss": torch.tensor(1.0)})
-    engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.terminate)
-    StopOnNan().attach(engine)
-    assert engine.run([None] * 5).iteration == 2
 
 
 def test_a_progress_bar_shows_the_iterations(tmp_path, capsys):

@@ -127,3 +127,37 @@ def test_forward_is_finite_in_bfloat16_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         output = smallest().train()(torch.rand(2, 3, 32, 64))
     assert output.logits.isfinite().all() and output.features.isfinite().all()
+
+
+def test_checkpointed_stages_give_the_same_bits():
+    """Gradients, running statistics and the state of the random generator, over two iterations."""
+
+    def run(checkpoint_activations: bool) -> tuple[dict, torch.Tensor]:
+        network = build_network("tiny", 5, dropout=0.5)
+        network.checkpoint_activations = checkpoint_activations
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            network(image).logits.square().sum().backward()
+            optimizer.step()
+        return network.state_dict(), torch.rand(1)
+
+    image, found = torch.rand(2, 3, 32, 64), []
+    for checkpoint_activations in (False, True):
+        torch.manual_seed(0)
+        found.append(run(checkpoint_activations))
+    (plain, draw), (checkpointed, other_draw) = found
+    assert torch.equal(draw, other_draw)
+    assert plain.keys() == checkpointed.keys()
+    assert all(torch.equal(value, checkpointed[name]) for name, value in plain.items())
+
+
+def test_checkpointed_stages_keep_less_in_memory():
+    def kept(checkpoint_activations: bool) -> int:
+        network = build_network("tiny", 5)
+        network.checkpoint_activations, sizes = checkpoint_activations, []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
+            network.backbone_features(torch.rand(2, 3, 32, 64))
+        return sum(sizes)
+
+    assert kept(True) < kept(False) / 2
