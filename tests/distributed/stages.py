@@ -76,6 +76,7 @@ def run(local_rank: int, config: Config) -> dict:
 def _all_stages(config: Config, record: dict, written: list[str], exchanges: Counter) -> None:
     for stage in config.stages.strip("()").replace("'", "").split(","):
         stage, more = stage.strip(), {"dropout": 0.1, "freeze_bn": True, "seed": config.seed}
+        more["amp"] = config.amp
         more["lr"] = 0.005  # small: rounding grows with every step
         if stage == "pretrain":
             del more["dropout"]

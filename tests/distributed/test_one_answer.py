@@ -133,6 +133,18 @@ def test_in_float32_little_differs(inputs, tmp_path):
 
 
 @pytest.mark.slow
+def test_in_bfloat16_the_losses_of_all_stages_are_close(inputs, tmp_path):
+    for number, more in ((1, {}), (2, {"nproc_per_node": 2})):
+        settings = {"double": False, "amp": "bf16", **more}
+        _assert_well(_launch([sys.executable], _made(tmp_path / str(number)), inputs, **settings))
+    for stage in small_runs.STAGES:
+        one, two = (_losses(tmp_path / number / stage) for number in ("1", "2"))
+        assert one and two.keys() == one.keys()
+        for name, points in one.items():
+            assert two[name] == pytest.approx(points, rel=0.03, abs=0.003), (stage, name)
+
+
+@pytest.mark.slow
 def test_two_nodes_of_torchrun_equal_one_process(one, inputs, tmp_path):
     address = ["--master_addr=127.0.0.1", f"--master_port={small_runs.free_port()}"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", *address]
