@@ -1,0 +1,189 @@
+"""The report as one HTML file, with its style, charts and pictures inside."""
+
+import base64
+import io
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from proda.data.labels import colorize
+from proda.report import charts, sections
+from proda.report.predictions import (
+    MODEL,
+    ImageResult,
+    Predictions,
+    confusions,
+    data_counts,
+    error_picture,
+    look_at_predictions,
+    open_data,
+)
+from proda.report.runs import Group, read_group
+from proda.utils.errors import UserError
+from proda.utils.files import atomic_write
+
+TEMPLATES = Path(__file__).parent / "templates"
+PICTURE_WIDTH = 512  # pixels; wider pictures are made smaller
+MOST_CONFUSIONS = 8  # listed below the confusion matrix
+
+
+def write_report(folders: Sequence[str | Path], file: Path, **options: Any) -> Path:
+    """Writes the report on the runs in ``folders``; returns ``file``.
+
+    Options are those of :func:`report_page`.
+
+    Raises:
+        UserError: a folder holds no training run, or a file of a run is damaged.
+    """
+    page = report_page([read_group(folder) for folder in folders], **options)
+    with atomic_write(Path(file)) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return Path(file)
+
+
+def report_page(
+    groups: Sequence[Group],
+    *,
+    device: torch.device,
+    data_root: str = "",
+    worst: int = 4,
+    max_images: int = 100,
+    num_workers: int = 0,
+) -> str:
+    """The HTML of the report on one or more groups of runs.
+
+    Args:
+        device: where validation images are predicted.
+        data_root: folder of the data sets, if it is not that which the runs have read.
+        worst: number of validation images to show; 0 shows none, and predicts none.
+        max_images: number of validation images to predict; 0 for all.
+        num_workers: processes that load images.
+    """
+    names = sections.labels(groups)
+    looks = [
+        _look(group, device, data_root, worst=worst, max_images=max_images, num_workers=num_workers) for group in groups
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, points=points, duration=sections.duration)
+    return environment.get_template("report.html").render(
+        title=" and ".join(names),
+        folders=[str(group.folder) for group in groups],
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        headline=sections.headline(groups),
+        tiles=sections.tiles(groups[0]) if len(groups) == 1 else [],
+        scores=sections.scores(groups),
+        differences=sections.differences(groups) if len(groups) > 1 else None,
+        classes=sections.classes(groups),
+        failures=[{"name": name, **look} for name, look in zip(names, looks, strict=True)],
+        denoising=sections.denoising(groups),
+        running=sections.running(groups),
+        repeating=sections.repeating(groups),
+        chart=charts,
+    )
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction in %, without the sign; a dash for None and NaN."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def points(value: float | None) -> str:
+    """A difference of fractions in points, with its sign (never that of a rounded zero); a dash for None."""
+    if value is None:
+        return "–"
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def _look(group: Group, device: torch.device, data_root: str, **options: Any) -> dict[str, Any]:
+    """The section "where it fails" for one group: its predictions, or why there are none; and the counts of images."""
+    run, found = group.result, {"run": group.result.title, "counts": [], "reason": "", "matrix": None, "worst": []}
+    try:
+        data = open_data(run, data_root)
+        found["counts"] = data_counts(run, data)
+        if options["worst"] == 0:
+            raise UserError("--worst=0")
+        found |= _predictions(look_at_predictions(run, data, device, **options), run.summary.get("miou"))
+    except UserError as error:
+        found["reason"] = str(error)
+    return found
+
+
+def _predictions(seen: Predictions, recorded: float | None) -> dict[str, Any]:
+    table, names = seen.confusion, seen.classes.names
+    totals = table.sum(1)
+    return {
+        "model": MODEL,
+        "images": seen.images,
+        "available": seen.available,
+        "miou": seen.miou,
+        "recorded": recorded,
+        "matrix": {
+            "names": names,
+            "rows": [
+                (name, None if totals[k] == 0 else (table[k] / totals[k]).tolist()) for k, name in enumerate(names)
+            ],
+        },
+        "confusions": [
+            (names[true], names[predicted], share, errors)
+            for true, predicted, share, errors in confusions(table, MOST_CONFUSIONS)
+        ],
+        "legend": [
+            (name, "#" + bytes(color.tolist()).hex()) for name, color in zip(names, seen.classes.colors, strict=True)
+        ],
+        "worst": [_image(result, seen.classes.colors, names) for result in seen.worst],
+    }
+
+
+def _image(result: ImageResult, colors: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    mistakes = [
+        (names[true], names[predicted], count)
+        for true, predicted, _, count in confusions(result.confusion, 3)
+    ]
+    return {
+        "name": result.name,
+        "miou": result.miou,
+        "accuracy": result.accuracy,
+        "mistakes": mistakes,
+        "pictures": [
+            ("image", _jpeg(result.picture)),
+            ("ground truth", _png(colorize(result.truth, colors))),
+            ("prediction", _png(colorize(result.predicted, colors))),
+            ("errors", _png(error_picture(result))),
+        ],
+    }
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    return _data_url(_small(Image.fromarray(picture), Image.Resampling.LANCZOS), "jpeg", quality=80, optimize=True)
+
+
+def _png(picture: np.ndarray) -> str:
+    """Of a picture with few colours."""
+    small = _small(Image.fromarray(picture), Image.Resampling.NEAREST)
+    return _data_url(small.quantize(256, dither=Image.Dither.NONE), "png", optimize=True)
+
+
+def _small(picture: Image.Image, how: Image.Resampling) -> Image.Image:
+    if picture.width <= PICTURE_WIDTH:
+        return picture
+    return picture.resize((PICTURE_WIDTH, max(1, round(picture.height * PICTURE_WIDTH / picture.width))), how)
+
+
+def _data_url(picture: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
