@@ -1,12 +1,12 @@
 """Writes a report on training runs: one HTML file with scores, classes, failures, labels, curves and settings.
 
-    python run.py experiments/report.py runs/quickstart                  # a run, or a folder with one run for each stage
-    python run.py experiments/report.py runs/a runs/b                    # two runs side by side, and what differs
+    python run.py experiments/report.py runs/quickstart         # a run, or a folder with one run for each stage
+    python run.py experiments/report.py runs/a runs/b           # two runs side by side, and what differs
     python run.py experiments/report.py --runs=runs/a,runs/b --output=runs/a_b
 
 The file needs neither network nor server; open OUTPUT/report.html in any browser. The confusion matrix and the images
-with the lowest scores come from predictions of last.pt on the validation images, which are made anew; where the data
-are no longer there, the report says so.
+with the lowest scores come from predictions of last.pt on the validation images, made anew; where the data are no
+longer there, the report says so.
 """
 
 from dataclasses import dataclass

@@ -38,10 +38,16 @@ class Chart:
     averaged: int  # logged values that a point stands for; 1 if all are shown
 
 
-def line_chart(title: str, curves: Mapping[str, Curve], *, from_zero: bool = False) -> Chart | None:
+def line_chart(
+    title: str, curves: Mapping[str, Curve], *, from_zero: bool = False, least_span: float = 0.0
+) -> Chart | None:
     """A chart of named curves over the iterations; None if there are no curves.
 
-    Curves of more than ``MOST_POINTS`` points are averaged over neighbours. ``from_zero``: the axis includes zero.
+    Curves of more than ``MOST_POINTS`` points are averaged over neighbours.
+
+    Args:
+        from_zero: the axis of values includes zero.
+        least_span: the axis covers at least so much, so that small changes do not look large.
     """
     if not curves:
         return None
@@ -49,7 +55,8 @@ def line_chart(title: str, curves: Mapping[str, Curve], *, from_zero: bool = Fal
     drawn = {name: thinned(curve, MOST_POINTS) for name, curve in curves.items()}
     values = [point.value for curve in drawn.values() for point in curve] + [0.0] * from_zero
     steps = [point.step for curve in drawn.values() for point in curve]
-    y_ticks = nice_ticks(min(values), max(values))
+    missing = max(0.0, least_span - (max(values) - min(values))) / 2
+    y_ticks = nice_ticks(min(values) - missing, max(values) + missing)
     low, high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
     first, last = min(0, *steps), max(1, *steps)
     x_ticks = [tick for tick in nice_ticks(first, last, most=5) if first <= tick <= last and tick == round(tick)]
@@ -101,7 +108,7 @@ def number(value: float) -> str:
     """A value in about three digits."""
     if value and abs(value) < 0.001:
         return f"{value:.1e}".replace("e-0", "e-")
-    return f"{value:,.{max(0, 2 - max(0, math.floor(math.log10(abs(value)))))}f}" if value else "0"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
 
 
 def _decimals(step: float) -> int:

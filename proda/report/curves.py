@@ -3,6 +3,7 @@
 import math
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 def rates(curve: Curve) -> Curve:
     """Steps per second between neighbouring points, at the later of the two."""
-    pairs = zip(curve[:-1], curve[1:], strict=True)
+    pairs = pairwise(curve)
     return [
         Point(after.step, (after.step - before.step) / (after.time - before.time), after.time)
         for before, after in pairs

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +65,6 @@ def report_page(
         max_images: number of validation images to predict; 0 for all.
         num_workers: processes that load images.
     """
-    names = sections.labels(groups)
     looks = [
         _look(group, device, data_root, worst=worst, max_images=max_images, num_workers=num_workers) for group in groups
     ]
@@ -77,9 +75,9 @@ def report_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, points=points, duration=sections.duration)
+    environment.filters.update(percent=sections.percent, points=sections.points, duration=sections.duration)
     return environment.get_template("report.html").render(
-        title=" and ".join(names),
+        title=" and ".join(sections.labels(groups)),
         folders=[str(group.folder) for group in groups],
         written=time.strftime("%Y-%m-%d %H:%M"),
         headline=sections.headline(groups),
@@ -87,30 +85,21 @@ def report_page(
         scores=sections.scores(groups),
         differences=sections.differences(groups) if len(groups) > 1 else None,
         classes=sections.classes(groups),
-        failures=[{"name": name, **look} for name, look in zip(names, looks, strict=True)],
+        failures=[
+            {"title": sections.full_title(groups, group, group.result), **look}
+            for group, look in zip(groups, looks, strict=True)
+        ],
         denoising=sections.denoising(groups),
         running=sections.running(groups),
         repeating=sections.repeating(groups),
         chart=charts,
+        dash=sections.NONE,
     )
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction in %, without the sign; a dash for None and NaN."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
-
-
-def points(value: float | None) -> str:
-    """A difference of fractions in points, with its sign (never that of a rounded zero); a dash for None."""
-    if value is None:
-        return "–"
-    text = f"{100 * value:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def _look(group: Group, device: torch.device, data_root: str, **options: Any) -> dict[str, Any]:
     """The section "where it fails" for one group: its predictions, or why there are none; and the counts of images."""
-    run, found = group.result, {"run": group.result.title, "counts": [], "reason": "", "matrix": None, "worst": []}
+    run, found = group.result, dict[str, Any](counts=[], reason="", worst=[])
     try:
         data = open_data(run, data_root)
         found["counts"] = data_counts(run, data)
@@ -149,10 +138,7 @@ def _predictions(seen: Predictions, recorded: float | None) -> dict[str, Any]:
 
 
 def _image(result: ImageResult, colors: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    mistakes = [
-        (names[true], names[predicted], count)
-        for true, predicted, _, count in confusions(result.confusion, 3)
-    ]
+    mistakes = [(names[true], names[predicted], count) for true, predicted, _, count in confusions(result.confusion, 3)]
     return {
         "name": result.name,
         "miou": result.miou,

@@ -27,7 +27,7 @@ WITH_TRUTH = {
         "student": "truth_percent/miou_student",
         "teacher": "truth_percent/miou_teacher",
     },
-    "Pixels that rectification changes (% of these)": {
+    "Of the pixels that are changed (%)": {
         "become right": "truth_percent/changed_to_right",
         "were right before": "truth_percent/changed_to_wrong",
     },
@@ -54,6 +54,7 @@ WITHOUT_TRUTH = {
         "moved since the start": "prototypes/mean/moved",
     },
 }
+NONE = "\N{EN DASH}"  # in place of a value that there is not
 SAME = 0.5  # points of mIoU; smaller differences of labels are not called better or worse
 
 
@@ -102,35 +103,38 @@ def difference(run: Run, reference: Run) -> float | None:
 
 def headline(groups: Sequence[Group]) -> str:
     """The answer to "how good" in a sentence or two."""
-    first, *others = groups
-    run = first.result
-    if run.summary.get("miou") is None:
-        score = run.summary.get("label_free")
-        if score is None:
-            return f"{_upper(run.title)} has no scores yet."
-        return f"{_upper(run.title)} has no mIoU, because the validation images have no labels; its label-free score is {score:.2f}."
-    name = f"{first.name}: {run.title}" if others and len(first.runs) > 1 else run.title
-    text = f"{_upper(name)} {'ends' if run.finished else 'is'} at {100 * run.summary['miou']:.1f} % mIoU"
+    return _result(groups[0]) if len(groups) == 1 else _comparison(groups)
+
+
+def _result(group: Group) -> str:
+    run, summary = group.result, group.result.summary
+    name, score = _upper(run.title), summary.get("miou")
+    if score is None and summary.get("label_free") is None:
+        return f"{name} has no scores yet."
+    if score is None:
+        reason = "because the validation images have no labels"
+        return f"{name} has no mIoU, {reason}; its label-free score is {summary['label_free']:.2f}."
     places = []
-    for other in [] if others else first.runs:
+    for other in group.runs:
         gap = difference(run, other)
-        if other is run or gap is None:
-            continue
-        if other.name in ("source_only", "warmup") or other.is_oracle:
+        if other is not run and gap is not None and (other.name in ("source_only", "warmup") or other.is_oracle):
             places.append(f"{100 * abs(gap):.1f} points {'above' if gap >= 0 else 'below'} {_spoken(other)}")
+    text = f"{name} {'ends' if run.finished else 'is'} at {percent(score)} % mIoU over {len(run.class_names)} classes"
     text += f": {_listed(places)}." if places else "."
-    for group in others:
-        gap = difference(group.result, run)
-        score = group.result.summary.get("miou")
-        name = f"{group.name}: {group.result.title}" if len(group.runs) > 1 else group.result.title
-        if score is None or gap is None:
-            text += f" {_upper(name)} has no mIoU."
-        else:
-            text += f" {_upper(name)} has {100 * score:.1f} %, {100 * gap:+.1f} points."
-    best = run.summary.get("best_miou")
-    if best is not None and best - run.summary["miou"] >= 0.0005 and not others:
-        text += f" The best validation, which only labels can tell, had {100 * best:.1f} %."
+    if summary.get("best_miou", 0) - score >= 0.0005:
+        text += f" The best validation, which only labels can tell, had {percent(summary['best_miou'])} %."
     return text
+
+
+def _comparison(groups: Sequence[Group]) -> str:
+    first, parts = groups[0].result, []
+    for group in groups:
+        score, gap = group.result.summary.get("miou"), difference(group.result, first)
+        text = f"{full_title(groups, group, group.result)} has " + (
+            "no mIoU" if score is None else f"{percent(score)} %"
+        )
+        parts.append(text if group is groups[0] or gap is None else f"{text} ({points(gap)} points)")
+    return f"mIoU: {_listed(parts)}."
 
 
 def tiles(group: Group) -> list[tuple[str, str]]:
@@ -144,10 +148,10 @@ def tiles(group: Group) -> list[tuple[str, str]]:
     for other in group.runs:
         gap = difference(run, other)
         if other is not run and gap is not None and (other.name == "source_only" or other.is_oracle):
-            found.append((f"{100 * gap:+.1f}", f"points of mIoU against {_spoken(other)}"))
+            found.append((points(gap), f"points of mIoU against {_spoken(other)}"))
     times = [run.summary["seconds"] for run in group.runs if run.summary.get("seconds") is not None]
     if times:
-        found.append((duration(sum(times)), "training time" if len(times) == 1 else f"training time, {len(times)} runs"))
+        found.append((duration(sum(times)), "training time" + (f", {len(times)} runs" if len(times) > 1 else "")))
     return found
 
 
@@ -169,7 +173,7 @@ def differences(groups: Sequence[Group]) -> dict[str, Any]:
         for name in ("experiment", "git_commit", "python", *PACKAGES, "device", "processes"):
             values = [plain(run.provenance.get(name)) for run in runs]
             if len(set(values)) > 1:
-                rows.append((name.replace("_", " "), [value[:12] if name == "git_commit" else value for value in values]))
+                rows.append((name.replace("_", " "), values))
         data = [run.provenance.get("data", {}) for run in runs]
         for name in dict.fromkeys(name for recorded in data for name in recorded):
             values = [str(recorded.get(name, "")) for recorded in data]
@@ -185,6 +189,14 @@ def labels(groups: Sequence[Group]) -> list[str]:
     return [
         f"{group.folder.parent.name}/{group.name}" if names.count(group.name) > 1 else group.name for group in groups
     ]
+
+
+def full_title(groups: Sequence[Group], group: Group, run: Run) -> str:
+    """The title of a run, with the name of its group where there are several groups."""
+    if len(groups) == 1:
+        return run.title
+    name = dict(zip(map(id, groups), labels(groups), strict=True))[id(group)]
+    return f"{name}: {run.title}" if len(group.runs) > 1 else name
 
 
 # Which classes
@@ -204,6 +216,8 @@ def classes(groups: Sequence[Group]) -> dict[str, Any]:
         return {"cards": [], "runs": []}
     if not result.summary.get("iou"):
         result = shown[-1][0]
+    result_name = next(name for run, name in shown if run is result)
+    compared = len(groups) > 1 and len(shown) == 2
     every = list(dict.fromkeys(name for run, _ in shown for name in run.summary["iou"]))
     place = {run.folder: k for k, (run, _) in enumerate(shown)}
     cards = []
@@ -218,10 +232,10 @@ def classes(groups: Sequence[Group]) -> dict[str, Any]:
         ]
         final = result.summary["iou"].get(class_name)
         first = shown[0][0].summary["iou"].get(class_name)
-        change = None if final is None or first is None or len(shown) != 2 or len(groups) == 1 else final - first
+        change = final - first if compared and final is not None and first is not None else None
         cards.append({"name": class_name, "value": final, "bars": bars, "change": change})
     cards.sort(key=lambda card: math.inf if card["value"] is None else card["value"])
-    return {"cards": cards, "runs": [name for _, name in shown], "result": result.title}
+    return {"cards": cards, "runs": [name for _, name in shown], "result": result_name, "has_change": compared}
 
 
 def _bar_kind(groups: Sequence[Group], run: Run, result: Run, place: int) -> str:
@@ -241,7 +255,7 @@ def denoising(groups: Sequence[Group]) -> dict[str, Any]:
     several = len(groups) > 1
     for group in groups:
         for run in group.runs:
-            title = f"{group.name}: {run.title}" if several and len(group.runs) > 1 else run.title
+            title = full_title(groups, group, run)
             if "watch_every" not in run.config:
                 without.append(title)
             elif "labels_percent/kept" not in run.curves:
@@ -291,12 +305,13 @@ def label_sentences(run: Run) -> list[str]:
         found.append(f"{over}: the labels that the student is trained on have a mIoU of {after:.1f} %.")
     else:
         gain = after - before
-        verdict = "Rectification makes the labels better"
-        if gain < SAME:
-            verdict = "Rectification makes the labels worse" if gain <= -SAME else "Rectification hardly changes the labels"
+        verdict = "Rectification hardly changes how good the labels are"
+        if abs(gain) >= SAME:
+            verdict = f"Rectification makes the labels {'better' if gain > 0 else 'worse'}"
+        change = f"mIoU {before:.1f} % before, {after:.1f} % after it ({points(gain / 100)} points)"
         if run.config.get("rectification") is False:
-            verdict = "The labels are not rectified in this run"
-        found.append(f"{verdict}. {over}: mIoU {before:.1f} % before, {after:.1f} % after it ({gain:+.1f} points).")
+            verdict, change = "The labels are not rectified in this run", f"mIoU {after:.1f} %"
+        found.append(f"{verdict}. {over}: {change}.")
     changed, right, wrong = (
         late.get(tag)
         for tag in ("labels_percent/changed", "truth_percent/changed_to_right", "truth_percent/changed_to_wrong")
@@ -326,10 +341,9 @@ def running(groups: Sequence[Group]) -> list[dict[str, Any]]:
     blocks = []
     for group in groups:
         for run in group.runs:
-            title = f"{group.name}: {run.title}" if len(groups) > 1 and len(group.runs) > 1 else run.title
             blocks.append(
                 {
-                    "title": title,
+                    "title": full_title(groups, group, run),
                     "open": run is group.result,
                     "charts": running_charts(run),
                     "facts": running_facts(run),
@@ -343,10 +357,12 @@ def running_charts(run: Run) -> list[Chart]:
     """Validations, losses, learning rates, throughput and memory, as far as they were recorded."""
     curves = run.curves
     validation = {"model": "val/miou", "teacher": "val/teacher_miou"}
-    loss_names = {tag.removeprefix("train/loss").strip("_") or "total": tag for tag in curves if "train/loss" in tag}
+    label_free = {"model": "val/label_free", "teacher": "val/teacher_label_free"}
+    loss_tags = sorted((tag for tag in curves if tag.startswith("train/loss")), key=lambda tag: tag != "train/loss")
+    loss_names = {tag.removeprefix("train/loss").strip("_") or "total": tag for tag in loss_tags}
     charts = [
-        line_chart("mIoU on validation images (%)", _percent(chosen(curves, validation))),
-        line_chart("Label-free score", chosen(curves, {"model": "val/label_free", "teacher": "val/teacher_label_free"})),
+        line_chart("mIoU on validation images (%)", _percent(chosen(curves, validation)), least_span=10),
+        line_chart("Label-free score", chosen(curves, label_free)),
         line_chart("Losses", chosen(curves, loss_names)),
     ]
     for optimizer in dict.fromkeys(tag.split("/")[0] for tag in curves if "/lr/" in tag):
@@ -383,9 +399,11 @@ def running_gaps(run: Run) -> list[str]:
     """What was not recorded, in sentences."""
     found = []
     if not run.finished:
-        found.append("The run has not finished: there is no summary.json, and the scores are those of its last validation.")
+        found.append("The run has not finished: there is no summary.json, and scores are those of its last validation.")
     if "train/loss" not in run.curves:
-        found.append("Losses, learning rates and throughput were not recorded: the folder has no TensorBoard files with them.")
+        found.append(
+            "Losses, learning rates and throughput are not known: they are not in TensorBoard files of the run."
+        )
     if "train/gpu_memory_gib" not in run.curves:
         found.append("Memory was not recorded: runs record that of a GPU only.")
     return found
@@ -409,7 +427,7 @@ def repeating(groups: Sequence[Group]) -> list[dict[str, Any]]:
             versions = {name: provenance[name] for name in ("python", *PACKAGES) if name in provenance}
             blocks.append(
                 {
-                    "title": f"{group.name}: {run.title}" if len(groups) > 1 and len(group.runs) > 1 else run.title,
+                    "title": full_title(groups, group, run),
                     "open": run is group.result,
                     "command": shlex.join(["python", *command]) if command else "",
                     "again": shlex.join(
@@ -438,6 +456,19 @@ def chosen(curves: Mapping[str, Curve], tags: Mapping[str, str]) -> dict[str, Cu
     return {name: curves[tag] for name, tag in tags.items() if tag in curves}
 
 
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction in %, without the sign; a dash for None and NaN."""
+    return NONE if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def points(value: float | None) -> str:
+    """A difference of fractions in points, with its sign unless it is rounded to zero; a dash for None."""
+    if value is None:
+        return NONE
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
 def duration(seconds: float) -> str:
     """Time in the two largest units: ``45 s``, ``2 min 58 s``, ``3 h 05 min``, ``2 d 04 h``."""
     whole = round(seconds)
@@ -450,7 +481,7 @@ def duration(seconds: float) -> str:
 def plain(value: Any) -> str:
     """A value of a flag as text; a flag that a run does not have is a dash."""
     if value is None:
-        return "–"
+        return NONE
     return '""' if value == "" else str(value)
 
 
