@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -362,7 +363,7 @@ def running_charts(run: Run) -> list[Chart]:
     loss_names = {tag.removeprefix("train/loss").strip("_") or "total": tag for tag in loss_tags}
     charts = [
         line_chart("mIoU on validation images (%)", _percent(chosen(curves, validation)), least_span=10),
-        line_chart("Label-free score", chosen(curves, label_free)),
+        line_chart("Label-free score", chosen(curves, label_free), least_span=0.1),
         line_chart("Losses", chosen(curves, loss_names)),
     ]
     for optimizer in dict.fromkeys(tag.split("/")[0] for tag in curves if "/lr/" in tag):
@@ -370,7 +371,9 @@ def running_charts(run: Run) -> list[Chart]:
         names = {f"group {k}" if len(tags) > 1 else optimizer: tag for k, tag in enumerate(tags)}
         charts.append(line_chart(f"Learning rate, {optimizer}", chosen(curves, names), from_zero=True))
     speed = rates(curves.get("train/loss", []))
-    charts.append(line_chart("Iterations per second", {"speed": speed} if speed else {}, from_zero=True))
+    charts.append(
+        line_chart("Iterations per second, with validations", {"speed": speed} if speed else {}, from_zero=True)
+    )
     memory = chosen(curves, {"peak": "train/gpu_memory_gib"})
     charts.append(line_chart("GPU memory (GiB)", memory, from_zero=True))
     return [chart for chart in charts if chart]
@@ -420,6 +423,8 @@ def repeating(groups: Sequence[Group]) -> list[dict[str, Any]]:
             provenance = run.provenance
             command = provenance.get("command")
             experiment = provenance.get("experiment", "")
+            own = (word for word in command or () if Path(word).stem == experiment)
+            file = next(own, f"experiments/{experiment}.py")
             try:
                 changed, unknown = changed_flags(run), ""
             except UserError as error:
@@ -432,7 +437,7 @@ def repeating(groups: Sequence[Group]) -> list[dict[str, Any]]:
                     "command": shlex.join(["python", *command]) if command else "",
                     "again": shlex.join(
                         [
-                            *("python", "run.py", f"experiments/{experiment}.py"),
+                            *("python", "run.py", file),
                             *(f"--config={run.folder / 'config.json'}", f"--output=runs/{run.name}_again"),
                         ]
                     ),
