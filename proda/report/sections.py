@@ -72,7 +72,11 @@ def scores(groups: Sequence[Group]) -> dict[str, Any]:
             {"name": group.name, "rows": [_score_row(group, run, columns) for run in group.runs]} for group in groups
         ],
         "class_counts": sorted({len(run.class_names) for run in runs if run.class_names}),
-        "has_gain": any(group.reference(run) for group in groups for run in group.runs),
+        "has_gain": any(
+            (other := group.reference(run)) and difference(run, other) is not None
+            for group in groups
+            for run in group.runs
+        ),
         "unfinished": [run.title for run in runs if not run.finished],
         "has_control": any(run.name == CONTROL for run in runs),
         "has_oracle": any(run.is_oracle for run in runs),
@@ -111,7 +115,7 @@ def _result(group: Group) -> str:
     run, summary = group.result, group.result.summary
     name, score = _upper(run.title), summary.get("miou")
     if score is None and summary.get("label_free") is None:
-        return f"{name} has no scores yet."
+        return f"{name} has {'neither a mIoU nor a label-free score' if run.finished else 'no scores yet'}."
     if score is None:
         reason = "because the validation images have no labels"
         return f"{name} has no mIoU, {reason}; its label-free score is {summary['label_free']:.2f}."

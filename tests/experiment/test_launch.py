@@ -436,6 +436,8 @@ def test_a_wheel_works_without_the_clone(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--no-build-isolation", f"--target={target}", str(source)], check=True)
     assert (target / "proda/py.typed").is_file() and not (target / "tests").exists()
+    templates = {path.name for path in (ROOT / "proda/report/templates").iterdir()}
+    assert {path.name for path in (target / "proda/report/templates").iterdir()} == templates
 
     (tmp_path / "queue.py").write_text("raise AssertionError('not the queue of the standard library')\n")
     environment = {**os.environ, "PYTHONPATH": str(target)}
