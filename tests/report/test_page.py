@@ -1,18 +1,22 @@
 """The report as a reader gets it."""
 
+import base64
+import io
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from proda.experiment.launch import main
 from proda.report import sections
 from proda.report.curves import Point
-from proda.report.page import report_page
+from proda.report.page import _jpeg, _png, report_page
 from proda.report.predictions import look_at_predictions, open_data
 from proda.report.runs import Group, Run, read_group
 from tests import small_runs
@@ -197,6 +201,24 @@ def test_names_from_data_and_flags_are_escaped(tmp_path):
         assert "script" not in page.tags and html.count("<script") == 0
         assert page.text.count(HOSTILE) >= 5
         assert "Died out of the labels or of the predictions" in page.text
+
+
+def test_synthia_has_13_classes_beside_16_and_own_photographs_may_have_no_score(tmp_path):
+    iou = {f"class {k}": 0.5 for k in range(16)}
+    page = Page(report_page([Group(tmp_path, [run_of(tmp_path, miou=0.5, miou_13=0.625, iou=iou)])], device=CPU))
+    assert "over 16 classes" in page.text and "62.5 % mIoU over 13 classes" in page.text
+    assert "mIoU of 13 classes label-free score" in page.text and "50.0 62.5" in page.text
+    unknown = run_of(tmp_path, miou=None, best_miou=None, label_free=1.25, iou=dict.fromkeys(iou))
+    page = Page(report_page([Group(tmp_path, [unknown])], device=CPU))
+    assert "has no mIoU, because the validation images have no labels; its label-free score is 1.25." in page.text
+
+
+def test_pictures_are_made_smaller_than_large_images():
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 2048, 3), dtype=np.uint8)
+    for url in (_jpeg(noise), _png(noise)):
+        with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as picture:
+            assert picture.size == (512, 256)
+        assert len(url) < 250_000  # sixteen of them stay below 5 MB whatever they show
 
 
 def test_labels_without_ground_truth_and_labels_that_get_worse(tmp_path):
