@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +46,11 @@ def read_curves(folder: Path) -> dict[str, Curve]:
                     points = found.setdefault(value.tag, {})
                     points[event.step] = Point(event.step, value.simple_value, event.wall_time)
     return {tag: [points[step] for step in sorted(points)] for tag, points in found.items() if points}
+
+
+def chosen(curves: Mapping[str, Curve], tags: Mapping[str, str]) -> dict[str, Curve]:
+    """Name -> curve, for those of ``tags`` (name -> tag) that there are."""
+    return {name: curves[tag] for name, tag in tags.items() if tag in curves}
 
 
 def rates(curve: Curve) -> Curve:

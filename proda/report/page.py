@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from proda.data.labels import colorize
-from proda.report import charts, sections
+from proda.report import charts
 from proda.report.predictions import (
     MODEL,
     ImageResult,
@@ -24,7 +24,11 @@ from proda.report.predictions import (
     look_at_predictions,
     open_data,
 )
+from proda.report.pseudo_labels import denoising
 from proda.report.runs import Group, read_group
+from proda.report.scores import classes, differences, headline, scores, tiles
+from proda.report.texts import NONE, duration, full_title, labels, percent, points
+from proda.report.training import repeating, running
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write
 
@@ -75,25 +79,25 @@ def report_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=sections.percent, points=sections.points, duration=sections.duration)
+    environment.filters.update(percent=percent, points=points, duration=duration)
     return environment.get_template("report.html").render(
-        title=" and ".join(sections.labels(groups)),
+        title=" and ".join(labels(groups)),
         folders=[str(group.folder) for group in groups],
         written=time.strftime("%Y-%m-%d %H:%M"),
-        headline=sections.headline(groups),
-        tiles=sections.tiles(groups[0]) if len(groups) == 1 else [],
-        scores=sections.scores(groups),
-        differences=sections.differences(groups) if len(groups) > 1 else None,
-        classes=sections.classes(groups),
+        headline=headline(groups),
+        tiles=tiles(groups[0]) if len(groups) == 1 else [],
+        scores=scores(groups),
+        differences=differences(groups) if len(groups) > 1 else None,
+        classes=classes(groups),
         failures=[
-            {"title": sections.full_title(groups, group, group.result), **look}
+            {"title": full_title(groups, group, group.result), **look}
             for group, look in zip(groups, looks, strict=True)
         ],
-        denoising=sections.denoising(groups),
-        running=sections.running(groups),
-        repeating=sections.repeating(groups),
+        denoising=denoising(groups),
+        running=running(groups),
+        repeating=repeating(groups),
         chart=charts,
-        dash=sections.NONE,
+        dash=NONE,
     )
 
 

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from proda.experiment.launch import main
-from proda.report import sections
 from proda.report.curves import Point
 from proda.report.page import _jpeg, _png, report_page
 from proda.report.predictions import look_at_predictions, open_data
+from proda.report.pseudo_labels import label_sentences
 from proda.report.runs import Group, Run, read_group
+from proda.report.texts import points
 from tests import small_runs
 
 VOID = {"meta", "img", "br", "path", "circle", "polyline"}
@@ -90,7 +91,7 @@ def test_the_report_on_stages_answers_every_question(runs, capsys):
     for question in ("How good is it?", "Which classes?", "Where does it fail?", "Is denoising working?"):
         assert question in page.text
     before, stage = (summary(runs / "stages" / name) for name in ("source_only", "stage1_denoise"))
-    gain = sections.points(stage["miou"] - before["miou"])
+    gain = points(stage["miou"] - before["miou"])
     assert f"Stage 1 ends at {100 * stage['miou']:.1f} % mIoU over 13 classes" in page.text
     assert f"stage 1 {100 * stage['miou']:.1f} {gain} over source only" in page.text
     for name, iou in stage["iou"].items():
@@ -117,7 +118,7 @@ def test_two_runs_side_by_side_show_what_differs(runs):
     differing = page.text.split("What differs?")[1].split("Which classes?")[0]
     assert "--temperature 1.0 2.5" in differing and "--lr" not in differing and "--seed" not in differing
     scores = [summary(folder)["miou"] for folder in (one, other)]
-    difference = sections.points(scores[1] - scores[0])
+    difference = points(scores[1] - scores[0])
     assert f"mIoU: stage1_denoise has {100 * scores[0]:.1f} %" in page.text
     assert f"and other has {100 * scores[1]:.1f} % ({difference} points)." in page.text
     assert page.tags.count("img") == 2 * 4
@@ -226,11 +227,11 @@ def test_labels_without_ground_truth_and_labels_that_get_worse(tmp_path):
         return [Point(step, value, 0.0) for step, value in enumerate(values)]
 
     run = run_of(tmp_path)
-    assert "have no ground truth" in sections.label_sentences(run)[0]
-    assert "45.0 % of the pixels keep a label." not in sections.label_sentences(run)  # of the last report alone
-    assert "40.0 % of the pixels keep a label." in sections.label_sentences(run)
+    assert "have no ground truth" in label_sentences(run)[0]
+    assert "45.0 % of the pixels keep a label." not in label_sentences(run)  # of the last report alone
+    assert "40.0 % of the pixels keep a label." in label_sentences(run)
     run.curves.update({"truth_percent/miou_before": curve(50, 50), "truth_percent/miou_labels": curve(60, 49)})
-    assert sections.label_sentences(run)[0] == (
+    assert label_sentences(run)[0] == (
         "Rectification makes the labels worse. In the last report: mIoU 50.0 % before, 49.0 % after it "
         "(\N{MINUS SIGN}1.0 points)."
     )
