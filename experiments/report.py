@@ -9,6 +9,7 @@ with the lowest scores come from predictions of last.pt on the validation images
 longer there, the report says so.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,11 @@ class Config(RunConfig):
     def __post_init__(self) -> None:
         if len(self.folders) == 1 and not self.output:
             self.output = self.folders[0]
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.amp != "off":
+            yield "--amp has no effect on a report, which predicts in the precision of the run; remove it"
 
     @property
     def folders(self) -> list[str]:

@@ -5,6 +5,7 @@ Functions return plain values for the template. Scores are fractions.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from proda.experiment.job import PACKAGES
@@ -127,14 +128,18 @@ def differences(groups: Sequence[Group]) -> dict[str, Any]:
     """What differs between the runs of several groups, stage by stage where they have stages of one name."""
     shared = [run.name for run in groups[0].runs if all(run.name in {r.name for r in g.runs} for g in groups)]
     if all(len(group.runs) == 1 for group in groups):
-        pairs = {"": [group.result for group in groups]}
-    elif shared:
+        shared = []
+    if shared:
         pairs = {name: [next(r for r in group.runs if r.name == name) for group in groups] for name in shared}
     else:
         pairs = {"": [group.result for group in groups]}
     blocks = []
     for runs in pairs.values():
-        rows = [(f"--{name}", [plain(v) for v in values]) for name, values in differing_flags(runs).items()]
+        rows = [
+            (f"--{name}", [plain(value) for value in values])
+            for name, values in differing_flags(runs).items()
+            if not _is_one_stage(values, shared)
+        ]
         for name in ("experiment", "git_commit", "python", *PACKAGES, "device", "processes"):
             values = [plain(run.provenance.get(name)) for run in runs]
             if len(set(values)) > 1:
@@ -146,6 +151,13 @@ def differences(groups: Sequence[Group]) -> dict[str, Any]:
                 rows.append((name, [value[:12] for value in values]))
         blocks.append({"title": runs[0].title if len(pairs) > 1 else "", "rows": rows})
     return {"names": labels(groups), "blocks": blocks}
+
+
+def _is_one_stage(values: Sequence[Any], stages: Sequence[str]) -> bool:
+    """Whether all values are files of one name of the same stage, each in the folder of its own group."""
+    places = {Path(value).parts[-2:] if isinstance(value, str) else () for value in values}
+    place = places.pop()
+    return not places and len(place) == 2 and place[0] in stages
 
 
 def classes(groups: Sequence[Group]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def full_title(groups: Sequence[Group], group: Group, run: Run) -> str:
     if len(groups) == 1:
         return run.title
     name = dict(zip(map(id, groups), labels(groups), strict=True))[id(group)]
-    return f"{name}: {run.title}" if len(group.runs) > 1 else name
+    return f"{name} ({run.title})" if len(group.runs) > 1 else name
 
 
 def difference(run: Run, reference: Run) -> float | None:

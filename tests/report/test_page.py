@@ -214,6 +214,20 @@ def test_synthia_has_13_classes_beside_16_and_own_photographs_may_have_no_score(
     assert "has no mIoU, because the validation images have no labels; its label-free score is 1.25." in page.text
 
 
+def test_stages_of_two_folders_are_compared_by_their_names(tmp_path):
+    def group(name: str, **config) -> Group:
+        folders = [tmp_path / name / stage for stage in ("warmup", "stage1_denoise")]
+        runs = [run_of(folder, miou=0.5, iou={"road": 0.5}) for folder in folders]
+        for run in runs:
+            run.config.update(config, weights=str(tmp_path / name / "warmup/last.pt"))
+        return Group(tmp_path / name, runs)
+
+    page = Page(report_page([group("a", lr=0.1), group("b", lr=0.2)], device=CPU))
+    differing = page.text.split("What differs?")[1].split("Which classes?")[0]
+    assert " ".join(differing.split()) == "warm-up setting a b --lr 0.1 0.2 stage 1 setting a b --lr 0.1 0.2"
+    assert "mIoU: a (stage 1) has 50.0 % and b (stage 1) has 50.0 % (0.0 points)." in page.text
+
+
 def test_pictures_are_made_smaller_than_large_images():
     noise = np.random.default_rng(0).integers(0, 256, (1024, 2048, 3), dtype=np.uint8)
     for url in (_jpeg(noise), _png(noise)):
@@ -243,6 +257,7 @@ def test_labels_without_ground_truth_and_labels_that_get_worse(tmp_path):
         ([], "--runs: no run given; expected folders"),
         (["nowhere"], "nowhere: no such folder; expected the folder of a training run"),
         (["a", "--runs=b"], "'a' and --runs=b: give all of them in one way"),
+        (["a", "--amp=bf16"], "--amp has no effect on a report"),
         (["a", "--worst=-1"], "--worst=-1: expected a whole number of at least 0"),
     ],
 )
