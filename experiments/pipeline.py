@@ -18,7 +18,7 @@ import ignite.distributed as idist
 
 from proda.experiment.config import DataConfig, make_config
 from proda.experiment.domains import Domains
-from proda.experiment.job import Job, read_summary
+from proda.experiment.job import device_of, read_summary
 from proda.experiment.launch import load_experiment
 from proda.experiment.recipes import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
 from proda.experiment.tables import CONTROL, control_sentence, stage_table
@@ -101,7 +101,7 @@ def report(config: Config) -> None:
     if idist.get_rank() == 0:
         from proda.report.page import write_report  # not needed before, and --help should not wait for it
 
-        file, device = Path(config.output) / "report.html", Job(config).device
+        file, device = Path(config.output) / "report.html", device_of(config)
         print(write_report([config.output], file, device=device, num_workers=config.num_workers), flush=True)
     idist.barrier()
 

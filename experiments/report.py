@@ -16,7 +16,7 @@ from pathlib import Path
 import ignite.distributed as idist
 
 from proda.experiment.config import RunConfig
-from proda.experiment.job import Job
+from proda.experiment.job import device_of
 from proda.report.page import write_report
 from proda.utils.errors import UserError
 from proda.utils.options import NonNegativeInt, PathText
@@ -54,7 +54,7 @@ def run(local_rank: int, config: Config) -> dict:
     file = write_report(
         config.folders,
         Path(config.output) / "report.html",
-        device=Job(config).device,
+        device=device_of(config),
         data_root=config.data_root,
         worst=config.worst,
         max_images=config.max_images,
