@@ -103,7 +103,7 @@ def label_sentences(run: Run) -> list[str]:
             "the curves without ground truth show whether they are sure, stable and complete."
         )
     elif before is None:
-        found.append(f"{over}: the labels that the student is trained on have a mIoU of {after:.1f} %.")
+        found.append(f"{over}: the labels that the student is trained on reach {after:.1f} % mIoU.")
     else:
         gain = after - before
         verdict = "Rectification hardly changes how good the labels are"

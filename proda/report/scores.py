@@ -79,7 +79,7 @@ def _result(group: Group) -> str:
     run, summary = group.result, group.result.summary
     name, score = upper(run.title), summary.get("miou")
     if score is None and summary.get("label_free") is None:
-        return f"{name} has {'neither a mIoU nor a label-free score' if run.finished else 'no scores yet'}."
+        return f"{name} has {'neither mIoU nor label-free score' if run.finished else 'no scores yet'}."
     if score is None:
         reason = "because the validation images have no labels"
         return f"{name} has no mIoU, {reason}; its label-free score is {summary['label_free']:.2f}."
