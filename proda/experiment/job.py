@@ -49,7 +49,7 @@ class Job:
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self.device = _device(config)
+        self.device = device_of(config)
         self.precision = Precision(self.device, config.amp, compile=config.compile)
         self.folder = Path(config.output)
         self.log = logging.getLogger("proda")
@@ -159,6 +159,15 @@ class Stopwatch:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.before = float(state["seconds"])
+
+
+def device_of(config: Any) -> torch.device:
+    """The device of this process, as ``--device`` asks for it."""
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", idist.get_local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
@@ -299,14 +308,6 @@ def _experiment(config: Any) -> str:
     """Name of the experiment file that defines ``config``, without the suffix."""
     module = sys.modules.get(type(config).__module__)
     return Path(getattr(module, "__file__", None) or type(config).__module__).stem
-
-
-def _device(config: Any) -> torch.device:
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", idist.get_local_rank() % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def _describe(device: torch.device) -> str:
