@@ -174,6 +174,7 @@ def list_data(config: Any, processes: int) -> Listing:
 
 def stage_memory(config: Any, sizes: Sizes, processes: int = 1) -> Memory:
     """The memory of a process, counted on tensors without data. It does not depend on this machine."""
+    config = replace(config, compile=False)
     precision = Precision("cpu", "off" if config.amp == "off" else "bf16")  # fp16 has the same size
     real = batches(config, sizes)
     with fake_tensors() as count:
@@ -301,7 +302,7 @@ def measure(config: Any, sizes: Sizes, device: torch.device, memory: Memory) -> 
     try:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        work = workload(config, sizes, Precision(device, config.amp), *batches(config, sizes))
+        work = workload(config, sizes, Precision(device, config.amp, compile=config.compile), *batches(config, sizes))
         iteration, repeats = _seconds(lambda: work.trainer.run([work.batch]), device)
         work.trainer.state.output = work.trainer.state.batch = None
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

@@ -31,7 +31,7 @@ from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.engines.supervised import StudentOptions, supervised_trainer
-from proda.experiment.networks import parallel, sgd
+from proda.experiment.networks import compile_network, parallel, sgd
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.teacher import EMATeacher
 from proda.models.build import build_network
@@ -146,6 +146,7 @@ def _denoise(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     warmup, student = (_network(config, sizes, precision) for _ in range(2))
     optimizer, student_ddp = sgd(config, student), parallel(config, student)
     teacher = EMATeacher(student, config.teacher_momentum)
+    compile_network(config, teacher.ema_model)
     prototypes = Prototypes(sizes.num_classes, student.num_features, precision.device)
     trainer = denoise_trainer(student_ddp, teacher.ema_model, prototypes.values, optimizer, precision, config, warmup)
     if config.needs_teacher:
@@ -197,6 +198,8 @@ def _network(config: Any, sizes: Sizes, precision: Precision) -> SegmentationNet
         for parameter in network.parameters():  # as network.to(memory_format=...), which fake tensors do not support
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    network.checkpoint_activations = getattr(config, "checkpoint_activations", False)
+    compile_network(config, network)
     return network
 
 
