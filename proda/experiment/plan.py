@@ -158,7 +158,7 @@ def list_data(config: Any, processes: int) -> Listing:
         source, target = data.view_pairs(data.source), data.view_pairs(data.target)
     else:
         alone = kind is StudentOptions
-        source = data.oracle_crops() if alone and config.train_on == "target" else data.source_crops()
+        source = data.oracle_crops() if alone and getattr(config, "train_on", "source") == "target" else data.source_crops()
         target = None if alone else data.target_views(full_image=kind is DenoiseOptions)
     length = data.training_batches(source, target)
     if config.batch_size % processes:
@@ -236,8 +236,8 @@ def _other_phases(
     @torch.no_grad()
     def write_hard_labels() -> None:
         with precision.autocast():
-            scales = parse_scales(config.scales)
-            averaged_probabilities(work.labellers, to_float(image), flip=config.flip, scales=scales).max(1)
+            flip, scales = _averaged_over(config)
+            averaged_probabilities(work.labellers, to_float(image), flip=flip, scales=scales).max(1)
 
     def statistics() -> None:
         batch = {"image": torch.zeros(STATISTICS_BATCH, 3, *sizes.full_image, dtype=torch.uint8)}
@@ -344,7 +344,7 @@ def _length_lines(config: Any, listing: Listing, processes: int) -> Iterator[tup
 
 def _memory_lines(memory: Memory, processes: int) -> Iterator[tuple[str, str]]:
     yield "parameters", ", ".join(f"{name} {number / 1e6:.1f} million" for name, number in memory.parameters.items())
-    yield "memory per process", f"{_gb(memory.peak)} at the peak, in {memory.peak_phase}"
+    yield "memory of a process", f"{_gb(memory.peak)} at the peak, in {memory.peak_phase}"
     rest = memory.peaks["training"] - sum(memory.networks.values()) - memory.optimizers - memory.gradients
     parts = {
         "activations": rest,
@@ -375,7 +375,7 @@ def label_bytes(config: Any, listing: Listing) -> float:
     (height, width), kind = listing.sizes.full_image, stage_kind(config)
     if kind is DistillOptions:
         return HARD_BYTES * height * width * listing.target_images
-    if kind is DenoiseOptions and not config.online_soft_labels:
+    if kind is DenoiseOptions and not getattr(config, "online_soft_labels", False):
         with torch.device("meta"), torch.no_grad():
             network = build_network(config.backbone, listing.sizes.num_classes)
             probabilities = network(torch.empty(1, 3, height, width)).logits
@@ -428,11 +428,17 @@ def _passes(config: Any) -> float:
     """How often the networks of the previous stages predict each target training image before the training."""
     kind = stage_kind(config)
     if kind is DistillOptions:
-        area = sum(scale**2 for scale in parse_scales(config.scales))
-        return area * (1 + config.flip) * (1 + bool(config.label_with))
+        flip, scales = _averaged_over(config)
+        return sum(scale**2 for scale in scales) * (1 + flip) * (1 + bool(getattr(config, "label_with", "")))
     if kind is DenoiseOptions:
-        return 1 + (0 if config.online_soft_labels else 1 + config.flip)  # the prototypes, and the labels
+        labels = 0 if getattr(config, "online_soft_labels", False) else 1 + getattr(config, "flip", False)
+        return 1 + labels  # 1 for the prototypes
     return 0
+
+
+def _averaged_over(config: Any) -> tuple[bool, tuple[float, ...]]:
+    """``--flip`` and ``--scales`` of an experiment that has these flags."""
+    return getattr(config, "flip", False), parse_scales(getattr(config, "scales", "1"))
 
 
 def _validations(config: Any, listing: Listing) -> int:

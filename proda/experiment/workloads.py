@@ -4,8 +4,8 @@ Networks, optimisers, trainers and handlers come from the functions that the sta
 and loaders that the stages use, on images of random pixels. So a workload takes the time and memory of the stage, on
 whatever device it is built. Learning rates, files and scores play no part in it.
 
-The stage is recognised by the options that its ``Config`` inherits, so this also works for your own experiments; what
-an experiment adds in its ``run`` is not part of the workload.
+The stage is recognised by the options that its ``Config`` inherits, so this also works for your own experiments, whose
+``Config`` may lack the other fields of the stage. What an experiment adds in its ``run`` is not part of the workload.
 """
 
 from collections.abc import Sequence
@@ -136,7 +136,7 @@ def _adversarial(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     with torch.device(precision.device):
         critic = Discriminator(sizes.num_classes)
     optimizer = sgd(config, student)
-    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=1e-4, betas=(0.9, 0.99))
     networks = parallel(config, student), parallel(config, critic)
     trainer = adversarial_trainer(*networks, optimizer, critic_optimizer, precision, config)
     return trainer, {"student": student, "discriminator": critic}, [optimizer, critic_optimizer], []
@@ -145,21 +145,21 @@ def _adversarial(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
 def _denoise(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     warmup, student = (_network(config, sizes, precision) for _ in range(2))
     optimizer, student_ddp = sgd(config, student), parallel(config, student)
-    teacher = EMATeacher(student, config.teacher_momentum)
+    teacher = EMATeacher(student)
     compile_network(config, teacher.ema_model)
     prototypes = Prototypes(sizes.num_classes, student.num_features, precision.device)
     trainer = denoise_trainer(student_ddp, teacher.ema_model, prototypes.values, optimizer, precision, config, warmup)
     if config.needs_teacher:
-        PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
-    if config.moves_teacher:
+        PrototypeEMA(prototypes).attach(trainer)
+    if getattr(config, "moves_teacher", config.needs_teacher):
         teacher.attach(trainer)
     networks = {"student": student, "teacher": teacher.ema_model, "warm-up model": warmup}
-    return trainer, networks, [optimizer], [] if config.online_soft_labels else [warmup]
+    return trainer, networks, [optimizer], [] if getattr(config, "online_soft_labels", False) else [warmup]
 
 
 def _distill(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     teacher, student = (_network(config, sizes, precision) for _ in range(2))
-    others = {"label_with": _network(config, sizes, precision)} if config.label_with else {}
+    others = {"label_with": _network(config, sizes, precision)} if getattr(config, "label_with", "") else {}
     optimizer, student_ddp = sgd(config, student), parallel(config, student)
     trainer = distill_trainer(student_ddp, teacher, optimizer, precision, config)
     networks = {"student": student, "teacher": teacher, **others}
@@ -197,7 +197,7 @@ def _network(config: Any, sizes: Sizes, precision: Precision) -> SegmentationNet
                 module.get_parameter("bn3.weight").fill_(0.2)
         for parameter in network.parameters():  # as network.to(memory_format=...), which fake tensors do not support
             if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
     network.checkpoint_activations = getattr(config, "checkpoint_activations", False)
     compile_network(config, network)
     return network
