@@ -167,6 +167,8 @@ class _Store:
 _STEP = 0.0025
 _BEND = (24 - 1023 * _STEP) / 1023**2
 _RATIOS = np.exp(-np.arange(1024) * (_STEP + _BEND * np.arange(1024))).astype(np.float32)
+SOFT_BYTES = 0.65  # typical size of a file, for each of its K h w numbers (docs/performance.md)
+HARD_BYTES = 0.234  # of both files of an image, for each of its H W pixels
 _HEADER = struct.Struct("<8s3I")  # magic, K, h, w; then the compressed codes; then the CRC-32 of all before it
 _MAGIC = b"ProDAsl1"
 

@@ -66,15 +66,11 @@ def write_pseudo_labels(
             batch = to_device(batch, precision.device)
             size = tuple(batch["image"].shape[-2:])
             with precision.autocast():
+                image = to_float(batch["image"])
                 if isinstance(store, SoftLabelStore):
-                    probabilities = _soft_labels(network, to_float(batch["image"]), flip=flip)
+                    probabilities = _soft_labels(network, image, flip=flip)
                 else:
-                    image = to_float(batch["image"])
-                    several = [
-                        predict(labeller, image, size, flip=flip, scales=scales, softmax_first=True)
-                        for labeller in (network, *others)
-                    ]
-                    probabilities = torch.stack(several).mean(0) if others else several[0]
+                    probabilities = averaged_probabilities((network, *others), image, flip=flip, scales=scales)
             if isinstance(store, SoftLabelStore):
                 for name, soft in zip(batch["name"], probabilities, strict=True):
                     store.write(name, soft.cpu())
@@ -90,6 +86,15 @@ def write_pseudo_labels(
     # compute() sums over all processes, so a process without any image has to call it, too
     labelled = bool(idist.all_reduce(int(has_labels)))
     return report(confusion.compute(), class_names) if labelled else {}
+
+
+def averaged_probabilities(
+    networks: Sequence[nn.Module], images: Tensor, *, flip: bool, scales: Sequence[float]
+) -> Tensor:
+    """Probabilities [B, K, H, W] that hard labels are made from: means over networks, mirror images and scales."""
+    size = (images.shape[-2], images.shape[-1])
+    several = [predict(network, images, size, flip=flip, scales=scales, softmax_first=True) for network in networks]
+    return torch.stack(several).mean(0) if len(several) > 1 else several[0]
 
 
 def _soft_labels(network: nn.Module, images: Tensor, *, flip: bool) -> Tensor:

@@ -104,6 +104,7 @@ class LoopConfig(DataConfig):
     log_every: PositiveInt = 50  # iterations between scalars written to TensorBoard
     panels_every: NonNegativeInt = 1000  # iterations between image panels written to TensorBoard; 0: no panels
     stop_after: NonNegativeInt = 0  # save and exit after this iteration, as on SIGTERM; 0: never
+    plan: bool = False  # print the memory, disk space and time that the run will take, and end; nothing is written
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -28,7 +28,7 @@ from proda.utils.run_files import all_run_files, earlier_run
 # Flags that are not compared between runs: they change neither weights nor scores.
 UNCOMPARED_FLAGS = {
     *("preset", "output", "device", "num_workers", "nproc_per_node", "backend", "data_root", "val_batch_size"),
-    *("checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "watch_every", "stop_after"),
+    *("checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "watch_every", "stop_after", "plan"),
     "checkpoint_activations",
 }
 # Flags that may change at --resume; each change is logged. A change of any other flag is refused, including flags of a

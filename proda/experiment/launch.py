@@ -70,6 +70,8 @@ def main(argv: list[str]) -> int:
 def start(experiment: str, flags: dict[str, Any]) -> Any:
     """Runs an experiment with these flags, like its command line; returns the result of its ``run``.
 
+    With ``--plan`` it does not run it, and prints what the run will take instead.
+
     Args:
         experiment: as for :func:`load_experiment`.
         flags: flag name -> value, or its text.
@@ -83,6 +85,10 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
     config = make_config(module.Config, flags, getattr(module, "PRESETS", None))
     file = str(module.__file__)
     config.output = config.output or default_output(file)
+    if getattr(config, "plan", False):
+        from proda.experiment.plan import print_plan  # imports torch, too
+
+        return print_plan(config, Path(file).stem)
     return run_in_group(partial(_run, file, config), config, explain)
 
 

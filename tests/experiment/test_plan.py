@@ -1,0 +1,204 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from proda.engines.optimization import Precision
+from proda.experiment import plan, training
+from proda.experiment.config import make_config
+from proda.experiment.job import UNCOMPARED_FLAGS
+from proda.experiment.launch import load_experiment, main, start
+from proda.experiment.memory import LiveBytes, tensor_bytes
+from proda.experiment.workloads import Sizes, batches, workload
+from tests import small_runs
+
+STAGES = ("source_only", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill", "pretrain")
+SIZES = Sizes(13, (48, 96), (48, 96), 4)  # those of tests/small_runs.py
+GB = plan.GB
+
+
+def config(stage: str, **more: Any) -> Any:
+    flags = small_runs.flags(stage, "no data", "no weights.pt", "no output", **more)
+    return make_config(load_experiment(stage).Config, flags)
+
+
+def memory(**peaks: float) -> plan.Memory:
+    in_bytes = {phase: int(size * GB) for phase, size in peaks.items()}
+    return plan.Memory({"student": 0}, 0, 0, in_bytes, checkpoint=0, model=0, parameters={"student": 0})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_counted_peak_is_that_of_a_real_iteration(stage):
+    settings = config(stage)
+    counted = plan.stage_memory(settings, SIZES)
+    made_up = batches(settings, SIZES)
+    with LiveBytes() as count:
+        work = workload(settings, SIZES, Precision("cpu"), *made_up)
+        work.trainer.run([work.batch])  # gives the optimisers their state
+        count.reset_peak()
+        work.trainer.run([work.batch])
+    real = count.peak + tensor_bytes(made_up)  # the batches were made before the count began
+    assert counted.peaks["training"] == pytest.approx(real, rel=0.01)
+
+
+@pytest.mark.parametrize("stage", ["source_only", "warmup", "stage1_denoise", "stage2_distill"])
+def test_files_have_the_counted_sizes(stage, data, weights, tmp_path):
+    counted = plan.stage_memory(config(stage), SIZES)
+    small_runs.train(stage, data, weights, tmp_path, iterations=2)
+    assert (tmp_path / "checkpoint_2.pt").stat().st_size == pytest.approx(counted.checkpoint, rel=0.15)
+    assert (tmp_path / "last.pt").stat().st_size == pytest.approx(counted.model, rel=0.15)
+
+
+def test_flags_that_save_memory_do():
+    settings = replace(config("stage1_denoise"), crop_width=96, crop_height=48)
+    peaks = []
+    for changes in ({}, {"amp": "bf16"}, {"checkpoint_activations": True}, {"accumulate": 2}, {"accumulate": 4}):
+        settings = replace(settings, **changes)
+        peaks.append(plan.stage_memory(settings, SIZES).peaks["training"])
+    assert peaks == sorted(peaks, reverse=True) and peaks[-1] < 0.5 * peaks[0]
+
+
+def test_processes_add_the_copies_of_the_gradients():
+    alone, one_of_two = (plan.stage_memory(config("source_only"), SIZES, processes) for processes in (1, 2))
+    assert alone.gradients > 0
+    assert one_of_two.gradients == 2 * alone.gradients
+    assert one_of_two.peak == alone.peak + alone.gradients
+
+
+def test_a_plan_is_printed_and_nothing_is_written(data, tmp_path, capsys):
+    before = sorted(data.rglob("*"))
+    flags = small_runs.flags("stage1_denoise", data, tmp_path / "missing.pt", tmp_path / "run", adabn=False)
+    assert main(["stage1_denoise", "--plan", *(f"--{name}={value}" for name, value in flags.items())]) == 0
+    assert not (tmp_path / "run").exists() and sorted(data.rglob("*")) == before
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    found = {line[:24].strip(): line[24:] for line in lines}
+    assert found["iterations"] == "5, 2.5 epochs of 2"
+    assert found["validations"] == "3 of 5 images"
+    assert found["global batch"] == "4 images of each domain"
+    assert "in training" in found["memory of a process"]
+    assert found["11 GB"].startswith("as it is")
+    assert found["an iteration"].endswith("mean of 2")
+    assert "in all" in found
+
+
+def test_the_figures_are_returned(data, tmp_path):
+    flags = small_runs.flags("source_only", data, tmp_path / "missing.pt", tmp_path / "run", plan=True)
+    result = start("source_only", flags)
+    assert result["iterations"] == 5
+    assert result["timing"].iteration > 0 and result["timing"].validation > 0
+    assert result["memory"].peak > sum(result["memory"].networks.values())
+
+
+def test_an_own_experiment_has_a_plan(data, tmp_path, capsys):
+    flags = small_runs.flags("stage1_denoise", data, tmp_path / "missing.pt", tmp_path / "run", plan=True)
+    del flags["adabn"], flags["watch_every"]  # flags that it does not have
+    start("tests/experiments/my_experiment.py", flags)
+    assert "my_experiment, recognised by its DenoiseOptions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"data_root": "nowhere"}, "nowhere"),
+        ({"nproc_per_node": 3}, "--batch_size=4 cannot be split evenly over 3 processes"),
+        ({"accumulate": 3}, "--accumulate=3: each process has 4 images of a batch"),
+        ({"batch_size": 64}, "--batch_size=64 exceeds the 8 training images"),
+        ({"mean_width": 20}, "--mean_width=20"),
+    ],
+)
+def test_a_run_that_could_not_start_has_no_plan(flags, message, data, tmp_path, capsys):
+    values = small_runs.flags("warmup", data, tmp_path / "missing.pt", tmp_path / "run", plan=True, **flags)
+    assert main(["warmup", *(f"--{name}={value}" for name, value in values.items())]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_only_the_first_process_prints(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    flags = small_runs.flags("source_only", data, tmp_path / "missing.pt", tmp_path / "run", plan=True)
+    assert start("source_only", flags) == {}
+    assert capsys.readouterr().out == ""
+
+
+def test_a_plan_changes_neither_a_run_nor_what_is_compared():
+    assert "plan" in UNCOMPARED_FLAGS
+
+
+@pytest.mark.parametrize(
+    "flag, environment, expected",
+    [
+        (0, {}, 1),
+        (4, {}, 4),
+        (0, {"RANK": "0", "WORLD_SIZE": "8"}, 8),
+        (0, {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, 2),
+        (0, {"SLURM_NTASKS": "2"}, 1),  # within an allocation, but not started by srun
+    ],
+)
+def test_number_of_processes(flag, environment, expected):
+    assert plan.number_of_processes(config("source_only", nproc_per_node=flag), environment) == expected
+
+
+def test_the_ladder_goes_from_the_smallest_change_to_the_largest():
+    settings, base = config("stage2_distill"), memory(training=30, validation=1)
+    rungs = list(plan.ladder(settings, SIZES, base))
+    assert rungs == [
+        {},
+        {"amp": "bf16"},
+        {"amp": "bf16", "checkpoint_activations": True},
+        {"amp": "bf16", "checkpoint_activations": True, "accumulate": 2},
+        {"amp": "bf16", "checkpoint_activations": True, "accumulate": 4},
+    ]
+    already = replace(settings, amp="fp16", checkpoint_activations=True, accumulate=2)
+    assert list(plan.ladder(already, SIZES, base)) == [{}, {"accumulate": 4}]
+    assert list(plan.ladder(settings, SIZES._replace(images=1), base))[-1] == rungs[2]
+    large = list(plan.ladder(settings, SIZES, memory(training=1, validation=30)))
+    assert large[1] == {"val_batch_size": 1} and all("val_batch_size" in rung for rung in large[2:])
+    assert [rung for rung in plan.ladder(config("pretrain"), SIZES, base)] == [{}, {"amp": "bf16"}]
+
+
+def test_each_gpu_gets_the_first_flags_that_fit(monkeypatch):
+    peaks = {("off", 1): 40.0, ("bf16", 1): 20.0, ("bf16", 2): 9.5}
+
+    def counted(changed, sizes, processes):
+        return memory(training=peaks.get((changed.amp, changed.accumulate), 20))
+
+    monkeypatch.setattr(plan, "stage_memory", counted)
+    found = plan.fitting(config("warmup"), SIZES, 1, memory(training=40))
+    assert found[80][0] == {} and found[24][0] == {"amp": "bf16"}
+    assert found[16][0] == {"amp": "bf16", "checkpoint_activations": True, "accumulate": 2}
+    assert found[11][1].peak == 9.5 * GB if 11 in found else 9.5 * plan.MARGIN + 0.6 > 11
+    text = "\n".join(plan._fitting_lines(config("warmup"), found))
+    assert "  11 GB" in text and "none: use more GPUs" in text and "--accumulate" in text
+
+
+def test_a_large_batch_is_measured_with_one_image_on_a_cpu(monkeypatch):
+    settings = config("source_only")
+    measured = plan.measure(settings, SIZES, torch.device("cpu"), memory(training=3))
+    assert measured.images == 1
+    monkeypatch.setattr(plan, "_physical_memory", lambda: 1024)
+    refused = plan.measure(settings, SIZES, torch.device("cpu"), memory(training=1))
+    assert refused == "it takes 1.0 GB of memory; this machine has 0 MB"
+
+
+def test_a_slow_iteration_is_measured_once(monkeypatch):
+    monkeypatch.setattr(plan, "SLOW", 0.0)
+    calls = []
+    seconds, repeats = plan._seconds(lambda: calls.append(1), torch.device("cpu"))
+    assert (len(calls), repeats) == (1, 1) and seconds > 0
+
+
+def test_validations_of_a_plan_are_those_of_a_run(data, weights, tmp_path, monkeypatch):
+    seen, run = [], training.run
+
+    def counted(job, trainer, loaded, checkpoints, validation, *others):
+        validation.evaluators["student"].add_event_handler(Events.STARTED, lambda: seen.append(1))
+        return run(job, trainer, loaded, checkpoints, validation, *others)
+
+    monkeypatch.setattr(training, "run", counted)
+    flags = small_runs.flags("source_only", data, weights, tmp_path / "run", iterations=5, val_every=2)
+    start("source_only", flags)
+    listing = plan.list_data(make_config(load_experiment("source_only").Config, flags), 1)
+    assert plan._validations(config("source_only"), listing) == len(seen) == 3
