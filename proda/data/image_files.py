@@ -1,4 +1,4 @@
-"""Reads one image or one label map from a file.
+"""Reads one image or one label map from a file, which may lie in a zip file (``archives``).
 
 Every problem is a UserError or MissingFileError of one line that begins with the path. Formats are an explicit list,
 since Pillow would start Ghostscript for an EPS file of any name, and sizes are checked in the header before anything is
@@ -8,6 +8,7 @@ decoded.
 import io
 import logging
 import struct
+import zipfile
 import zlib
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from imagecodecs import png_decode
 from PIL import Image, UnidentifiedImageError
 
+from proda.data.archives import open_file, read_bytes
 from proda.utils.errors import MissingFileError, UserError
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -27,7 +29,7 @@ MAX_PIXELS = 178_000_000  # of one file; Pillow, too, refuses what is larger
 # What Pillow raises for a damaged file, and imagecodecs (RuntimeError).
 _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, EOFError, RuntimeError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError),
 )
 _UPRIGHT = {  # EXIF orientation -> transposition that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,9 +76,11 @@ def read_image(path: Path) -> Image.Image:
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an upright image, from its header; UserError if it is no image."""
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        with open_file(path) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
             width, height = image.size
             turned = _upright(image) in _TURNED
+    except UserError:
+        raise
     except _UNREADABLE as error:
         raise UserError(f"{path}: not an image ({_brief(error)})") from None
     return (height, width) if turned else (width, height)
@@ -210,7 +214,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 def _read_bytes(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such {what}; it was there when the files were listed") from None
     except OSError as error:

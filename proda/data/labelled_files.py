@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from proda.data.archives import file_size, read_bytes
 from proda.data.image_files import image_size, read_ids, read_image, warn_once
 from proda.data.labels import UNKNOWN
 from proda.method import IGNORE
@@ -229,11 +230,11 @@ def _fingerprint(names: Sequence[str], files: Sequence[Path | None]) -> str:
     digest = hashlib.sha256()
     try:
         for name, file in zip(names, files, strict=True):
-            size = -1 if file is None else file.stat().st_size
+            size = -1 if file is None else file_size(file)
             digest.update(json.dumps([name, size]).encode())
         for index in np.unique(np.linspace(0, len(files) - 1, HASHED_FILES).astype(int)):
             if (file := files[index]) is not None:
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
+                digest.update(hashlib.sha256(read_bytes(file)).digest())
     except FileNotFoundError as error:
         raise MissingFileError(f"{error.filename}: not there; it was when the files were listed") from None
     except OSError as error:
