@@ -82,7 +82,8 @@ def is_link(member: zipfile.ZipInfo) -> bool:
 
 
 def _opened_archive(path: Path, version: tuple[int, int, int]) -> Archive:
-    stream = open(path, "rb")  # ZipFile closes a file of its own when two threads end reading at once
+    # A file that ZipFile opens by itself is closed too early if two threads end reading at once.
+    stream = open(path, "rb")  # noqa: SIM115
     try:
         file = zipfile.ZipFile(stream)
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:

@@ -105,8 +105,8 @@ class Cityscapes(_Benchmark):
 class GTA5(_Benchmark):
     """``images/NUMBER.png`` and ``labels/NUMBER.png`` under ``root``: all of them, whatever ``split.mat`` says.
 
-    A folder that is missing is looked for in ``01_images.zip``, ``02_images.zip``, ... or ``01_labels.zip``, ... instead.
-    The released code, too, takes every file for training. Label maps are 8-bit with a palette; the index is the id.
+    Instead of a folder that is missing, all ``*_images.zip`` or ``*_labels.zip`` are read. The released code, too,
+    takes every file for training. Label maps are 8-bit with a palette; the index is the id.
 
     The images are not all of one size, and a few label maps differ from theirs by some pixels; these are stretched to
     their image. The released code resizes every image and label map to ``GTA5_RELEASED_SIZE`` instead, most of which

@@ -18,6 +18,7 @@ from imagecodecs import png_decode
 from PIL import Image, UnidentifiedImageError
 
 from proda.data.archives import open_file, read_bytes
+from proda.data.labels import TRANSPARENT
 from proda.utils.errors import MissingFileError, UserError
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -105,10 +106,7 @@ def read_ids(path: Path) -> Image.Image:
             return _ids_as_bytes(path, deep if deep.ndim == 2 else deep[..., 0])
         ids = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         _check_size(path, *ids.size)
-        if ids.format not in LABEL_FORMATS:
-            raise UserError(
-                f"{path}: a {ids.format}, which may change ids; expected a label map as {', '.join(LABEL_FORMATS)}"
-            )
+        _check_label_format(path, ids, "ids")
         ids.load()
     except UserError:
         raise
@@ -124,6 +122,58 @@ def read_ids(path: Path) -> Image.Image:
             f"{path}: a picture of mode {ids.mode}, expected a label map: one channel of 8 bits, or 16 bits"
         )
     return ids if ids.mode == "L" else Image.frombytes("L", ids.size, ids.tobytes())
+
+
+def read_colors(path: Path) -> np.ndarray:
+    """The colours in a label file, uint32 [H, W] of 0xRRGGBB, or TRANSPARENT.
+
+    Palettes become their colours, and grey becomes a colour. Where alpha is the same in the whole file, it is ignored,
+    since engines write any constant. Otherwise pixels of alpha 0 are TRANSPARENT.
+
+    Raises:
+        MissingFileError: there is no such file.
+        UserError: the file is damaged, of a format that changes colours or of more than MAX_PIXELS, has more than 8
+            bits a channel, or has pixels that are partly transparent.
+    """
+    data = _read_bytes(path, "label map")
+    _check_png_size(path, data)
+    try:
+        if _png_format(data)[:1] == _16_BIT:
+            raise UserError(f"{path}: 16 bits a channel, expected a label map of colors of 8 bits a channel")
+        if _png_format(data) == _RGB_8_BIT and not _png_chunk(data, b"tRNS"):
+            return _codes(png_decode(data))
+        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        _check_size(path, *picture.size)
+        _check_label_format(path, picture, "colors")
+        if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+            raise UserError(f"{path}: a picture of mode {picture.mode}, expected a label map of colors, RGB")
+        pixels = np.asarray(picture.convert("RGBA"))
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: not a complete label map ({_brief(error)})") from None
+    codes, alpha = _codes(pixels), pixels[..., 3]
+    if (alpha != alpha[0, 0]).any():
+        if partly := np.count_nonzero((alpha > 0) & (alpha < 255)):
+            raise UserError(
+                f"{path}: {partly} pixels are partly transparent; expected a label map whose pixels are opaque or, "
+                "where there is no label, transparent"
+            )
+        codes[alpha == 0] = TRANSPARENT
+    return codes
+
+
+def _codes(pixels: np.ndarray) -> np.ndarray:
+    """0xRRGGBB, uint32 [H, W], of pixels uint8 [H, W, 3 or 4]."""
+    red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def _check_label_format(path: Path, picture: Image.Image, what: str) -> None:
+    if picture.format not in LABEL_FORMATS:
+        raise UserError(
+            f"{path}: a {picture.format}, which may change {what}; expected a label map as {', '.join(LABEL_FORMATS)}"
+        )
 
 
 def _decode_image(path: Path, data: bytes) -> Image.Image:

@@ -14,7 +14,6 @@ from proda.data.archives import ARCHIVE_SUFFIX, is_link, open_archive
 from proda.data.image_files import IMAGE_SUFFIXES, warn_once
 from proda.utils.errors import UserError
 
-
 _OF_A_MAC = "__MACOSX/"  # folder in zip files for what a Mac knows about the others
 
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, MAX_PIXELS
 from proda.data.labelled_files import LabelledFiles, first_duplicate
-from proda.data.labels import UNKNOWN, LabelSpace
+from proda.data.labels import UNKNOWN, Color, ColorTable, LabelSpace, color_code, color_table
 from proda.data.listing import FoundFiles, list_files
 from proda.method import IGNORE
 from proda.utils.errors import MissingFileError, UserError
 
-_SPLITS, _OF_THE_WHOLE = ("train", "val"), ("classes", "ignore", "size")
+_SPLITS, _OF_THE_WHOLE = ("train", "val"), ("classes", "labels_are", "ignore", "size")
 MAX_CLASSES = IGNORE  # train ids share a byte with the mark for "no label"
 
 
@@ -74,11 +74,16 @@ class Description(NamedTuple):
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of what the description says: classes, their ids, ignored ids and ``size``.
 
-        Not of comments, colours or the places of files; ``LabelledFiles.fingerprint`` tells the files from others.
+        Not of comments, the places of files, or colours, unless label maps hold colours. ``LabelledFiles.fingerprint``
+        tells the files from others.
         """
         content: dict[str, Any] = {"size": self.size}
         if self.space is not None:
-            content |= {"classes": self.space.names, "ids": self.space.table.tolist()}
+            content["classes"], table = self.space.names, self.space.table
+            if isinstance(table, ColorTable):
+                content["colors"] = [table.codes.tolist(), table.train_ids.tolist()]
+            else:
+                content["ids"] = table.tolist()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _find(self, split: str, what: str, suffixes: tuple[str, ...]) -> FoundFiles:
@@ -140,9 +145,13 @@ def _split(path: Path, split: str, table: Any) -> dict[str, list[str]]:
 
 
 def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
+    kind = content.get("labels_are", "ids")
+    if kind not in ("ids", "colors"):
+        raise UserError(f'{path}: labels_are = {kind!r}: expected "ids" or "colors"')
     if "classes" not in content:
-        if "ignore" in content:
-            raise UserError(f"{path}: ignore = ... without classes = [...]")
+        for key in ("ignore", "labels_are"):
+            if key in content:
+                raise UserError(f"{path}: {key} = ... without classes = [...]")
         return None
     listed = content["classes"]
     if not _is_list(listed, dict) or not 2 <= len(listed) <= MAX_CLASSES:
@@ -150,31 +159,73 @@ def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
             f'{path}: classes: expected a list of 2 to {MAX_CLASSES} entries {{ name = "road", ids = [1] }}'
         )
     names: list[str] = []
-    colors, table = [], np.full(256, UNKNOWN, np.uint8)
-    ignore = content.get("ignore", [])
+    for number, entry in enumerate(listed):
+        _check_keys(path, f"class {number}: ", entry, ("name", "ids", "color"))
+        name = entry.get("name")
+        if not isinstance(name, str) or not name or not name.isprintable() or name in names:
+            raise UserError(f"{path}: class {number}: name = {name!r}: expected a name that no other class has")
+        names.append(name)
+    if kind == "colors":
+        colors = [_colors_of(path, name, entry) for name, entry in zip(names, listed, strict=True)]
+        return LabelSpace(
+            names,
+            np.array([several[0] for several in colors], np.uint8),
+            _color_table(path, names, colors, content.get("ignore", [])),
+        )
+    shown = [_shown_color(path, names, number, entry) for number, entry in enumerate(listed)]
+    return LabelSpace(names, np.array(shown, np.uint8), _id_table(path, names, listed, content.get("ignore", [])))
+
+
+def _id_table(path: Path, names: list[str], listed: list[dict[str, Any]], ignore: Any) -> np.ndarray:
+    table = np.full(256, UNKNOWN, np.uint8)
     ignore = [ignore] if isinstance(ignore, int) else ignore
     if not _is_list(ignore, int) or not all(0 <= i <= 255 for i in ignore):
         raise UserError(f"{path}: ignore = {ignore}: expected ids in 0..255")
     table[ignore] = IGNORE
-    for number, entry in enumerate(listed):
-        _check_keys(path, f"class {number}: ", entry, ("name", "ids", "color"))
-        name, ids = entry.get("name"), entry.get("ids", [number])
+    for number, (name, entry) in enumerate(zip(names, listed, strict=True)):
+        ids = entry.get("ids", [number])
         ids = [ids] if isinstance(ids, int) else ids
-        if not isinstance(name, str) or not name or not name.isprintable() or name in names:
-            raise UserError(f"{path}: class {number}: name = {name!r}: expected a name that no other class has")
         if not _is_list(ids, int) or not ids or not all(0 <= i <= 255 for i in ids):
             raise UserError(f"{path}: class {name}: ids = {ids}: expected ids in 0..255")
         for i in ids:
             if table[i] != UNKNOWN:
-                owner = "ignore" if table[i] == IGNORE else names[table[i]] if table[i] < number else name
+                owner = "ignore" if table[i] == IGNORE else names[table[i]]
                 raise UserError(f"{path}: id {i} of class {name} belongs to {owner} already")
             table[i] = number
-        color = entry.get("color", _color(number, len(listed)))
-        if not _is_list(color, int) or len(color) != 3 or not all(0 <= c <= 255 for c in color):
-            raise UserError(f"{path}: class {name}: color = {color}: expected [red, green, blue] in 0..255")
-        names.append(name)
-        colors.append(color)
-    return LabelSpace(names, np.array(colors, np.uint8), table)
+    return table
+
+
+def _color_table(path: Path, names: list[str], colors: list[list[Color]], ignore: Any) -> ColorTable:
+    ignore = [ignore] if _is_color(ignore) else ignore
+    if not isinstance(ignore, list) or not all(map(_is_color, ignore)):
+        raise UserError(f"{path}: ignore = {ignore}: expected colors [[red, green, blue], ...] in 0..255")
+    owners = {color_code(color): "ignore" for color in ignore}
+    for name, several in zip(names, colors, strict=True):
+        for color in several:
+            if (owner := owners.setdefault(color_code(color), name)) != name:
+                raise UserError(f"{path}: color {color} of class {name} belongs to {owner} already")
+    return color_table(colors, ignore)
+
+
+def _shown_color(path: Path, names: list[str], number: int, entry: dict[str, Any]) -> Color:
+    """The colour that pictures show a class in, where label files hold ids."""
+    color = entry.get("color", _color(number, len(names)))
+    if not _is_color(color):
+        raise UserError(f"{path}: class {names[number]}: color = {color}: expected [red, green, blue] in 0..255")
+    return color
+
+
+def _colors_of(path: Path, name: str, entry: dict[str, Any]) -> list[Color]:
+    """The colours of a class in label files."""
+    if "ids" in entry:
+        raise UserError(f'{path}: class {name}: ids = ... with labels_are = "colors"; expected color = ... alone')
+    color = entry.get("color")
+    colors = [color] if _is_color(color) else color
+    if not isinstance(colors, list) or not colors or not all(map(_is_color, colors)):
+        raise UserError(
+            f"{path}: class {name}: color = {color}: expected [red, green, blue] in 0..255, or a list of such colors"
+        )
+    return colors
 
 
 def _color(number: int, count: int) -> list[int]:
@@ -191,3 +242,7 @@ def _check_keys(path: Path, where: str, found: dict[str, Any], known: tuple[str,
 
 def _is_list(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
+
+
+def _is_color(value: Any) -> bool:
+    return _is_list(value, int) and len(value) == 3 and all(0 <= part <= 255 for part in value)
