@@ -45,7 +45,8 @@ _ORIENTATION = 0x0112
 _TURNED = [_UPRIGHT[number] for number in (5, 6, 7, 8)]  # these swap width and height
 
 # Bit depth and colour type in the header of a PNG.
-_RGB_8_BIT, _16_BIT, _FEW_BITS_OF_GREY = b"\x08\x02", b"\x10", (b"\x01\x00", b"\x02\x00", b"\x04\x00")
+_RGB_8_BIT, _RGBA_8_BIT = b"\x08\x02", b"\x08\x06"
+_16_BIT, _FEW_BITS_OF_GREY = b"\x10", (b"\x01\x00", b"\x02\x00", b"\x04\x00")
 
 
 @cache
@@ -140,27 +141,34 @@ def read_colors(path: Path) -> np.ndarray:
     try:
         if _png_format(data)[:1] == _16_BIT:
             raise UserError(f"{path}: 16 bits a channel, expected a label map of colors of 8 bits a channel")
-        if _png_format(data) == _RGB_8_BIT and not _png_chunk(data, b"tRNS"):
-            return _codes(png_decode(data))
-        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        _check_size(path, *picture.size)
-        _check_label_format(path, picture, "colors")
-        if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-            raise UserError(f"{path}: a picture of mode {picture.mode}, expected a label map of colors, RGB")
-        pixels = np.asarray(picture.convert("RGBA"))
+        if _png_format(data) in (_RGB_8_BIT, _RGBA_8_BIT) and not _png_chunk(data, b"tRNS"):
+            pixels = png_decode(data)
+        else:
+            pixels = _label_picture(path, data)
     except UserError:
         raise
     except _UNREADABLE as error:
         raise UserError(f"{path}: not a complete label map ({_brief(error)})") from None
-    codes, alpha = _codes(pixels), pixels[..., 3]
-    if (alpha != alpha[0, 0]).any():
+    codes = _codes(pixels)
+    alpha = pixels[..., 3:]
+    if alpha.size and (alpha != alpha[0, 0]).any():
         if partly := np.count_nonzero((alpha > 0) & (alpha < 255)):
             raise UserError(
                 f"{path}: {partly} pixels are partly transparent; expected a label map whose pixels are opaque or, "
                 "where there is no label, transparent"
             )
-        codes[alpha == 0] = TRANSPARENT
+        codes[alpha[..., 0] == 0] = TRANSPARENT
     return codes
+
+
+def _label_picture(path: Path, data: bytes) -> np.ndarray:
+    """RGBA uint8 [H, W, 4] of a label map of colours in any format that keeps them."""
+    picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    _check_size(path, *picture.size)
+    _check_label_format(path, picture, "colors")
+    if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        raise UserError(f"{path}: a picture of mode {picture.mode}, expected a label map of colors, RGB")
+    return np.asarray(picture.convert("RGBA"))
 
 
 def _codes(pixels: np.ndarray) -> np.ndarray:
