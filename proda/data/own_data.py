@@ -1,4 +1,4 @@
-"""Your own data: folders of images and of label maps, and a short TOML file that describes them.
+"""Your own data: folders of images and of label maps, or videos, and a short TOML file that describes them.
 
 ``docs/own_data.md`` explains such a file. Every error is one line that names the file.
 """
@@ -7,6 +7,7 @@ import colorsys
 import difflib
 import hashlib
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,11 @@ from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, MAX_PIXELS
 from proda.data.labelled_files import LabelledFiles, first_duplicate
 from proda.data.labels import UNKNOWN, Color, ColorTable, LabelSpace, color_code, color_table
 from proda.data.listing import FoundFiles, list_files
+from proda.data.videos import VIDEO_SUFFIXES, video_frames
 from proda.method import IGNORE
 from proda.utils.errors import MissingFileError, UserError
 
-_SPLITS, _OF_THE_WHOLE = ("train", "val"), ("classes", "labels_are", "ignore", "size")
+_SPLITS, _OF_THE_WHOLE = ("train", "val"), ("classes", "labels_are", "ignore", "size", "frames")
 MAX_CLASSES = IGNORE  # train ids share a byte with the mark for "no label"
 
 
@@ -31,6 +33,12 @@ class Description(NamedTuple):
     splits: dict[str, dict[str, list[str]]]
     space: LabelSpace | None  # None if the file lists no classes: those of the other domain apply
     size: tuple[int, int] | None  # width, height
+    every: dict[str, int]  # for a split whose images are frames of videos: every n-th frame
+    frames: str  # folder for these frames; if empty, NAME_frames beside the description
+
+    def has_videos(self, split: str) -> bool:
+        """Whether the images of a split are frames of videos, which ``open`` may have to extract."""
+        return split in self.every
 
     def has_labels(self, split: str) -> bool:
         return "labels" in self.splits.get(split, {})
@@ -47,7 +55,7 @@ class Description(NamedTuple):
         """
         if split not in self.splits:
             raise MissingFileError(f"{self.path}: no [{split}]; expected a table [{split}] with images = ...")
-        images = self._find(split, "images", IMAGE_SUFFIXES)
+        images = self._find_frames(split) if split in self.every else self._find(split, "images", IMAGE_SUFFIXES)
         keys, labels = sorted(images), None
         if with_labels and self.has_labels(split):
             found = self._find(split, "labels", LABEL_SUFFIXES)
@@ -86,12 +94,25 @@ class Description(NamedTuple):
                 content["ids"] = table.tolist()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def _find_frames(self, split: str) -> FoundFiles:
+        """The frames of the videos of a split. What is not there yet is extracted, which takes long."""
+        videos = self._find(split, "images", VIDEO_SUFFIXES)
+        folder = self.path.parent / (os.path.expanduser(self.frames) or f"{self.path.stem}_frames")
+        frames = video_frames(videos, self.every[split], folder)
+        videos.clear()
+        videos.update(frames)
+        return videos
+
     def _find(self, split: str, what: str, suffixes: tuple[str, ...]) -> FoundFiles:
         """Files by the name that an image and its label map share."""
         files = FoundFiles()
         for place in self.splits[split][what]:
-            found = list_files(self.path.parent, place, suffixes)
+            where = self.path.parent, place
+            found = list_files(*where, suffixes)
             if not found:
+                if what == "images" and suffixes != VIDEO_SUFFIXES and list_files(*where, VIDEO_SUFFIXES):
+                    remedy = f"every = 10 in [{split}] takes every tenth frame"
+                    raise UserError(f"{self.path}: {place} for [{split}] holds videos; {remedy}")
                 aside = f"; left out: {', '.join(found.left_out)}" if found.left_out else ""
                 raise MissingFileError(
                     f"{self.path}: no {what} {place} for [{split}] under {self.path.parent.resolve()}; "
@@ -115,10 +136,12 @@ def read_description(path: str | Path) -> Description:
     except ValueError as error:  # of TOML or of UTF-8
         raise UserError(f"{path}: not TOML ({error})") from None
     _check_keys(path, "", content, (*_OF_THE_WHOLE, *_SPLITS))
-    splits = {}
+    splits, every = {}, {}
     for split in _SPLITS:
         if split in content:
             splits[split] = _split(path, split, content[split])
+            if "every" in content[split]:
+                every[split] = _every(path, split, content[split])
     if not splits:
         raise UserError(f"{path}: neither [train] nor [val]; expected a table [train] with images = ...")
     size = content.get("size")
@@ -126,7 +149,10 @@ def read_description(path: str | Path) -> Description:
         _is_list(size, int) and len(size) == 2 and min(size) > 0 and size[0] * size[1] <= MAX_PIXELS
     ):
         raise UserError(f"{path}: size = {size}: expected [width, height] in pixels, at most {MAX_PIXELS:,} in all")
-    return Description(path, splits, _label_space(path, content), tuple(size) if size else None)
+    frames = content.get("frames", "")
+    if not isinstance(frames, str) or not (every or "frames" not in content) or "\0" in frames:
+        raise UserError(f"{path}: frames = {frames!r}: expected a folder for the frames of videos, with every = ...")
+    return Description(path, splits, _label_space(path, content), tuple(size) if size else None, every, frames)
 
 
 def _split(path: Path, split: str, table: Any) -> dict[str, list[str]]:
@@ -134,14 +160,25 @@ def _split(path: Path, split: str, table: Any) -> dict[str, list[str]]:
         raise UserError(f"{path}: [{split}] needs images = ...: a folder, a pattern, or a list of them")
     if misplaced := [key for key in table if key in _OF_THE_WHOLE]:
         raise UserError(f"{path}: {misplaced[0]} = ... stands below [{split}]; move it above the first [table]")
-    _check_keys(path, f"[{split}] ", table, ("images", "labels"))
+    _check_keys(path, f"[{split}] ", table, ("images", "labels", "every"))
     places = {}
     for key, value in table.items():
+        if key == "every":
+            continue
         places[key] = [value] if isinstance(value, str) else value
         named = _is_list(places[key], str) and all(place and "\0" not in place for place in places[key])
         if not named or not places[key]:
             raise UserError(f"{path}: [{split}] {key} = {value!r}: expected a folder, a pattern, or a list of them")
     return places
+
+
+def _every(path: Path, split: str, table: dict[str, Any]) -> int:
+    every = table["every"]
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise UserError(f"{path}: [{split}] every = {every!r}: expected 10 to use every tenth frame of videos")
+    if "labels" in table:
+        raise UserError(f"{path}: [{split}] has every = ... and labels = ...; frames of videos have no labels")
+    return every
 
 
 def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
