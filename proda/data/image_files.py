@@ -125,6 +125,31 @@ def read_ids(path: Path) -> Image.Image:
     return ids if ids.mode == "L" else Image.frombytes("L", ids.size, ids.tobytes())
 
 
+def label_palette(path: Path) -> dict[int, int] | None:
+    """Colours 0xRRGGBB of the values in a label file: empty for one channel of ids, None if it is a colour picture.
+
+    In a file with a palette either the values or their colours may be meant.
+
+    Raises MissingFileError or UserError if it cannot be read as an image.
+    """
+    data = _read_bytes(path, "label map")
+    _check_png_size(path, data)
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as picture:
+            _check_size(path, *picture.size)
+            if _png_format(data)[:1] == _16_BIT or picture.mode in ("1", "L") or picture.mode.startswith("I"):
+                return {}
+            if picture.mode != "P":
+                return None
+            colors = _codes(np.array(picture.getpalette("RGB"), np.uint8).reshape(1, -1, 3))[0]
+            used = np.unique(np.asarray(picture))
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: not a complete label map ({_brief(error)})") from None
+    return {int(value): int(colors[value]) for value in used if value < len(colors)}
+
+
 def read_colors(path: Path) -> np.ndarray:
     """The colours in a label file, uint32 [H, W] of 0xRRGGBB, or TRANSPARENT.
 

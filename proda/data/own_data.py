@@ -246,7 +246,7 @@ def _color_table(path: Path, names: list[str], colors: list[list[Color]], ignore
 
 def _shown_color(path: Path, names: list[str], number: int, entry: dict[str, Any]) -> Color:
     """The colour that pictures show a class in, where label files hold ids."""
-    color = entry.get("color", _color(number, len(names)))
+    color = entry.get("color", default_color(number, len(names)))
     if not _is_color(color):
         raise UserError(f"{path}: class {names[number]}: color = {color}: expected [red, green, blue] in 0..255")
     return color
@@ -265,7 +265,7 @@ def _colors_of(path: Path, name: str, entry: dict[str, Any]) -> list[Color]:
     return colors
 
 
-def _color(number: int, count: int) -> list[int]:
+def default_color(number: int, count: int) -> list[int]:
     """Hues around the circle, dark and light in turn."""
     return [round(255 * c) for c in colorsys.hsv_to_rgb(number / count, 0.75, (0.95, 0.6)[number % 2])]
 
