@@ -460,7 +460,14 @@ def test_every_command_of_the_document_runs_and_its_outputs_are_where_it_says(fo
     assert {"check_data", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill"} <= {
         path.name for path in (followed / "runs").iterdir()
     }
-    for file in ("check_data/classes.png", "evaluate/confusion.png", "warmup/label_free.pt", "warmup/best.pt"):
+    assert len(read_description(followed / "my_data.toml").space.names) == 18
+    for file in (
+        "check_data/classes.png",
+        "check_data/examples_source.jpg",
+        "evaluate/confusion.png",
+        "warmup/label_free.pt",
+        "warmup/best.pt",
+    ):
         assert (followed / "runs" / file).is_file(), file
 
 
