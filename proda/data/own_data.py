@@ -46,6 +46,8 @@ class Description(NamedTuple):
     def open(self, split: str, space: LabelSpace, *, with_labels: bool, **options: Any) -> LabelledFiles:
         """The images of a split in the order of their names; labels by ``space.table``.
 
+        Frames of videos are extracted first, unless they are there from an earlier call.
+
         ``options``: ``skip``, ``labelled_only`` and ``optional_labels`` of ``LabelledFiles``. With the last the
         description need not have labels at all.
 
