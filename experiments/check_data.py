@@ -4,8 +4,9 @@
     python run.py experiments/check_data.py --source=synthia --parts=source
     python run.py experiments/check_data.py --source=my_simulator.toml --target=my_photos.toml
 
-The exit status is 1 if anything would break a run. OUTPUT/bad_files.txt lists the images that cannot be used, and
-OUTPUT/classes.png shows the class frequencies of source and target side by side.
+The exit status is 1 if anything would break a run. OUTPUT/bad_files.txt lists the images that cannot be used,
+OUTPUT/classes.png shows the class frequencies of source and target side by side, and OUTPUT/examples_PART.jpg shows
+twelve images with their labels over them.
 Files are read in --num_workers processes; no GPU is used. Every training run makes a spot check by itself.
 """
 
@@ -13,10 +14,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import ignite.distributed as idist
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from proda.data.check import DatasetReport, inspect_files
+from proda.data.check import DatasetReport, choose_examples, inspect_files
 from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
+from proda.data.labels import LabelSpace
 from proda.data.loaders import SAME_SIZE_NEEDED
 from proda.experiment.config import DataConfig
 from proda.experiment.domains import Domains
@@ -25,7 +29,7 @@ from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
 from proda.experiment.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
-from proda.visualization import frequency_picture
+from proda.visualization import example_sheet, frequency_picture
 
 PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("target", "val")}
 
@@ -64,7 +68,7 @@ def run(local_rank: int, config: Config) -> dict:
         if own is not None and part == "val" and "val" not in own.splits:
             job.log.info("\nval: %s has no [val]; training will run without validation", own.path)
             continue
-        reports[part] = check(data, part)
+        reports[part] = check(data, part, job.folder)
         job.log.info("\n%s (%s): %s", part, getattr(config, PARTS[part][0]), reports[part].headline)
         for line in reports[part].lines(space.names, details=job.folder / "summary.json"):
             job.log.info("%s", line)
@@ -79,8 +83,8 @@ def run(local_rank: int, config: Config) -> dict:
     return job.finish({"exit_status": int(broken > 0), **{part: s.summary(space.names) for part, s in reports.items()}})
 
 
-def check(data: Domains, part: str) -> DatasetReport:
-    """Checks every file of a part, and whether the part as a whole can be used for training."""
+def check(data: Domains, part: str, folder: Path) -> DatasetReport:
+    """Checks every file of a part, and whether the part as a whole can be used for training. Draws its examples."""
     config, (domain, split) = data.config, PARTS[part]
     report = DatasetReport(len(data.classes.names))
     try:
@@ -97,6 +101,8 @@ def check(data: Domains, part: str) -> DatasetReport:
     inspect_files(
         dataset, report, num_workers=config.num_workers, progress=lambda items: tqdm(items, part, leave=False)
     )
+    if report.labelled:
+        draw_examples(dataset, report, data.classes).save(folder / f"examples_{part}.jpg", quality=90)
     sizes = [dataset.size] if dataset.size else list(report.sizes)
     try:
         if part != "val":
@@ -108,6 +114,15 @@ def check(data: Domains, part: str) -> DatasetReport:
     if part == "source" and report.labelled and not report.frequencies.any():
         report.problems.append(f"{config.source}: no pixel of the source has a class")
     return report
+
+
+def draw_examples(dataset: LabelledFiles, report: DatasetReport, classes: LabelSpace) -> Image.Image:
+    """Images of a part with their labels over them, as they are on disk."""
+    pictures = []
+    for index in dataset.indices(choose_examples(report.class_pixels)):
+        image, labels, name, _ = dataset.read_unscaled(index)
+        pictures.append((name, np.asarray(image), labels))
+    return example_sheet(pictures, classes.names, classes.colors)
 
 
 def open_part(data: Domains, domain: str, split: str, report: DatasetReport) -> LabelledFiles:

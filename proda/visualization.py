@@ -1,6 +1,6 @@
 """Pictures for people: images, label maps and confidence side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,6 +10,8 @@ from proda.data.labels import colorize
 
 GAP = 3  # pixels of white between the pictures
 TITLE = 14  # pixels of height for a row of titles
+_LINE = 18  # pixels of height for the title of one picture
+_NAMED_SHARE = 0.004  # of the pixels of an example: smaller classes get no name in it
 _FONT = ImageFont.load_default(11)
 
 
@@ -95,6 +97,104 @@ def frequency_picture(
             text = f"{100 * value:.3g}%" if value > 0 else "none"
             draw.text((left + length + 5, top + row // 2), text, fill="black", font=_FONT, anchor="lm")
     draw.text((margin, 24 + len(names) * row + 5), "share of the labelled pixels, logarithmic", "black", _FONT)
+    return sheet
+
+
+def example_sheet(
+    examples: Iterable[tuple[str, np.ndarray, np.ndarray]],
+    names: Sequence[str],
+    colors: np.ndarray,
+    *,
+    columns: int = 3,
+    width: int = 480,
+) -> Image.Image:
+    """Images with the colours of their labels over them and the names of the classes in their regions.
+
+    Args:
+        examples: title, image RGB uint8 [H, W, 3] and labels uint8 [H, W] of the same size. Pixels that have no class
+            are striped.
+        names: of the classes, which are the values 0..K-1 of labels.
+        colors: uint8 [K, 3].
+        columns: examples side by side.
+        width: of each, in pixels.
+    """
+    pictures = [(title, _named_overlay(image, labels, names, colors, width)) for title, image, labels in examples]
+    height = max(picture.height for _, picture in pictures) + _LINE
+    legend = _legend(names, colors, columns * (width + GAP) - GAP)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (legend.width, legend.height + rows * (height + GAP)), "white")
+    sheet.paste(legend, (0, 0))
+    draw = ImageDraw.Draw(sheet)
+    for number, (title, picture) in enumerate(pictures):
+        row, column = divmod(number, columns)
+        x, y = column * (width + GAP), legend.height + row * (height + GAP)
+        draw.text((x + 2, y + _LINE // 2), title, "black", _FONT, anchor="lm")
+        sheet.paste(picture, (x, y + _LINE))
+    return sheet
+
+
+def _named_overlay(
+    image: np.ndarray, labels: np.ndarray, names: Sequence[str], colors: np.ndarray, width: int
+) -> Image.Image:
+    size = (width, max(1, round(width * image.shape[0] / image.shape[1])))
+    photo = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    values = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+    tint = np.where((values < len(names))[..., None], colorize(values, colors), _stripes(*size))
+    picture = Image.blend(photo, Image.fromarray(tint), 0.55)
+    draw = ImageDraw.Draw(picture)
+    taken: list[tuple[float, float, float, float]] = []  # boxes of the names so far
+    shares = np.bincount(values.reshape(-1), minlength=256)[: len(names)] / values.size
+    for k in np.argsort(-shares, kind="stable"):
+        if shares[k] < _NAMED_SHARE:
+            break
+        place = _deepest_point(values == k)
+        left, top, right, bottom = draw.textbbox(place, names[k], _FONT, anchor="mm", stroke_width=2)
+        move = max(-left, 0) - max(right - size[0], 0), max(-top, 0) - max(bottom - size[1], 0)
+        box = (left + move[0], top + move[1], right + move[0], bottom + move[1])
+        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            continue
+        taken.append(box)
+        middle = (place[0] + move[0], place[1] + move[1])
+        draw.text(middle, names[k], "white", _FONT, anchor="mm", stroke_width=2, stroke_fill="black")
+    return picture
+
+
+def _stripes(width: int, height: int) -> np.ndarray:
+    """Black and white diagonals, uint8 [H, W, 3]."""
+    rows, columns = np.indices((height, width))
+    return np.repeat((255 * ((rows + columns) // 4 % 2)).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _deepest_point(mask: np.ndarray) -> tuple[int, int]:
+    """x and y of a pixel far inside the largest region of a mask [H, W] that is not empty."""
+    step = 3  # coarse is enough for a place to write at
+    inside = mask[::step, ::step] if mask[::step, ::step].any() else mask
+    scale = step if inside is not mask else 1
+    while True:
+        padded = np.pad(inside, 1)
+        smaller = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        if not smaller.any():
+            break
+        inside = smaller
+    rows, columns = np.nonzero(inside)
+    return int(columns[len(columns) // 2]) * scale, int(rows[len(rows) // 2]) * scale
+
+
+def _legend(names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
+    """Squares of the colours with the numbers and names of the classes, in as many lines as they need."""
+    entries = [f"{k} {name}" for k, name in enumerate(names)] + ["striped: no label"]
+    cell = max(_text_size(entry)[0] for entry in entries) + 34
+    columns = max(1, width // cell)
+    sheet = Image.new("RGB", (max(width, cell), -(-len(entries) // columns) * 20 + 6), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, entry in enumerate(entries):
+        row, column = divmod(number, columns)
+        x, y = column * cell + 4, row * 20 + 4
+        if number < len(names):
+            draw.rectangle((x, y, x + 16, y + 14), fill=tuple(map(int, colors[number])), outline="black")
+        else:
+            sheet.paste(Image.fromarray(_stripes(17, 15)), (x, y))
+        draw.text((x + 22, y + 8), entry, "black", _FONT, anchor="lm")
     return sheet
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 
-from proda.visualization import confusion_picture, frequency_picture
+from proda.method import IGNORE
+from proda.visualization import confusion_picture, example_sheet, frequency_picture
 
 
 def colours(picture) -> set:
@@ -28,3 +29,52 @@ def test_frequencies_are_bars_in_the_classes_colours_and_longer_for_more():
     pixels = np.asarray(picture)
     red, green, blue = ((pixels == color).all(2).sum() for color in colors)
     assert red > green > 0 == blue
+
+
+def labelled(width: int, height: int, left: int, right: int):
+    """A grey image whose halves have two labels."""
+    labels = np.full((height, width), left, np.uint8)
+    labels[:, width // 2 :] = right
+    return "name", np.full((height, width, 3), 100, np.uint8), labels
+
+
+def test_examples_show_the_colors_of_their_labels_over_the_image():
+    colors = np.array([(200, 0, 0), (0, 0, 200)], np.uint8)
+    sheet = np.asarray(example_sheet([labelled(200, 100, 0, 1)], ["road", "car"], colors, columns=1, width=200))
+    left, right = sheet[-30, 4], sheet[-30, -8]
+    assert left[0] > 100 > left[2] and right[2] > 100 > right[0]
+    mirrored = example_sheet([labelled(200, 100, 1, 0)], ["road", "car"], colors, columns=1, width=200)
+    assert (np.asarray(mirrored)[-30, -8] == left).all()
+
+
+def test_the_names_of_classes_stand_in_their_regions_and_move_with_them():
+    colors = np.zeros((2, 3), np.uint8)  # so that white is text
+
+    def white(names, left, right):
+        sheet = np.asarray(example_sheet([labelled(200, 100, left, right)], names, colors, columns=1, width=200))
+        text = (sheet[-100:] > 250).all(2)
+        return text[:, :100].sum(), text[:, 100:200].sum()
+
+    assert min(white(["road", "car"], 0, 1)) > 10
+    assert white(["road", "i"], 0, 1)[0] > white(["road", "i"], 0, 1)[1] > 0
+    assert white(["road", "i"], 1, 0)[0] < white(["road", "i"], 1, 0)[1]
+
+
+def test_pixels_without_a_class_are_striped():
+    colors = np.array([(200, 0, 0), (0, 0, 200)], np.uint8)
+    sheet = example_sheet([labelled(200, 100, 0, IGNORE)], ["road", "car"], colors, columns=1, width=200)
+    half = np.asarray(sheet)[-90:-10, 110:190]
+    assert set(map(tuple, half.reshape(-1, 3).tolist())) == {(45, 45, 45), (185, 185, 185)}
+
+
+def test_a_sheet_has_room_for_images_of_several_sizes():
+    colors = np.zeros((2, 3), np.uint8)
+    one = example_sheet([labelled(40, 20, 0, 1)], ["a", "b"], colors, columns=2, width=100)
+    four = example_sheet(
+        [labelled(40, 20, 0, 1), labelled(40, 60, 0, 1), *[labelled(8, 8, 0, 1)] * 2],
+        ["a", "b"],
+        colors,
+        columns=2,
+        width=100,
+    )
+    assert four.width == one.width and four.height > one.height + 2 * 100

@@ -1,59 +1,85 @@
-"""Cityscapes, GTA5 and SYNTHIA as their downloads unpack.
+"""Cityscapes, GTA5 and SYNTHIA as their downloads unpack; Cityscapes and GTA5 as zip files, too.
 
 A data set lists its files when it is created, so that a missing folder or label map stops a run before it starts.
 Every problem raises a MissingFileError or UserError of one line.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from proda.data.labelled_files import LabelledFiles
 from proda.data.labels import id_table
-from proda.data.listing import list_files
+from proda.data.listing import FoundFiles, list_files
 from proda.utils.errors import MissingFileError, UserError
 
 GTA5_RELEASED_SIZE = (1914, 1052)  # width, height
 
 
-class _Benchmark(LabelledFiles):
-    """PNGs in two folders, sorted by path. The stars of both patterns match the same text."""
+class _Place(NamedTuple):
+    """Where the files of a download are: unpacked in a folder, or else in zip files."""
 
-    def __init__(
-        self,
-        images: tuple[Path, str],
-        labels: tuple[Path, str] | None,
-        hint: str,
-        **options: Any,
-    ) -> None:
-        folder, pattern = images
-        if not folder.is_dir():
-            raise MissingFileError(f"no folder {folder}; {hint} (--data_root tells where)")
-        files = list_files(folder, pattern, (".png",))
+    folder: Path
+    pattern: str  # of the files in the folder
+    root: Path
+    zipped: str = ""  # pattern below ``root`` of the same files in zip files; empty if the download has none
+
+    @property
+    def is_unpacked(self) -> bool:
+        return self.folder.is_dir() or not self.zipped
+
+    def files(self) -> FoundFiles:
+        if self.is_unpacked:
+            return list_files(self.folder, self.pattern, (".png",))
+        return list_files(self.root, self.zipped, (".png",))
+
+    def expected(self, key: str) -> str:
+        """The missing file of a key, in words."""
+        name = self.pattern
+        for part in key.split("/")[-name.count("*") :]:
+            name = name.replace("*", part, 1)
+        return f"{self.folder / name}{'' if self.is_unpacked else self._nor_zipped()}"
+
+    def missing(self) -> str:
+        """What is missing if there are no files at all, in words."""
+        if self.folder.is_dir():
+            return f"no images {self.pattern} under {self.folder}"
+        return f"no folder {self.folder}{self._nor_zipped()}"
+
+    def _nor_zipped(self) -> str:
+        return f", nor {self.zipped} in {self.root}" if self.zipped else ""
+
+
+class _Benchmark(LabelledFiles):
+    """PNGs in two folders or in zip files, sorted by path. The last stars of all patterns match the same name."""
+
+    def __init__(self, images: _Place, labels: _Place | None, hint: str, **options: Any) -> None:
+        files = images.files()
         if not files:
-            raise MissingFileError(f"no images {pattern} under {folder}; {hint}")
-        found = list_files(*labels, (".png",)) if labels else {}
-        keys = {key.rpartition("/")[2]: key for key in files}
+            where = "" if images.folder.is_dir() else " (--data_root tells where)"
+            raise MissingFileError(f"{images.missing()}; {hint}{where}")
+        found = {_name(key): path for key, path in labels.files().items()} if labels else {}
+        # The order of an unpacked download, whichever zip file a file lies in.
+        keys = sorted(files, key=lambda key: "/".join(files[key].parts[-2:]))
         super().__init__(
-            list(files.values()),
-            [found.get(key) for key in files] if labels else None,
-            [key.rpartition("/")[2] for key in files],
+            [files[key] for key in keys],
+            [found.get(_name(key)) for key in keys] if labels else None,
+            [_name(key) for key in keys],
             **options,
         )
         self.left_out = files.left_out
+        if labels:
+            key_of, place = {_name(key): key for key in keys}, labels
+            self.require_labels(lambda i: f"no label map {place.expected(key_of[self.names[i]])}")
 
-        def expected(index: int) -> str:
-            assert labels
-            label_folder, name = labels
-            for part in keys[self.names[index]].split("/"):
-                name = name.replace("*", part, 1)
-            return f"no label map {label_folder / name}"
 
-        self.require_labels(expected)
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 class Cityscapes(_Benchmark):
     """``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png`` under ``root``.
 
+    A folder that is missing is looked for in ``leftImg8bit_trainvaltest.zip`` or ``gtFine_trainvaltest.zip`` instead.
     Without labels (``with_labels=False``) gtFine need not exist. ``options``: those of ``LabelledFiles``, as in the
     other benchmarks.
     """
@@ -61,9 +87,14 @@ class Cityscapes(_Benchmark):
     def __init__(
         self, root: Path, split: str, *, num_classes: int = 19, with_labels: bool = True, **options: Any
     ) -> None:
+        root = Path(root)
+
+        def place(what: str, pattern: str) -> _Place:
+            return _Place(root / what / split, pattern, root, f"{what}_trainvaltest.zip/{what}/{split}/{pattern}")
+
         super().__init__(
-            (Path(root) / "leftImg8bit" / split, "*/*_leftImg8bit.png"),
-            (Path(root) / "gtFine" / split, "*/*_gtFine_labelIds.png") if with_labels else None,
+            place("leftImg8bit", "*/*_leftImg8bit.png"),
+            place("gtFine", "*/*_gtFine_labelIds.png") if with_labels else None,
             f"Cityscapes unpacks to leftImg8bit/{split}/CITY/*_leftImg8bit.png",
             table=id_table("cityscapes", num_classes),
             num_classes=num_classes,
@@ -74,7 +105,8 @@ class Cityscapes(_Benchmark):
 class GTA5(_Benchmark):
     """``images/NUMBER.png`` and ``labels/NUMBER.png`` under ``root``: all of them, whatever ``split.mat`` says.
 
-    The released code, too, takes every file for training. Label maps are 8-bit with a palette; the index is the id.
+    Instead of a folder that is missing, all ``*_images.zip`` or ``*_labels.zip`` are read. The released code, too,
+    takes every file for training. Label maps are 8-bit with a palette; the index is the id.
 
     The images are not all of one size, and a few label maps differ from theirs by some pixels; these are stretched to
     their image. The released code resizes every image and label map to ``GTA5_RELEASED_SIZE`` instead, most of which
@@ -82,9 +114,10 @@ class GTA5(_Benchmark):
     """
 
     def __init__(self, root: Path, *, num_classes: int = 19, with_labels: bool = True, **options: Any) -> None:
+        root = Path(root)
         super().__init__(
-            (Path(root) / "images", "*.png"),
-            (Path(root) / "labels", "*.png") if with_labels else None,
+            _Place(root / "images", "*.png", root, "*_images.zip/**/*.png"),
+            _Place(root / "labels", "*.png", root, "*_labels.zip/**/*.png") if with_labels else None,
             "GTA5 unpacks to images/00001.png and labels/00001.png",
             table=id_table("gta5", num_classes),
             num_classes=num_classes,
@@ -97,7 +130,8 @@ class Synthia(_Benchmark):
     """SYNTHIA-RAND-CITYSCAPES: ``RGB/NAME.png`` and ``GT/LABELS/NAME.png`` under ``root`` or ``root/RAND_CITYSCAPES``.
 
     Label maps are PNGs of 16 bits whose first channel holds the class, the others the instance. Sorted by name (the
-    released code takes them in the order of the directory, which differs between machines).
+    released code takes them in the order of the directory, which differs between machines). The download is a RAR
+    archive and has to be unpacked.
     """
 
     def __init__(self, root: Path, *, num_classes: int = 16, with_labels: bool = True, **options: Any) -> None:
@@ -105,8 +139,8 @@ class Synthia(_Benchmark):
         if not (root / "RGB").is_dir() and (root / "RAND_CITYSCAPES").is_dir():
             root = root / "RAND_CITYSCAPES"
         super().__init__(
-            (root / "RGB", "*.png"),
-            (root / "GT" / "LABELS", "*.png") if with_labels else None,
+            _Place(root / "RGB", "*.png", root),
+            _Place(root / "GT" / "LABELS", "*.png", root) if with_labels else None,
             "SYNTHIA-RAND-CITYSCAPES unpacks to RGB/*.png and GT/LABELS/*.png",
             table=id_table("synthia", num_classes),
             num_classes=num_classes,

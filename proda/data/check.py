@@ -1,7 +1,7 @@
 """Checks data: the spot check of every run, and the full inspection by ``experiments/check_data.py``."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +63,7 @@ class DatasetReport:
     images_with: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))  # images that show a train id
     problems: list[str] = field(default_factory=list)
     bad_names: list[str] = field(default_factory=list)  # images that training should skip
+    class_pixels: dict[str, np.ndarray] = field(default_factory=dict)  # name of an image -> int64 [K] of each class
     left_out: list[str] = field(default_factory=list)  # files that do not belong to the data set, in words
 
     def add(self, inspection: Inspection) -> None:
@@ -76,6 +77,7 @@ class DatasetReport:
             self.labelled += 1
             self.pixels += inspection.pixels
             self.images_with += inspection.pixels > 0
+            self.class_pixels[inspection.name] = inspection.pixels[: self.num_classes]
 
     @property
     def frequencies(self) -> np.ndarray:
@@ -122,6 +124,28 @@ class DatasetReport:
             "left_out": self.left_out,
             "problems": self.problems,
         }
+
+
+def choose_examples(class_pixels: Mapping[str, np.ndarray], count: int = 12) -> list[str]:
+    """Names of images that together show every class, if ``count`` are enough, in the order of the data set.
+
+    ``class_pixels``: name of an image -> int64 [K], its pixels of each class. The classes that the fewest images show
+    come first: each gets the image with most of it, unless one that is chosen already has a quarter as much. What is
+    left of ``count`` is taken from all over the set.
+    """
+    names = list(class_pixels)
+    if not names:
+        return []
+    pixels = np.stack(list(class_pixels.values()))  # [N, K]
+    chosen: list[int] = []
+    for k in np.argsort((pixels > 0).sum(0), kind="stable"):
+        best = int(pixels[:, k].argmax())
+        shown = pixels[chosen, k].max(initial=0)
+        if len(chosen) < count and pixels[best, k] > 4 * shown:
+            chosen.append(best)
+    rest = [i for i in range(len(names)) if i not in set(chosen)]
+    places = np.linspace(0, len(rest) - 1, min(count - len(chosen), len(rest))).round().astype(int)
+    return [names[i] for i in sorted([*chosen, *(rest[place] for place in places)])]
 
 
 def inspect_files(

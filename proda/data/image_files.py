@@ -1,4 +1,4 @@
-"""Reads one image or one label map from a file.
+"""Reads one image or one label map from a file, which may lie in a zip file (``archives``).
 
 Every problem is a UserError or MissingFileError of one line that begins with the path. Formats are an explicit list,
 since Pillow would start Ghostscript for an EPS file of any name, and sizes are checked in the header before anything is
@@ -8,6 +8,7 @@ decoded.
 import io
 import logging
 import struct
+import zipfile
 import zlib
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 from imagecodecs import png_decode
 from PIL import Image, UnidentifiedImageError
 
+from proda.data.archives import open_file, read_bytes
+from proda.data.labels import TRANSPARENT
 from proda.utils.errors import MissingFileError, UserError
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -27,7 +30,7 @@ MAX_PIXELS = 178_000_000  # of one file; Pillow, too, refuses what is larger
 # What Pillow raises for a damaged file, and imagecodecs (RuntimeError).
 _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, EOFError, RuntimeError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError),
 )
 _UPRIGHT = {  # EXIF orientation -> transposition that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,7 +45,8 @@ _ORIENTATION = 0x0112
 _TURNED = [_UPRIGHT[number] for number in (5, 6, 7, 8)]  # these swap width and height
 
 # Bit depth and colour type in the header of a PNG.
-_RGB_8_BIT, _16_BIT, _FEW_BITS_OF_GREY = b"\x08\x02", b"\x10", (b"\x01\x00", b"\x02\x00", b"\x04\x00")
+_RGB_8_BIT, _RGBA_8_BIT = b"\x08\x02", b"\x08\x06"
+_16_BIT, _FEW_BITS_OF_GREY = b"\x10", (b"\x01\x00", b"\x02\x00", b"\x04\x00")
 
 
 @cache
@@ -74,9 +78,11 @@ def read_image(path: Path) -> Image.Image:
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an upright image, from its header; UserError if it is no image."""
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        with open_file(path) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
             width, height = image.size
             turned = _upright(image) in _TURNED
+    except UserError:
+        raise
     except _UNREADABLE as error:
         raise UserError(f"{path}: not an image ({_brief(error)})") from None
     return (height, width) if turned else (width, height)
@@ -101,10 +107,7 @@ def read_ids(path: Path) -> Image.Image:
             return _ids_as_bytes(path, deep if deep.ndim == 2 else deep[..., 0])
         ids = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         _check_size(path, *ids.size)
-        if ids.format not in LABEL_FORMATS:
-            raise UserError(
-                f"{path}: a {ids.format}, which may change ids; expected a label map as {', '.join(LABEL_FORMATS)}"
-            )
+        _check_label_format(path, ids, "ids")
         ids.load()
     except UserError:
         raise
@@ -120,6 +123,90 @@ def read_ids(path: Path) -> Image.Image:
             f"{path}: a picture of mode {ids.mode}, expected a label map: one channel of 8 bits, or 16 bits"
         )
     return ids if ids.mode == "L" else Image.frombytes("L", ids.size, ids.tobytes())
+
+
+def label_palette(path: Path) -> dict[int, int] | None:
+    """Colours 0xRRGGBB of the values in a label file: empty for one channel of ids, None if it is a colour picture.
+
+    In a file with a palette either the values or their colours may be meant.
+
+    Raises MissingFileError or UserError if it cannot be read as an image.
+    """
+    data = _read_bytes(path, "label map")
+    _check_png_size(path, data)
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as picture:
+            _check_size(path, *picture.size)
+            if _png_format(data)[:1] == _16_BIT or picture.mode in ("1", "L") or picture.mode.startswith("I"):
+                return {}
+            if picture.mode != "P":
+                return None
+            colors = _codes(np.array(picture.getpalette("RGB"), np.uint8).reshape(1, -1, 3))[0]
+            used = np.unique(np.asarray(picture))
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: not a complete label map ({_brief(error)})") from None
+    return {int(value): int(colors[value]) for value in used if value < len(colors)}
+
+
+def read_colors(path: Path) -> np.ndarray:
+    """The colours in a label file, uint32 [H, W] of 0xRRGGBB, or TRANSPARENT.
+
+    Palettes become their colours, and grey becomes a colour. Where alpha is the same in the whole file, it is ignored,
+    since engines write any constant. Otherwise pixels of alpha 0 are TRANSPARENT.
+
+    Raises:
+        MissingFileError: there is no such file.
+        UserError: the file is damaged, of a format that changes colours or of more than MAX_PIXELS, has more than 8
+            bits a channel, or has pixels that are partly transparent.
+    """
+    data = _read_bytes(path, "label map")
+    _check_png_size(path, data)
+    try:
+        if _png_format(data)[:1] == _16_BIT:
+            raise UserError(f"{path}: 16 bits a channel, expected a label map of colors of 8 bits a channel")
+        if _png_format(data) in (_RGB_8_BIT, _RGBA_8_BIT) and not _png_chunk(data, b"tRNS"):
+            pixels = png_decode(data)
+        else:
+            pixels = _label_picture(path, data)
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: not a complete label map ({_brief(error)})") from None
+    codes = _codes(pixels)
+    alpha = pixels[..., 3:]
+    if alpha.size and (alpha != alpha[0, 0]).any():
+        if partly := np.count_nonzero((alpha > 0) & (alpha < 255)):
+            raise UserError(
+                f"{path}: {partly} pixels are partly transparent; expected a label map whose pixels are opaque or, "
+                "where there is no label, transparent"
+            )
+        codes[alpha[..., 0] == 0] = TRANSPARENT
+    return codes
+
+
+def _label_picture(path: Path, data: bytes) -> np.ndarray:
+    """RGBA uint8 [H, W, 4] of a label map of colours in any format that keeps them."""
+    picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    _check_size(path, *picture.size)
+    _check_label_format(path, picture, "colors")
+    if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        raise UserError(f"{path}: a picture of mode {picture.mode}, expected a label map of colors, RGB")
+    return np.asarray(picture.convert("RGBA"))
+
+
+def _codes(pixels: np.ndarray) -> np.ndarray:
+    """0xRRGGBB, uint32 [H, W], of pixels uint8 [H, W, 3 or 4]."""
+    red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def _check_label_format(path: Path, picture: Image.Image, what: str) -> None:
+    if picture.format not in LABEL_FORMATS:
+        raise UserError(
+            f"{path}: a {picture.format}, which may change {what}; expected a label map as {', '.join(LABEL_FORMATS)}"
+        )
 
 
 def _decode_image(path: Path, data: bytes) -> Image.Image:
@@ -210,7 +297,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 def _read_bytes(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such {what}; it was there when the files were listed") from None
     except OSError as error:

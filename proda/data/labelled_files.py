@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from proda.data.image_files import image_size, read_ids, read_image, warn_once
-from proda.data.labels import UNKNOWN
+from proda.data.archives import file_size, read_bytes
+from proda.data.image_files import image_size, read_colors, read_ids, read_image, warn_once
+from proda.data.labels import UNKNOWN, ColorTable, color_words
 from proda.method import IGNORE
 from proda.utils.errors import MissingFileError, UserError
 
 HASHED_FILES = 16  # whose content a fingerprint covers
+SHOWN_COLORS = 3  # unknown colours of one file that an error names
 
 
 class Example(NamedTuple):
@@ -39,7 +41,8 @@ class LabelledFiles(Dataset[Example]):
         labels: one file in one of LABEL_FORMATS per image, of one channel, or of 16 bits whose first channel holds the
             id; None for an image that has none, or for all.
         names: one per image, unique.
-        table: uint8 [256] from the ids in the label files to train ids, ``UNKNOWN`` where there is no such id.
+        table: uint8 [256] from the ids in the label files to train ids, ``UNKNOWN`` where there is no such id; or a
+            ``ColorTable`` for label files that hold colours.
         num_classes: number of train ids.
         size_tolerance: label maps may differ from their image by so many pixels in width and in height; they are
             then stretched to the image (nearest), as in the released code.
@@ -56,7 +59,7 @@ class LabelledFiles(Dataset[Example]):
         labels: Sequence[Path | None] | None,
         names: Sequence[str],
         *,
-        table: np.ndarray,
+        table: np.ndarray | ColorTable,
         num_classes: int,
         size_tolerance: int = 0,
         size: tuple[int, int] | None = None,
@@ -163,7 +166,8 @@ class LabelledFiles(Dataset[Example]):
         return np.array(Image.fromarray(labels).resize(self.size, Image.Resampling.NEAREST))
 
     def _train_ids(self, path: Path, image: Path, size: tuple[int, int]) -> np.ndarray:
-        ids = read_ids(path)
+        table = self.table
+        ids = Image.fromarray(_ids_of_colors(path, table)) if isinstance(table, ColorTable) else read_ids(path)
         if ids.size != size:
             off = max(abs(ids.width - size[0]), abs(ids.height - size[1]))
             if off > self.size_tolerance:
@@ -172,10 +176,12 @@ class LabelledFiles(Dataset[Example]):
                     f"as its image {image}"
                 )
             ids = ids.resize(size, Image.Resampling.NEAREST)
-        labels = ids.point(self.table.tolist())
+        if isinstance(table, ColorTable):
+            return np.array(ids)
+        labels = ids.point(table.tolist())
         if labels.getextrema()[1] == UNKNOWN:
-            found = [i for i, count in enumerate(ids.histogram()) if count and self.table[i] == UNKNOWN]
-            known = np.flatnonzero(self.table != UNKNOWN)
+            found = [i for i, count in enumerate(ids.histogram()) if count and table[i] == UNKNOWN]
+            known = np.flatnonzero(table != UNKNOWN)
             raise UserError(f"{path}: unknown label id {', '.join(map(str, found))}, expected ids {_ranges(known)}")
         return np.array(labels)
 
@@ -220,6 +226,22 @@ def read_skip_list(path: str | Path, part: str) -> set[str]:
     return names
 
 
+def _ids_of_colors(path: Path, table: ColorTable) -> np.ndarray:
+    """Train ids uint8 [H, W] of a label map of colours; UserError that names the colours in no class."""
+    codes = read_colors(path)
+    labels = table.lookup(codes)
+    strange, counts = np.unique(codes[labels == UNKNOWN], return_counts=True)
+    if len(strange):
+        order = np.argsort(-counts, kind="stable")
+        words = [f"{color_words(int(strange[i]))} in {counts[i]} pixels" for i in order[:SHOWN_COLORS]]
+        if len(order) > SHOWN_COLORS:
+            words.append(f"and {len(order) - SHOWN_COLORS} more colors")
+        raise UserError(
+            f"{path}: unknown color {', '.join(words)}; expected only colors of classes and those of ignore"
+        )
+    return labels
+
+
 def _plain(name: str) -> str:
     """A name as it stands in a list: in JSON where it holds line ends or bytes that are not UTF-8."""
     return name if name.isprintable() and not name.startswith('"') else json.dumps(name)
@@ -229,11 +251,11 @@ def _fingerprint(names: Sequence[str], files: Sequence[Path | None]) -> str:
     digest = hashlib.sha256()
     try:
         for name, file in zip(names, files, strict=True):
-            size = -1 if file is None else file.stat().st_size
+            size = -1 if file is None else file_size(file)
             digest.update(json.dumps([name, size]).encode())
         for index in np.unique(np.linspace(0, len(files) - 1, HASHED_FILES).astype(int)):
             if (file := files[index]) is not None:
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
+                digest.update(hashlib.sha256(read_bytes(file)).digest())
     except FileNotFoundError as error:
         raise MissingFileError(f"{error.filename}: not there; it was when the files were listed") from None
     except OSError as error:

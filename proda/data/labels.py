@@ -3,6 +3,7 @@
 Inside this project a label map is uint8 [H, W] of train ids 0..K-1, with ``IGNORE`` (250) where there is no label.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,10 @@ import numpy as np
 from proda.method import IGNORE
 from proda.utils.errors import UserError
 
+TRANSPARENT = 1 << 24  # stands for the colour of a pixel that is transparent, in label maps of colours
 UNKNOWN = 255  # in an id table: the format has no such id, so the file is of another kind
+
+Color = Sequence[int]  # red, green, blue, 0..255
 
 
 class Class(NamedTuple):
@@ -101,16 +105,62 @@ def id_table(dataset: str, num_classes: int) -> np.ndarray:
     return table
 
 
+class ColorTable(NamedTuple):
+    """From colours in label files to train ids. ``color_table`` makes one."""
+
+    codes: np.ndarray  # uint32 [N], ascending: 0xRRGGBB, or TRANSPARENT
+    train_ids: np.ndarray  # uint8 [N]: train id, or IGNORE
+
+    def lookup(self, codes: np.ndarray) -> np.ndarray:
+        """Train ids uint8 of any shape for colours uint32; ``UNKNOWN`` for a colour that is not in the table.
+
+        Colours are searched where they change: label maps consist of long runs of one colour.
+        """
+        flat = codes.reshape(-1)
+        starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]])[: flat.size])
+        runs = flat[starts]
+        places = np.searchsorted(self.codes, runs).clip(max=len(self.codes) - 1)
+        found = np.where(self.codes[places] == runs, self.train_ids[places], np.uint8(UNKNOWN))
+        return np.repeat(found, np.diff(starts, append=flat.size)).reshape(codes.shape)
+
+
+def color_table(classes: Sequence[Sequence[Color]], ignore: Sequence[Color]) -> ColorTable:
+    """The table for classes of one or more colours each, in the order of their train ids, and colours without a class.
+
+    Raises ValueError if a colour occurs twice.
+    """
+    table = {TRANSPARENT: IGNORE} | {color_code(color): IGNORE for color in ignore}
+    for train_id, colors in enumerate(classes):
+        for color in colors:
+            if table.setdefault(color_code(color), train_id) != train_id:
+                raise ValueError(f"two meanings of the color {tuple(color)}")
+    codes = sorted(table)
+    return ColorTable(np.array(codes, np.uint32), np.array([table[code] for code in codes], np.uint8))
+
+
+def color_code(color: Color) -> int:
+    """0xRRGGBB of red, green and blue in 0..255."""
+    red, green, blue = color
+    return red << 16 | green << 8 | blue
+
+
+def color_words(code: int) -> str:
+    """A colour for people: ``#804080 (128, 64, 128)``."""
+    return f"#{code:06x} ({code >> 16}, {code >> 8 & 255}, {code & 255})"
+
+
 class LabelSpace(NamedTuple):
     """The classes of a run, in the order of their train ids, and how label files of the target name them."""
 
     names: list[str]
     colors: np.ndarray  # uint8 [K, 3] RGB
-    table: np.ndarray  # uint8 [256] from ids in the target's label files to train ids
+    table: np.ndarray | ColorTable  # uint8 [256] from ids in the target's label files to train ids; or from colours
 
     @property
     def ids(self) -> np.ndarray:
-        """uint8 [K]: the (lowest) id of each class in label files."""
+        """uint8 [K]: the (lowest) id of each class in label files; the train id where label files hold colours."""
+        if isinstance(self.table, ColorTable):
+            return np.arange(len(self.names), dtype=np.uint8)
         return np.array([np.flatnonzero(self.table == k)[0] for k in range(len(self.names))], np.uint8)
 
 

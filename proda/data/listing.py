@@ -7,11 +7,14 @@ dominate the start of a run with 25,000 files.
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from proda.data.archives import ARCHIVE_SUFFIX, is_link, open_archive
 from proda.data.image_files import IMAGE_SUFFIXES, warn_once
 from proda.utils.errors import UserError
+
+_OF_A_MAC = "__MACOSX/"  # folder in zip files for what a Mac knows about the others
 
 
 class FoundFiles(dict[str, Path]):
@@ -29,6 +32,14 @@ class FoundFiles(dict[str, Path]):
         for key, path in other.items():
             if self.setdefault(key, path) != path:
                 raise UserError(f"{description}: {self[key]} and {path} have the same name {key!r}")
+        self._leave_out_too(other)
+
+    def merge(self, other: "FoundFiles", prefix: str) -> None:
+        """Adds the files of another place with ``prefix`` before their keys, which no file here may have."""
+        self.update({prefix + key: path for key, path in other.items()})
+        self._leave_out_too(other)
+
+    def _leave_out_too(self, other: "FoundFiles") -> None:
         for reason, paths in other._left_out.items():
             self._left_out.setdefault(reason, []).extend(paths)
 
@@ -47,14 +58,31 @@ def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXE
     character is special. A star at the end, with or without a dot before it, matches any suffix too. The case of
     suffixes is ignored. The key of a single file is its name without the suffix.
 
+    A name that ends with .zip may stand for a zip file, which is listed like a folder, and read unopened:
+    ``photos.zip``, ``photos.zip/train/*.png``, ``*_images.zip/*.png``. If everything in ``photos.zip`` lies in a folder
+    ``photos``, the place ``photos.zip`` means that folder. Zip files that the place does not name are left out.
+
     Links are followed, but not to a folder that contains them. Hidden files, other suffixes and broken links are left
     out and counted. Keys are in Unicode's normal form NFC; a Mac writes names in NFD.
 
     Raises:
-        UserError: a folder cannot be listed, or two files have one key.
+        UserError: a folder or zip file cannot be listed, or two files have one key.
     """
-    files = FoundFiles()
     parts = Path(os.path.expanduser(place)).parts  # without ./ and //
+    number = next((n for n, part in enumerate(parts) if part.lower().endswith(ARCHIVE_SUFFIX)), None)
+    if number is None:
+        return _in_folders(root, parts, suffixes)
+    outer, inner, files = parts[: number + 1], list(parts[number + 1 :]), FoundFiles()
+    several = any("*" in part for part in outer)
+    if not several and _existing(root, outer).is_dir():  # a folder of that name
+        return _in_folders(root, parts, suffixes)
+    for key, archive in _in_folders(root, outer, (ARCHIVE_SUFFIX,)).items():
+        files.merge(_in_archive(archive, inner, suffixes), f"{key}/" if several else "")
+    return files
+
+
+def _in_folders(root: Path, parts: tuple[str, ...], suffixes: tuple[str, ...]) -> FoundFiles:
+    files = FoundFiles()
     fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
     base, pattern = _existing(root, parts[:fixed]), list(parts[fixed:])
     if not pattern:
@@ -65,14 +93,48 @@ def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXE
         pattern = ["**"]
     if not base.is_dir():
         return files
-    if pattern[-1] == "**":
-        pattern.append("*")
+    pattern = _of_files(pattern)
+    return _matching(_walk(str(base), pattern, files, suffixes), base, pattern, files)
+
+
+def _in_archive(archive: Path, parts: list[str], suffixes: tuple[str, ...]) -> FoundFiles:
+    """The same below a place in a zip file."""
+    files = FoundFiles()
+    try:
+        members = open_archive(archive).members
+    except OSError as error:
+        raise UserError(f"{archive}: cannot be read ({error.strerror})") from None
+    fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
+    base, pattern = "/".join(parts[:fixed]), parts[fixed:] or ["**"]
+    single = next((name for name in members if _normal(name) == _normal(base)), None)
+    if fixed == len(parts) and single is not None:
+        if os.path.splitext(single)[1].lower() in suffixes:
+            files[_normal(Path(single).stem)] = archive / single
+        return files
+    if not parts and all(name.startswith((f"{archive.stem}/", _OF_A_MAC)) for name in members):
+        base = archive.stem  # photos.zip made of a folder photos
+    pattern, below = _of_files(pattern), {}
+    for name in members:
+        if base == "" or _normal(name).startswith(f"{_normal(base)}/"):
+            below["/".join(name.split("/")[base.count("/") + 1 if base else 0 :])] = name
+    found = _walk_archive(archive, below, pattern, files, suffixes)
+    inside = next((name[: -len(rest)] for rest, name in below.items()), "")
+    return _matching(found, archive / inside, pattern, files)
+
+
+def _of_files(pattern: list[str]) -> list[str]:
+    """A pattern that ends with the name of a file."""
+    return [*pattern, "*"] if pattern[-1] == "**" else pattern
+
+
+def _matching(found: Iterable[str], base: Path, pattern: list[str], files: FoundFiles) -> FoundFiles:
+    """``files`` with those found below ``base`` that match the pattern; UserError if two have one key."""
     match = _matcher(pattern)
-    for found in sorted(_walk(str(base), pattern, files, suffixes)):
-        key = match(_normal(found))
+    for name in sorted(found):
+        key = match(_normal(name))
         if key is None:
             continue
-        path = base / found
+        path = base / name
         if key in files:
             raise UserError(f"{files[key]} and {path} have the same name {key!r}; image and label map share one name")
         files[key] = path
@@ -84,20 +146,15 @@ def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str,
 
     What else these folders hold is noted in ``files``.
     """
-    levels = None if "**" in pattern else [re.compile(_regular(part)) for part in pattern[:-1]]
-
-    def may_hold(level: int, folder: str) -> bool:
-        return levels is None or (level < len(levels) and levels[level].fullmatch(_normal(folder)) is not None)
-
+    levels = _levels(pattern)
     real = os.path.realpath(base)
     waiting: list[tuple[str, str, tuple[str, ...]]] = [("", real, (real,))]
     while waiting:
         folder, real, inside = waiting.pop()  # inside: this folder and those that it was reached by, links resolved
         level = folder.count("/")
         for entry, is_folder in _entries(os.path.join(base, folder[:-1]) if folder else base):
-            hidden = entry.name.startswith(".")
             if is_folder:
-                if hidden or not may_hold(level, entry.name):
+                if entry.name.startswith(".") or not _may_hold(levels, level, entry.name):
                     continue
                 link = entry.is_symlink()
                 below = os.path.realpath(entry.path) if link else os.path.join(real, entry.name)
@@ -108,16 +165,49 @@ def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str,
                     waiting.append((f"{folder}{entry.name}/", below, (*inside, below)))
             elif levels is not None and level != len(levels):
                 continue  # the pattern matches deeper folders
-            elif os.path.splitext(entry.name)[1].lower() not in suffixes:
-                if not hidden and entry.name not in ("Thumbs.db", "desktop.ini"):
-                    files.leave_out("files with another suffix", entry.path)
-            elif hidden:
-                files.leave_out("hidden files", entry.path)
-            elif is_folder is None:
-                files.leave_out("broken links and special files", entry.path)
-                warn_once(f"{entry.path}: left out: a broken link or a special file")
-            else:
+            elif _usable(entry.name, entry.path, is_folder is None, files, suffixes):
                 yield folder + entry.name
+
+
+def _walk_archive(
+    archive: Path, below: dict[str, str], pattern: list[str], files: FoundFiles, suffixes: tuple[str, ...]
+) -> Iterator[str]:
+    """The same for members of a zip file. ``below``: their path from the place where the pattern begins -> name."""
+    levels, entries = _levels(pattern), open_archive(archive).members
+    for path, member in below.items():
+        *folders, name = path.split("/")
+        hidden = any(folder.startswith(".") for folder in folders) or member.startswith(_OF_A_MAC)
+        if hidden or not all(_may_hold(levels, level, folder) for level, folder in enumerate(folders)):
+            continue
+        if levels is not None and len(folders) != len(levels):
+            continue
+        if _usable(name, f"{archive}/{member}", is_link(entries[member]), files, suffixes):
+            yield path
+
+
+def _levels(pattern: list[str]) -> list[re.Pattern[str]] | None:
+    """What the folders on each level have to match; None if files may lie on any level."""
+    return None if "**" in pattern else [re.compile(_regular(part)) for part in pattern[:-1]]
+
+
+def _may_hold(levels: list[re.Pattern[str]] | None, level: int, folder: str) -> bool:
+    return levels is None or (level < len(levels) and levels[level].fullmatch(_normal(folder)) is not None)
+
+
+def _usable(name: str, path: str, special: bool, files: FoundFiles, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file is one of those to list; if not, notes it in ``files``."""
+    hidden = name.startswith(".")
+    if os.path.splitext(name)[1].lower() not in suffixes:
+        if not hidden and name not in ("Thumbs.db", "desktop.ini"):
+            files.leave_out("files with another suffix", path)
+    elif hidden:
+        files.leave_out("hidden files", path)
+    elif special:
+        files.leave_out("broken links and special files", path)
+        warn_once(f"{path}: left out: a broken link or a special file")
+    else:
+        return True
+    return False
 
 
 def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], bool | None]]:

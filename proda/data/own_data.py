@@ -1,4 +1,4 @@
-"""Your own data: folders of images and of label maps, and a short TOML file that describes them.
+"""Your own data: folders of images and of label maps, or videos, and a short TOML file that describes them.
 
 ``docs/own_data.md`` explains such a file. Every error is one line that names the file.
 """
@@ -7,6 +7,7 @@ import colorsys
 import difflib
 import hashlib
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +16,13 @@ import numpy as np
 
 from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, MAX_PIXELS
 from proda.data.labelled_files import LabelledFiles, first_duplicate
-from proda.data.labels import UNKNOWN, LabelSpace
+from proda.data.labels import UNKNOWN, Color, ColorTable, LabelSpace, color_code, color_table
 from proda.data.listing import FoundFiles, list_files
+from proda.data.videos import VIDEO_SUFFIXES, video_frames
 from proda.method import IGNORE
 from proda.utils.errors import MissingFileError, UserError
 
-_SPLITS, _OF_THE_WHOLE = ("train", "val"), ("classes", "ignore", "size")
+_SPLITS, _OF_THE_WHOLE = ("train", "val"), ("classes", "labels_are", "ignore", "size", "frames")
 MAX_CLASSES = IGNORE  # train ids share a byte with the mark for "no label"
 
 
@@ -31,12 +33,20 @@ class Description(NamedTuple):
     splits: dict[str, dict[str, list[str]]]
     space: LabelSpace | None  # None if the file lists no classes: those of the other domain apply
     size: tuple[int, int] | None  # width, height
+    every: dict[str, int]  # for a split whose images are frames of videos: every n-th frame
+    frames: str  # folder for these frames; if empty, NAME_frames beside the description
+
+    def has_videos(self, split: str) -> bool:
+        """Whether the images of a split are frames of videos, which ``open`` may have to extract."""
+        return split in self.every
 
     def has_labels(self, split: str) -> bool:
         return "labels" in self.splits.get(split, {})
 
     def open(self, split: str, space: LabelSpace, *, with_labels: bool, **options: Any) -> LabelledFiles:
         """The images of a split in the order of their names; labels by ``space.table``.
+
+        Frames of videos are extracted first, unless they are there from an earlier call.
 
         ``options``: ``skip``, ``labelled_only`` and ``optional_labels`` of ``LabelledFiles``. With the last the
         description need not have labels at all.
@@ -47,7 +57,7 @@ class Description(NamedTuple):
         """
         if split not in self.splits:
             raise MissingFileError(f"{self.path}: no [{split}]; expected a table [{split}] with images = ...")
-        images = self._find(split, "images", IMAGE_SUFFIXES)
+        images = self._find_frames(split) if split in self.every else self._find(split, "images", IMAGE_SUFFIXES)
         keys, labels = sorted(images), None
         if with_labels and self.has_labels(split):
             found = self._find(split, "labels", LABEL_SUFFIXES)
@@ -74,19 +84,37 @@ class Description(NamedTuple):
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of what the description says: classes, their ids, ignored ids and ``size``.
 
-        Not of comments, colours or the places of files; ``LabelledFiles.fingerprint`` tells the files from others.
+        Not of comments, the places of files, or colours, unless label maps hold colours. ``LabelledFiles.fingerprint``
+        tells the files from others.
         """
         content: dict[str, Any] = {"size": self.size}
         if self.space is not None:
-            content |= {"classes": self.space.names, "ids": self.space.table.tolist()}
+            content["classes"], table = self.space.names, self.space.table
+            if isinstance(table, ColorTable):
+                content["colors"] = [table.codes.tolist(), table.train_ids.tolist()]
+            else:
+                content["ids"] = table.tolist()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _find_frames(self, split: str) -> FoundFiles:
+        """The frames of the videos of a split. What is not there yet is extracted, which takes long."""
+        videos = self._find(split, "images", VIDEO_SUFFIXES)
+        folder = self.path.parent / (os.path.expanduser(self.frames) or f"{self.path.stem}_frames")
+        frames = video_frames(videos, self.every[split], folder)
+        videos.clear()
+        videos.update(frames)
+        return videos
 
     def _find(self, split: str, what: str, suffixes: tuple[str, ...]) -> FoundFiles:
         """Files by the name that an image and its label map share."""
         files = FoundFiles()
         for place in self.splits[split][what]:
-            found = list_files(self.path.parent, place, suffixes)
+            where = self.path.parent, place
+            found = list_files(*where, suffixes)
             if not found:
+                if what == "images" and suffixes != VIDEO_SUFFIXES and list_files(*where, VIDEO_SUFFIXES):
+                    remedy = f"every = 10 in [{split}] takes every tenth frame"
+                    raise UserError(f"{self.path}: {place} for [{split}] holds videos; {remedy}")
                 aside = f"; left out: {', '.join(found.left_out)}" if found.left_out else ""
                 raise MissingFileError(
                     f"{self.path}: no {what} {place} for [{split}] under {self.path.parent.resolve()}; "
@@ -110,10 +138,12 @@ def read_description(path: str | Path) -> Description:
     except ValueError as error:  # of TOML or of UTF-8
         raise UserError(f"{path}: not TOML ({error})") from None
     _check_keys(path, "", content, (*_OF_THE_WHOLE, *_SPLITS))
-    splits = {}
+    splits, every = {}, {}
     for split in _SPLITS:
         if split in content:
             splits[split] = _split(path, split, content[split])
+            if "every" in content[split]:
+                every[split] = _every(path, split, content[split])
     if not splits:
         raise UserError(f"{path}: neither [train] nor [val]; expected a table [train] with images = ...")
     size = content.get("size")
@@ -121,7 +151,10 @@ def read_description(path: str | Path) -> Description:
         _is_list(size, int) and len(size) == 2 and min(size) > 0 and size[0] * size[1] <= MAX_PIXELS
     ):
         raise UserError(f"{path}: size = {size}: expected [width, height] in pixels, at most {MAX_PIXELS:,} in all")
-    return Description(path, splits, _label_space(path, content), tuple(size) if size else None)
+    frames = content.get("frames", "")
+    if not isinstance(frames, str) or not (every or "frames" not in content) or "\0" in frames:
+        raise UserError(f"{path}: frames = {frames!r}: expected a folder for the frames of videos, with every = ...")
+    return Description(path, splits, _label_space(path, content), tuple(size) if size else None, every, frames)
 
 
 def _split(path: Path, split: str, table: Any) -> dict[str, list[str]]:
@@ -129,9 +162,11 @@ def _split(path: Path, split: str, table: Any) -> dict[str, list[str]]:
         raise UserError(f"{path}: [{split}] needs images = ...: a folder, a pattern, or a list of them")
     if misplaced := [key for key in table if key in _OF_THE_WHOLE]:
         raise UserError(f"{path}: {misplaced[0]} = ... stands below [{split}]; move it above the first [table]")
-    _check_keys(path, f"[{split}] ", table, ("images", "labels"))
+    _check_keys(path, f"[{split}] ", table, ("images", "labels", "every"))
     places = {}
     for key, value in table.items():
+        if key == "every":
+            continue
         places[key] = [value] if isinstance(value, str) else value
         named = _is_list(places[key], str) and all(place and "\0" not in place for place in places[key])
         if not named or not places[key]:
@@ -139,10 +174,23 @@ def _split(path: Path, split: str, table: Any) -> dict[str, list[str]]:
     return places
 
 
+def _every(path: Path, split: str, table: dict[str, Any]) -> int:
+    every = table["every"]
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise UserError(f"{path}: [{split}] every = {every!r}: expected 10 to use every tenth frame of videos")
+    if "labels" in table:
+        raise UserError(f"{path}: [{split}] has every = ... and labels = ...; frames of videos have no labels")
+    return every
+
+
 def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
+    kind = content.get("labels_are", "ids")
+    if kind not in ("ids", "colors"):
+        raise UserError(f'{path}: labels_are = {kind!r}: expected "ids" or "colors"')
     if "classes" not in content:
-        if "ignore" in content:
-            raise UserError(f"{path}: ignore = ... without classes = [...]")
+        for key in ("ignore", "labels_are"):
+            if key in content:
+                raise UserError(f"{path}: {key} = ... without classes = [...]")
         return None
     listed = content["classes"]
     if not _is_list(listed, dict) or not 2 <= len(listed) <= MAX_CLASSES:
@@ -150,34 +198,76 @@ def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
             f'{path}: classes: expected a list of 2 to {MAX_CLASSES} entries {{ name = "road", ids = [1] }}'
         )
     names: list[str] = []
-    colors, table = [], np.full(256, UNKNOWN, np.uint8)
-    ignore = content.get("ignore", [])
+    for number, entry in enumerate(listed):
+        _check_keys(path, f"class {number}: ", entry, ("name", "ids", "color"))
+        name = entry.get("name")
+        if not isinstance(name, str) or not name or not name.isprintable() or name in names:
+            raise UserError(f"{path}: class {number}: name = {name!r}: expected a name that no other class has")
+        names.append(name)
+    if kind == "colors":
+        colors = [_colors_of(path, name, entry) for name, entry in zip(names, listed, strict=True)]
+        return LabelSpace(
+            names,
+            np.array([several[0] for several in colors], np.uint8),
+            _color_table(path, names, colors, content.get("ignore", [])),
+        )
+    shown = [_shown_color(path, names, number, entry) for number, entry in enumerate(listed)]
+    return LabelSpace(names, np.array(shown, np.uint8), _id_table(path, names, listed, content.get("ignore", [])))
+
+
+def _id_table(path: Path, names: list[str], listed: list[dict[str, Any]], ignore: Any) -> np.ndarray:
+    table = np.full(256, UNKNOWN, np.uint8)
     ignore = [ignore] if isinstance(ignore, int) else ignore
     if not _is_list(ignore, int) or not all(0 <= i <= 255 for i in ignore):
         raise UserError(f"{path}: ignore = {ignore}: expected ids in 0..255")
     table[ignore] = IGNORE
-    for number, entry in enumerate(listed):
-        _check_keys(path, f"class {number}: ", entry, ("name", "ids", "color"))
-        name, ids = entry.get("name"), entry.get("ids", [number])
+    for number, (name, entry) in enumerate(zip(names, listed, strict=True)):
+        ids = entry.get("ids", [number])
         ids = [ids] if isinstance(ids, int) else ids
-        if not isinstance(name, str) or not name or not name.isprintable() or name in names:
-            raise UserError(f"{path}: class {number}: name = {name!r}: expected a name that no other class has")
         if not _is_list(ids, int) or not ids or not all(0 <= i <= 255 for i in ids):
             raise UserError(f"{path}: class {name}: ids = {ids}: expected ids in 0..255")
         for i in ids:
             if table[i] != UNKNOWN:
-                owner = "ignore" if table[i] == IGNORE else names[table[i]] if table[i] < number else name
+                owner = "ignore" if table[i] == IGNORE else names[table[i]]
                 raise UserError(f"{path}: id {i} of class {name} belongs to {owner} already")
             table[i] = number
-        color = entry.get("color", _color(number, len(listed)))
-        if not _is_list(color, int) or len(color) != 3 or not all(0 <= c <= 255 for c in color):
-            raise UserError(f"{path}: class {name}: color = {color}: expected [red, green, blue] in 0..255")
-        names.append(name)
-        colors.append(color)
-    return LabelSpace(names, np.array(colors, np.uint8), table)
+    return table
 
 
-def _color(number: int, count: int) -> list[int]:
+def _color_table(path: Path, names: list[str], colors: list[list[Color]], ignore: Any) -> ColorTable:
+    ignore = [ignore] if _is_color(ignore) else ignore
+    if not isinstance(ignore, list) or not all(map(_is_color, ignore)):
+        raise UserError(f"{path}: ignore = {ignore}: expected colors [[red, green, blue], ...] in 0..255")
+    owners = {color_code(color): "ignore" for color in ignore}
+    for name, several in zip(names, colors, strict=True):
+        for color in several:
+            if (owner := owners.setdefault(color_code(color), name)) != name:
+                raise UserError(f"{path}: color {color} of class {name} belongs to {owner} already")
+    return color_table(colors, ignore)
+
+
+def _shown_color(path: Path, names: list[str], number: int, entry: dict[str, Any]) -> Color:
+    """The colour that pictures show a class in, where label files hold ids."""
+    color = entry.get("color", default_color(number, len(names)))
+    if not _is_color(color):
+        raise UserError(f"{path}: class {names[number]}: color = {color}: expected [red, green, blue] in 0..255")
+    return color
+
+
+def _colors_of(path: Path, name: str, entry: dict[str, Any]) -> list[Color]:
+    """The colours of a class in label files."""
+    if "ids" in entry:
+        raise UserError(f'{path}: class {name}: ids = ... with labels_are = "colors"; expected color = ... alone')
+    color = entry.get("color")
+    colors = [color] if _is_color(color) else color
+    if not isinstance(colors, list) or not colors or not all(map(_is_color, colors)):
+        raise UserError(
+            f"{path}: class {name}: color = {color}: expected [red, green, blue] in 0..255, or a list of such colors"
+        )
+    return colors
+
+
+def default_color(number: int, count: int) -> list[int]:
     """Hues around the circle, dark and light in turn."""
     return [round(255 * c) for c in colorsys.hsv_to_rgb(number / count, 0.75, (0.95, 0.6)[number % 2])]
 
@@ -191,3 +281,7 @@ def _check_keys(path: Path, where: str, found: dict[str, Any], known: tuple[str,
 
 def _is_list(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
+
+
+def _is_color(value: Any) -> bool:
+    return _is_list(value, int) and len(value) == 3 and all(0 <= part <= 255 for part in value)

@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,17 @@ class Domains:
         return dataset
 
     def open(self, domain: str, split: str, *, with_labels: bool, **options: Any) -> LabelledFiles:
-        """Lists a split of ``domain``, "source" or "target"; reads no file. ``options`` go to ``LabelledFiles``."""
+        """Lists a split of ``domain``, "source" or "target"; reads no image. ``options`` go to ``LabelledFiles``."""
         config, is_source = self.config, domain == "source"
         own = self.own_source if is_source else self.own_target
         options["labelled_only"] = is_source and with_labels and config.labelled_only
         if config.skip_bad:
             options["skip"] = read_skip_list(config.skip_bad, "source" if is_source else split)
         if own is not None:
-            space = own.space if is_source else None
-            return own.open(split, space or self.classes, with_labels=with_labels, **options)
+            space = (own.space if is_source else None) or self.classes
+            # One process extracts the frames of videos.
+            with idist.one_rank_first() if own.has_videos(split) else nullcontext():
+                return own.open(split, space, with_labels=with_labels, **options)
         name = config.source if is_source else config.target
         if name == "gta5" and config.gta5_size_as_released:
             options["size"] = GTA5_RELEASED_SIZE

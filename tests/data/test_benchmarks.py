@@ -1,4 +1,6 @@
 import os
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +101,10 @@ def test_an_unknown_data_set_or_split_is_named(tmp_path):
 
 def test_a_missing_folder_is_named_with_the_expected_layout(tmp_path):
     message = error_of(FileNotFoundError, lambda: Cityscapes(tmp_path, "val"))
-    assert message.startswith(f"no folder {tmp_path}/leftImg8bit/val; Cityscapes unpacks to leftImg8bit/val/CITY/")
+    assert message.startswith(
+        f"no folder {tmp_path}/leftImg8bit/val, nor leftImg8bit_trainvaltest.zip/leftImg8bit/val/*/*_leftImg8bit.png "
+        f"in {tmp_path}; Cityscapes unpacks to leftImg8bit/val/CITY/"
+    )
     assert "--data_root" in message
 
 
@@ -189,3 +194,45 @@ def test_opening_lists_each_folder_once_and_asks_nothing_about_single_files(tmp_
     assert len(Cityscapes(tmp_path, "train")) == 60
     assert len(listed) == len(set(listed)) == 6  # train and two cities of each kind
     assert len(asked) < 12
+
+
+def zipped(root: Path, folder: str, archive: str, inside: str) -> None:
+    """Moves a folder into a zip file beside it, as the path ``inside``."""
+    with zipfile.ZipFile(root / archive, "w") as file:
+        for path in sorted((root / folder).rglob("*.png")):
+            file.write(path, f"{inside}/{path.relative_to(root / folder).as_posix()}")
+    shutil.rmtree(root / folder)
+
+
+def test_cityscapes_is_read_from_its_zip_files_where_folders_are_missing(tmp_path):
+    names = ["ulm_000001_000019", "ulm_000010_000019", "aachen_000002_000019"]
+    cityscapes(tmp_path, names, raw_id=8), cityscapes(tmp_path, ["bern_000000_000019"], split="val", raw_id=7)
+    unpacked = Cityscapes(tmp_path, "train")
+    for what in ("leftImg8bit", "gtFine"):
+        shutil.copytree(tmp_path / what, tmp_path / "copy" / what)
+        zipped(tmp_path, what, f"{what}_trainvaltest.zip", what)
+    data, val = Cityscapes(tmp_path, "train"), Cityscapes(tmp_path, "val")
+    assert data.names == unpacked.names and val.names == ["bern_000000_000019"]
+    assert all((example.labels == 1).all() and example.image.size == (8, 4) for example in data)
+    assert (val[0].labels == 0).all()
+    shutil.copytree(tmp_path / "copy/gtFine", tmp_path / "gtFine")
+    mixed = Cityscapes(tmp_path, "train")  # the folder has precedence
+    assert mixed.label_files[0].is_file() and not mixed.images[0].is_file() and (mixed[0].labels == 1).all()
+    assert data.label_fingerprint() == mixed.label_fingerprint()
+
+
+def test_gta5_is_read_from_the_parts_of_its_download(tmp_path):
+    for part in (1, 2):
+        for number in (1, 2):
+            photo(tmp_path / f"images/0000{2 * part + number - 2}.png")
+            save(tmp_path / f"labels/0000{2 * part + number - 2}.png", np.full((4, 8), 6 + part))
+        zipped(tmp_path, "images", f"0{part}_images.zip", "images")
+        zipped(tmp_path, "labels", f"0{part}_labels.zip", "labels")
+    data = GTA5(tmp_path)
+    assert data.names == ["00001", "00002", "00003", "00004"]
+    assert [int(example.labels[0, 0]) for example in data] == [0, 0, 1, 1]
+    (tmp_path / "02_labels.zip").unlink()
+    assert error_of(FileNotFoundError, lambda: GTA5(tmp_path)) == (
+        f"no label map {tmp_path}/labels/00003.png, nor *_labels.zip/**/*.png in {tmp_path} for the image "
+        f"{tmp_path}/02_images.zip/images/00003.png; 2 of 4 images are without"
+    )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proda.data.check import DatasetReport, inspect_files, spot_check
+from proda.data.check import DatasetReport, choose_examples, inspect_files, spot_check
 from proda.data.labelled_files import LabelledFiles
 from proda.data.labels import UNKNOWN
 from proda.method import IGNORE
@@ -72,3 +72,24 @@ def test_a_spot_check_raises_what_reading_raises(tmp_path):
     dataset.images[2].write_text("nothing")
     with pytest.raises(ValueError, match=r"2\.png: not a complete image"):
         spot_check(dataset)
+
+
+def test_examples_show_every_class_and_come_from_all_over_the_set():
+    common = {f"{i:03}": np.array([900, 0, 0]) for i in range(100)}
+    rare = {"017": np.array([100, 5, 0]), "050": np.array([100, 50, 0]), "071": np.array([100, 0, 1])}
+    chosen = choose_examples(common | rare, 6)
+    assert len(chosen) == 6 and chosen == sorted(chosen)
+    assert {"050", "071"} <= set(chosen) and "017" not in chosen  # 050 has ten times as much of that class
+    assert min(chosen) < "005" and max(chosen) > "095"
+
+
+def test_there_are_no_more_examples_than_images_and_than_asked_for():
+    assert choose_examples({}) == []
+    assert choose_examples({"a": np.array([1, 0]), "b": np.array([0, 1])}) == ["a", "b"]
+    many = {str(k): np.eye(30, dtype=int)[k] for k in range(30)}
+    assert len(choose_examples(many)) == 12
+
+
+def test_one_image_may_stand_for_several_classes():
+    pixels = {str(i): np.array([9, 0, 0]) for i in range(5)} | {"all": np.array([5, 5, 5])}
+    assert choose_examples(pixels, 1) == ["all"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proda.data.image_files import read_ids, read_image
+from proda.data.image_files import read_colors, read_ids, read_image
+from proda.data.labels import TRANSPARENT
 
 
 def write_png(path: Path, width: int, height: int, bits: int, color_type: int, stream: bytes) -> None:
@@ -166,3 +167,55 @@ def test_a_colour_picture_in_place_of_labels_is_refused(tmp_path):
     assert error_of(ValueError, lambda: read_ids(path)) == (
         f"{path}: a picture of mode RGB, expected a label map: one channel of 8 bits, or 16 bits"
     )
+
+
+COLORS = np.array([[(128, 64, 128), (0, 0, 142), (7, 7, 7)]] * 2, np.uint8)
+CODES = [[0x804080, 0x00008E, 0x070707]] * 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_colors_of_label_maps_are_read_exactly(tmp_path, suffix):
+    save(tmp_path / f"a.{suffix}", COLORS)
+    codes = read_colors(tmp_path / f"a.{suffix}")
+    assert codes.tolist() == CODES and codes.dtype == np.uint32
+
+
+def test_palettes_and_grey_are_colors_too(tmp_path):
+    Image.fromarray(COLORS).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "p.png")
+    assert Image.open(tmp_path / "p.png").mode == "P" and read_colors(tmp_path / "p.png").tolist() == CODES
+    Image.new("L", (3, 2), 7).save(tmp_path / "l.png")
+    assert read_colors(tmp_path / "l.png").tolist() == [[0x070707] * 3] * 2
+    Image.new("1", (3, 2), 1).save(tmp_path / "1.png")
+    assert read_colors(tmp_path / "1.png").tolist() == [[0xFFFFFF] * 3] * 2
+
+
+@pytest.mark.parametrize("alpha", [0, 7, 255])
+def test_alpha_that_is_the_same_everywhere_does_not_count(tmp_path, alpha):
+    save(tmp_path / "a.png", np.dstack([COLORS, np.full((2, 3), alpha)]))
+    assert read_colors(tmp_path / "a.png").tolist() == CODES
+
+
+def test_transparent_pixels_are_marked_and_partly_transparent_ones_refused(tmp_path):
+    path = save(tmp_path / "a.png", np.dstack([COLORS, [[255, 0, 255]] * 2]))
+    assert read_colors(path).tolist() == [[0x804080, TRANSPARENT, 0x070707]] * 2
+    palette = Image.fromarray(COLORS).convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.save(tmp_path / "p.png", transparency=palette.getpixel((1, 0)))
+    assert read_colors(tmp_path / "p.png").tolist() == [[0x804080, TRANSPARENT, 0x070707]] * 2
+    save(path, np.dstack([COLORS, [[255, 0, 99]] * 2]))
+    assert error_of(ValueError, lambda: read_colors(path)) == (
+        f"{path}: 2 pixels are partly transparent; expected a label map whose pixels are opaque or, where there is no "
+        "label, transparent"
+    )
+
+
+def test_what_may_change_colors_is_refused(tmp_path):
+    Image.fromarray(COLORS).save(tmp_path / "a.png", "JPEG")
+    assert error_of(ValueError, lambda: read_colors(tmp_path / "a.png")) == (
+        f"{tmp_path}/a.png: a JPEG, which may change colors; expected a label map as PNG, BMP, TIFF"
+    )
+    write_16_bit_png(tmp_path / "b.png", COLORS.astype(np.uint16))
+    assert error_of(ValueError, lambda: read_colors(tmp_path / "b.png")) == (
+        f"{tmp_path}/b.png: 16 bits a channel, expected a label map of colors of 8 bits a channel"
+    )
+    path = truncate(save(tmp_path / "c.png", np.random.default_rng(0).integers(0, 256, (40, 40, 3))))
+    assert error_of(ValueError, lambda: read_colors(path)).startswith(f"{path}: not a complete label map (")

@@ -1,7 +1,20 @@
 import numpy as np
 import pytest
 
-from proda.data.labels import CLASSES, UNKNOWN, class_names, class_subset, classes, colorize, id_table, palette
+from proda.data.labels import (
+    CLASSES,
+    TRANSPARENT,
+    UNKNOWN,
+    LabelSpace,
+    class_names,
+    class_subset,
+    classes,
+    color_code,
+    color_table,
+    colorize,
+    id_table,
+    palette,
+)
 from proda.method import IGNORE
 
 
@@ -60,3 +73,22 @@ def test_colorize_paints_classes_in_their_colour_and_ignored_pixels_grey():
 
 def test_colorize_takes_the_colours_of_another_label_space():
     assert colorize(np.array([[9]]), palette(16)).tolist() == [[[0, 130, 180]]]  # sky: class 9 of 16, 10 of 19
+
+
+def test_a_color_table_gives_train_ids_whatever_the_runs_of_colors():
+    table = color_table([[(1, 2, 3), (255, 255, 255)], [(0, 0, 0)]], [(9, 9, 9)])
+    known = {(1, 2, 3): 0, (255, 255, 255): 0, (0, 0, 0): 1, (9, 9, 9): IGNORE, (1, 2, 4): UNKNOWN, (3, 2, 1): UNKNOWN}
+    rng = np.random.default_rng(0)
+    for length in (1, 7):  # of the runs
+        drawn = np.repeat(rng.integers(0, len(known), 60), length).reshape(-1, 20)
+        codes = np.array([color_code(color) for color in known], np.uint32)[drawn]
+        assert (table.lookup(codes) == np.array(list(known.values()), np.uint8)[drawn]).all()
+    assert table.lookup(np.array([[TRANSPARENT]], np.uint32)) == IGNORE
+    assert table.lookup(np.zeros((0, 4), np.uint32)).shape == (0, 4)
+    with pytest.raises(ValueError, match="two meanings of the color"):
+        color_table([[(1, 2, 3)], [(1, 2, 3)]], [])
+
+
+def test_label_files_of_colors_give_class_numbers_as_ids():
+    table = color_table([[(1, 2, 3)], [(0, 0, 0)]], [])
+    assert LabelSpace(["a", "b"], np.zeros((2, 3), np.uint8), table).ids.tolist() == [0, 1]

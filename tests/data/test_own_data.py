@@ -266,6 +266,100 @@ def test_an_id_that_is_nowhere_in_the_description_is_refused(tmp_path):
     assert error_of(lambda: data[0]) == f"{tmp_path}/ids/a.png: unknown label id 9, expected ids 0..1, 3..4"
 
 
+COLORED = """labels_are = "colors"
+classes = [
+  { name = "road", color = [[128, 64, 128], [1, 2, 3]] },
+  { name = "car", color = [0, 0, 142] },
+]
+ignore = [[0, 0, 0], [255, 255, 255]]
+[train]
+images = "rgb"
+labels = "colors"
+"""
+
+
+def colored(folder: Path, *colors, text: str = COLORED) -> Path:
+    photo(folder / "rgb/a.jpg", (len(colors), 1))
+    save(folder / "colors/a.png", [list(colors)])
+    return describe(folder, text, "colored.toml")
+
+
+def test_colors_become_class_numbers_and_ignored_ones_no_class(tmp_path):
+    path = colored(tmp_path, (1, 2, 3), (0, 0, 142), (0, 0, 0), (128, 64, 128), (255, 255, 255))
+    own = read_description(path)
+    labels = own.open("train", own.space, with_labels=True)[0].labels
+    assert labels.tolist() == [[0, 1, IGNORE, 0, IGNORE]] and labels.dtype == np.uint8
+    assert own.space.colors.tolist() == [[128, 64, 128], [0, 0, 142]] and own.space.ids.tolist() == [0, 1]
+
+
+def test_a_single_color_may_be_ignored_and_transparent_pixels_have_no_label(tmp_path):
+    text = COLORED.replace("[[0, 0, 0], [255, 255, 255]]", "[0, 0, 0]")
+    own = read_description(colored(tmp_path, (1, 2, 3, 255), (1, 2, 3, 0), (0, 0, 0, 255), text=text))
+    assert own.open("train", own.space, with_labels=True)[0].labels.tolist() == [[0, IGNORE, IGNORE]]
+
+
+def test_colors_in_no_class_are_named_with_their_pixels_and_their_file(tmp_path):
+    strange = [(9, 9, 9)] * 2 + [(26, 43, 60)] * 3 + [(1, 1, 1), (2, 2, 2)]
+    own = read_description(colored(tmp_path, (0, 0, 142), *strange))
+    assert error_of(lambda: own.open("train", own.space, with_labels=True)[0]) == (
+        f"{tmp_path}/colors/a.png: unknown color #1a2b3c (26, 43, 60) in 3 pixels, #090909 (9, 9, 9) in 2 pixels, "
+        "#010101 (1, 1, 1) in 1 pixels, and 1 more colors; expected only colors of classes and those of ignore"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"colors"\nclasses', '"colours"\nclasses', 'labels_are = \'colours\': expected "ids" or "colors"'),
+        ("color = [0, 0, 142]", "color = [0, 0, 256]", "class car: color = [0, 0, 256]: expected [red, green, blue]"),
+        ("color = [0, 0, 142]", "ids = 3", 'class car: ids = ... with labels_are = "colors"; expected color'),
+        (", color = [0, 0, 142]", "", "class car: color = None: expected [red, green, blue] in 0..255, or a list"),
+        ("[0, 0, 142]", "[1, 2, 3]", "color [1, 2, 3] of class car belongs to road already"),
+        ("[0, 0, 142]", "[0, 0, 0]", "color [0, 0, 0] of class car belongs to ignore already"),
+        ("[[0, 0, 0], [255, 255, 255]]", "[0, 4]", "ignore = [0, 4]: expected colors [[red, green, blue], ...]"),
+    ],
+)
+def test_a_mistake_in_a_table_of_colors_is_one_line(tmp_path, old, new, message):
+    assert old in COLORED
+    path = describe(tmp_path, COLORED.replace(old, new))
+    assert f"{path}: {message}" in error_of(lambda: read_description(path))
+
+
+def test_labels_are_needs_classes(tmp_path):
+    path = describe(tmp_path, 'labels_are = "colors"\n[train]\nimages = "a"\n')
+    assert error_of(lambda: read_description(path)) == f"{path}: labels_are = ... without classes = [...]"
+
+
+def test_the_fingerprint_of_a_table_of_colors_is_of_its_colors(tmp_path):
+    def fingerprint(text: str) -> str:
+        return read_description(describe(tmp_path, text)).fingerprint()
+
+    first = fingerprint(COLORED)
+    assert fingerprint(COLORED.replace("[[0, 0, 0], [255, 255, 255]]", "[[255, 255, 255], [0, 0, 0]]")) == first
+    assert fingerprint(COLORED.replace("142", "143")) != first
+
+
+def test_source_and_target_may_code_the_same_classes_in_two_ways(tmp_path):
+    source, target = simulator(tmp_path), colored(tmp_path, (0, 0, 142), (1, 2, 3), (0, 0, 0), (1, 2, 3))
+    domains = Domains(config(source=str(source), target=str(target)))
+    assert domains.open("source", "train", with_labels=True)[0].labels.tolist() == [[IGNORE, 1, 0, 0]]
+    assert domains.open("target", "train", with_labels=True)[0].labels.tolist() == [[1, 0, IGNORE, 0]]
+    domains = Domains(config(source=str(target), target=str(source)))
+    assert domains.open("source", "train", with_labels=True)[0].labels.tolist() == [[1, 0, IGNORE, 0]]
+
+
+def test_check_data_names_unknown_colors_and_their_images_can_be_skipped(tmp_path, capsys):
+    for name in "bc":
+        photo(tmp_path / f"rgb/{name}.jpg", (32, 16))
+        save(tmp_path / f"colors/{name}.png", np.full((16, 32, 3), (0, 0, 142)))
+    path = colored(tmp_path, *[(9, 9, 9)] * 3)
+    flags = [f"--source={path}", f"--target={path}", "--parts=source", "--num_workers=0", f"--output={tmp_path}/check"]
+    flags += ["--mean_width=32", "--crop_width=12", "--crop_height=6"]
+    assert main([f"{ROOT}/experiments/check_data.py", *flags]) == 1
+    assert f"PROBLEM {tmp_path}/colors/a.png: unknown color #090909 (9, 9, 9) in 3 pixels;" in capsys.readouterr().out
+    assert main([f"{ROOT}/experiments/check_data.py", *flags, f"--skip_bad={tmp_path}/check/bad_files.txt"]) == 0
+
+
 def config(**flags) -> DataConfig:
     return make_config(DataConfig, flags)
 
@@ -366,7 +460,14 @@ def test_every_command_of_the_document_runs_and_its_outputs_are_where_it_says(fo
     assert {"check_data", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill"} <= {
         path.name for path in (followed / "runs").iterdir()
     }
-    for file in ("check_data/classes.png", "evaluate/confusion.png", "warmup/label_free.pt", "warmup/best.pt"):
+    assert "class_7" in read_description(followed / "my_data.toml").space.names
+    for file in (
+        "check_data/classes.png",
+        "check_data/examples_source.jpg",
+        "evaluate/confusion.png",
+        "warmup/label_free.pt",
+        "warmup/best.pt",
+    ):
         assert (followed / "runs" / file).is_file(), file
 
 

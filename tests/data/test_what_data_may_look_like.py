@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -325,6 +326,46 @@ def _(data):
     return data / "photos/secret.png"
 
 
+def zipped(data: Path, folder: str) -> Path:
+    """Moves a folder into a zip file of its name."""
+    path = shutil.make_archive(str(data / folder), "zip", data / folder)
+    shutil.rmtree(data / folder)
+    return Path(path)
+
+
+@row("photographs in a zip file")
+def _(data):
+    zipped(data, "photos")
+    (data / "photos.toml").write_text('[train]\nimages = "photos.zip/*.png"\n')
+
+
+@row("label maps in a zip file", "source")
+def _(data):
+    zipped(data, "sim/labels")
+    (data / "sim.toml").write_text(SIM.replace("/labels", "/labels.zip"))
+
+
+@row("damaged zip file", refused="not a complete zip file (")
+def _(data):
+    path = zipped(data, "photos")
+    path.write_bytes(path.read_bytes()[:-40])
+    (data / "photos.toml").write_text('[train]\nimages = "photos.zip"\n')
+    return path
+
+
+@row("damaged image in a zip file", refused="cannot be read from the zip file (Bad CRC-32 for file")
+def _(data):
+    path = data / "photos.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for image in sorted((data / "photos").iterdir()):
+            file.write(image, image.name)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"b.png") + 60] ^= 255  # after its header
+    path.write_bytes(content)
+    (data / "photos.toml").write_text('[train]\nimages = "photos.zip"\n')
+    return path / "b.png"
+
+
 @row("empty folder", refused="no images photos for [train]")
 def _(data):
     shutil.rmtree(data / "photos")
@@ -404,6 +445,33 @@ def _(data):
     ids = Image.open(data / "sim/labels/b.png")
     ids.putpalette(bytes(range(256)) * 3)
     ids.save(data / "sim/labels/b.png")
+
+
+COLORED_SIM = """labels_are = "colors"
+classes = [{ name = "road", color = [128, 64, 128] }, { name = "car", color = [[0, 0, 142], [1, 2, 3]] }]
+""" + SIM.partition("\n")[2].replace("ignore = 0", "ignore = [0, 0, 0]")
+
+
+def color_labels(data: Path, right: tuple[int, int, int]) -> None:
+    pixels = np.empty((16, 32, 3), np.uint8)
+    pixels[:, :16], pixels[:, 16:] = (128, 64, 128), right
+    for name in "abc":
+        Image.fromarray(pixels).save(data / f"sim/labels/{name}.png")
+    (data / "sim.toml").write_text(COLORED_SIM)
+
+
+@row("label maps of colours", "source")
+def _(data):
+    color_labels(data, (1, 2, 3))
+
+
+@row("label map of a colour without a class", "source", refused="unknown color #010204 (1, 2, 4) in 256 pixels;")
+def _(data):
+    color_labels(data, (1, 2, 3))
+    pixels = np.array(Image.open(data / "sim/labels/b.png"))
+    pixels[:, 16:] = (1, 2, 4)
+    Image.fromarray(pixels).save(data / "sim/labels/b.png")
+    return data / "sim/labels/b.png"
 
 
 @row("no label map", "source", refused="no label map 'b' in sim/labels for the image")

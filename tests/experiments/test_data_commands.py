@@ -37,6 +37,8 @@ def test_data_without_problems_pass_the_check(inputs, tmp_path, capsys):
     summary = read_summary(tmp_path)
     assert [summary[part]["images"] for part in ("source", "train", "val")] == [8, 8, 2]
     assert summary["source"]["sizes"] == {"96x48": 8} and (tmp_path / "classes.png").is_file()
+    for part in ("source", "train", "val"):
+        assert Image.open(tmp_path / f"examples_{part}.jpg").width > 1000
 
 
 def test_what_would_break_a_run_is_named_and_gives_exit_status_1(inputs, tmp_path, capsys):

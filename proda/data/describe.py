@@ -1,0 +1,320 @@
+"""Looks at images and label maps and writes a first description of them, for a person to edit."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_size, label_palette, read_colors, read_ids
+from proda.data.labels import CLASSES, TRANSPARENT, color_code
+from proda.data.listing import FoundFiles, list_files
+from proda.data.own_data import MAX_CLASSES, default_color
+from proda.data.videos import VIDEO_SUFFIXES
+from proda.utils.errors import MissingFileError, UserError
+
+LOOKED_AT = 16  # label maps that decide what label maps hold
+_NO_LABEL = 255  # by convention, an id for pixels without a label
+
+
+class Places(NamedTuple):
+    """Where images and label maps are, relative to ``root``, and what is there, by the names that they share."""
+
+    root: Path
+    images: str
+    labels: str  # empty: there are no label maps
+    image_files: FoundFiles
+    label_files: FoundFiles
+    are_videos: bool = False
+
+    @property
+    def pairs(self) -> list[str]:
+        """Names of images with a label map."""
+        return [key for key in self.image_files if key in self.label_files]
+
+
+def find_places(root: Path, images: str, labels: str = "") -> Places:
+    """What is in a folder, zip file or pattern of images, and in one of label maps.
+
+    If no image and label map have the same name, but each kind has a prefix or suffix of its own, the places become
+    patterns with these: ``rgb/**/*_rgb.*``.
+
+    Raises:
+        MissingFileError: there are no files.
+        UserError: no image and label map belong together.
+    """
+    found = list_files(root, images)
+    if not found and (videos := list_files(root, images, VIDEO_SUFFIXES)):
+        if labels:
+            raise UserError(f"--labels={labels}: --images={images} are videos, whose frames have no label maps")
+        return Places(root, images, "", videos, FoundFiles(), are_videos=True)
+    if not found:
+        raise MissingFileError(f"--images={images}: found none; expected {', '.join(IMAGE_SUFFIXES)} files or videos")
+    if not labels:
+        return Places(root, images, "", found, FoundFiles())
+    label_files = list_files(root, labels, LABEL_SUFFIXES)
+    if not label_files:
+        raise MissingFileError(f"--labels={labels}: found none; expected {', '.join(LABEL_SUFFIXES)} files")
+    places = Places(root, images, labels, found, label_files)
+    if places.pairs:
+        return places
+    if "*" not in images + labels:
+        images, labels = f"{images}/**/{_own_part(found)}", f"{labels}/**/{_own_part(label_files)}"
+        places = Places(root, images, labels, list_files(root, images), list_files(root, labels, LABEL_SUFFIXES))
+        if places.pairs:
+            return places
+    raise UserError(
+        f"no image and label map belong together: --images has {_some(found)}, --labels has {_some(label_files)}; "
+        "expected the same names, or patterns whose stars match the same text"
+    )
+
+
+@dataclass
+class Findings:
+    """What is in the files. ``values`` are ids, or colours 0xRRGGBB; each counts pixels, ``files_with`` files."""
+
+    labels_are: str  # "ids" or "colors"; empty without label maps
+    palette: dict[int, int] = field(default_factory=dict)  # colours of ids, where label maps have a palette
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height) -> images
+    values: Counter[int] = field(default_factory=Counter)
+    files_with: Counter[int] = field(default_factory=Counter)
+    label_maps: int = 0  # that could be read
+    problems: list[str] = field(default_factory=list)
+
+
+def look(places: Places, *, num_workers: int = 0, progress: Callable[[Iterable], Iterable] = iter) -> Findings:
+    """Reads the headers of all images and the pixels of all label maps that have an image.
+
+    Raises UserError if label maps hold one value, or too many to be those of classes, or none can be read.
+    """
+    if places.are_videos:
+        return Findings("")
+    label_files = [places.label_files[key] for key in places.pairs]
+    findings = _kind(label_files) if label_files else Findings("")
+    files = _Files(list(places.image_files.values()), label_files, findings.labels_are)
+    for size, values, problem in progress(DataLoader(files, batch_size=None, num_workers=num_workers)):
+        if problem:
+            findings.problems.append(problem)
+        elif size:
+            findings.sizes[tuple(size)] += 1
+        else:
+            findings.label_maps += 1
+            findings.values.update(values)
+            findings.files_with.update(values.keys())
+    if label_files:
+        _check_values(findings, places.labels)
+    return findings
+
+
+def write_description(places: Places, findings: Findings) -> str:
+    """The text of a description file in ``places.root``, with what was found as comments. It loads as it is."""
+    lines = ["A first description, written by experiments/describe_data.py; docs/own_data.md explains it."]
+    if places.labels:
+        lines.append("Name the classes, put values of one class together and those without a meaning in ignore.")
+    lines = [f"# {line}" for line in (*lines, _head(places, findings), *_remarks(places, findings))]
+    lines += ["", *_class_lines(findings), *_size_lines(places, findings)]
+    lines += ["[train]", f"images = {_quoted(places.images)}"]
+    if places.labels:
+        lines.append(f"labels = {_quoted(places.labels)}")
+    if places.are_videos:
+        lines.append("every = 10  # use every tenth frame")
+    return "\n".join(lines) + "\n"
+
+
+class _Files(Dataset):
+    """Item: size of an image, or values of a label map with their pixels, or a problem."""
+
+    def __init__(self, images: Sequence[Path], labels: Sequence[Path], labels_are: str) -> None:
+        self.images, self.labels, self.labels_are = images, labels, labels_are
+
+    def __len__(self) -> int:
+        return len(self.images) + len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[list[int], dict[int, int], str]:
+        try:
+            if index < len(self.images):
+                return list(image_size(self.images[index])), {}, ""
+            path = self.labels[index - len(self.images)]
+            pixels = np.asarray(read_ids(path)) if self.labels_are == "ids" else read_colors(path)
+        except UserError as error:
+            return [], {}, str(error)
+        values, counts = np.unique(pixels, return_counts=True)
+        if len(values) > MAX_CLASSES + 1:
+            return [], {}, f"{path}: {len(values)} {self.labels_are}, too many for a label map"
+        return [], dict(zip(values.tolist(), counts.tolist(), strict=True)), ""
+
+
+def _kind(label_files: Sequence[Path]) -> Findings:
+    """Whether label maps hold ids or colours, from some of them all over the set.
+
+    Values of a palette are ids if the palettes agree: programs that save colours with a palette order it anew in each
+    file.
+    """
+    palettes: list[dict[int, int] | None] = []
+    problems: list[str] = []
+    for index in np.unique(np.linspace(0, len(label_files) - 1, LOOKED_AT).astype(int)):
+        try:
+            palettes.append(label_palette(label_files[index]))
+        except UserError as error:
+            problems.append(str(error))
+    if not palettes:
+        raise UserError(f"no label map can be read: {problems[0]}")
+    common: dict[int, int] = {}
+    for palette in palettes:
+        if palette is None or any(common.setdefault(value, color) != color for value, color in palette.items()):
+            return Findings("colors")
+    return Findings("ids", common)
+
+
+def _check_values(findings: Findings, labels: str) -> None:
+    if not findings.label_maps:
+        raise UserError(f"no label map can be read: {findings.problems[-1]}")
+    count, kind = len(_class_values(findings)), findings.labels_are
+    if count > MAX_CLASSES:
+        raise UserError(
+            f"--labels={labels}: {count} {kind}, expected at most {MAX_CLASSES}: pictures with smoothed edges or lossy "
+            "compression, or numbers of instances, are no label maps"
+        )
+    if count < 2:
+        raise UserError(f"--labels={labels}: {count} {kind} in {findings.label_maps} label maps, expected 2 or more")
+
+
+def _class_values(findings: Findings) -> list[int]:
+    """The values that become a class."""
+    left_out = _NO_LABEL if findings.labels_are == "ids" else TRANSPARENT
+    return sorted(value for value in findings.values if value != left_out)
+
+
+def _head(places: Places, findings: Findings) -> str:
+    if places.are_videos:
+        return f"{len(places.image_files)} videos."
+    sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in findings.sizes.most_common(5))
+    more = f", and {len(findings.sizes) - 5} other sizes" if len(findings.sizes) > 5 else ""
+    head = f"{len(places.image_files)} images ({sizes or 'none can be read'}{more})."
+    if not places.labels:
+        return head
+    kind = "ids, one channel" if findings.labels_are == "ids" else "colors"
+    if findings.palette:
+        kind = "ids: the values, not the colors of the palette, which all files share"
+    return f"{head} {findings.label_maps} label maps of {kind}."
+
+
+def _remarks(places: Places, findings: Findings) -> list[str]:
+    """Lines about what a person should know or decide."""
+    lines = []
+    bare = [key for key in places.image_files if key not in places.label_files]
+    alone = [key for key in places.label_files if key not in places.image_files]
+    if places.labels and bare:
+        lines.append(f"{len(bare)} images have no label map, such as {_plain(bare[0])}: train with --labelled_only.")
+    if alone:
+        lines.append(f"{len(alone)} label maps have no image, such as {_plain(alone[0])}: they are not used.")
+    if findings.problems:
+        first = _plain(findings.problems[0])
+        lines.append(f"{len(findings.problems)} files cannot be used; check_data lists them. The first: {first}")
+    lines += [f"Left out: {_plain(line)}" for line in (*places.image_files.left_out, *places.label_files.left_out)]
+    if _like_cityscapes(findings):
+        lines.append("The ids look like the labelIds of Cityscapes; the comments below say what they mean there.")
+    if _in_red(findings):
+        lines.append(
+            "Only the red channel is used, as in CARLA's files: the first color of a class is shown, the second"
+        )
+        lines.append("is that in the label maps.")
+    if TRANSPARENT in findings.values:
+        lines.append(f"{_share(findings, TRANSPARENT)} of the pixels are transparent: they have no label.")
+    return lines
+
+
+def _class_lines(findings: Findings) -> list[str]:
+    values, by_id = _class_values(findings), findings.labels_are == "ids"
+    if not values:
+        return []
+    lines = ["classes = ["] if by_id else ['labels_are = "colors"', "classes = ["]
+    for number, value in enumerate(values):
+        if by_id:
+            color = f", color = {_color(findings.palette[value])}" if value in findings.palette else ""
+            entry = f'name = "class_{value}", ids = [{value}]{color}'
+        elif _in_red(findings):
+            shown = default_color(number, len(values))
+            entry = f'name = "class_{value >> 16}", color = [{shown}, {_color(value)}]'
+        else:
+            entry = f'name = "color_{value:06x}", color = {_color(value)}'
+        remark = f"; {meaning}" if (meaning := _meaning(findings, value)) else ""
+        seen = f"in {findings.files_with[value]} of {findings.label_maps}"
+        lines.append(f"  {{ {entry} }},  # {_share(findings, value)} of the pixels, {seen}{remark}")
+    lines.append("]")
+    if by_id and _NO_LABEL in findings.values:
+        lines.append(f"ignore = [{_NO_LABEL}]  # {_share(findings, _NO_LABEL)} of the pixels; usually: no label")
+    else:
+        lines.append("ignore = []")
+    return [*lines, ""]
+
+
+def _size_lines(places: Places, findings: Findings) -> list[str]:
+    if len(findings.sizes) < 2:
+        return []
+    width, height = findings.sizes.most_common(1)[0][0]
+    active = "# " if places.labels else ""  # of a target, whole images of one batch need one size
+    return [f"{active}size = [{width}, {height}]  # all images are resized to this; most have this size", ""]
+
+
+def _meaning(findings: Findings, value: int) -> str:
+    """What a value often means; empty if that is unknown."""
+    if _like_cityscapes(findings):
+        names = [c.name for c in CLASSES if c.cityscapes == value]
+        return f"Cityscapes: {names[0]}" if names else "Cityscapes: none of the 19 classes"
+    if findings.labels_are == "colors" and not _in_red(findings):
+        names = [c.name for c in CLASSES if color_code(c.color) == value]
+        return f"Cityscapes: {names[0]}" if names else "often: no label" if value == 0 else ""
+    return ""
+
+
+def _like_cityscapes(findings: Findings) -> bool:
+    values = set(_class_values(findings))
+    known = {c.cityscapes for c in CLASSES}
+    return findings.labels_are == "ids" and values <= set(range(34)) and max(values) > 18 and len(values & known) >= 6
+
+
+def _in_red(findings: Findings) -> bool:
+    """Whether label maps hold small ids in their red channel alone."""
+    values = _class_values(findings)
+    return findings.labels_are == "colors" and all(not value & 0xFFFF and value >> 16 < 64 for value in values)
+
+
+def _share(findings: Findings, value: int) -> str:
+    return f"{100 * findings.values[value] / findings.values.total():.3g}%"
+
+
+def _color(code: int) -> list[int]:
+    return [code >> 16, code >> 8 & 255, code & 255]
+
+
+def _own_part(files: Iterable[str]) -> str:
+    """A pattern of the prefix and suffix that all names share, without the digits next to what differs."""
+    names = [key.rpartition("/")[2] for key in files]
+    prefix = _common_start(names).rstrip("0123456789")
+    suffix = _common_start([name[len(prefix) :][::-1] for name in names])[::-1].lstrip("0123456789")
+    return f"{prefix}*{suffix}.*"
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)  # what these share, all share
+    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+
+
+def _some(files: FoundFiles) -> str:
+    names = [_plain(key) for key in list(files)[:2]]
+    return ", ".join(names) + (f" and {len(files) - 2} more" if len(files) > 2 else "")
+
+
+def _plain(text: str) -> str:
+    """Text for one line of a comment."""
+    return text if text.isprintable() else ascii(text)
+
+
+def _quoted(text: str) -> str:
+    """A string of TOML, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False)

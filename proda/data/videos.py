@@ -1,0 +1,119 @@
+"""Every n-th frame of videos, as image files.
+
+A video can only be decoded from its start on: a jump to a frame decodes all frames since the last key frame, and lands
+beside the frame that was asked for in many files. Training reads its images in random order. So the frames are written
+to a folder once, as JPEGs of high quality, and are files like any others from then on.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from proda.data.image_files import warn_once
+from proda.utils.errors import MissingFileError, UserError
+from proda.utils.files import atomic_write, safe_path, save_json
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
+QUALITY = 95  # of JPEG: losses far below those of the video itself, in a fifth of the bytes of PNG
+_RECORD = "frames.json"  # written last: the folder is complete
+
+
+def video_frames(videos: Mapping[str, Path], every: int, folder: Path) -> dict[str, Path]:
+    """Image files of every n-th frame of each video, beginning with the first: key of the video/number -> file.
+
+    The frames of a video are in a folder of their own under ``folder``, whose name depends on the size and the time of
+    modification of the video and on ``every``. What is there is not written again: an interrupted call is continued,
+    and several processes may write the same folder at once.
+
+    Raises:
+        MissingFileError: a video is not there.
+        UserError: PyAV is not installed, or a video or the folder cannot be used.
+    """
+    frames = {}
+    for key, video in videos.items():
+        for path in _frames(video, key, every, folder):
+            frames[f"{key}/{path.stem}"] = path
+    return frames
+
+
+def _frames(video: Path, key: str, every: int, folder: Path) -> list[Path]:
+    try:
+        state = video.stat()
+    except OSError as error:
+        raise MissingFileError(
+            f"{video}: cannot be read ({error.strerror}); expected a video outside zip files"
+        ) from None
+    identity = json.dumps([state.st_size, state.st_mtime_ns, every])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
+    folder = safe_path(folder, key.replace("/", "-"), f"-every{every}-{digest}")
+    record = folder / _RECORD
+    if not record.is_file():
+        try:
+            count = _extract(video, every, folder)
+            save_json({"video": video.name, "bytes": state.st_size, "every": every, "frames": count}, record)
+        except PermissionError:
+            raise UserError(
+                f"{folder}: cannot be written; frames = ... in the description sets another folder"
+            ) from None
+    count = json.loads(record.read_text())["frames"]
+    return [_file(folder, number) for number in range(0, count * every, every)]
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:07}.jpg"
+
+
+def _extract(video: Path, every: int, folder: Path) -> int:
+    """Writes the frames of a video that are not there yet; returns how many there are."""
+    av, number = _pyav(), -1
+    try:
+        with av.open(os.fspath(video)) as container:
+            if not container.streams.video:
+                raise UserError(f"{video}: no pictures in it, expected a video")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            total = -(-stream.frames // every) or None  # 0: the file does not say
+            with tqdm(total=total, desc=f"frames of {video.name}", unit="frame", leave=False) as bar:
+                for number, frame in enumerate(container.decode(stream)):
+                    if number % every == 0:
+                        _write(frame, stream, _file(folder, number))
+                        bar.update()
+    except av.FFmpegError as error:
+        where = f"after frame {number}" if number >= 0 else "at its start"
+        raise UserError(f"{video}: cannot be decoded {where} ({error.strerror or error})") from None
+    if number < 0:
+        raise UserError(f"{video}: no frames in it, expected a video")
+    if number + 1 < stream.frames:
+        warn_once(f"{video}: only {number + 1} of {stream.frames} frames could be decoded; the others are left out")
+    return number // every + 1
+
+
+def _write(frame: Any, stream: Any, path: Path) -> None:
+    if path.is_file():  # complete, since files are written atomically
+        return
+    image: Image.Image = frame.to_image()
+    if angle := _rotation(frame, stream):
+        image = image.rotate(angle, expand=True)
+    with atomic_write(path) as partial:
+        image.save(partial, "JPEG", quality=QUALITY, subsampling=0)
+
+
+def _rotation(frame: Any, stream: Any) -> float:
+    """Degrees counterclockwise that make a frame upright: telephones store how they were held."""
+    if hasattr(frame, "rotation"):
+        return frame.rotation
+    return stream.side_data.get("DISPLAYMATRIX", 0)  # PyAV before 14
+
+
+def _pyav() -> Any:
+    try:
+        return importlib.import_module("av")
+    except ImportError:
+        raise UserError('frames of videos need PyAV, which is not installed: pip install "av>=12"') from None

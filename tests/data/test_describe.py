@@ -1,0 +1,194 @@
+"""The descriptions that describe_data writes: they load as they are, and say what was found."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from proda.data.describe import find_places, look, write_description
+from proda.data.labels import benchmark_labels
+from proda.data.own_data import Description, read_description
+from proda.experiment.config import DataConfig, make_config
+from proda.experiment.domains import Domains
+from proda.experiment.job import read_summary
+from proda.experiment.launch import main
+from proda.method import IGNORE
+from proda.utils.errors import MissingFileError, UserError
+from tests.data.test_image_files import error_of, photo, save
+from tests.small_runs import ROOT
+
+
+def described(folder: Path, images: str = "rgb", labels: str = "") -> tuple[str, Description]:
+    """The text written about data, and the description that it is."""
+    places = find_places(folder, images, labels)
+    text = write_description(places, look(places))
+    (folder / "written.toml").write_text(text)
+    return text, read_description(folder / "written.toml")
+
+
+def data(folder: Path, *maps, suffix: str = ".png") -> Path:
+    """An image and a label map for each array of ids [H, W] or colours [H, W, 3 or 4]."""
+    for number, pixels in enumerate(maps):
+        pixels = np.asarray(pixels)
+        photo(folder / f"rgb/{number}.jpg", pixels.shape[1], pixels.shape[0])
+        save(folder / f"labels/{number}{suffix}", pixels)
+    return folder
+
+
+def labels_of(own: Description) -> list:
+    return [example.labels.tolist() for example in own.open("train", own.space, with_labels=True)]
+
+
+def test_ids_become_classes_with_their_share_and_255_is_ignored(tmp_path):
+    text, own = described(data(tmp_path, [[3, 3, 9, 255]], [[3, 3, 3, 3]]), labels="labels")
+    assert own.space.names == ["class_3", "class_9"]
+    assert labels_of(own) == [[[0, 0, 1, IGNORE]], [[0, 0, 0, 0]]]
+    assert '{ name = "class_3", ids = [3] },  # 75% of the pixels, in 2 of 2\n' in text
+    assert '{ name = "class_9", ids = [9] },  # 12.5% of the pixels, in 1 of 2\n' in text
+    assert "ignore = [255]  # 12.5% of the pixels; usually: no label\n" in text
+    assert "# 2 images (4x1: 2). 2 label maps of ids, one channel.\n" in text
+
+
+def test_colors_become_classes(tmp_path):
+    red, road, black = (200, 0, 1), (128, 64, 128), (0, 0, 0)
+    text, own = described(data(tmp_path, [[red, road]], [[black, road]]), labels="labels")
+    assert own.space.names == ["color_000000", "color_804080", "color_c80001"]
+    assert labels_of(own) == [[[2, 1]], [[0, 1]]] and 'labels_are = "colors"\n' in text
+    assert "color = [128, 64, 128] },  # 50% of the pixels, in 2 of 2; Cityscapes: road\n" in text
+    assert "color = [0, 0, 0] },  # 25% of the pixels, in 1 of 2; often: no label\n" in text
+
+
+def test_transparent_pixels_are_mentioned_and_no_class(tmp_path):
+    text, own = described(data(tmp_path, [[(9, 0, 9, 0), (9, 9, 9, 255), (1, 2, 3, 255)]]), labels="labels")
+    assert len(own.space.names) == 2 and labels_of(own) == [[[IGNORE, 1, 0]]]
+    assert "# 33.3% of the pixels are transparent: they have no label.\n" in text
+
+
+def test_ids_in_the_red_channel_become_classes_that_can_be_told_apart(tmp_path):
+    text, own = described(data(tmp_path, [[(7, 0, 0, 255), (10, 0, 0, 255)]]), labels="labels")
+    assert own.space.names == ["class_7", "class_10"] and labels_of(own) == [[[0, 1]]]
+    assert "Only the red channel is used, as in CARLA's files" in text
+    assert abs(own.space.colors[0].astype(int) - own.space.colors[1]).max() > 100
+
+
+def palette_map(path: Path, values, colors) -> None:
+    picture = Image.fromarray(np.array(values, np.uint8))
+    picture.putpalette(bytes(np.array(colors, np.uint8)))
+    picture.save(path)
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_values_of_a_palette_are_ids_if_all_files_have_the_same_palette(tmp_path, agree):
+    data(tmp_path, [[0, 1]], [[0, 1]])
+    colors = [(10, 0, 0), (0, 10, 0)]
+    palette_map(tmp_path / "labels/0.png", [[0, 1]], colors)
+    palette_map(tmp_path / "labels/1.png", [[0, 1]], colors if agree else colors[::-1])
+    text, own = described(tmp_path, labels="labels")
+    assert own.space.names == (["class_0", "class_1"] if agree else ["color_000a00", "color_0a0000"])
+    assert own.space.colors.tolist() == [list(color) for color in (colors if agree else colors[::-1])]
+    assert labels_of(own) == ([[[0, 1]], [[0, 1]]] if agree else [[[1, 0]], [[0, 1]]])
+    assert ("not the colors of the palette" in text) == agree
+
+
+def test_ids_of_cityscapes_are_recognised(tmp_path):
+    text, _ = described(data(tmp_path, [[0, 7, 8, 11, 21, 23, 26, 33]]), labels="labels")
+    assert "look like the labelIds of Cityscapes" in text
+    assert 'name = "class_26", ids = [26] },  # 12.5% of the pixels, in 1 of 1; Cityscapes: car\n' in text
+    assert "Cityscapes: none of the 19 classes" in text
+    text, _ = described(data(tmp_path / "other", [[0, 1, 2, 3, 4, 5, 6, 7]]), labels="labels")
+    assert "Cityscapes" not in text
+
+
+def test_names_without_a_partner_and_bad_files_are_counted(tmp_path):
+    data(tmp_path, [[1, 2]], [[1, 2]], [[1, 2]])
+    photo(tmp_path / "rgb/x.jpg"), save(tmp_path / "labels/y.png", np.array([[5]]))
+    (tmp_path / "labels/2.png").write_bytes(b"\x89PNG")
+    text, own = described(tmp_path, labels="labels")
+    assert "# 1 images have no label map, such as x: train with --labelled_only.\n" in text
+    assert "# 1 label maps have no image, such as y: they are not used.\n" in text
+    assert f"# 1 files cannot be used; check_data lists them. The first: {tmp_path}/labels/2.png: " in text
+    assert own.space.names == ["class_1", "class_2"]  # not the 5
+    assert len(own.open("train", own.space, with_labels=True, labelled_only=True)) == 3
+
+
+def test_names_that_differ_by_a_suffix_are_matched_by_a_pattern(tmp_path):
+    for name in ("010", "020"):
+        (
+            photo(tmp_path / f"rgb/ulm/{name}_rgb.jpg", 2, 1),
+            save(tmp_path / f"labels/ulm/{name}_seg_ids.png", np.array([[1, 2]])),
+        )
+    text, own = described(tmp_path, labels="labels")
+    assert 'images = "rgb/**/*_rgb.*"\nlabels = "labels/**/*_seg_ids.*"\n' in text
+    assert labels_of(own) == [[[0, 1]]] * 2
+
+
+def test_photographs_of_several_sizes_get_one_size(tmp_path):
+    for number, width in enumerate((8, 8, 6)):
+        photo(tmp_path / f"rgb/{number}.jpg", width, 4)
+    _, own = described(tmp_path)
+    assert own.space is None and own.size == (8, 4)
+    assert own.open("train", benchmark_labels(19), with_labels=False)[2].image.size == (8, 4)
+
+
+def test_images_in_a_zip_file_are_described_as_a_folder_is(tmp_path):
+    data(tmp_path, [[1, 2]])
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "rgb/0.jpg", "images/0.jpg"), archive.write(tmp_path / "labels/0.png", "ids/0.png")
+    assert labels_of(described(tmp_path, "all.zip/images", "all.zip/ids")[1]) == [[[0, 1]]]
+
+
+def test_videos_are_described_with_every_tenth_frame(tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/a.mp4").write_bytes(b"")
+    text, own = described(tmp_path, "clips")
+    assert own.every == {"train": 10} and "# 1 videos." in text
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        ([[[1, 1]]], "--labels=labels: 1 ids in 1 label maps, expected 2 or more"),
+        ([np.random.default_rng(0).integers(0, 256, (40, 40, 3))], "0.png: 1600 colors, too many for a label map"),
+        (
+            [np.stack([np.arange(k, k + 200), np.arange(200), np.zeros(200)], 1)[None] for k in (0, 5)],
+            "--labels=labels: 400 colors, expected at most 250: pictures with smoothed edges or lossy compression, or",
+        ),
+    ],
+)
+def test_what_cannot_be_label_maps_is_refused(tmp_path, maps, message):
+    data(tmp_path, *maps)
+    assert message in error_of(UserError, lambda: described(tmp_path, labels="labels"))
+
+
+def test_places_that_do_not_go_together_are_named(tmp_path):
+    photo(tmp_path / "rgb/a.jpg"), photo(tmp_path / "rgb/b.jpg"), save(tmp_path / "labels/c.png", np.array([[1, 2]]))
+    assert error_of(UserError, lambda: described(tmp_path, labels="labels")) == (
+        "no image and label map belong together: --images has a, b, --labels has c; expected the same names, or "
+        "patterns whose stars match the same text"
+    )
+    assert "--images=nowhere: found none" in error_of(MissingFileError, lambda: described(tmp_path, "nowhere"))
+    assert "--labels=nowhere: found none" in error_of(MissingFileError, lambda: described(tmp_path, labels="nowhere"))
+
+
+def test_the_command_writes_a_source_and_a_target_that_a_run_can_open(tmp_path, monkeypatch, capsys):
+    data(tmp_path / "sim", [[1, 2]], [[2, 1]])
+    photo(tmp_path / "photos/a.jpg")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    command = [f"{ROOT}/experiments/describe_data.py", "--num_workers=0", f"--output={tmp_path}/run"]
+    source = [*command, "--images=sim/rgb", "--labels=sim/labels", "--description=below/sim.toml"]
+    assert main(source) == 0
+    assert main([*command, "--images=photos", "--description=photos.toml"]) == 0
+    domains = Domains(make_config(DataConfig, {"source": "below/sim.toml", "target": "photos.toml"}))
+    assert [example.labels.tolist() for example in domains.source] == [[[0, 1]], [[1, 0]]]
+    assert len(domains.target) == 1 and domains.classes.names == ["class_1", "class_2"]
+    assert read_summary(tmp_path / "run")["images"] == 1
+    capsys.readouterr()
+    before = Path("below/sim.toml").read_text()
+    assert 'images = "../sim/rgb"' in before
+    Path("below/sim.toml").write_text(before + "# edited\n")
+    assert main(source) == 2  # nothing that a person has edited is lost
+    assert "--description=below/sim.toml: the file exists" in capsys.readouterr().err
+    assert Path("below/sim.toml").read_text() == before + "# edited\n"
