@@ -4,6 +4,7 @@
     python benchmarks/gpu.py                          # every stage, precision and switch: time, memory, share of peak
     python benchmarks/gpu.py --stages=stage1_denoise --amps=bf16 --switches=plain,compile --iterations=30
     python benchmarks/gpu.py --loader                 # how many workers keep up with it, on files of the real formats
+    python benchmarks/gpu.py --count                  # memory and operations alone, counted: needs no GPU, 2 minutes
     python benchmarks/gpu.py --device=cpu --tiny      # the same on tiny sizes, without a GPU
 
 Iterations are those of the stages with the preset gta5, on networks with random weights and made-up images
@@ -31,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from proda.engines.optimization import Precision
 from proda.experiment.memory import fake_tensors
+from proda.experiment.plan import stage_memory
 from proda.experiment.workloads import batches, workload
 
 # Dense TFLOP/s from the makers' data sheets: half precision on tensor cores, TF32, and float32.
@@ -65,7 +67,8 @@ class Row(NamedTuple):
     images_per_second: float  # of one domain
     tflop: float  # of an iteration
     share_of_peak: float | None
-    memory_gb: float | None  # the most that was allocated on the GPU
+    memory_gb: float | None  # the most that was allocated on the GPU in training
+    counted_gb: float  # the same as --plan counts it
     convolutions: float  # share of the time
     top: list[tuple[str, float]]  # operations that take most of the time, with their shares
 
@@ -73,6 +76,8 @@ class Row(NamedTuple):
 def main() -> int:
     settings = arguments()
     device = torch.device("cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device)
+    if settings.count and not torch.cuda.is_available():
+        device = torch.device("cpu")
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
         print("error: no GPU was found; --device=cpu --tiny runs the script without one", file=sys.stderr)
         return 2
@@ -82,6 +87,14 @@ def main() -> int:
     found: dict[str, Any] = {"machine": about}
     if settings.check:
         found["checks"] = check(setting, settings.only)
+    elif settings.count:
+        found["counted"] = [
+            row
+            for stage in settings.stages
+            for amp in settings.amps
+            for switch in settings.switches
+            if (row := counted(setting, stage, amp, switch)) is not None
+        ]
     elif settings.loader:
         found["loader"] = loader_rows(setting, settings.workers)
     else:
@@ -107,6 +120,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check that results are right instead of measuring")
     parser.add_argument("--only", default="", help="with --check: only checks whose names contain this")
+    parser.add_argument("--count", action="store_true", help="count memory and operations without running anything")
     parser.add_argument("--loader", action="store_true", help="measure data loading instead")
     parser.add_argument("--workers", type=lambda text: list(map(int, words(text))), default=[1, 2, 4, 8, 16])
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
@@ -171,9 +185,21 @@ def measured(setting: Setting, stage: str, amp: str, switch: str, iterations: in
         tflop=flop / 1e12,
         share_of_peak=flop / 1e12 / seconds / limit if limit else None,
         memory_gb=peak,
+        counted_gb=stage_memory(setting.config(stage, **flags), setting.sizes).peaks["training"] / 2**30,
         convolutions=sum(share for name, share in shares.items() if "conv" in name),
         top=sorted(shares.items(), key=lambda item: -item[1])[:10],
     )
+
+
+def counted(setting: Setting, stage: str, amp: str, switch: str) -> dict[str, Any] | None:
+    """Memory in training and operations of one row; compiling changes neither in a way that can be counted."""
+    flags = SWITCHES[switch] | {"amp": amp}
+    if not setting.has(stage, *flags) or amp == "fp16" or switch == "compile":  # fp16 takes what bf16 takes
+        return None
+    memory = stage_memory(setting.config(stage, **flags), setting.sizes)
+    gb = memory.peaks["training"] / 2**30
+    print(f"{stage} {amp} {switch}: {gb:.2f} GB", flush=True)
+    return {"stage": stage, "amp": amp, "switch": switch, "gb": gb, "tflop": operations(setting, stage) / 1e12}
 
 
 def iteration_times(trainer: Engine, batch: Any, device: torch.device, number: int) -> list[float]:
@@ -278,8 +304,8 @@ def page(found: dict[str, Any]) -> str:
     if "rows" in found:
         lines += [
             "| stage | precision | switch | ms, median (lowest..highest) | images/s | TFLOP | share of peak | GB | "
-            "convolutions |",
-            "|---|---|---|---:|---:|---:|---:|---:|---:|",
+            "GB counted | convolutions |",
+            "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for row in found["rows"]:
             low, middle, high = row["milliseconds"]
@@ -288,12 +314,18 @@ def page(found: dict[str, Any]) -> str:
             lines.append(
                 f"| {row['stage']} | {row['amp']} | {row['switch']} | {middle:.0f} ({low:.0f}..{high:.0f}) | "
                 f"{row['images_per_second']:.1f} | {row['tflop']:.2f} | {share} | {memory} | "
-                f"{100 * row['convolutions']:.0f}% |"
+                f"{row['counted_gb']:.2f} | {100 * row['convolutions']:.0f}% |"
             )
         for row in found["rows"]:
             if row["switch"] == "plain":
                 top = ", ".join(f"`{name}` {100 * share:.0f}%" for name, share in row["top"])
                 lines += ["", f"{row['stage']}, {row['amp']}: {top}"]
+    if "counted" in found:
+        lines += ["| stage | precision | switch | GB counted | TFLOP |", "|---|---|---|---:|---:|"]
+        lines += [
+            f"| {row['stage']} | {row['amp']} | {row['switch']} | {row['gb']:.1f} | {row['tflop']:.1f} |"
+            for row in found["counted"]
+        ]
     if "loader" in found:
         lines += ["| workers | batches of 4 a second | enough |", "|---|---:|---|"]
         lines += [
