@@ -17,20 +17,20 @@ from proda.data.image_files import IMAGE_SUFFIXES
 from proda.data.labelled_files import LabelledFiles, read_skip_list
 from proda.data.listing import FoundFiles, list_files
 from proda.engines.inference import segmentation_evaluator
-from proda.experiment.config import DataConfig, parse_scales
+from proda.experiment.config import UseConfig, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.experiment.networks import load_network
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SaveOverlays, SavePredictions
+from proda.models.weights import read_weights
 from proda.utils.errors import MissingFileError
 from proda.utils.files import safe_path
 from proda.utils.options import PathText
 
 
 @dataclass
-class Config(DataConfig):
-    weights: PathText = ""  # the network that predicts
+class Config(UseConfig):
     images: PathText = ""  # an image, a folder (with its subfolders), or a pattern such as "photos/*_left.jpg"
     flip: bool = False  # average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image to average over, separated by commas: 0.75,1,1.25
@@ -40,12 +40,13 @@ PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA}
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job, data, scales = Job(config), Domains(config), parse_scales(config.scales, "scales")
+    job, trained, scales = Job(config), read_weights(config.weights), parse_scales(config.scales, "scales")
+    data = Domains(config, trained)
     dataset = named_files(config, data)
     for name in dataset.names:
         safe_path(job.folder, name, ".png")  # raises now rather than when the image is written
-    network = load_network(config, data.classes, job.device)
-    job.open({"weights": config.weights, "images": len(dataset)})
+    network = load_network(config, data.classes, job.device, file=trained)
+    job.open({"weights": config.weights, "network": trained.info, "images": len(dataset)})
     for files in dataset.left_out:
         job.log.warning("left out: %s", files)
 
@@ -70,8 +71,7 @@ def named_files(config: Config, data: Domains) -> LabelledFiles:
     names = [path.stem for path in files.values()]
     if len(set(names)) < len(names):  # files in different folders have the same name
         names = [key.replace("/", "-") for key in files]
-    size = data.own_target.size if data.own_target else None  # the size that the network was trained with
-    options = {"table": data.classes.table, "num_classes": len(data.classes.names), "size": size}
+    options = {"table": data.classes.table, "num_classes": len(data.classes.names), "size": data.input_size}
     if config.skip_bad:
         options["skip"] = read_skip_list(config.skip_bad, "images")
     dataset = LabelledFiles(list(files.values()), None, names, **options)

@@ -3,7 +3,6 @@
 ``docs/own_data.md`` explains such a file. Every error is one line that names the file.
 """
 
-import colorsys
 import difflib
 import hashlib
 import json
@@ -15,7 +14,7 @@ import numpy as np
 
 from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, MAX_PIXELS
 from proda.data.labelled_files import LabelledFiles, first_duplicate
-from proda.data.labels import UNKNOWN, LabelSpace
+from proda.data.labels import UNKNOWN, LabelSpace, generated_colors
 from proda.data.listing import FoundFiles, list_files
 from proda.method import IGNORE
 from proda.utils.errors import MissingFileError, UserError
@@ -151,6 +150,7 @@ def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
         )
     names: list[str] = []
     colors, table = [], np.full(256, UNKNOWN, np.uint8)
+    default_colors = generated_colors(len(listed)).tolist()
     ignore = content.get("ignore", [])
     ignore = [ignore] if isinstance(ignore, int) else ignore
     if not _is_list(ignore, int) or not all(0 <= i <= 255 for i in ignore):
@@ -169,17 +169,12 @@ def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
                 owner = "ignore" if table[i] == IGNORE else names[table[i]] if table[i] < number else name
                 raise UserError(f"{path}: id {i} of class {name} belongs to {owner} already")
             table[i] = number
-        color = entry.get("color", _color(number, len(listed)))
+        color = entry.get("color", default_colors[number])
         if not _is_list(color, int) or len(color) != 3 or not all(0 <= c <= 255 for c in color):
             raise UserError(f"{path}: class {name}: color = {color}: expected [red, green, blue] in 0..255")
         names.append(name)
         colors.append(color)
     return LabelSpace(names, np.array(colors, np.uint8), table)
-
-
-def _color(number: int, count: int) -> list[int]:
-    """Hues around the circle, dark and light in turn."""
-    return [round(255 * c) for c in colorsys.hsv_to_rgb(number / count, 0.75, (0.95, 0.6)[number % 2])]
 
 
 def _check_keys(path: Path, where: str, found: dict[str, Any], known: tuple[str, ...]) -> None:

@@ -10,11 +10,13 @@ from PIL import Image
 from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.labelled_files import read_skip_list
+from proda.data.labels import class_names
 from proda.experiment.config import make_config
 from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment, main
 from proda.models.build import build_network
+from proda.models.weights import save_weights
 from tests import small_runs
 
 VIEWS = ["--mean_width=96", "--crop_width=48", "--crop_height=24"]
@@ -174,6 +176,74 @@ def test_prediction_takes_a_folder_or_a_pattern_and_says_when_it_finds_nothing(i
     assert [path.name for path in (tmp_path / "file/overlays").iterdir()] == ["00002.jpg"]
     assert command("predict", data, tmp_path / "none", *flags[:2], f"--images={tmp_path}/nowhere") == 2
     assert "found none; expected .png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["with all it says", "of an older version", "released"])
+def test_a_weights_file_needs_no_other_flag(inputs, tmp_path, kind):
+    """It knows its backbone and its classes, and those of Streets that it is for Streets."""
+    weights = small_runs.write_weights(tmp_path / "last.pt")
+    if kind == "of an older version":
+        content = torch.load(weights, weights_only=True)
+        old = {name: content[name] for name in ("model", "num_classes", "backbone", "class_names")}
+        torch.save({"format": 2, **old}, weights)
+    if kind == "released":
+        model = torch.load(weights, weights_only=True)["model"]
+        torch.save({"ResNet101": {"model_state": model}, "iter": 1}, weights)
+    common = [f"--weights={weights}", "--num_workers=0"]
+    images = inputs[0] / "gta5/images/00001.png"
+    assert main(["predict", *common, f"--images={images}", f"--output={tmp_path}/predicted"]) == 0
+    assert (tmp_path / "predicted/labels/00001.png").is_file()
+    assert main(["evaluate", *common, f"--data_root={inputs[0]}", f"--output={tmp_path}/evaluated"]) == 0
+    assert list(read_summary(tmp_path / "evaluated")["iou"]) == class_names(13)
+
+
+def test_weights_trained_on_streets_are_evaluated_on_streets(inputs, tmp_path, monkeypatch):
+    content = torch.load(inputs[1], weights_only=True)
+    torch.save({**content, "recipe": "streets"}, tmp_path / "last.pt")
+    monkeypatch.delenv("PRODA_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(inputs[0], "data/streets")
+    assert main(["evaluate", "--weights=last.pt", "--num_workers=0", "--output=run"]) == 0
+    assert len(read_summary("run")["iou"]) == 13
+
+
+def test_own_classes_of_a_weights_file_need_no_description_of_the_source(inputs, tmp_path, capsys):
+    """Only the images need one where there are labels; the classes and their ids are in the file."""
+    network = build_network("tiny", 2)
+    table = [1 if value == 7 else 0 for value in range(256)]  # Cityscapes' road, and all else
+    own = {"class_names": ("other", "road"), "colors": ((1, 2, 3), (4, 5, 6)), "label_ids": tuple(table)}
+    save_weights(tmp_path / "own.pt", network, **own)
+    places = {kind: f"{inputs[0]}/cityscapes/{folder}/val" for kind, folder in (("i", "leftImg8bit"), ("l", "gtFine"))}
+    (tmp_path / "photos.toml").write_text(
+        f'[val]\nimages = "{places["i"]}/*/*_leftImg8bit.png"\nlabels = "{places["l"]}/*/*_gtFine_labelIds.png"\n'
+    )
+    flags = [f"--weights={tmp_path}/own.pt", "--num_workers=0", f"--target={tmp_path}/photos.toml"]
+    assert main(["evaluate", *flags, f"--output={tmp_path}/run"]) == 0
+    assert list(read_summary(tmp_path / "run")["iou"]) == ["other", "road"]
+    assert main(["predict", *flags[:2], f"--images={inputs[0]}/gta5/images", f"--output={tmp_path}/predicted"]) == 0
+    assert main(["evaluate", *flags[:2], f"--data_root={inputs[0]}", f"--output={tmp_path}/cityscapes"]) == 2
+    assert "--target=cityscapes: its classes are not those of" in capsys.readouterr().err
+    del own["label_ids"]
+    save_weights(tmp_path / "own.pt", network, **own)
+    assert main(["evaluate", *flags, f"--output={tmp_path}/older"]) == 2
+    assert "does not say the ids of its classes; list the classes, or set --source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--backbone=resnet101"], "found weights of --backbone=tiny, expected --backbone=resnet101"),
+        (["--source=gta5"], "found weights for 13 classes, expected 19 classes (--source, --num_classes)"),
+        (["--num_classes=19"], "found weights for 13 classes, expected 19 classes (--source, --num_classes)"),
+    ],
+)
+@pytest.mark.parametrize("experiment", ["predict", "evaluate"])
+def test_flags_that_contradict_the_weights_file_are_one_line(inputs, tmp_path, capsys, experiment, flags, message):
+    flags = [*flags, *([f"--images={inputs[0]}/gta5/images"] if experiment == "predict" else [])]
+    common = [f"--weights={inputs[1]}", f"--data_root={inputs[0]}", f"--output={tmp_path}/run"]
+    assert main([experiment, *common, *flags]) == 2
+    error = capsys.readouterr().err
+    assert f"{inputs[1]}: {message}" in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_prediction_leaves_out_the_photographs_on_a_list(inputs, tmp_path, capsys):
