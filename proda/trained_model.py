@@ -91,7 +91,7 @@ class TrainedModel:
     ) -> Tensor:
         """Class probabilities [1, K, H, W] on the network's device."""
         pixels = as_tensor(image)
-        size = tuple(pixels.shape[-2:])
+        size = (pixels.shape[-2], pixels.shape[-1])
         if self.info.size is not None and size != self.info.size[::-1]:  # as images were resized in training
             pixels = _resized(pixels, self.info.size)
         pixels = pixels[None].to(self.device)

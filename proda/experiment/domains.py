@@ -344,8 +344,8 @@ def data_root(config: DataConfig, trained: Weights | None = None) -> Path:
     """
     named = config.data_root or os.environ.get("PRODA_DATA")
     streets = config.preset == "streets"
-    if not named and not config.preset and trained is not None and trained.info.recipe == "streets":
-        streets, named = config.target == "cityscapes", STREETS_DATA["data_root"]
+    if not (named or config.preset) and trained is not None and trained.info.recipe == "streets":
+        streets, named = config.target == "cityscapes", str(STREETS_DATA["data_root"])
     root = Path(named or "data").expanduser()
     if streets:
         with idist.one_rank_first():

@@ -78,12 +78,13 @@ class KeptModels:
         """What the file of that name holds."""
         judged = name == "teacher.pt"
         prefix = "teacher_" if judged else ""
-        scores = {score: float(result[f"{prefix}{score}"]) for score in ("miou", "label_free")}
+        miou, label_free = (float(result[f"{prefix}{score}"]) for score in ("miou", "label_free"))
+        info = replace(self.info, iteration=result["iteration"], miou=miou, label_free=label_free)
         return weights_content(
             self.teacher if judged and self.teacher is not None else self.network,
             prototypes=self.prototypes,
             discriminator=self.discriminator,
-            **vars(replace(self.info, iteration=result["iteration"], **scores)),
+            **vars(info),
         )
 
     def raise_failures(self) -> None:

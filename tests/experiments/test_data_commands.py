@@ -1,6 +1,7 @@
 """check_data, evaluate and predict on small data."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.labelled_files import read_skip_list
 from proda.data.labels import class_names
+from proda.experiment import domains
 from proda.experiment.config import make_config
 from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
@@ -202,9 +204,10 @@ def test_weights_trained_on_streets_are_evaluated_on_streets(inputs, tmp_path, m
     torch.save({**content, "recipe": "streets"}, tmp_path / "last.pt")
     monkeypatch.delenv("PRODA_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(inputs[0], "data/streets")
+    monkeypatch.setattr(domains, "write_streets", lambda root, source: shutil.copytree(inputs[0], root))
     assert main(["evaluate", "--weights=last.pt", "--num_workers=0", "--output=run"]) == 0
-    assert len(read_summary("run")["iou"]) == 13
+    assert len(read_summary("run")["iou"]) == 13 and Path("data/streets").is_dir()
+    assert main(["evaluate", "--weights=last.pt", "--data_root=elsewhere", "--output=other"]) == 2
 
 
 def test_own_classes_of_a_weights_file_need_no_description_of_the_source(inputs, tmp_path, capsys):
