@@ -1,6 +1,6 @@
 """A trained network in a program of your own: ``load_model("last.pt").predict("photo.jpg")``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +11,35 @@ from torch import Tensor
 from proda.data.image_files import read_image
 from proda.data.labels import stored_labels
 from proda.data.samples import image_tensor
-from proda.engines.inference import predict
 from proda.engines.optimization import to_float
+from proda.engines.prediction import probability_rows
+from proda.engines.tiling import SMALLEST_TILE, automatic_tile
 from proda.models.model_info import ModelInfo
 from proda.models.network import SegmentationNetwork
 from proda.models.weights import load_network, read_weights
 
 
-def load_model(path: str | Path, device: str | torch.device = "auto") -> "TrainedModel":
+def load_model(path: str | Path, device: str | torch.device = "auto", *, tile: int = 0) -> "TrainedModel":
     """The network of a weights file, ours or a released ``.pkl``, ready to predict.
 
     Args:
         path: the weights file. It says which backbone and which classes the network has.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is "cuda" if there is a GPU.
+        tile: larger images are predicted in overlapping tiles of at most this side, in pixels; 0: automatic, by the
+            size of the images that the network was trained on.
 
     Raises:
+        ValueError: a tile of less than 32 pixels.
         MissingFileError: there is no such file.
         UserError: the file is damaged, or does not hold the weights of a known network.
     """
+    if 0 != tile < SMALLEST_TILE:
+        raise ValueError(f"tile={tile}, expected 0 or at least {SMALLEST_TILE} pixels")
     weights = read_weights(path, flag="path")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     network = load_network(weights, dropout=0.0).to(device).to(memory_format=torch.channels_last)
-    return TrainedModel(network, weights.info)
+    return TrainedModel(network, weights.info, tile or automatic_tile(weights.info.mean_width))
 
 
 class TrainedModel:
@@ -44,9 +50,9 @@ class TrainedModel:
     ``colors`` uint8 [K, 3] RGB, so that ``colors[labels]`` is a picture.
     """
 
-    def __init__(self, network: SegmentationNetwork, info: ModelInfo) -> None:
+    def __init__(self, network: SegmentationNetwork, info: ModelInfo, tile: int) -> None:
         space = stored_labels(network.num_classes, info.class_names, info.colors, info.label_ids)
-        self.network, self.info = network.eval(), info
+        self.network, self.info, self.tile = network.eval(), info, tile
         self.class_names, self.colors, self.class_ids = tuple(space.names), space.colors, space.ids
 
     @property
@@ -62,7 +68,8 @@ class TrainedModel:
         scales: Sequence[float] = (1.0,),
     ) -> np.ndarray:
         """The most probable class of each pixel, uint8 [H, W]. Arguments as for :meth:`probabilities`."""
-        return self._scores(image, flip, scales).max(1).indices[0].byte().cpu().numpy()
+        rows = [row.max(1).indices[0].byte().cpu() for row in self._rows(image, flip, scales)]
+        return torch.cat(rows).numpy()
 
     def probabilities(
         self,
@@ -83,20 +90,20 @@ class TrainedModel:
             MissingFileError, UserError: the file cannot be read.
             ValueError: an array or tensor of another type or shape.
         """
-        return self._scores(image, flip, scales)[0].cpu().numpy()
+        return torch.cat([row[0].cpu() for row in self._rows(image, flip, scales)], dim=1).numpy()
 
     @torch.no_grad()
-    def _scores(
+    def _rows(
         self, image: str | Path | Image.Image | np.ndarray | Tensor, flip: bool, scales: Sequence[float]
-    ) -> Tensor:
-        """Class probabilities [1, K, H, W] on the network's device."""
+    ) -> Iterator[Tensor]:
+        """Class probabilities [1, K, h, W] on the network's device, in strips from top to bottom."""
         pixels = as_tensor(image)
         size = (pixels.shape[-2], pixels.shape[-1])
         if self.info.size is not None and size != self.info.size[::-1]:  # as images were resized in training
             pixels = _resized(pixels, self.info.size)
         pixels = pixels[None].to(self.device)
         inputs = pixels.float() if pixels.is_floating_point() else to_float(pixels)
-        return predict(self.network, inputs, size, flip=flip, scales=scales)
+        yield from probability_rows(self.network, inputs, size, tile=self.tile, flip=flip, scales=scales)
 
 
 def as_tensor(image: str | Path | Image.Image | np.ndarray | Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from PIL import Image
 import proda
 from proda.data.labels import class_names
 from proda.engines.inference import predict
+from proda.engines.optimization import resize
 from proda.models.build import build_network
 from proda.models.weights import load_network, save_weights
 from proda.trained_model import load_model
@@ -86,8 +87,16 @@ def test_images_are_resized_as_in_training_and_label_maps_are_of_the_images_size
     resized = Image.fromarray(picture).resize((64, 32), Image.Resampling.BILINEAR)
     with torch.no_grad():
         image = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].float() / 255
-        expected = predict(network.eval(), image, (48, 96)).max(1).indices[0]
+        expected = resize(predict(network.eval(), image, (32, 64)), (48, 96)).max(1).indices[0]
     assert np.array_equal(load_model(tmp_path / "small.pt").predict(picture), expected.numpy())
+
+
+def test_larger_images_are_predicted_in_tiles(weights, picture):
+    whole, tiled = load_model(weights).probabilities(picture), load_model(weights, tile=64).probabilities(picture)
+    assert tiled.shape == whole.shape and 0 < np.abs(tiled - whole).mean() < 0.1
+    assert np.array_equal(load_model(weights, tile=96).probabilities(picture), whole)
+    with pytest.raises(ValueError, match="tile=31, expected 0 or at least 32 pixels"):
+        load_model(weights, tile=31)
 
 
 def test_importing_the_package_imports_no_torch():

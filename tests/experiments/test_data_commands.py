@@ -1,6 +1,8 @@
 """check_data, evaluate and predict on small data."""
 
+import csv
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.labelled_files import read_skip_list
 from proda.data.labels import class_names
+from proda.data.video import VideoFile, writing_video
 from proda.experiment import domains
 from proda.experiment.config import make_config
 from proda.experiment.domains import Domains
@@ -19,6 +22,7 @@ from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment, main
 from proda.models.build import build_network
 from proda.models.weights import save_weights
+from proda.trained_model import load_model
 from tests import small_runs
 
 VIEWS = ["--mean_width=96", "--crop_width=48", "--crop_height=24"]
@@ -140,11 +144,16 @@ def test_evaluation_reports_mistakes_in_one_line_and_writes_nothing(inputs, tmp_
 
 
 def test_an_error_has_its_own_line_next_to_an_open_progress_bar(inputs, tmp_path, capsys):
-    images = shutil.copytree(inputs[0] / "gta5/images", tmp_path / "images")
-    cut = sorted(images.iterdir())[3]
+    data = shutil.copytree(inputs[0], tmp_path / "data")
+    first, cut = sorted(data.glob("cityscapes/leftImg8bit/val/*/*.png"))
+    for number in range(4):  # of which a few are read before the run
+        shutil.copy(first, first.with_name(f"ulm_0_{number}_leftImg8bit.png"))
+    cut = first.with_name("ulm_0_2_leftImg8bit.png")
     cut.write_bytes(cut.read_bytes()[:300])
-    flags = [f"--weights={inputs[1]}", "--backbone=tiny", f"--images={images}"]
-    assert command("predict", inputs[0], tmp_path / "run", *flags) == 2
+    flags = [f"--weights={inputs[1]}", "--split=test"]
+    (data / "cityscapes/leftImg8bit/val").rename(data / "cityscapes/leftImg8bit/test")
+    cut = Path(str(cut).replace("/val/", "/test/"))
+    assert command("evaluate", data, tmp_path / "run", *flags) == 2
     lines = capsys.readouterr().err.splitlines()  # \r ends a line, too
     assert [line.partition("(")[0] for line in lines if "error" in line] == [f"error: {cut}: not a complete image "]
 
@@ -255,12 +264,60 @@ def test_prediction_leaves_out_the_photographs_on_a_list(inputs, tmp_path, capsy
     shutil.copytree(data / "gta5" / "images", photos)
     (photos / "00003.png").write_bytes(b"\x89PNG")
     flags = [f"--weights={weights}", "--backbone=tiny", f"--images={photos}"]
-    assert command("predict", data, tmp_path / "ends", *flags) == 2
-    assert f"{photos / '00003.png'}: " in capsys.readouterr().err
+    assert command("predict", data, tmp_path / "named", *flags) == 1
+    assert f"not predicted: {photos / '00003.png'}: not a complete image" in capsys.readouterr().out
     listed.write_text("images/00003\n00005\ntrain/00006\n")
     assert command("predict", data, tmp_path / "goes_on", *flags, f"--skip_bad={listed}") == 0
     names = {path.stem for path in (tmp_path / "goes_on/labels").iterdir()}
     assert names == {path.stem for path in photos.iterdir()} - {"00003", "00005"} and len(names) == 6
+
+
+def test_a_prediction_of_images_and_videos_of_any_size(inputs, tmp_path, capsys):
+    """What cannot be read is named, the others are predicted, and the exit status says so."""
+    av = pytest.importorskip("av", reason="needs the extra [video]")
+    media = tmp_path / "media"
+    media.mkdir()
+    photo = Image.open(inputs[0] / "gta5/images/00001.png").convert("RGB")
+    photo.save(media / "a.png")
+    photo.resize((300, 70)).save(media / "wide.jpg", quality=95)
+    (media / "cut.png").write_bytes(b"\x89PNG")
+    (media / "cut.mp4").write_bytes(b"\x00")
+    with writing_video(media / "drive.mp4", Fraction(12)) as video:
+        for angle in range(3):
+            video.write(np.asarray(photo.rotate(5 * angle)))
+    flags = [f"--weights={inputs[1]}", f"--images={media},{tmp_path}/nowhere", "--val_batch_size=2", "--tile=128"]
+    assert main(["predict", *flags, "--num_workers=0", f"--output={tmp_path}/run"]) == 1
+    out, run = capsys.readouterr().out, tmp_path / "run"
+    for line in (f"{tmp_path}/nowhere: found none", f"{media}/cut.png: not a comp", f"{media}/cut.mp4: not a comp"):
+        assert f"not predicted: {line}" in out
+    summary = read_summary(run)
+    assert (summary["images"], summary["videos"], len(summary["not_predicted"])) == (3, 2, 3)
+    assert {path.name for path in run.glob("*/*")} == {
+        *("a.png", "a.jpg", "wide.png", "wide.jpg", "drive.mp4", "drive.csv")
+    }
+    for folder, suffix in (("labels", "png"), ("confidence", "png")):
+        assert Image.open(run / folder / f"wide.{suffix}").size == (300, 70)
+    rows = list(csv.DictReader((run / "shares.csv").open()))
+    assert [(row["name"], row["width"], row["height"]) for row in rows] == [("a", "96", "48"), ("wide", "300", "70")]
+    labels = np.asarray(Image.open(run / "labels/wide.png"))
+    for number, name in enumerate(class_names(13)):
+        assert float(rows[1][name]) == pytest.approx((labels == number).mean(), abs=1e-6)
+    confidence = np.asarray(Image.open(run / "confidence/wide.png"))
+    assert float(rows[1]["confidence"]) == pytest.approx(confidence.mean() / 255, abs=0.005)
+    assert np.array_equal(labels, load_model(inputs[1], tile=128).predict(media / "wide.jpg"))
+    assert Image.open(run / "legend.png").width >= 480
+    with av.open(str(run / "videos/drive.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.average_rate, stream.width, stream.height, stream.frames) == (12, 96, 48, 3)
+    assert [row["name"] for row in csv.DictReader((run / "videos/drive.csv").open())] == ["000000", "000001", "000002"]
+    flags[1] = f"--images={media}/drive.mp4"
+    assert main(["predict", *flags, "--num_workers=0", "--side_by_side", f"--output={tmp_path}/pair"]) == 0
+    assert next(iter(VideoFile(tmp_path / "pair/videos/drive.mp4"))).shape == (48, 192, 3)
+
+
+def test_a_tile_that_is_too_small_is_refused(inputs, tmp_path, capsys):
+    assert command("predict", inputs[0], tmp_path / "run", f"--weights={inputs[1]}", "--images=x", "--tile=31") == 2
+    assert "--tile=31: expected 0 or at least 32 pixels" in capsys.readouterr().err
 
 
 def test_a_released_checkpoint_of_16_classes_is_evaluated_on_16_and_on_13(inputs, tmp_path):
