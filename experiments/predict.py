@@ -73,8 +73,9 @@ def run(local_rank: int, config: Config) -> dict:
     media = media_to_predict(config, job.folder)
     network = load_network(config, data.classes, job.device, file=trained)
     options = {"tile": config.tile or automatic_tile(trained.info.mean_width), "flip": config.flip, "scales": scales}
-    found = f"{len(media.images)} images, {len(media.videos)} videos"
-    job.open({"weights": config.weights, "network": trained.info, "images": found, "tiles": f"above {options['tile']}"})
+    lines = {"weights": config.weights, "network": trained.info}
+    lines |= {"images": len(media.images), "videos": len(media.videos), "tiles": f"above {options['tile']} pixels"}
+    job.open(lines)
     for files in media.left_out:
         job.log.warning("left out: %s", files)
     if idist.get_rank() == 0:

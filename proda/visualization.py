@@ -50,7 +50,7 @@ def legend(names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
         places.append((x, y))
         width = max(width, x + length + gap)
         x += length + 2 * gap
-    sheet = Image.new("RGB", (width, y + line if names else 0), "white")
+    sheet = Image.new("RGB", (width, y + line), "white")
     draw = ImageDraw.Draw(sheet)
     for name, color, (x, y) in zip(names, colors, places, strict=True):
         draw.rectangle((x, y, x + size - 1, y + size - 1), fill=tuple(map(int, color)), outline="black")

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
-from proda.visualization import confusion_picture, frequency_picture
+from proda.data.labels import class_names
+from proda.visualization import confusion_picture, frequency_picture, legend
 
 
 def colours(picture) -> set:
@@ -28,3 +30,14 @@ def test_frequencies_are_bars_in_the_classes_colours_and_longer_for_more():
     pixels = np.asarray(picture)
     red, green, blue = ((pixels == color).all(2).sum() for color in colors)
     assert red > green > 0 == blue
+
+
+@pytest.mark.parametrize("width", [64, 256, 2048])
+def test_a_legend_grows_with_the_picture_and_no_name_is_cut(width):
+    colors = np.full((13, 3), 200, np.uint8)
+    sheet = legend(class_names(13), colors, width)
+    longest = max(legend([name], colors[:1], 64).width for name in class_names(13))
+    assert sheet.width == max(width, longest)
+    pixels = np.asarray(sheet)
+    assert (pixels[-2:] == 255).all() and (pixels[:, -2:] == 255).all()  # a white margin: all is inside
+    assert (pixels == 200).all(2).sum() > 13 * 80
