@@ -2,8 +2,11 @@
 
     python run.py experiments/evaluate.py --weights=runs/stage3_distill/last.pt
     python run.py experiments/evaluate.py --weights=from_gta5_to_cityscapes_on_deeplabv2_best_model.pkl --flip
-    python run.py experiments/evaluate.py --source=synthia --weights=...       # mean IoU over 16 and over 13 classes
+    python run.py experiments/evaluate.py --weights=... --target=my_photos.toml
     python run.py experiments/evaluate.py --weights=... --split=test --predictions=submission
+
+The weights file says which backbone and which classes the network has (docs/predict.md). For 16 classes the mean IoU
+over 13 of them is reported, too.
 
 OUTPUT/confusion.png shows the confusion matrix. ``--predictions`` writes label ids under the file names that the
 Cityscapes server and scripts expect.
@@ -17,20 +20,20 @@ import ignite.distributed as idist
 from ignite.handlers import ProgressBar
 
 from proda.engines.inference import segmentation_evaluator
-from proda.experiment.config import DataConfig, parse_scales
+from proda.experiment.config import UseConfig, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.experiment.networks import load_network
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SavePredictions
 from proda.metrics import report
+from proda.models.weights import read_weights
 from proda.utils.options import PathText
 from proda.visualization import confusion_picture
 
 
 @dataclass
-class Config(DataConfig):
-    weights: PathText = ""  # the network to evaluate
+class Config(UseConfig):
     split: Literal["val", "train", "test"] = "val"  # images to evaluate on; test has no labels
     flip: bool = False  # average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image to average over, separated by commas: 0.75,1,1.25
@@ -41,12 +44,19 @@ PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA}
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job, data = Job(config), Domains(config)
+    job, trained = Job(config), read_weights(config.weights)
+    data = Domains(config, trained)
     names, scales = data.classes.names, parse_scales(config.scales, "scales")
     labelled = data.own_target.has_labels(config.split) if data.own_target else config.split != "test"
     images = data.whole_images(data.images(config.split, with_labels=labelled))
-    network = load_network(config, data.classes, job.device)
-    job.open({"weights": config.weights, "images": f"{len(images.dataset)} {config.target} {config.split}"})
+    network = load_network(config, data.classes, job.device, file=trained)
+    job.open(
+        {
+            "weights": config.weights,
+            "network": trained.info,
+            "images": f"{len(images.dataset)} {config.target} {config.split}",
+        }
+    )
 
     evaluator = segmentation_evaluator(network, job.precision, flip=config.flip, scales=scales)
     if config.predictions:

@@ -1,79 +1,151 @@
-"""Predicts label maps and coloured overlays for a folder of images, with a weights file, ours or a released .pkl.
+"""Predicts images and videos with a weights file, ours or a released .pkl.
 
     python run.py experiments/predict.py --weights=runs/stage3_distill/last.pt --images=photos
-    python run.py experiments/predict.py --source=my_simulator.toml --target=my_photos.toml --weights=X --images=Y
+    python run.py experiments/predict.py --weights=X --images="drive/*_left.jpg,garage.mp4"
+    python run.py experiments/predict.py --weights=X --images=list.txt --flip --scales=0.75,1,1.25
 
-Writes OUTPUT/labels/NAME.png, whose pixel values are class numbers (with a palette for image viewers), and
-OUTPUT/overlays/NAME.jpg. ``--source`` determines the classes.
+Writes for each image OUTPUT/labels/NAME.png, whose pixel values are class numbers (with a palette for image viewers),
+OUTPUT/overlays/NAME.jpg with a legend, and OUTPUT/confidence/NAME.png; for each video OUTPUT/videos/NAME.mp4; and
+OUTPUT/shares.csv, how much of each image every class covers. docs/predict.md describes them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
-from ignite.handlers import ProgressBar
+from ignite.engine import Engine, Events
+from PIL import Image
+from tqdm import tqdm
 
-from proda.data.image_files import IMAGE_SUFFIXES
-from proda.data.labelled_files import LabelledFiles, read_skip_list
-from proda.data.listing import FoundFiles, list_files
-from proda.engines.inference import segmentation_evaluator
-from proda.experiment.config import DataConfig, parse_scales
+from proda.data.labelled_files import read_skip_list
+from proda.data.media import Media, ReadableBatches, ReadableImages, batched, find_media, of_equal_size, sample
+from proda.data.video import VideoFile, require_pyav, writing_video
+from proda.engines.prediction import prediction_engine
+from proda.engines.tiling import SMALLEST_TILE, automatic_tile
+from proda.experiment.config import UseConfig, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.experiment.networks import load_network
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
-from proda.handlers.predictions import SaveOverlays, SavePredictions
-from proda.utils.errors import MissingFileError
+from proda.handlers.predictions import (
+    AddToVideo,
+    ClassShares,
+    SaveConfidence,
+    SaveOverlays,
+    SavePredictions,
+    of_all_processes,
+)
+from proda.metrics import LabelFreeOfTerms
+from proda.models.weights import read_weights
+from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
-from proda.utils.options import PathText
+from proda.utils.options import NonNegativeInt, PathText
+from proda.visualization import legend
 
 
 @dataclass
-class Config(DataConfig):
-    weights: PathText = ""  # the network that predicts
-    images: PathText = ""  # an image, a folder (with its subfolders), or a pattern such as "photos/*_left.jpg"
+class Config(UseConfig):
+    images: PathText = ""  # images and videos: files, folders, patterns, or lists NAME.txt of them; commas between them
+    tile: NonNegativeInt = 0  # larger images are predicted in overlapping tiles of at most this side; 0: automatic
     flip: bool = False  # average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image to average over, separated by commas: 0.75,1,1.25
+    legend: bool = True  # add a legend to overlays of images
+    confidence: bool = True  # write pictures of the confidence of each pixel
+    side_by_side: bool = False  # videos show the original beside the overlay
+
+    def problems(self) -> Iterator[str]:
+        """One line for each invalid combination of flags."""
+        yield from super().problems()
+        if 0 < self.tile < SMALLEST_TILE:
+            yield f"--tile={self.tile}: expected 0 or at least {SMALLEST_TILE} pixels"
 
 
 PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA}
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job, data, scales = Job(config), Domains(config), parse_scales(config.scales, "scales")
-    dataset = named_files(config, data)
-    for name in dataset.names:
-        safe_path(job.folder, name, ".png")  # raises now rather than when the image is written
-    network = load_network(config, data.classes, job.device)
-    job.open({"weights": config.weights, "images": len(dataset)})
-    for files in dataset.left_out:
+    job, trained, scales = Job(config), read_weights(config.weights), parse_scales(config.scales, "scales")
+    data = Domains(config, trained)
+    names, colors = data.classes.names, data.classes.colors
+    media = media_to_predict(config, job.folder)
+    network = load_network(config, data.classes, job.device, file=trained)
+    options = {"tile": config.tile or automatic_tile(trained.info.mean_width), "flip": config.flip, "scales": scales}
+    lines = {"weights": config.weights, "network": trained.info}
+    lines |= {"images": len(media.images), "videos": len(media.videos), "tiles": f"above {options['tile']} pixels"}
+    job.open(lines)
+    for files in media.left_out:
         job.log.warning("left out: %s", files)
-
-    evaluator = segmentation_evaluator(network, job.precision, flip=config.flip, scales=scales)
-    SavePredictions(job.folder / "labels", colors=data.classes.colors).attach(evaluator)
-    SaveOverlays(job.folder / "overlays", data.classes.colors).attach(evaluator)
     if idist.get_rank() == 0:
-        ProgressBar(desc="prediction").attach(evaluator)
-    evaluator.run(data.whole_images(dataset))
+        legend(names, colors, 480).save(job.folder / "legend.png")
+    process = {"rank": idist.get_rank(), "world_size": idist.get_world_size()}
 
-    job.log.info("class numbers: %s", ", ".join(f"{k} {name}" for k, name in enumerate(data.classes.names)))
-    return job.finish({"images": len(dataset), "label_free": evaluator.state.metrics["label_free"]})
+    # Images, in batches of equal size. Each process has its share of them.
+    engine = prediction_engine(network, job.precision, **options)
+    LabelFreeOfTerms(output_transform=lambda out: out["information"]).attach(engine, "label_free")
+    SavePredictions(job.folder / "labels", colors=colors).attach(engine)
+    SaveOverlays(job.folder / "overlays", colors, names=names if config.legend else ()).attach(engine)
+    if config.confidence:
+        SaveConfidence(job.folder / "confidence").attach(engine)
+    ClassShares(job.folder / "shares.csv", names, of_all=True).attach(engine)
+    images = ReadableImages(media.images, data.input_size)
+    batches = ReadableBatches(images, batch_size=config.val_batch_size, num_workers=config.num_workers, **process)
+    with progress(engine, "images", batches.images):
+        engine.run(batches)
+    problems, label_free = batches.problems, engine.state.metrics["label_free"]
+
+    # Videos, each on one process.
+    for name, path in list(media.videos.items())[idist.get_rank() :: idist.get_world_size()]:
+        engine = prediction_engine(network, job.precision, **options)
+        ClassShares(job.folder / "videos" / f"{name}.csv", names).attach(engine)
+        try:
+            video = VideoFile(path)
+            output = job.folder / "videos" / f"{name}.mp4"
+            with writing_video(output, video.rate) as encoder, progress(engine, name, video.count):
+                AddToVideo(encoder, colors, side_by_side=config.side_by_side).attach(engine)
+                engine.run(frames(video, data.input_size, config.val_batch_size))
+        except UserError as error:
+            problems.append(str(error))
+
+    job.log.info("class numbers: %s", ", ".join(f"{k} {name}" for k, name in enumerate(names)))
+    problems = [*media.problems, *of_all_processes(problems)]
+    for problem in problems:
+        job.log.error("not predicted: %s", problem)
+    summary = {"images": len(media.images), "videos": len(media.videos), "not_predicted": problems}
+    return job.finish(summary | {"label_free": label_free, "exit_status": int(bool(problems))})
 
 
-def named_files(config: Config, data: Domains) -> LabelledFiles:
-    """The files of ``--images`` without those in ``--skip_bad``, under names that are unique and safe."""
-    files = list_files(Path(), config.images) if config.images else FoundFiles()
-    if not files:
-        left_out = "".join(f"; left out: {line}" for line in files.left_out)
-        expected = f"expected {', '.join(IMAGE_SUFFIXES)} files"
-        raise MissingFileError(f"--images={config.images}: found none; {expected}{left_out}")
-    names = [path.stem for path in files.values()]
-    if len(set(names)) < len(names):  # files in different folders have the same name
-        names = [key.replace("/", "-") for key in files]
-    size = data.own_target.size if data.own_target else None  # the size that the network was trained with
-    options = {"table": data.classes.table, "num_classes": len(data.classes.names), "size": size}
+def media_to_predict(config: Config, folder: Path) -> Media:
+    """What ``--images`` names, without what ``--skip_bad`` lists. A UserError if its results could not be written."""
+    media = find_media(config.images)
     if config.skip_bad:
-        options["skip"] = read_skip_list(config.skip_bad, "images")
-    dataset = LabelledFiles(list(files.values()), None, names, **options)
-    dataset.left_out = files.left_out
-    return dataset
+        skipped = read_skip_list(config.skip_bad, "images")
+        media.images = {name: path for name, path in media.images.items() if name not in skipped}
+        media.videos = {name: path for name, path in media.videos.items() if name not in skipped}
+        if not media.images and not media.videos:
+            raise MissingFileError(f"--images={config.images}: none is left; all are listed in {config.skip_bad}")
+    for name in (*media.images, *media.videos):
+        safe_path(folder, name, ".png")  # raises now rather than when the image is written
+    if media.videos:
+        require_pyav(next(iter(media.videos.values())))
+    return media
+
+
+def frames(video: VideoFile, size: tuple[int, int] | None, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Batches of the frames of a video, whose names are their numbers."""
+    numbered = (sample(f"{number:06}", Image.fromarray(frame), size) for number, frame in enumerate(video))
+    for several in batched(numbered, batch_size):
+        yield from of_equal_size(several)
+
+
+@contextmanager
+def progress(engine: Engine, what: str, total: int) -> Iterator[None]:
+    """Shows a bar of the images of this process, or of the frames of its video; ``total`` may be 0 if unknown."""
+    with tqdm(total=total or None, desc=what, disable=idist.get_rank() > 0, leave=False) as bar:
+        count = engine.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: bar.update(len(engine.state.batch["name"]))
+        )
+        yield
+        count.remove()

@@ -63,7 +63,7 @@ def run(local_rank: int, config: Config) -> dict:
     checkpoints.attach(trainer, every=config.checkpoint_every)
     validation = Validation(evaluator, data.validation_batches(), data.classes.names)
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, student, data.classes.names, job.folder)
+    models = KeptModels(validation, student, training.model_info(job, data), job.folder)
     models.attach(trainer)
     board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)

@@ -168,9 +168,8 @@ def run(local_rank: int, config: Config) -> dict:
         evaluators["student"], data.validation_batches(), data.classes.names, teacher=evaluators.get("teacher")
     )
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(
-        validation, student, data.classes.names, job.folder, prototypes=prototypes.values, teacher=judged.get("teacher")
-    )
+    parts = {"prototypes": prototypes.values, "teacher": judged.get("teacher")}
+    models = KeptModels(validation, student, training.model_info(job, data), job.folder, **parts)
     models.attach(trainer)
     board = Board(job.folder, evaluators["student"], {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)

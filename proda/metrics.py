@@ -98,6 +98,16 @@ class LabelFreeScore(Metric):
         return float(-(mean * mean.clamp_min(1e-12).log()).sum() - entropy)
 
 
+class LabelFreeOfTerms(LabelFreeScore):
+    """The same score. Expects (the two terms that ``mutual_information`` returns for a batch, its number of images)."""
+
+    def update(self, output: tuple[Tensor, Tensor, int]) -> None:  # type: ignore[override]
+        mean, entropy, images = output
+        self._mean = self._mean + mean.to(self._device)
+        self._entropy = self._entropy + entropy.to(self._device)
+        self._images = self._images + images
+
+
 class ContrastiveScores(Metric):
     """Judges embeddings of pairs of views over all images of a data set.
 

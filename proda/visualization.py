@@ -1,5 +1,6 @@
 """Pictures for people: images, label maps and confidence side by side."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -29,6 +30,43 @@ def confidence_picture(confidence: Tensor) -> np.ndarray:
     """Grey uint8 [H, W, 3] of values [H, W] in 0..1; white is certain."""
     grey = (confidence.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
     return np.repeat(grey[..., None], 3, axis=2)
+
+
+def overlay(photo: np.ndarray, labels: np.ndarray, colors: np.ndarray, strength: float = 0.5) -> np.ndarray:
+    """A picture uint8 [H, W, 3] blended with the colours of its label map [H, W]; ``strength`` 1 shows these alone."""
+    return np.asarray(Image.blend(Image.fromarray(photo), Image.fromarray(colorize(labels, colors)), strength))
+
+
+def legend(names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
+    """Classes with their colours in as many rows as they need, for a picture of this width in pixels.
+
+    The size of the text grows with the width. The legend is wider than asked for if a name would not fit.
+    """
+    size = max(12, width // 64)
+    font, gap = ImageFont.load_default(size), size // 2
+    places, x, y, line = [], gap, gap, size + gap
+    for name in names:
+        length = size + gap // 2 + math.ceil(font.getlength(_words(name)))
+        if x > gap and x + length + gap > width:
+            x, y = gap, y + line
+        places.append((x, y))
+        width = max(width, x + length + gap)
+        x += length + 2 * gap
+    sheet = Image.new("RGB", (width, y + line), "white")
+    draw = ImageDraw.Draw(sheet)
+    for name, color, (x, y) in zip(names, colors, places, strict=True):
+        draw.rectangle((x, y, x + size - 1, y + size - 1), fill=tuple(map(int, color)), outline="black")
+        draw.text((x + size + gap // 2, y + size // 2), _words(name), fill="black", font=font, anchor="lm")
+    return sheet
+
+
+def below(picture: np.ndarray, note: Image.Image) -> Image.Image:
+    """A picture uint8 [H, W, 3] with another one under it."""
+    height, width = picture.shape[:2]
+    sheet = Image.new("RGB", (max(width, note.width), height + note.height), "white")
+    sheet.paste(Image.fromarray(picture), (0, 0))
+    sheet.paste(note, (0, height))
+    return sheet
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], size: tuple[int, int]) -> Image.Image:
@@ -196,6 +234,10 @@ def _legend(names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image
             sheet.paste(Image.fromarray(_stripes(17, 15)), (x, y))
         draw.text((x + 22, y + 8), entry, "black", _FONT, anchor="lm")
     return sheet
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _text_size(text: str) -> tuple[int, int]:

@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 
+from proda.data.labels import class_names
 from proda.method import IGNORE
-from proda.visualization import confusion_picture, example_sheet, frequency_picture
+from proda.visualization import confusion_picture, example_sheet, frequency_picture, legend
 
 
 def colours(picture) -> set:
@@ -78,3 +80,14 @@ def test_a_sheet_has_room_for_images_of_several_sizes():
         width=100,
     )
     assert four.width == one.width and four.height > one.height + 2 * 100
+
+
+@pytest.mark.parametrize("width", [64, 256, 2048])
+def test_a_legend_grows_with_the_picture_and_no_name_is_cut(width):
+    colors = np.full((13, 3), 200, np.uint8)
+    sheet = legend(class_names(13), colors, width)
+    longest = max(legend([name], colors[:1], 64).width for name in class_names(13))
+    assert sheet.width == max(width, longest)
+    pixels = np.asarray(sheet)
+    assert (pixels[-2:] == 255).all() and (pixels[:, -2:] == 255).all()  # a white margin: all is inside
+    assert (pixels == 200).all(2).sum() > 13 * 80

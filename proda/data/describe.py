@@ -11,9 +11,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_size, label_palette, read_colors, read_ids
-from proda.data.labels import CLASSES, TRANSPARENT, color_code
+from proda.data.labels import CLASSES, TRANSPARENT, color_code, generated_colors
 from proda.data.listing import FoundFiles, list_files
-from proda.data.own_data import MAX_CLASSES, default_color
+from proda.data.own_data import MAX_CLASSES
 from proda.data.videos import VIDEO_SUFFIXES
 from proda.utils.errors import MissingFileError, UserError
 
@@ -238,7 +238,7 @@ def _class_lines(findings: Findings) -> list[str]:
             color = f", color = {_color(findings.palette[value])}" if value in findings.palette else ""
             entry = f'name = "class_{value}", ids = [{value}]{color}'
         elif _in_red(findings):
-            shown = default_color(number, len(values))
+            shown = generated_colors(len(values))[number].tolist()
             entry = f'name = "class_{value >> 16}", color = [{shown}, {_color(value)}]'
         else:
             entry = f'name = "color_{value:06x}", color = {_color(value)}'

@@ -3,6 +3,7 @@
 Inside this project a label map is uint8 [H, W] of train ids 0..K-1, with ``IGNORE`` (250) where there is no label.
 """
 
+import colorsys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -73,6 +74,11 @@ def classes(num_classes: int) -> tuple[Class, ...]:
 def class_names(num_classes: int) -> list[str]:
     """Names in the order of the train ids."""
     return [c.name for c in classes(num_classes)]
+
+
+def benchmark_names(num_classes: int) -> list[str]:
+    """As :func:`class_names`; empty for a number of classes that no benchmark has."""
+    return class_names(num_classes) if num_classes in _LEFT_OUT else []
 
 
 def palette(num_classes: int) -> np.ndarray:
@@ -167,6 +173,43 @@ class LabelSpace(NamedTuple):
 def benchmark_labels(num_classes: int) -> LabelSpace:
     """19, 16 or 13 classes, with Cityscapes as the target."""
     return LabelSpace(class_names(num_classes), palette(num_classes), id_table("cityscapes", num_classes))
+
+
+def stored_labels(
+    num_classes: int,
+    names: Sequence[str] = (),
+    colors: Sequence[Sequence[int]] = (),
+    table: Sequence[int] = (),
+) -> LabelSpace:
+    """The label space that a weights file describes; what is empty was not stored.
+
+    Without names, 19, 16 and 13 classes are those of the benchmarks, and classes of another number are called "class 0"
+    and so on. The classes of the benchmarks have their colours and ids; others have hues around the circle, and ids
+    equal to their numbers.
+    """
+    if num_classes in _LEFT_OUT and list(names) in ([], class_names(num_classes)):
+        space = benchmark_labels(num_classes)
+    else:
+        numbered = [f"class {k}" for k in range(num_classes)]
+        space = LabelSpace(numbered, generated_colors(num_classes), _numbers(num_classes))
+    return LabelSpace(
+        list(names) or space.names,
+        np.array(colors, np.uint8) if colors else space.colors,
+        np.array(table, np.uint8) if table else space.table,
+    )
+
+
+def generated_colors(count: int) -> np.ndarray:
+    """uint8 [K, 3] RGB: hues around the circle, dark and light in turn."""
+    hues = (colorsys.hsv_to_rgb(number / count, 0.75, (0.95, 0.6)[number % 2]) for number in range(count))
+    return np.array([[round(255 * value) for value in color] for color in hues], np.uint8)
+
+
+def _numbers(count: int) -> np.ndarray:
+    """The id table of label files that hold class numbers."""
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[:count] = np.arange(count)
+    return table
 
 
 def colorize(labels: np.ndarray, colors: np.ndarray | None = None) -> np.ndarray:

@@ -7,7 +7,7 @@ dominate the start of a run with 25,000 files.
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from proda.data.archives import ARCHIVE_SUFFIX, is_link, open_archive
@@ -26,6 +26,13 @@ class FoundFiles(dict[str, Path]):
 
     def leave_out(self, reason: str, path: str) -> None:
         self._left_out.setdefault(reason, []).append(path)
+
+    def do_not_count(self, paths: Collection[Path]) -> None:
+        """These files are used after all."""
+        for reason, ignored in list(self._left_out.items()):
+            self._left_out[reason] = [path for path in ignored if Path(path) not in paths]
+            if not self._left_out[reason]:
+                del self._left_out[reason]
 
     def add(self, other: "FoundFiles", description: Path) -> None:
         """Adds the files of another place; UserError if two files have the same key."""

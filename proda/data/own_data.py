@@ -3,7 +3,6 @@
 ``docs/own_data.md`` explains such a file. Every error is one line that names the file.
 """
 
-import colorsys
 import difflib
 import hashlib
 import json
@@ -16,7 +15,7 @@ import numpy as np
 
 from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, MAX_PIXELS
 from proda.data.labelled_files import LabelledFiles, first_duplicate
-from proda.data.labels import UNKNOWN, Color, ColorTable, LabelSpace, color_code, color_table
+from proda.data.labels import UNKNOWN, Color, ColorTable, LabelSpace, color_code, color_table, generated_colors
 from proda.data.listing import FoundFiles, list_files
 from proda.data.videos import VIDEO_SUFFIXES, video_frames
 from proda.method import IGNORE
@@ -248,7 +247,7 @@ def _color_table(path: Path, names: list[str], colors: list[list[Color]], ignore
 
 def _shown_color(path: Path, names: list[str], number: int, entry: dict[str, Any]) -> Color:
     """The colour that pictures show a class in, where label files hold ids."""
-    color = entry.get("color", default_color(number, len(names)))
+    color = entry.get("color", generated_colors(len(names))[number].tolist())
     if not _is_color(color):
         raise UserError(f"{path}: class {names[number]}: color = {color}: expected [red, green, blue] in 0..255")
     return color
@@ -265,11 +264,6 @@ def _colors_of(path: Path, name: str, entry: dict[str, Any]) -> list[Color]:
             f"{path}: class {name}: color = {color}: expected [red, green, blue] in 0..255, or a list of such colors"
         )
     return colors
-
-
-def default_color(number: int, count: int) -> list[int]:
-    """Hues around the circle, dark and light in turn."""
-    return [round(255 * c) for c in colorsys.hsv_to_rgb(number / count, 0.75, (0.95, 0.6)[number % 2])]
 
 
 def _check_keys(path: Path, where: str, found: dict[str, Any], known: tuple[str, ...]) -> None:

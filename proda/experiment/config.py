@@ -78,8 +78,17 @@ class DataConfig(RunConfig):
         yield from super().problems()
         for name, known in BENCHMARKS.items():
             value = getattr(self, name)
-            if value not in known and not value.endswith(".toml"):
+            if value not in (*known, getattr(type(self), name)) and not value.endswith(".toml"):
                 yield f"--{name}={value}: expected one of {', '.join(map(repr, known))}, or a file NAME.toml"
+
+
+@dataclass
+class UseConfig(DataConfig):
+    """Fields of every experiment that uses a trained network as its weights file describes it."""
+
+    weights: PathText = ""  # file of the network; it also says which backbone and which classes the network has
+    source: PathText = ""  # gta5, synthia or a description file, whose classes the network has to have; may be empty
+    backbone: str = ""  # backbone that the network has to have; may be empty
 
 
 @dataclass

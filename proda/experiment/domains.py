@@ -19,13 +19,15 @@ from proda.data.check import spot_check
 from proda.data.image_files import image_size
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, open_store
 from proda.data.labelled_files import LabelledFiles, read_skip_list
-from proda.data.labels import LabelSpace, benchmark_labels
+from proda.data.labels import LabelSpace, benchmark_labels, benchmark_names, stored_labels
 from proda.data.loaders import SAME_SIZE_NEEDED, TrainingBatches, evaluation_loader
 from proda.data.own_data import Description, read_description
 from proda.data.samples import EvaluationSamples, SourceTraining, TargetTraining
 from proda.data.view_pairs import FixedViewPairs, ViewPairs
 from proda.experiment.config import DataConfig
+from proda.experiment.recipes import STREETS_DATA
 from proda.models.network import SegmentationNetwork
+from proda.models.weights import Weights
 from proda.streets import write_streets
 from proda.utils.errors import UserError
 
@@ -38,19 +40,20 @@ class Domains:
 
     ``config`` may be that of any experiment. Training also needs the fields of ``TrainConfig``, and pseudo labels need
     ``pseudo_labels``. ``classes`` holds the names and colours of the source's classes and their ids in the target's
-    label files.
+    label files. ``trained`` is the content of a weights file, whose classes apply if ``--source`` is empty.
 
     Raises:
         UserError: source, target and ``--num_classes`` do not agree, or files are missing in a folder.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, trained: Weights | None = None) -> None:
         self.config: Any = config
+        self.trained = trained
         self.own_source, self.own_target = own_data(config.source), own_data(config.target)
         if self.own_source is not None and self.own_target is None:
             raise UserError(f"--source={config.source} needs --target=NAME.toml, a description of the target images")
         self.classes = self._classes()
-        self.root = data_root(config)
+        self.root = data_root(config, trained)
 
     # Images on disk
 
@@ -109,6 +112,8 @@ class Domains:
         options["labelled_only"] = is_source and with_labels and config.labelled_only
         if config.skip_bad:
             options["skip"] = read_skip_list(config.skip_bad, "source" if is_source else split)
+        if not is_source and not config.source and self.trained is not None:
+            self._check_target(self.trained, with_labels)
         if own is not None:
             space = (own.space if is_source else None) or self.classes
             # One process extracts the frames of videos.
@@ -119,6 +124,16 @@ class Domains:
             options["size"] = GTA5_RELEASED_SIZE
         count = len(self.classes.names)
         return open_dataset(name, self.root, split, num_classes=count, with_labels=with_labels, **options)
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Width and height that images without labels are resized to; None: they stay as they are.
+
+        It is ``size`` of the target's description or, if a benchmark is the target, what the weights file says.
+        """
+        if self.own_target is not None:
+            return self.own_target.size
+        return self.trained.info.size if self.trained is not None else None
 
     # Samples and batches
 
@@ -205,7 +220,21 @@ class Domains:
         }
 
     def _classes(self) -> LabelSpace:
-        return _label_space(self.config, self.own_source, self.own_target)
+        return _label_space(self.config, self.own_source, self.own_target, self.trained)
+
+    def _check_target(self, trained: Weights, with_labels: bool) -> None:
+        """Raises UserError if the target's label files are not known to be of the classes of a weights file."""
+        names, ids, own = self.classes.names, trained.info.label_ids, self.own_target
+        if own is None and names != benchmark_names(len(names)):
+            raise UserError(
+                f"--target={self.config.target}: its classes are not those of {trained.path} "
+                f"({', '.join(names[:3])}, ...); set --target=NAME.toml, a description of the images"
+            )
+        if own is not None and own.space is None and with_labels and not ids and names != benchmark_names(len(names)):
+            raise UserError(
+                f"{own.path}: no classes = [...], and {trained.path}, of an older version, does not say the ids of "
+                "its classes; list the classes, or set --source"
+            )
 
     # What the results depend on
 
@@ -311,12 +340,19 @@ class UnlabelledDomains(Domains):
         return benchmark_labels(19)  # any: it is not used
 
 
-def data_root(config: DataConfig) -> Path:
-    """The folder of the data sets. ``--preset=streets`` draws its data set there if it is missing."""
-    root = Path(config.data_root or os.environ.get("PRODA_DATA") or "data").expanduser()
-    if config.preset == "streets":
+def data_root(config: DataConfig, trained: Weights | None = None) -> Path:
+    """The folder of the data sets. ``--preset=streets`` draws its data set there if it is missing.
+
+    Weights that were trained on Streets are used on Streets, unless a flag or the environment names other data.
+    """
+    named = config.data_root or os.environ.get("PRODA_DATA")
+    streets = config.preset == "streets"
+    if not (named or config.preset) and trained is not None and trained.info.recipe == "streets":
+        streets, named = config.target == "cityscapes", str(STREETS_DATA["data_root"])
+    root = Path(named or "data").expanduser()
+    if streets:
         with idist.one_rank_first():
-            write_streets(root, source=config.source)
+            write_streets(root, source=config.source or "gta5")
     return root
 
 
@@ -325,8 +361,12 @@ def own_data(name: str) -> Description | None:
     return read_description(name) if name.endswith(".toml") else None
 
 
-def _label_space(config: DataConfig, source: Description | None, target: Description | None) -> LabelSpace:
-    if source is None:
+def _label_space(
+    config: DataConfig, source: Description | None, target: Description | None, trained: Weights | None
+) -> LabelSpace:
+    if source is None and not config.source:
+        space = _trained_classes(config, trained)
+    elif source is None:
         space = benchmark_labels(config.num_classes or (16 if config.source == "synthia" else 19))
     elif source.space is None:
         raise UserError(f"{source.path}: no classes = [...]; the description of the source must list them")
@@ -335,13 +375,33 @@ def _label_space(config: DataConfig, source: Description | None, target: Descrip
     if config.num_classes not in (0, len(space.names)):
         raise UserError(f"--num_classes={config.num_classes}: {config.source} has {len(space.names)} classes")
     if target is not None and target.space is not None:
+        if trained is not None and not trained.info.class_names and len(target.space.names) == len(space.names):
+            space = target.space  # a file that does not name its classes
         if target.space.names != space.names:
+            those = "the source" if config.source or trained is None else trained.path
             raise UserError(
-                f"{target.path}: its classes are {', '.join(target.space.names)}; expected those of the source in "
+                f"{target.path}: its classes are {', '.join(target.space.names)}; expected those of {those} in "
                 f"the same order: {', '.join(space.names)}"
             )
         space = space._replace(table=target.space.table)
     return space
+
+
+def _trained_classes(config: DataConfig, trained: Weights | None) -> LabelSpace:
+    """The classes that a weights file names, or those of the benchmarks if it names none."""
+    if trained is None:
+        return benchmark_labels(config.num_classes or 19)
+    info, number = trained.info, config.num_classes
+    if number not in (0, info.num_classes) and info.num_classes:
+        raise UserError(
+            f"{trained.path}: found weights for {info.num_classes} classes, expected {number} classes "
+            "(--source, --num_classes)"
+        )
+    if not (number or info.num_classes):
+        raise UserError(
+            f"{trained.path}: found weights for an unknown number of classes; set --source or --num_classes"
+        )
+    return stored_labels(number or info.num_classes, info.class_names, info.colors, info.label_ids)
 
 
 def _some(images: LabelledFiles) -> Subset:

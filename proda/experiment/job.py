@@ -123,11 +123,11 @@ class Job:
     def _provenance(self, data: Mapping[str, str]) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "experiment": _experiment(self.config),
+            "experiment": experiment_name(self.config),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "processes": idist.get_world_size(),
             "device": _describe(self.device),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -304,7 +304,7 @@ def _horizon(settings: dict[str, Any]) -> str:
     return f"iteration {iterations}" if iterations else f"the end of epoch {settings.get('epochs')}"
 
 
-def _experiment(config: Any) -> str:
+def experiment_name(config: Any) -> str:
     """Name of the experiment file that defines ``config``, without the suffix."""
     module = sys.modules.get(type(config).__module__)
     return Path(getattr(module, "__file__", None) or type(config).__module__).stem
@@ -334,7 +334,7 @@ def _reset(log: logging.Logger) -> None:
         log.addHandler(logging.NullHandler())
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -58,17 +58,24 @@ def _fill_backbone(network: SegmentationNetwork, config: Any) -> None:
 
 
 def load_network(
-    config: DataConfig, classes: LabelSpace, device: torch.device, *, flag: str = "weights"
+    config: DataConfig,
+    classes: LabelSpace,
+    device: torch.device,
+    *,
+    flag: str = "weights",
+    file: weights.Weights | None = None,
 ) -> SegmentationNetwork:
     """The network with the weights in the file that ``--flag`` names, with the extra batch norm if the file has one.
+
+    ``file`` is the content of that file if it has been read already.
 
     Raises:
         UserError: the file does not fit ``--backbone`` or the classes.
         MissingFileError: the file does not exist.
     """
     dropout = getattr(config, "dropout", 0.0)  # only training uses dropout
-    path, names = getattr(config, flag), classes.names
-    network = weights.load_network(path, backbone=config.backbone, class_names=names, dropout=dropout, flag=flag)
+    source, names = file or getattr(config, flag), classes.names
+    network = weights.load_network(source, backbone=config.backbone, class_names=names, dropout=dropout, flag=flag)
     return _ready(network, config, device)
 
 

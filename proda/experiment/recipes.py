@@ -4,9 +4,9 @@ from typing import Any
 
 # Presets of commands that do not train: only the source domain differs.
 EVALUATION_PRESETS = {
-    "gta5": {},
+    "gta5": {"source": "gta5"},
     "synthia": {"source": "synthia"},
-    "gta5_released": {"gta5_size_as_released": True},
+    "gta5_released": {"source": "gta5", "gta5_size_as_released": True},
     "synthia_released": {"source": "synthia"},
 }
 # Images of the built-in data set Streets have an eighth of the width and height of Cityscapes. So do the views.

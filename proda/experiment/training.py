@@ -1,22 +1,27 @@
 """Code shared by all training runs: the start-up summary, and the run from first iteration to ``summary.json``."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 
+import proda
+from proda.data.labels import ColorTable
 from proda.data.loaders import TrainingBatches, prefetched
 from proda.engines.events import remember
 from proda.experiment.config import LoopConfig
 from proda.experiment.domains import Domains
-from proda.experiment.job import Job
+from proda.experiment.job import Job, experiment_name, git_commit
 from proda.experiment.networks import synchronises_batch_norm
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
 from proda.handlers.stopping import StopRequests
 from proda.handlers.validation import Validation
+from proda.models.model_info import ModelInfo
 from proda.utils.errors import UserError
 
 PUBLISHED_BATCH_SIZE = 4
@@ -63,6 +68,28 @@ def loop_lines(config: LoopConfig, batches: TrainingBatches) -> dict[str, Any]:
         "learning rate": f"{config.lr:g}",
         "mixed precision": config.amp,
     }
+
+
+def model_info(job: Job, data: Domains) -> ModelInfo:
+    """What the weights files of a training run say about its networks, apart from their scores.
+
+    It holds no time and no path, so that a repeated run writes the same bytes.
+    """
+    config, classes, own = job.config, data.classes, data.own_target
+    return ModelInfo(
+        class_names=tuple(classes.names),
+        colors=tuple(map(tuple, classes.colors.tolist())),
+        label_ids=() if isinstance(classes.table, ColorTable) else tuple(classes.table.tolist()),
+        size=own.size if own else None,
+        mean_width=config.mean_width,
+        source=Path(config.source).name,
+        target=Path(config.target).name,
+        recipe=config.preset,
+        stage=experiment_name(config),
+        proda=proda.__version__,
+        torch=str(torch.__version__),
+        git_commit=git_commit(),
+    )
 
 
 def run(

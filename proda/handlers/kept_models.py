@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from proda.engines.events import ProdaEvents
 from proda.handlers.validation import Validation
+from proda.models.model_info import ModelInfo
 from proda.models.network import SegmentationNetwork
 from proda.models.weights import weights_content
 from proda.utils.files import save_tensors
@@ -29,6 +30,7 @@ class KeptModels:
     - ``teacher.pt``: the mean teacher of the last validation, if it was judged as well.
 
     Args:
+        info: what the files say about the network, without its scores.
         teacher: the mean teacher, if ``validation`` has an evaluator for it.
         prototypes, discriminator: stored in the files besides the network.
     """
@@ -37,14 +39,14 @@ class KeptModels:
         self,
         validation: Validation,
         network: SegmentationNetwork,
-        class_names: Sequence[str],
+        info: ModelInfo,
         folder: Path,
         *,
         prototypes: Tensor | None = None,
         discriminator: nn.Module | None = None,
         teacher: SegmentationNetwork | None = None,
     ) -> None:
-        self.validation, self.network, self.class_names = validation, network, class_names
+        self.validation, self.network, self.info = validation, network, replace(info)
         self.teacher = teacher
         self.folder, self.prototypes, self.discriminator = Path(folder), prototypes, discriminator
         self.saved: dict[str, int] = {}  # file -> iteration of its network, for files that this process saved
@@ -75,13 +77,14 @@ class KeptModels:
     def content(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         """What the file of that name holds."""
         judged = name == "teacher.pt"
+        prefix = "teacher_" if judged else ""
+        miou, label_free = (float(result[f"{prefix}{score}"]) for score in ("miou", "label_free"))
+        info = replace(self.info, iteration=result["iteration"], miou=miou, label_free=label_free)
         return weights_content(
             self.teacher if judged and self.teacher is not None else self.network,
-            class_names=self.class_names,
             prototypes=self.prototypes,
             discriminator=self.discriminator,
-            iteration=result["iteration"],
-            miou=result["teacher_miou" if judged else "miou"],
+            **vars(info),
         )
 
     def raise_failures(self) -> None:

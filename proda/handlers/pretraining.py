@@ -7,6 +7,7 @@ from ignite.engine import Engine
 
 from proda.handlers.kept_models import KeptModels
 from proda.handlers.validation import Validation
+from proda.models.model_info import ModelInfo
 from proda.models.network import SegmentationNetwork
 from proda.models.pretrained import backbone_content
 
@@ -34,7 +35,7 @@ class KeptBackbone(KeptModels):
     """
 
     def __init__(self, validation: ContrastiveValidation, network: SegmentationNetwork, folder: Path) -> None:
-        super().__init__(validation, network, (), folder)
+        super().__init__(validation, network, ModelInfo(), folder)
 
     def names(self, result: dict[str, Any]) -> list[str]:
         return ["last.pt"]

@@ -3,27 +3,30 @@
 Read: our own files and checkpoints, released ``.pkl`` checkpoints of all stages and their prototype files, bare state
 dicts. No code runs from any of them. Errors are one line: the file, what was found, what was expected.
 
-Our weights file is a dict saved with ``torch.save``: ``format`` (2), ``model`` (state dict), ``num_classes``,
-``class_names`` (in the order of the logits), ``backbone``, and where there are any ``prototypes`` and
-``discriminator``. Files of format 1 have neither ``format`` nor ``class_names``.
+Our weights file is a dict saved with ``torch.save``: ``format`` (3), ``model`` (state dict), where there are any
+``prototypes`` and ``discriminator``, and one entry for each known value of :class:`~proda.models.model_info.ModelInfo`.
+Files of format 2 say only ``num_classes``, ``class_names``, ``backbone``, ``iteration`` and ``miou``; those of format 1
+have neither ``format`` nor ``class_names``. What a file does not say about its network is read off the tensors.
 """
 
 import re
 import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from proda.models.build import build_network
+from proda.models.build import BUILDERS, build_network
+from proda.models.model_info import ModelInfo, read_info
 from proda.models.network import SegmentationNetwork
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_tensors, sha256
 
-FORMAT = 2
+FORMAT = 3
 NETWORK, DISCRIMINATOR = "ResNet101", "FCDiscriminator"  # top-level keys of released checkpoints
 PRETRAINED = "pretrained backbone"  # entry ``content`` of files of pretraining (``pretrained.backbone_content``)
 ENOUGH = 0.5  # fraction of a network's tensors that must match if a complete match is not required
@@ -35,8 +38,7 @@ class Weights(NamedTuple):
     model: dict[str, Tensor]
     prototypes: Tensor | None  # float32 [K, D]
     discriminator: dict[str, Tensor] | None
-    class_names: tuple[str, ...]  # in the order of the logits; empty where the file does not say
-    info: dict[str, Any]  # the file's other plain entries: backbone, num_classes, iteration, best_iou, ...
+    info: ModelInfo
     path: str  # for messages
 
 
@@ -95,15 +97,16 @@ def load_weights(path: str | Path) -> Weights:
         model, prototypes, discriminator = data["model"], data.get("prototypes"), data.get("discriminator")
     elif all(isinstance(value, Tensor) for value in data.values()):
         model, prototypes, discriminator = data, None, None
+        data = {}
     else:
         raise UserError(f"{path}: found {describe(data)}, {expected}")
     vectors = None if prototypes is None else _prototypes(prototypes, path)
+    state = as_state_dict(model, path, "network")
     return Weights(
-        as_state_dict(model, path, "network"),
+        state,
         vectors if vectors is not None and vectors.any() else None,
         None if discriminator is None else as_state_dict(discriminator, path, "discriminator"),
-        _class_names(data.get("class_names", ()), path),
-        {key: value for key, value in data.items() if isinstance(value, bool | int | float | str)},
+        _with_shapes(read_info(data, path), state),
         str(path),
     )
 
@@ -128,36 +131,54 @@ def load_discriminator(model: nn.Module, source: str | Path | Weights) -> str:
 
 
 def load_network(
-    path: str | Path, *, backbone: str, class_names: Sequence[str], dropout: float = 0.1, flag: str = "weights"
+    source: str | Path | Weights,
+    *,
+    backbone: str = "",
+    class_names: Sequence[str] = (),
+    dropout: float = 0.1,
+    flag: str = "weights",
 ) -> SegmentationNetwork:
     """A network with the weights of a file, on the CPU; with the batch norm after the backbone if the file has it.
 
-    ``class_names`` are those that the network has to have, in the order of its logits. Files that do not name their
-    classes or their backbone (released ones, our format 1) are compared by the number of classes and by shapes.
-    ``flag``: the flag that named the file, for the message. Sets ``origin`` and ``class_names`` of the network.
+    ``backbone`` and ``class_names``, in the order of the logits, are what the network has to have; if they are empty,
+    the file decides. Files that do not name their classes (released ones, our format 1) are compared by the number of
+    classes. ``flag``: the flag that named the file, for the message. Sets ``origin`` and ``class_names`` of the
+    network.
 
     Raises:
         MissingFileError: no such file.
-        UserError: weights of another backbone, or of other classes, or of the same classes in another order.
+        UserError: weights of another backbone, of none that is known, of other classes, or of the same classes in
+            another order.
     """
-    if not Path(path).is_file():
-        raise MissingFileError(f"--{flag}={path}: no such file; expected weights, as a stage leaves in last.pt")
-    weights = load_weights(path)
-    made_with = weights.info.get("backbone") or backbone
-    if made_with != backbone:
+    weights = source if isinstance(source, Weights) else read_weights(source, flag=flag)
+    path, info = weights.path, weights.info
+    made_with = info.backbone or backbone
+    if backbone and made_with != backbone:
         raise UserError(f"{path}: found weights of --backbone={made_with}, expected --backbone={backbone}")
-    if len(weights.class_names) == len(class_names):  # another number is reported by load_into
-        for number, (found, expected) in enumerate(zip(weights.class_names, class_names, strict=True)):
+    if not backbone and made_with not in BUILDERS:
+        found = made_with or "no known backbone"
+        raise UserError(f"{path}: found weights of {found}, expected one of {', '.join(BUILDERS)}")
+    if len(info.class_names) == len(class_names):  # another number is reported by load_into
+        for number, (found, expected) in enumerate(zip(info.class_names, class_names, strict=True)):
             if found != expected:
                 raise UserError(
                     f"{path}: found weights whose class {number} is {found!r}, expected {expected!r}; "
                     "class names and their order have to be those of --source"
                 )
-    extra = any(key.startswith("bn_pretrain.") for key in weights.model)
-    network = build_network(backbone, len(class_names), bn_pretrain=extra, dropout=dropout)
+    count = len(class_names) or info.num_classes
+    if not count:
+        raise UserError(f"{path}: its number of classes is unknown; set --source or --num_classes")
+    network = build_network(made_with, count, bn_pretrain=_has_extra_norm(weights.model), dropout=dropout)
     load_into(network, weights)
-    network.origin, network.class_names = sha256(path), tuple(class_names)
+    network.origin, network.class_names = sha256(path), tuple(class_names) or info.class_names
     return network
+
+
+def read_weights(path: str | Path, *, flag: str = "weights") -> Weights:
+    """As :func:`load_weights`; the message about a missing file names the flag that named it."""
+    if not Path(path).is_file():
+        raise MissingFileError(f"--{flag}={path}: no such file; expected weights, as a stage leaves in last.pt")
+    return load_weights(path)
 
 
 def weights_content(
@@ -166,27 +187,27 @@ def weights_content(
     class_names: Sequence[str],
     prototypes: Tensor | None = None,
     discriminator: nn.Module | None = None,
-    **info: bool | int | float | str,
+    **info: Any,
 ) -> dict[str, Any]:
-    """What a weights file holds: enough to build the network again and to see whether it fits.
+    """What a weights file holds: enough to build the network again, to see whether it fits, and to use it.
 
-    ``prototypes`` float32 [K, D]; ``info``: more plain entries, such as the iteration. The tensors are the network's
-    own, not copies. Raises ValueError if the number of names is not that of the network's classes.
+    ``prototypes`` float32 [K, D]; ``info``: more fields of :class:`~proda.models.model_info.ModelInfo`, of which those
+    that describe the network are its own. The tensors are the network's own, not copies. Raises ValueError if the
+    number of names is not that of the network's classes.
     """
     if len(class_names) != network.num_classes:
         raise ValueError(f"{len(class_names)} class names for a network of {network.num_classes} classes")
+    own = {"num_classes": network.num_classes, "backbone": network.backbone, "head": network.head}
     content = {
         "format": FORMAT,
         "model": network.state_dict(),
-        "num_classes": network.num_classes,
-        "class_names": list(class_names),
-        "backbone": network.backbone,
+        **ModelInfo(**{**info, **own}, class_names=tuple(class_names)).plain(),
     }
     if prototypes is not None:
         content["prototypes"] = prototypes
     if discriminator is not None:
         content["discriminator"] = discriminator.state_dict()
-    return content | info
+    return content
 
 
 def save_weights(path: str | Path, network: SegmentationNetwork, **content: Any) -> None:
@@ -280,10 +301,26 @@ def check_format(data: object, path: str | Path) -> None:
         raise UserError(f"{path}: written by a newer version of proda (format {found}, this one reads {FORMAT})")
 
 
-def _class_names(data: object, path: str | Path) -> tuple[str, ...]:
-    if not isinstance(data, list | tuple) or not all(isinstance(name, str) for name in data):
-        raise UserError(f"{path}: found class_names of type {type(data).__name__}, expected a list of names")
-    return tuple(data)
+def _with_shapes(info: ModelInfo, state: Mapping[str, Tensor]) -> ModelInfo:
+    """``info`` with the number of classes and the backbone that the tensors show, where it does not say them."""
+    count = info.num_classes or _num_classes(state) or 0
+    backbone = info.backbone or (_known_by_shapes(state, count) if count else "")
+    return replace(info, num_classes=count, backbone=backbone)
+
+
+def _known_by_shapes(state: Mapping[str, Tensor], num_classes: int) -> str:
+    """The backbone whose network has tensors of these names and shapes; empty if none has."""
+    shapes = {key: value.shape for key, value in state.items()}
+    for backbone in BUILDERS:
+        with torch.device("meta"):  # without memory
+            network = build_network(backbone, num_classes, bn_pretrain=_has_extra_norm(state))
+        if {key: value.shape for key, value in network.state_dict().items()} == shapes:
+            return backbone
+    return ""
+
+
+def _has_extra_norm(state: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("bn_pretrain.") for key in state)
 
 
 def _prototypes(data: object, path: str | Path) -> Tensor:

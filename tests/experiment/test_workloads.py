@@ -3,7 +3,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-import torch
 from ignite.engine import Events
 from torch import Tensor
 from torch.utils._pytree import tree_map

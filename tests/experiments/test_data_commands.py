@@ -1,6 +1,9 @@
 """check_data, evaluate and predict on small data."""
 
+import csv
 import shutil
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +13,16 @@ from PIL import Image
 from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.labelled_files import read_skip_list
+from proda.data.labels import class_names
+from proda.data.video import VideoFile, writing_video
+from proda.experiment import domains
 from proda.experiment.config import make_config
 from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment, main
 from proda.models.build import build_network
+from proda.models.weights import save_weights
+from proda.trained_model import load_model
 from tests import small_runs
 
 VIEWS = ["--mean_width=96", "--crop_width=48", "--crop_height=24"]
@@ -138,11 +146,16 @@ def test_evaluation_reports_mistakes_in_one_line_and_writes_nothing(inputs, tmp_
 
 
 def test_an_error_has_its_own_line_next_to_an_open_progress_bar(inputs, tmp_path, capsys):
-    images = shutil.copytree(inputs[0] / "gta5/images", tmp_path / "images")
-    cut = sorted(images.iterdir())[3]
+    data = shutil.copytree(inputs[0], tmp_path / "data")
+    first, cut = sorted(data.glob("cityscapes/leftImg8bit/val/*/*.png"))
+    for number in range(4):  # of which a few are read before the run
+        shutil.copy(first, first.with_name(f"ulm_0_{number}_leftImg8bit.png"))
+    cut = first.with_name("ulm_0_2_leftImg8bit.png")
     cut.write_bytes(cut.read_bytes()[:300])
-    flags = [f"--weights={inputs[1]}", "--backbone=tiny", f"--images={images}"]
-    assert command("predict", inputs[0], tmp_path / "run", *flags) == 2
+    flags = [f"--weights={inputs[1]}", "--split=test"]
+    (data / "cityscapes/leftImg8bit/val").rename(data / "cityscapes/leftImg8bit/test")
+    cut = Path(str(cut).replace("/val/", "/test/"))
+    assert command("evaluate", data, tmp_path / "run", *flags) == 2
     lines = capsys.readouterr().err.splitlines()  # \r ends a line, too
     assert [line.partition("(")[0] for line in lines if "error" in line] == [f"error: {cut}: not a complete image "]
 
@@ -178,18 +191,135 @@ def test_prediction_takes_a_folder_or_a_pattern_and_says_when_it_finds_nothing(i
     assert "found none; expected .png" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["with all it says", "of an older version", "released"])
+def test_a_weights_file_needs_no_other_flag(inputs, tmp_path, kind):
+    """It knows its backbone and its classes, and those of Streets that it is for Streets."""
+    weights = small_runs.write_weights(tmp_path / "last.pt")
+    if kind == "of an older version":
+        content = torch.load(weights, weights_only=True)
+        old = {name: content[name] for name in ("model", "num_classes", "backbone", "class_names")}
+        torch.save({"format": 2, **old}, weights)
+    if kind == "released":
+        model = torch.load(weights, weights_only=True)["model"]
+        torch.save({"ResNet101": {"model_state": model}, "iter": 1}, weights)
+    common = [f"--weights={weights}", "--num_workers=0"]
+    images = inputs[0] / "gta5/images/00001.png"
+    assert main(["predict", *common, f"--images={images}", f"--output={tmp_path}/predicted"]) == 0
+    assert (tmp_path / "predicted/labels/00001.png").is_file()
+    assert main(["evaluate", *common, f"--data_root={inputs[0]}", f"--output={tmp_path}/evaluated"]) == 0
+    assert list(read_summary(tmp_path / "evaluated")["iou"]) == class_names(13)
+
+
+def test_weights_trained_on_streets_are_evaluated_on_streets(inputs, tmp_path, monkeypatch):
+    content = torch.load(inputs[1], weights_only=True)
+    torch.save({**content, "recipe": "streets"}, tmp_path / "last.pt")
+    monkeypatch.delenv("PRODA_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(domains, "write_streets", lambda root, source: shutil.copytree(inputs[0], root))
+    assert main(["evaluate", "--weights=last.pt", "--num_workers=0", "--output=run"]) == 0
+    assert len(read_summary("run")["iou"]) == 13 and Path("data/streets").is_dir()
+    assert main(["evaluate", "--weights=last.pt", "--data_root=elsewhere", "--output=other"]) == 2
+
+
+def test_own_classes_of_a_weights_file_need_no_description_of_the_source(inputs, tmp_path, capsys):
+    """Only the images need one where there are labels; the classes and their ids are in the file."""
+    network = build_network("tiny", 2)
+    table = [1 if value == 7 else 0 for value in range(256)]  # Cityscapes' road, and all else
+    own = {"class_names": ("other", "road"), "colors": ((1, 2, 3), (4, 5, 6)), "label_ids": tuple(table)}
+    save_weights(tmp_path / "own.pt", network, **own)
+    places = {kind: f"{inputs[0]}/cityscapes/{folder}/val" for kind, folder in (("i", "leftImg8bit"), ("l", "gtFine"))}
+    (tmp_path / "photos.toml").write_text(
+        f'[val]\nimages = "{places["i"]}/*/*_leftImg8bit.png"\nlabels = "{places["l"]}/*/*_gtFine_labelIds.png"\n'
+    )
+    flags = [f"--weights={tmp_path}/own.pt", "--num_workers=0", f"--target={tmp_path}/photos.toml"]
+    assert main(["evaluate", *flags, f"--output={tmp_path}/run"]) == 0
+    assert list(read_summary(tmp_path / "run")["iou"]) == ["other", "road"]
+    assert main(["predict", *flags[:2], f"--images={inputs[0]}/gta5/images", f"--output={tmp_path}/predicted"]) == 0
+    assert main(["evaluate", *flags[:2], f"--data_root={inputs[0]}", f"--output={tmp_path}/cityscapes"]) == 2
+    assert "--target=cityscapes: its classes are not those of" in capsys.readouterr().err
+    del own["label_ids"]
+    save_weights(tmp_path / "own.pt", network, **own)
+    assert main(["evaluate", *flags, f"--output={tmp_path}/older"]) == 2
+    assert "does not say the ids of its classes; list the classes, or set --source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--backbone=resnet101"], "found weights of --backbone=tiny, expected --backbone=resnet101"),
+        (["--source=gta5"], "found weights for 13 classes, expected 19 classes (--source, --num_classes)"),
+        (["--num_classes=19"], "found weights for 13 classes, expected 19 classes (--source, --num_classes)"),
+    ],
+)
+@pytest.mark.parametrize("experiment", ["predict", "evaluate"])
+def test_flags_that_contradict_the_weights_file_are_one_line(inputs, tmp_path, capsys, experiment, flags, message):
+    flags = [*flags, *([f"--images={inputs[0]}/gta5/images"] if experiment == "predict" else [])]
+    common = [f"--weights={inputs[1]}", f"--data_root={inputs[0]}", f"--output={tmp_path}/run"]
+    assert main([experiment, *common, *flags]) == 2
+    error = capsys.readouterr().err
+    assert f"{inputs[1]}: {message}" in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 def test_prediction_leaves_out_the_photographs_on_a_list(inputs, tmp_path, capsys):
     data, weights = inputs
     photos, listed = tmp_path / "photos", tmp_path / "bad_files.txt"
     shutil.copytree(data / "gta5" / "images", photos)
     (photos / "00003.png").write_bytes(b"\x89PNG")
     flags = [f"--weights={weights}", "--backbone=tiny", f"--images={photos}"]
-    assert command("predict", data, tmp_path / "ends", *flags) == 2
-    assert f"{photos / '00003.png'}: " in capsys.readouterr().err
+    assert command("predict", data, tmp_path / "named", *flags) == 1
+    assert f"not predicted: {photos / '00003.png'}: not a complete image" in capsys.readouterr().out
     listed.write_text("images/00003\n00005\ntrain/00006\n")
     assert command("predict", data, tmp_path / "goes_on", *flags, f"--skip_bad={listed}") == 0
     names = {path.stem for path in (tmp_path / "goes_on/labels").iterdir()}
     assert names == {path.stem for path in photos.iterdir()} - {"00003", "00005"} and len(names) == 6
+
+
+def test_a_prediction_of_images_and_videos_of_any_size(inputs, tmp_path, capsys):
+    """What cannot be read is named, the others are predicted, and the exit status says so."""
+    av = pytest.importorskip("av", reason="needs the extra [video]")
+    media = tmp_path / "media"
+    media.mkdir()
+    photo = Image.open(inputs[0] / "gta5/images/00001.png").convert("RGB")
+    photo.save(media / "a.png")
+    photo.resize((300, 70)).save(media / "wide.jpg", quality=95)
+    (media / "cut.png").write_bytes(b"\x89PNG")
+    (media / "cut.mp4").write_bytes(b"\x00")
+    with writing_video(media / "drive.mp4", Fraction(12)) as video:
+        for angle in range(3):
+            video.write(np.asarray(photo.rotate(5 * angle)))
+    flags = [f"--weights={inputs[1]}", f"--images={media},{tmp_path}/nowhere", "--val_batch_size=2", "--tile=128"]
+    assert main(["predict", *flags, "--num_workers=0", f"--output={tmp_path}/run"]) == 1
+    out, run = capsys.readouterr().out, tmp_path / "run"
+    for line in (f"{tmp_path}/nowhere: found none", f"{media}/cut.png: not a comp", f"{media}/cut.mp4: not a comp"):
+        assert f"not predicted: {line}" in out
+    summary = read_summary(run)
+    assert (summary["images"], summary["videos"], len(summary["not_predicted"])) == (3, 2, 3)
+    assert {path.name for path in run.glob("*/*")} == {
+        *("a.png", "a.jpg", "wide.png", "wide.jpg", "drive.mp4", "drive.csv")
+    }
+    for folder, suffix in (("labels", "png"), ("confidence", "png")):
+        assert Image.open(run / folder / f"wide.{suffix}").size == (300, 70)
+    rows = list(csv.DictReader((run / "shares.csv").open()))
+    assert [(row["name"], row["width"], row["height"]) for row in rows] == [("a", "96", "48"), ("wide", "300", "70")]
+    labels = np.asarray(Image.open(run / "labels/wide.png"))
+    for number, name in enumerate(class_names(13)):
+        assert float(rows[1][name]) == pytest.approx((labels == number).mean(), abs=1e-6)
+    confidence = np.asarray(Image.open(run / "confidence/wide.png"))
+    assert float(rows[1]["confidence"]) == pytest.approx(confidence.mean() / 255, abs=0.005)
+    assert np.array_equal(labels, load_model(inputs[1], tile=128).predict(media / "wide.jpg"))
+    assert Image.open(run / "legend.png").width >= 480
+    with av.open(str(run / "videos/drive.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.average_rate, stream.width, stream.height, stream.frames) == (12, 96, 48, 3)
+    assert [row["name"] for row in csv.DictReader((run / "videos/drive.csv").open())] == ["000000", "000001", "000002"]
+    flags[1] = f"--images={media}/drive.mp4"
+    assert main(["predict", *flags, "--num_workers=0", "--side_by_side", f"--output={tmp_path}/pair"]) == 0
+    assert next(iter(VideoFile(tmp_path / "pair/videos/drive.mp4"))).shape == (48, 192, 3)
+
+
+def test_a_tile_that_is_too_small_is_refused(inputs, tmp_path, capsys):
+    assert command("predict", inputs[0], tmp_path / "run", f"--weights={inputs[1]}", "--images=x", "--tile=31") == 2
+    assert "--tile=31: expected 0 or at least 32 pixels" in capsys.readouterr().err
 
 
 def test_a_released_checkpoint_of_16_classes_is_evaluated_on_16_and_on_13(inputs, tmp_path):

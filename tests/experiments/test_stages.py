@@ -94,7 +94,9 @@ def test_its_log_has_the_start_up_summary_and_the_validations(runs, stage):
 @pytest.mark.parametrize("stage", TRAINING)
 def test_its_weights_are_those_of_a_network_and_its_last_ones_of_the_last_iteration(runs, stage):
     last = load_weights(runs / stage / "last.pt")
-    assert last.info["iteration"] == 3 and last.info["num_classes"] == 13 and last.info["backbone"] == "tiny"
+    assert (last.info.iteration, last.info.num_classes, last.info.backbone) == (3, 13, "tiny")
+    assert (last.info.stage, last.info.source, last.info.mean_width) == (stage, "gta5", 96)
+    assert last.info.miou == read(runs / stage / "summary.json")["miou"] and len(last.info.git_commit) == 40
     assert (last.discriminator is not None) == (stage == "warmup")
     assert (last.prototypes is not None) == (stage == "stage1_denoise")
     checkpoint = small_runs.checkpoint(runs / stage, 3)

@@ -201,7 +201,7 @@ def test_released_checkpoint_layout_loads_strictly(tmp_path, stage, zip_containe
     path = tmp_path / golden["example"]
     torch.save(data, path, _use_new_zipfile_serialization=zip_container)
     weights = load_weights(path)
-    assert weights.info == {"iter": 1000, "best_iou": 0.433}
+    assert (weights.info.iteration, weights.info.miou, weights.info.backbone) == (1000, 0.433, "resnet101")
     assert [[key, list(value.shape), str(value.dtype)[6:]] for key, value in weights.model.items()] == golden_state
     assert (weights.discriminator is not None) is (stage == "warm_up")
     assert weights.prototypes is None if stage == "warm_up" else torch.equal(weights.prototypes, vectors)

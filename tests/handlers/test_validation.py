@@ -14,6 +14,7 @@ from proda.engines.inference import segmentation_evaluator
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
 from proda.handlers.validation import Validation
+from proda.models.model_info import ModelInfo
 from proda.utils.files import save_json, save_tensors
 from tests import tiny
 from tests.tiny import PRECISION, K
@@ -53,7 +54,9 @@ class Run:
         self.validation = Validation(evaluator, [None], CLASSES, teacher=teacher)
         self.validation.attach(self.trainer, every=every)
         parts = {"prototypes": torch.ones(3, 2), "teacher": None if teacher is None else self.network}
-        self.models = KeptModels(self.validation, self.network, list("abcde"), folder, **parts)
+        self.models = KeptModels(
+            self.validation, self.network, ModelInfo(class_names=tuple("abcde"), recipe="streets"), folder, **parts
+        )
         self.models.attach(self.trainer)
 
     def step(self, engine: Engine, _batch: None) -> dict:
@@ -79,7 +82,8 @@ def test_the_last_the_best_and_the_label_free_model_are_kept(tmp_path):
     assert (summary["iteration"], summary["best_iteration"], summary["label_free_iteration"]) == (4, 2, 3)
     assert summary["miou"] < summary["label_free_miou"] < summary["best_miou"] == pytest.approx(0.9)
     content = torch.load(tmp_path / "best.pt", weights_only=True)
-    assert content["iteration"] == 2 and content["miou"] == pytest.approx(0.9)
+    assert content["iteration"] == 2 and content["miou"] == pytest.approx(0.9) and content["label_free"] == 0.2
+    assert content["recipe"] == "streets" and content["class_names"] == list("abcde")
 
 
 def test_the_first_of_equal_scores_is_the_best(tmp_path):

@@ -12,6 +12,7 @@ from torch import nn
 from proda.models.build import build_network
 from proda.models.deeplab import DeepLab
 from proda.models.discriminator import Discriminator
+from proda.models.model_info import ModelInfo
 from proda.models.pretrained import load_imagenet, load_simclr
 from proda.models.weights import (
     load_discriminator,
@@ -55,7 +56,7 @@ def test_released_checkpoint_loads_from_both_containers(tmp_path, zip_container,
     model, path = network(), tmp_path / "from_gta5_to_cityscapes_on_deeplabv2_best_model.pkl"
     torch.save(released(model, prototypes), path, _use_new_zipfile_serialization=zip_container)
     weights, other = load_weights(path), network()
-    assert weights.info == {"iter": 1000, "best_iou": 0.5375}
+    assert (weights.info.iteration, weights.info.miou, weights.info.num_classes) == (1000, 0.5375, 19)
     assert weights.discriminator is None
     assert weights.prototypes is None if prototypes is None else torch.equal(weights.prototypes, prototypes)
     size = len(model.state_dict())
@@ -79,7 +80,7 @@ def test_numpy_score_is_read_whichever_numpy_wrote_it(tmp_path, module):
     written = path.read_bytes()
     assert written.count(here) == 1
     path.write_bytes(written.replace(here, module))  # the module's name is all that numpy 1 and 2 write differently
-    assert load_weights(path).info["best_iou"] == 0.5375
+    assert load_weights(path).info.miou == 0.5375
 
 
 class Hostile:
@@ -149,7 +150,7 @@ def test_our_checkpoint_returns_what_was_saved(tmp_path):
     model, path, prototypes = network(13), tmp_path / "runs" / "best.pt", torch.rand(13, 16)
     save_tensors(ours(model, prototypes=prototypes, num_classes=13, iteration=7, source="gta5"), path)
     weights = load_weights(path)
-    assert weights.info == {"num_classes": 13, "iteration": 7, "source": "gta5"}
+    assert weights.info == ModelInfo(num_classes=13, iteration=7, source="gta5")
     assert torch.equal(weights.prototypes, prototypes)
     assert torch.equal(load_prototypes(path), prototypes)
     other = network(13)
@@ -340,8 +341,7 @@ def test_saved_network_is_built_again_and_says_what_it_is(tmp_path, bn_pretrain)
     assert (loaded.backbone, loaded.head, loaded.num_classes, loaded.num_features) == ("tiny", "deeplab", 3, 32)
     assert loaded.class_names == CLASSES and loaded.origin == hashlib.sha256(path.read_bytes()).hexdigest()
     weights = load_weights(path)
-    assert weights.class_names == CLASSES
-    assert weights.info == {"format": 2, "num_classes": 3, "backbone": "tiny", "iteration": 7}
+    assert weights.info == ModelInfo(3, "tiny", "deeplab", CLASSES, iteration=7)
 
 
 def test_weights_file_may_hold_prototypes_and_a_discriminator(tmp_path):
@@ -384,16 +384,71 @@ def test_weights_that_do_not_name_their_classes_are_compared_by_number(tmp_path,
     """A released file or a bare state dict; and what this package wrote before it stored class names."""
     network, path = build_network("tiny", 3), tmp_path / "best_model.pkl"
     torch.save(ours(network, **entries) if entries else released(network), path)
-    assert load_weights(path).class_names == ()
+    info = load_weights(path).info
+    assert (info.num_classes, info.backbone, info.class_names) == (3, "tiny", ())
     assert_same(network, load_network(path, backbone="tiny", class_names=CLASSES))
     with pytest.raises(UserError, match=r"found weights for 3 classes, expected 4 classes"):
         load_network(path, backbone="tiny", class_names=(*CLASSES, "tree"))
 
 
-def test_class_names_that_are_no_names_are_refused(tmp_path):
-    torch.save(ours(network(), class_names=[1, 2]), tmp_path / "last.pt")
-    with pytest.raises(UserError, match=r"last.pt: found class_names of type list, expected a list of names"):
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"class_names": [1, 2]}, "found class_names of type list, expected a list of names"),
+        ({"class_names": ["road"], "num_classes": 3}, "found 1 class_names for 3 classes"),
+        ({"colors": [[1, 2, 300]]}, "found colors of type list, expected RGB colours"),
+        ({"num_classes": 2, "label_ids": [0] * 256}, "found label_ids without one of the 2 classes"),
+        ({"size": [96]}, r"found size of type list, expected \[width, height\]"),
+        ({"miou": "high"}, "found miou of type str, expected a number"),
+        ({"normalisation": "ImageNet"}, "found a network for 'ImageNet', expected 'RGB in 0..1'"),
+        ({"format": 4}, r"written by a newer version of proda \(format 4, this one reads 3\)"),
+    ],
+)
+def test_entries_of_another_kind_are_refused(tmp_path, entries, message):
+    torch.save(ours(network(), **entries), tmp_path / "last.pt")
+    with pytest.raises(UserError, match=f"last.pt: {message}"):
         load_weights(tmp_path / "last.pt")
+
+
+def test_all_that_a_file_says_comes_back_and_equal_content_is_equal_bytes(tmp_path):
+    ids = [250] * 256
+    ids[7], ids[8], ids[11], ids[4] = 0, 1, 2, 0
+    values = {
+        "colors": ((1, 2, 3), (4, 5, 6), (7, 8, 9)), "label_ids": tuple(ids), "size": (96, 48), "mean_width": 275,
+        "source": "gta5", "target": "cityscapes", "recipe": "gta5", "stage": "warmup", "proda": "0.1.0",
+        "torch": "2.8.0", "git_commit": "ab" * 20, "iteration": 0, "miou": 0.0, "label_free": 0.25,
+    }  # fmt: skip
+    saved(tmp_path / "last.pt", **values)
+    info = load_weights(tmp_path / "last.pt").info
+    assert info == ModelInfo(3, "tiny", "deeplab", CLASSES, **values)
+    assert info.class_ids == (4, 8, 11) and info.normalisation == "RGB in 0..1"
+    assert str(info) == "tiny, 3 classes; warmup, gta5, iteration 0, mIoU 0.0"
+    first = (tmp_path / "last.pt").read_bytes()
+    for name in ("recipe", "source"):  # equal, but another object
+        values[name] = "".join(list(values[name]))
+    save_weights(tmp_path / "last.pt", load_network(tmp_path / "last.pt"), class_names=CLASSES, **values)
+    assert (tmp_path / "last.pt").read_bytes() == first
+
+
+@pytest.mark.parametrize("backbone", ["resnet101", "resnet50", "tiny"])
+@pytest.mark.parametrize("bn_pretrain", [False, True])
+def test_released_files_are_known_by_their_shapes(tmp_path, backbone, bn_pretrain):
+    with torch.device("meta"):
+        model = build_network(backbone, 16, bn_pretrain=bn_pretrain)
+    state = {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in model.state_dict().items()}
+    torch.save({"ResNet101": {"model_state": state}}, tmp_path / "best_model.pkl")
+    loaded = load_network(tmp_path / "best_model.pkl")
+    assert (loaded.backbone, loaded.num_classes, loaded.class_names) == (backbone, 16, ())
+    assert (loaded.bn_pretrain is not None) == bn_pretrain
+
+
+def test_weights_of_no_known_network_are_refused_in_one_line(tmp_path):
+    torch.save(released(network()), tmp_path / "best_model.pkl")
+    with pytest.raises(UserError, match=r"best_model.pkl: found weights of no known backbone, expected one of"):
+        load_network(tmp_path / "best_model.pkl")
+    torch.save({"model": {"a": torch.ones(1)}, "backbone": "tiny"}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last.pt: its number of classes is unknown; set --source or --num_classes"):
+        load_network(tmp_path / "last.pt")
 
 
 def test_missing_weights_name_their_flag(tmp_path):

@@ -1,0 +1,121 @@
+"""Videos: reads and writes frames with PyAV, which is only imported here and when it is needed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proda.utils.errors import UserError
+from proda.utils.files import atomic_write
+
+CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that PyAV's build has
+USUAL_RATE = 25
+
+
+def require_pyav(path: Path) -> Any:
+    """The module ``av``. UserError that says how to install it, for a video that needs it."""
+    try:
+        import av
+    except ImportError:
+        raise UserError(f"{path}: videos need PyAV, which is not installed: pip install av") from None
+    return av
+
+
+class VideoFile:
+    """Frames of a video, upright, as uint8 [H, W, 3] RGB.
+
+    ``rate`` is the mean number of frames a second and ``count`` that of all frames as the header has it, 0 if unknown.
+
+    Raises:
+        UserError: not a video, or damaged; also while frames are read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.av = path, require_pyav(path)
+        with self._opened() as container:
+            stream = container.streams.video[0]
+            self.rate: Fraction = stream.average_rate or stream.guessed_rate or Fraction(USUAL_RATE)
+            self.count = stream.frames
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        size: dict[str, int] = {}
+        with self._opened() as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                size = size or {"width": frame.width, "height": frame.height}  # a stream may change its size
+                quarters = round(getattr(frame, "rotation", 0) / 90) % 4
+                picture = frame.to_ndarray(format="rgb24", **size)
+                yield np.ascontiguousarray(np.rot90(picture, quarters)) if quarters else picture
+        if not size:
+            raise UserError(f"{self.path}: a video without frames")
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with self.av.open(str(self.path)) as container:
+                if not container.streams.video:
+                    raise UserError(f"{self.path}: no pictures in it, expected a video")
+                yield container
+        except self.av.FFmpegError as error:
+            raise UserError(f"{self.path}: not a complete video ({error.strerror})") from None
+
+
+@contextmanager
+def writing_video(path: Path, rate: Fraction) -> Iterator["Encoder"]:
+    """An encoder of an MP4 file, which appears under its name only if the block ends without an error."""
+    av = require_pyav(path)
+    with atomic_write(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        encoder = Encoder(av, container, rate)
+        yield encoder
+        encoder.finish()
+
+
+class Encoder:
+    """Encodes frames as H.264 where PyAV's build has it, else as MPEG-4.
+
+    Both store pairs of pixels, so a frame with an odd side is extended by one pixel.
+    """
+
+    def __init__(self, av: Any, container: Any, rate: Fraction) -> None:
+        self.av, self.container, self.rate = av, container, rate
+        self.stream: Any = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Adds a frame, uint8 [H, W, 3] RGB; all have one size."""
+        height, width = frame.shape[:2]
+        if height % 2 or width % 2:
+            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if self.stream is None:
+            self.stream = self._stream(frame.shape[1], frame.shape[0])
+        picture = self.av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        self.container.mux(self.stream.encode(picture))
+
+    def finish(self) -> None:
+        """Writes the frames that the encoder has kept back."""
+        if self.stream is not None:
+            self.container.mux(self.stream.encode(None))
+
+    def _stream(self, width: int, height: int) -> Any:
+        name = _codec(self.av)
+        stream = self.container.add_stream(name, rate=self.rate)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p"  # which every player can show
+        if name == "libx264":
+            stream.options = {"crf": "18"}
+        else:  # these have a fixed rate: 0.15 bits a pixel
+            stream.bit_rate = max(400_000, round(0.15 * width * height * float(self.rate)))
+        return stream
+
+
+def _codec(av: Any) -> str:
+    for name in CODECS:
+        try:
+            av.Codec(name, "w")
+        except ValueError:  # of which UnknownCodecError is one
+            continue
+        return name
+    raise UserError(f"PyAV has none of the encoders {', '.join(CODECS)}; install another build: pip install av")
