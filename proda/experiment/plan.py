@@ -121,7 +121,7 @@ def print_plan(config: Any, name: str) -> dict[str, Any]:
             *_disk_lines(config, listing, memory),
         ]
     )
-    print(f"\n{'GPU memory':<24}first flags with which a process fits (its peak, and with an allowance)")
+    print(f"\n{'GPU memory':<24}first flags with which it fits (peak, and peak with an allowance)")
     found = fitting(config, listing.sizes, processes, memory)
     for line in _fitting_lines(config, found):
         print(line)
@@ -198,7 +198,7 @@ def stage_memory(config: Any, sizes: Sizes, processes: int = 1) -> Memory:
             gradients=gradients + buckets,
             peaks={phase: peak + buckets for phase, peak in peaks.items()},
             checkpoint=checkpoint,
-            model=networks["student"],
+            model=networks["student"] + networks.get("discriminator", 0),
             parameters={name: sum(p.numel() for p in net.parameters()) for name, net in work.networks.items()},
         )
 
@@ -248,7 +248,7 @@ def _other_phases(
 
     yield "validation", validate
     if stage_kind(config) is DistillOptions:  # soft labels take less than the validation, for lack of full-size maps
-        yield "writing of pseudo labels", write_hard_labels
+        yield "pseudo labels", write_hard_labels
     if getattr(config, "adabn", False):
         yield "AdaBN", statistics
 
@@ -367,9 +367,9 @@ def _disk_lines(config: Any, listing: Listing, memory: Memory) -> Iterator[tuple
     total = labels + models + KEPT * memory.checkpoint
     parts = [f"{KEPT} checkpoints {_disk(KEPT * memory.checkpoint)}", f"models {_disk(models)}"]
     if labels:
-        parts.insert(0, f"pseudo labels of {listing.target_images} images about {_disk(labels)}")
-    yield "disk", f"{_disk(total)}: {', '.join(parts)}"
-    yield "", f"while a checkpoint is written, {_disk(memory.checkpoint)} more"
+        parts.insert(0, f"pseudo labels of {listing.target_images} images {_disk(labels)}")
+    yield "disk space", f"{_disk(total)}, and {_disk(memory.checkpoint)} more while a checkpoint is written"
+    yield "", ", ".join(parts)
 
 
 def label_bytes(config: Any, listing: Listing) -> float:
@@ -417,13 +417,14 @@ def _time_lines(config: Any, listing: Listing, processes: int, timing: Timing) -
     images = judged * listing.validation_images / processes + 100 * getattr(config, "adabn", False)
     validation = _validations(config, listing) * images * timing.validation
     preparation = _passes(config) * listing.target_images / processes * timing.validation
+    prototypes = ", with the prototypes" if stage_kind(config) is DenoiseOptions else ""
     yield "training", _duration(training)
     yield "validation", f"{_duration(validation)}, {timing.validation:.3g} s an image"
     if preparation:
-        yield "pseudo labels", f"about {_duration(preparation)}, with prototypes if the stage has them"
+        yield "pseudo labels", f"about {_duration(preparation)}{prototypes}"
     yield "in all", f"{_duration(training + validation + preparation)} on this device, if loading keeps up"
     if processes > 1:
-        yield "", "without the exchange of gradients between processes, which a plan does not measure"
+        yield "", "without the exchange of gradients, which a plan does not measure"
 
 
 def _passes(config: Any) -> float:

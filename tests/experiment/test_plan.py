@@ -52,8 +52,8 @@ def test_files_have_the_counted_sizes(stage, data, weights, tmp_path):
 
 
 def test_flags_that_save_memory_do():
-    settings = replace(config("stage1_denoise"), crop_width=96, crop_height=48)
-    peaks = []
+    settings = replace(config("stage1_denoise"), mean_width=192, crop_width=96, crop_height=48)
+    settings, peaks = replace(settings, adabn=False), []
     for changes in ({}, {"amp": "bf16"}, {"checkpoint_activations": True}, {"accumulate": 2}, {"accumulate": 4}):
         settings = replace(settings, **changes)
         peaks.append(plan.stage_memory(settings, SIZES).peaks["training"])
@@ -194,7 +194,7 @@ def test_validations_of_a_plan_are_those_of_a_run(data, weights, tmp_path, monke
     seen, run = [], training.run
 
     def counted(job, trainer, loaded, checkpoints, validation, *others):
-        validation.evaluators["student"].add_event_handler(Events.STARTED, lambda: seen.append(1))
+        validation.evaluators[""].add_event_handler(Events.STARTED, lambda: seen.append(1))
         return run(job, trainer, loaded, checkpoints, validation, *others)
 
     monkeypatch.setattr(training, "run", counted)

@@ -35,7 +35,7 @@ def described(batch: Any) -> Any:
     return tree_map(of, batch)
 
 
-class Stop(Exception):
+class StopRun(Exception):  # noqa: N818  it is no error
     """Ends a run in its first iteration."""
 
 
@@ -48,12 +48,12 @@ def test_batches_are_like_those_of_the_stage(stage, data, weights, tmp_path, mon
         def note(engine):
             seen["training"] = described(engine.state.batch)
             seen["validation"] = described(next(iter(validation.batches)))
-            raise Stop
+            raise StopRun
 
         return run(job, trainer, loaded, checkpoints, validation, *others)
 
     monkeypatch.setattr(training, "run", watched)
-    with pytest.raises(Stop):
+    with pytest.raises(StopRun):
         small_runs.train(stage, data, weights, tmp_path / "run", iterations=1)
     made_up = batches(config(stage), SIZES)
     assert [described(batch) for batch in made_up] == [seen["training"], seen["validation"]]
@@ -80,10 +80,10 @@ def test_networks_are_those_of_the_stage(data, weights, tmp_path, monkeypatch):
     def watched(job, trainer, *others):
         made["real"] = described(trainer.state.remembered["student"].state_dict())
         made["names"] = set(trainer.state.remembered)
-        raise Stop
+        raise StopRun
 
     monkeypatch.setattr(training, "run", watched)
-    with pytest.raises(Stop):
+    with pytest.raises(StopRun):
         small_runs.train("stage1_denoise", data, weights, tmp_path / "run")
     settings = config("stage1_denoise")
     work = workload(settings, SIZES, Precision("cpu"), *batches(settings, SIZES))
