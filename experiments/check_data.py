@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import ignite.distributed as idist
-from tqdm import tqdm
 
 from proda.data.check import DatasetReport, inspect_files
 from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
@@ -25,6 +24,7 @@ from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
 from proda.experiment.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
+from proda.utils.progress import track
 from proda.visualization import frequency_picture
 
 PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("target", "val")}
@@ -95,7 +95,7 @@ def check(data: Domains, part: str) -> DatasetReport:
             report.problems.append(f"{getattr(config, domain)}: {error}")
             report.bad_names.append(name)
     inspect_files(
-        dataset, report, num_workers=config.num_workers, progress=lambda items: tqdm(items, part, leave=False)
+        dataset, report, num_workers=config.num_workers, progress=lambda items: track(items, f"{part}, image")
     )
     sizes = [dataset.size] if dataset.size else list(report.sizes)
     try:

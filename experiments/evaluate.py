@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import ignite.distributed as idist
-from ignite.handlers import ProgressBar
 
 from proda.engines.inference import segmentation_evaluator
 from proda.experiment.config import DataConfig, parse_scales
@@ -23,6 +22,7 @@ from proda.experiment.job import Job
 from proda.experiment.networks import load_network
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SavePredictions
+from proda.handlers.progress import show_progress
 from proda.metrics import report
 from proda.utils.options import PathText
 from proda.visualization import confusion_picture
@@ -52,8 +52,7 @@ def run(local_rank: int, config: Config) -> dict:
     if config.predictions:
         folder = Path(config.predictions)
         SavePredictions(folder, suffix="_pred_labelIds.png", ids=data.classes.ids).attach(evaluator)
-    if idist.get_rank() == 0:
-        ProgressBar(desc="evaluation").attach(evaluator)
+    show_progress(evaluator, "evaluation, batch")
     evaluator.run(images)
 
     metrics = evaluator.state.metrics

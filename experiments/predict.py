@@ -10,9 +10,6 @@ OUTPUT/overlays/NAME.jpg. ``--source`` determines the classes.
 from dataclasses import dataclass
 from pathlib import Path
 
-import ignite.distributed as idist
-from ignite.handlers import ProgressBar
-
 from proda.data.image_files import IMAGE_SUFFIXES
 from proda.data.labelled_files import LabelledFiles, read_skip_list
 from proda.data.listing import FoundFiles, list_files
@@ -23,6 +20,7 @@ from proda.experiment.job import Job
 from proda.experiment.networks import load_network
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SaveOverlays, SavePredictions
+from proda.handlers.progress import show_progress
 from proda.utils.errors import MissingFileError
 from proda.utils.files import safe_path
 from proda.utils.options import PathText
@@ -52,8 +50,7 @@ def run(local_rank: int, config: Config) -> dict:
     evaluator = segmentation_evaluator(network, job.precision, flip=config.flip, scales=scales)
     SavePredictions(job.folder / "labels", colors=data.classes.colors).attach(evaluator)
     SaveOverlays(job.folder / "overlays", data.classes.colors).attach(evaluator)
-    if idist.get_rank() == 0:
-        ProgressBar(desc="prediction").attach(evaluator)
+    show_progress(evaluator, "prediction, batch")
     evaluator.run(data.whole_images(dataset))
 
     job.log.info("class numbers: %s", ", ".join(f"{k} {name}" for k, name in enumerate(data.classes.names)))

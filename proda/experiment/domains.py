@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from proda.experiment.config import DataConfig
 from proda.models.network import SegmentationNetwork
 from proda.streets import write_streets
 from proda.utils.errors import UserError
+from proda.utils.progress import track
 
 STATISTICS_BATCH = 10  # images per batch for AdaBN; no flag changes it, because results depend on it
 SOME_IMAGES = 100  # training images used for AdaBN, and for validation if there is no validation split
@@ -313,7 +314,7 @@ def data_root(config: DataConfig) -> Path:
     root = Path(config.data_root or os.environ.get("PRODA_DATA") or "data").expanduser()
     if config.preset == "streets":
         with idist.one_rank_first():
-            write_streets(root, source=config.source)
+            write_streets(root, source=config.source, progress=partial(track, title="drawing Streets, scene"))
     return root
 
 
