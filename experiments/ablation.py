@@ -38,10 +38,13 @@ PASSED_ON = ("source", "num_classes", "backbone", "device", "num_workers", "val_
 
 @dataclass
 class Config(DataConfig):
+    # -- Recipe
     preset: str = "streets"  # the only preset: Streets, with schedules for it
     table: Literal["parts", "init", "renewal", "quirks", "quickstart"] = "parts"  # rows to run and to compare
     seeds: PositiveInt = 5  # number of runs of every row, with the seeds --seed, --seed + 1, ...
+    # -- Length
     scale: PositiveFloat = 1.0  # factor for the number of iterations of every run
+    # -- Output
     dry: bool = False  # list the runs as commands, without running any
     overwrite: bool = False  # replace runs in the output folder that used other settings
 

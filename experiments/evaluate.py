@@ -30,10 +30,14 @@ from proda.visualization import confusion_picture
 
 @dataclass
 class Config(DataConfig):
+    # -- Network
     weights: PathText = ""  # the network to evaluate
+    # -- Data
     split: Literal["val", "train", "test"] = "val"  # images to evaluate on; test has no labels
+    # -- Method
     flip: bool = False  # average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image to average over, separated by commas: 0.75,1,1.25
+    # -- Output
     predictions: PathText = ""  # folder for predictions, NAME_pred_labelIds.png; if empty, none are written
 
 

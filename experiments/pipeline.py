@@ -40,19 +40,24 @@ PASSED_ON = (
 
 @dataclass
 class Config(DataConfig):
+    # -- Stages
     from_stage: str = ""  # first stage to run; the results of earlier stages are used as they are
     until: str = ""  # last stage to run
+    # -- Data
+    batch_size: PositiveInt = 4  # images of each domain in a batch, over all processes
+    mean_width: PositiveInt = 2200  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped
+    crop_width: PositiveInt = 896  # width of the crops in pixels
+    crop_height: PositiveInt = 512  # height of the crops in pixels
+    # -- Network
     init_file: PathText = ""  # ImageNet weights that the warm-up starts from; if empty, torchvision's
     simclr: PathText = ""  # SimCLRv2 r101 1x weights, converted to PyTorch, for the student of stage 2
     stage2_init: Literal["simclr", "imagenet", "random"] = "simclr"  # initial weights of the student of stage 2
-    overwrite: bool = False  # rerun stages whose inputs have changed
-    batch_size: PositiveInt = 4  # images of each domain in a batch, over all processes
+    # -- Length
     epochs: PositiveInt = 84  # length of each stage: passes over the target training images
     iterations: NonNegativeInt = 0  # length of each stage in iterations; 0: use --epochs
     scale: PositiveFloat = 1.0  # with --preset=streets and no --iterations: factor for the length of each stage
-    mean_width: PositiveInt = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
-    crop_width: PositiveInt = 896  # width of the crops, pixels
-    crop_height: PositiveInt = 512  # height of the crops, pixels
+    # -- Output
+    overwrite: bool = False  # rerun stages whose inputs have changed
     checkpoint_every: PositiveInt = 1000  # iterations between checkpoints
 
     def problems(self) -> Iterator[str]:

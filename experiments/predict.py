@@ -28,8 +28,11 @@ from proda.utils.options import PathText
 
 @dataclass
 class Config(DataConfig):
+    # -- Network
     weights: PathText = ""  # the network that predicts
+    # -- Data
     images: PathText = ""  # an image, a folder (with its subfolders), or a pattern such as "photos/*_left.jpg"
+    # -- Method
     flip: bool = False  # average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image to average over, separated by commas: 0.75,1,1.25
 

@@ -21,7 +21,9 @@ from proda.utils.options import PathText, PositiveInt
 
 @dataclass
 class Config(DataConfig):
+    # -- Network
     weights: PathText = "runs/warmup/last.pt"  # the network whose features are averaged
+    # -- Method
     passes: PositiveInt = 1  # passes over the images; the released code makes 4
 
 

@@ -27,7 +27,9 @@ from proda.visualization import grid, image_picture, label_picture
 
 @dataclass
 class Config(pipeline.Config):
+    # -- Recipe
     preset: str = "streets"  # the only preset: Streets, with schedules for it
+    # -- Output
     panel_images: PositiveInt = 4  # rows of panel.png
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from proda.data.label_store import check_threshold
-from proda.engines.distill import DistillOptions, distill_trainer
+from proda.engines.distill import distill_trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.labelling import Averaging
+from proda.engines.options import DistillOptions
 from proda.experiment import training
 from proda.experiment.config import AdaptConfig, InitConfig, InitKind, parse_scales
 from proda.experiment.domains import Domains
@@ -36,16 +37,20 @@ from proda.utils.options import Fraction, NonNegativeFloat, NonNegativeInt, Path
 
 @dataclass
 class Config(DistillOptions, InitConfig, AdaptConfig):
+    # -- Network
     teacher: PathText = "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the labels
     init: InitKind = "simclr"  # initial student: simclr, imagenet, random, or weights (all of --init_file)
     bn_pretrain: bool = True  # batch norm after the backbone, for the scale of self-supervised features
+    # -- Optimisation
     lr: NonNegativeFloat = 6e-4  # learning rate of the student's backbone at the start of training
+    # -- Pseudo labels
     pseudo_labels: PathText = ""  # folder of hard labels; missing ones are written; if empty, OUTPUT/pseudo_labels
     flip: bool = True  # pseudo labels average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image that they are averaged over, separated by commas: 0.75,1,1.25
     label_with: PathText = ""  # weights of a second network; pseudo labels average its predictions with the teacher's
     threshold: Fraction = 0.95  # pseudo labels whose confidence is not above this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
+    # -- Output
     watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
 
     def problems(self) -> Iterator[str]:

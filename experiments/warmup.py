@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
+from proda.engines.adversarial import adversarial_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
+from proda.engines.options import AdversarialOptions
 from proda.experiment import training
 from proda.experiment.config import AdaptConfig, InitConfig
 from proda.experiment.domains import Domains
@@ -34,6 +35,7 @@ from proda.utils.options import NonNegativeFloat
 
 @dataclass
 class Config(AdversarialOptions, InitConfig, AdaptConfig):
+    # -- Optimisation
     discriminator_lr: NonNegativeFloat = 1e-4  # learning rate of the discriminator's Adam, betas 0.9 and 0.99
 
 

@@ -1,6 +1,5 @@
 """Supervised training: the source loss that all stages share, and the trainer of source-only and oracle."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,17 +18,9 @@ from proda.engines.optimization import (
     set_train_mode,
     to_float,
 )
+from proda.engines.options import StudentOptions
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy
-from proda.utils.options import Options
-
-
-@dataclass
-class StudentOptions(Options):
-    """Options of the student, common to all trainers."""
-
-    sync_bn: bool = True  # batch statistics over all processes (GPU only)
-    freeze_bn: bool = False  # keep the initial statistics, scales and shifts of the student's batch norm
 
 
 def source_loss(student: nn.Module, source: dict[str, Any], precision: Precision) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """Settings of an experiment: a flat dataclass whose fields are the command-line flags.
 
 An experiment module defines a dataclass ``Config``. Every field has a type that limits its values (see
-:mod:`proda.utils.options`), a default, and a trailing comment that describes it. The module may also define
-``PRESETS``: recipe name -> the fields that differ from the defaults. The dataclasses below hold the fields that several
-experiments share.
+:mod:`proda.utils.options`), a default, and a trailing comment that describes it. Comment lines such as ``# -- Data``
+above fields are the headings under which ``--help`` lists their flags. The module may also define ``PRESETS``: recipe
+name -> the fields that differ from the defaults. The dataclasses below hold the fields that several experiments share.
 """
 
 import ast
@@ -41,6 +41,13 @@ RENAMED_FLAGS = {
     "regularizer_weight": "mrkld_weight",
     "weights": "teacher",  # of stages 2 and 3
 }
+HEADING = "# -- "  # begins a comment line with the group of the fields below it
+# Groups of flags in the order of --help.
+GROUPS = (
+    *("Recipe", "Stages", "Data", "Network", "Length", "Optimisation", "Method", "Pseudo labels"),
+    *("Output", "Machine"),
+)
+OTHER_GROUP = "This experiment"
 BENCHMARKS = {"source": ("gta5", "synthia"), "target": ("cityscapes",)}
 
 
@@ -48,9 +55,12 @@ BENCHMARKS = {"source": ("gta5", "synthia"), "target": ("cityscapes",)}
 class RunConfig(Options):
     """Fields of every experiment."""
 
+    # -- Recipe
     preset: str = ""  # recipe: one of the presets listed above; other flags override its values
-    output: PathText = ""  # output folder of the run; runs/<experiment> if empty
     seed: Annotated[int, Bounds(0, 2**31 - 1)] = 0  # seed of initial weights, data order, augmentation and dropout
+    # -- Output
+    output: PathText = ""  # output folder of the run; runs/<experiment> if empty
+    # -- Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if available, else cpu
     num_workers: NonNegativeInt = 4  # data loading processes per training process; 0: no extra processes
     amp: Literal["off", "bf16", "fp16"] = "off"  # mixed precision
@@ -63,15 +73,18 @@ class RunConfig(Options):
 class DataConfig(RunConfig):
     """Fields of every experiment that reads images."""
 
+    # -- Data
     data_root: PathText = ""  # folder with cityscapes/, gta5/ and synthia/; if empty, $PRODA_DATA or else data/
     source: PathText = "gta5"  # labelled synthetic domain: gta5, synthia, or a description file (docs/own_data.md)
     target: PathText = "cityscapes"  # unlabelled domain: cityscapes, or a description file (docs/own_data.md)
     num_classes: NonNegativeInt = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, all classes of a description file
-    backbone: str = "resnet101"  # backbone of the segmentation network: resnet101, resnet50 or tiny
-    val_batch_size: PositiveInt = 1  # images per evaluation step and process
     skip_bad: PathText = ""  # file that lists images to skip, such as bad_files.txt written by check_data
     labelled_only: bool = False  # skip source images without a label map
     gta5_size_as_released: bool = False  # resize all images and label maps of GTA5 to 1914 x 1052 pixels
+    # -- Network
+    backbone: str = "resnet101"  # backbone of the segmentation network: resnet101, resnet50 or tiny
+    # -- Machine
+    val_batch_size: PositiveInt = 1  # images per evaluation step and process
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -85,24 +98,28 @@ class DataConfig(RunConfig):
 class LoopConfig(DataConfig):
     """Fields of every run that trains a network, pretraining included. The defaults are the published values."""
 
-    batch_size: PositiveInt = 4  # global batch size per domain, split over the processes
+    # -- Data
+    batch_size: PositiveInt = 4  # global batch size per domain in images, split over the processes
+    mean_width: PositiveInt = 2200  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped
+    crop_width: PositiveInt = 896  # width of the crops in pixels
+    crop_height: PositiveInt = 512  # height of the crops in pixels
+    # -- Length
     epochs: PositiveInt = 84  # passes over the target training images
     iterations: NonNegativeInt = 0  # length of training in iterations; 0: use --epochs
+    stop_after: NonNegativeInt = 0  # save and exit after this iteration, as on SIGTERM; 0: never
+    # -- Optimisation
     schedule_iterations: NonNegativeInt = 0  # iteration at which the learning rate reaches zero; 0: the last iteration
     lr: NonNegativeFloat = 2.5e-4  # learning rate of the backbone at the start of training
     momentum: Fraction = 0.9  # momentum of SGD
     weight_decay: NonNegativeFloat = 2e-4  # weight decay of SGD
     grad_clip: NonNegativeFloat = 0.0  # maximum gradient norm; 0: no clipping
-    mean_width: PositiveInt = 2200  # images are resized to 0.5 to 1.5 times this width, then cropped
-    crop_width: PositiveInt = 896  # width of the crops in pixels
-    crop_height: PositiveInt = 512  # height of the crops in pixels
-    val_every: PositiveInt = 1000  # iterations between validations
-    checkpoint_every: PositiveInt = 1000  # iterations between full checkpoints
+    # -- Output
     resume: bool = False  # continue from the last good checkpoint in the output folder
     overwrite: bool = False  # delete the files of an earlier run in the output folder
+    val_every: PositiveInt = 1000  # iterations between validations
+    checkpoint_every: PositiveInt = 1000  # iterations between full checkpoints
     log_every: PositiveInt = 50  # iterations between scalars written to TensorBoard
     panels_every: NonNegativeInt = 1000  # iterations between image panels written to TensorBoard; 0: no panels
-    stop_after: NonNegativeInt = 0  # save and exit after this iteration, as on SIGTERM; 0: never
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -114,8 +131,10 @@ class LoopConfig(DataConfig):
 class TrainConfig(LoopConfig):
     """Fields of every training stage."""
 
+    # -- Optimisation
     head_lr_factor: NonNegativeFloat = 10.0  # ratio of the learning rates of head and backbone; 1: one parameter group
     repeat_backbone_parameters: bool = False  # as released: update most backbone weights 3 or 4 times an iteration
+    # -- Network
     dropout: Fraction = 0.1  # channel dropout before the classifier
 
 
@@ -123,6 +142,7 @@ class TrainConfig(LoopConfig):
 class AdaptConfig(TrainConfig):
     """Fields of every training stage that sees both domains."""
 
+    # -- Network
     adabn: bool = False  # recompute batch-norm statistics on target images before each validation (AdaBN)
 
     def problems(self) -> Iterator[str]:
@@ -138,23 +158,44 @@ InitKind = Literal["imagenet", "simclr", "random", "weights"]
 class InitConfig(TrainConfig):
     """Fields of every training stage that may start from pretrained weights."""
 
+    # -- Network
     init: InitKind = "imagenet"  # initial weights: imagenet, simclr, random, or weights (all from --init_file)
     init_file: PathText = ""  # weights file for --init; if empty, torchvision downloads its ImageNet weights
 
 
 def field_docs(config_class: type) -> dict[str, str]:
     """Field name -> its trailing comment, for all fields of a class; base classes first."""
-    docs: dict[str, str] = {}
+    return {name: doc for name, doc, _ in _declarations(config_class)}
+
+
+def field_groups(config_class: type) -> dict[str, list[str]]:
+    """Group -> names of its fields, in the order of ``GROUPS``; groups that are not in it come first.
+
+    A comment line ``# -- Data`` in a class puts the fields below it into the group ``Data``. A field without such a
+    line above it stays in the group that it has in a base class, or else belongs to ``OTHER_GROUP``.
+    """
+    group_of: dict[str, str] = {}
+    for name, _, group in _declarations(config_class):
+        group_of[name] = group or group_of.get(name, OTHER_GROUP)
+    found: dict[str, list[str]] = {}
+    for name, group in group_of.items():
+        found.setdefault(group, []).append(name)
+    return dict(sorted(found.items(), key=lambda item: GROUPS.index(item[0]) if item[0] in GROUPS else -1))
+
+
+def _declarations(config_class: type) -> Iterator[tuple[str, str, str]]:
+    """Name, trailing comment and group ("" if none) of each declaration of a field; those of base classes first."""
     for cls in reversed(config_class.__mro__):
         if cls is object:
             continue
         source = textwrap.dedent(inspect.getsource(cls))
-        lines = source.splitlines()
-        for node in ast.walk(ast.parse(source)):
+        lines, group, seen = source.splitlines(), "", 0
+        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined] # a class
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno:
+                headings = [line.strip() for line in lines[seen : node.lineno - 1] if line.strip().startswith(HEADING)]
+                group, seen = headings[-1].removeprefix(HEADING).strip() if headings else group, node.end_lineno
                 line = lines[node.end_lineno - 1].encode()  # Python counts columns in bytes
-                docs[node.target.id] = line[node.end_col_offset :].decode().lstrip(" #").strip()
-    return docs
+                yield node.target.id, line[node.end_col_offset :].decode().lstrip(" #").strip(), group
 
 
 def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[str, dict] | None = None) -> Any:

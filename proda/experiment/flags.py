@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import shutil
+import textwrap
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,16 +12,19 @@ from typing import Any
 
 import fire
 
-from proda.experiment.config import field_docs, with_present_names
+from proda.experiment.config import field_docs, field_groups, with_present_names
 from proda.utils.errors import MissingFileError, UserError
-from proda.utils.options import option_types
+from proda.utils.options import OptionType, option_types
 
 # Entries of config.json that --config ignores: they say where and how a run is executed.
 NOT_REPEATED = ("run", "output", "resume", "overwrite", "stop_after", "nproc_per_node", "backend")
+CONFIG_FLAG = "--config=FILE reads flags from the config.json of another run; flags beside it override them."
 VARIABLES = (
     "environment variables: PRODA_DATA is the data folder if --data_root is not set; PRODA_TRACEBACK=1 prints the",
     "traceback of an error in addition to its message",
 )
+MOST_LEFT = 38  # columns of a flag with its default; the comment of a longer one is below it
+LARGEST_SHOWN = 1000  # greater upper bounds are technical
 
 
 def parse_flags(arguments: list[str]) -> dict[str, str]:
@@ -70,16 +75,44 @@ def with_recorded(flags: Mapping[str, Any], config_class: type) -> dict[str, Any
     return recorded | {name: value for name, value in flags.items() if name != "config"}
 
 
-def help_text(config_class: type, doc: str, presets: Mapping[str, dict] | None = None) -> str:
-    """The text of ``--help``: the experiment's docstring, its presets, and each flag with default and comment."""
+def help_text(config_class: type, doc: str, presets: Mapping[str, dict] | None = None, *, columns: int = 0) -> str:
+    """The text of ``--help``: the experiment's docstring, its presets, and its flags in groups.
+
+    Each flag has its default, its comment, and its choices or its range.
+    ``columns``: width of the text; that of the terminal if 0, but from 60 to 120, and 100 where there is no terminal.
+    """
     docs, types = field_docs(config_class), option_types(config_class)
+    flags = {field.name: f"  --{field.name}={field.default}  " for field in fields(config_class)}
+    left = min(max(map(len, flags.values())), MOST_LEFT)
+    width = columns or min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
     lines = [doc.strip(), ""]
     if presets:
-        lines += [f"presets: {', '.join(presets)}", ""]
-    width = max(len(f"--{field.name}={field.default}") for field in fields(config_class))
-    lines.append("flags (--config=FILE reads them from the config.json of another run; other flags override them):")
-    for field in fields(config_class):
-        choices = ", ".join(str(choice) for choice in types[field.name].choices if choice != "")
-        doc = f"{docs[field.name]} ({choices})" if choices else docs[field.name]
-        lines.append(f"  {f'--{field.name}={field.default}':<{width}}  {doc}")
-    return "\n".join([*lines, "", *VARIABLES])
+        lines += [*_wrapped(f"presets: {', '.join(presets)}", width, " " * 9), ""]
+    lines.append("flags, with their defaults:")
+    for group, names in field_groups(config_class).items():
+        lines += ["", group]
+        for name in names:
+            flag = flags[name]
+            if len(flag) > left:
+                lines.append(flag.rstrip())
+                flag = ""
+            lines += _wrapped(f"{flag:<{left}}{docs[name]}{_allowed(types[name])}", width, " " * left)
+    lines.append("")
+    for paragraph in (CONFIG_FLAG, " ".join(VARIABLES)):
+        lines += _wrapped(paragraph, width, "    ")
+    return "\n".join(lines)
+
+
+def _allowed(option: OptionType) -> str:
+    """The choices, or the lower and the upper bound, of a flag in parentheses."""
+    if choices := [str(choice) for choice in option.choices if choice != ""]:
+        return f" ({', '.join(choices)})"
+    bounds = option.bounds
+    if bounds.high > LARGEST_SHOWN:
+        return ""
+    low = f"above {bounds.above:g}, up" if bounds.above >= bounds.low else f"{bounds.low:g}"
+    return f" ({low} to {bounds.high:g})"
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)

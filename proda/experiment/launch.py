@@ -15,7 +15,7 @@ import sys
 import traceback
 from dataclasses import asdict
 from functools import partial
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from proda.experiment.config import RunConfig, default_output, make_config
 from proda.experiment.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, with_recorded
+from proda.experiment.settings_only import settings_only
 from proda.utils.errors import MissingFileError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the clone, or the folder of installed packages
@@ -48,10 +49,10 @@ def main(argv: list[str]) -> int:
     try:
         if argv[0] == "copy":
             return _copy(argv[1:])
-        module = load_experiment(argv[0])
         if {"-h", "--help"} & set(argv[1:]):
-            print(help_text(module.Config, module.__doc__ or "", getattr(module, "PRESETS", None)))
+            print(_help(argv[0]))
             return 0
+        module = load_experiment(argv[0])
         result = start(argv[0], with_recorded(parse_flags(argv[1:]), module.Config))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -153,6 +154,27 @@ class _ByPlace:
 
 
 sys.meta_path.append(_ByPlace)
+
+
+def _help(experiment: str) -> str:
+    """The text of ``--help``, without importing what only ``run`` needs; that would take seconds."""
+
+    def text() -> str:
+        module = load_experiment(experiment)
+        return help_text(module.Config, module.__doc__ or "", getattr(module, "PRESETS", None))
+
+    try:
+        with settings_only(_spec_of_experiment):
+            return text()
+    except Exception:  # a file that cannot be read in parts is imported whole; an error of its own is raised again
+        return text()
+
+
+def _spec_of_experiment(name: str, path: Any) -> ModuleSpec | None:
+    """Where the module of an experiment is; None for other modules."""
+    if name.startswith("experiments."):
+        return PathFinder.find_spec(name, path)
+    return _ByPlace.find_spec(name)
 
 
 def _run(experiment: str, config: Any, local_rank: int) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from proda.experiment.config import field_docs
 from proda.experiment.launch import ROOT, load_experiment, main, start
 from tests import small_runs
 
@@ -41,9 +42,10 @@ def test_help_lists_every_flag_with_default_and_doc(experiment, capsys, tmp_path
     assert main([str(ROOT / experiment), "--help"]) == 0
     text = capsys.readouterr().out
     module = load_experiment(str(ROOT / experiment))
+    docs, words = field_docs(module.Config), text.split()
     for field in module.Config.__dataclass_fields__.values():
-        line = next(line for line in text.splitlines() if line.strip().startswith(f"--{field.name}={field.default}"))
-        assert line.split(f"--{field.name}={field.default}")[1].strip(), f"{field.name} has no doc"
+        start, doc = words.index(f"--{field.name}={field.default}") + 1, docs[field.name].split()
+        assert doc and words[start : start + len(doc)] == doc, f"{field.name} has no doc"
     assert module.__doc__.strip().splitlines()[0] in text
     assert f"python run.py {experiment}" in text
     assert list(tmp_path.iterdir()) == []
