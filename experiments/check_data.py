@@ -24,7 +24,7 @@ from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
 from proda.experiment.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
-from proda.utils.options import PositiveInt
+from proda.utils.options import Pixels
 from proda.utils.progress import track
 from proda.visualization import frequency_picture
 
@@ -35,9 +35,9 @@ PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("t
 class Config(DataConfig):
     # -- Data
     parts: str = "source,train,val"  # parts to check: source, target training images, target validation images
-    mean_width: PositiveInt = 2200  # mean width of views in training in pixels; images must be large enough for them
-    crop_width: PositiveInt = 896  # width of the crops in pixels
-    crop_height: PositiveInt = 512  # height of the crops in pixels
+    mean_width: Pixels = 2200  # mean width of views in training in pixels; images must be large enough for them
+    crop_width: Pixels = 896  # width of the crops in pixels
+    crop_height: Pixels = 512  # height of the crops in pixels
 
 
 PRESETS = {

@@ -9,6 +9,7 @@ Writes a table and OUTPUT/panel.png at the end. The same command continues an in
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import ignite.distributed as idist
 import numpy as np
@@ -21,7 +22,7 @@ from proda.engines.optimization import to_float
 from proda.experiment.domains import Domains
 from proda.models.weights import load_network
 from proda.utils.errors import UserError
-from proda.utils.options import PositiveInt
+from proda.utils.options import Bounds
 from proda.visualization import grid, image_picture, label_picture
 
 
@@ -30,7 +31,7 @@ class Config(pipeline.Config):
     # -- Recipe
     preset: str = "streets"  # the only preset: Streets, with schedules for it
     # -- Output
-    panel_images: PositiveInt = 4  # rows of panel.png
+    panel_images: Annotated[int, Bounds(1, 100)] = 4  # rows of panel.png
 
 
 # The whole schedule, as experiments/ablation.py has it, would take over twice as long.

@@ -35,7 +35,15 @@ from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
-from proda.utils.options import Fraction, NonNegativeFloat, NonNegativeInt, PathText, PositiveFraction, PositiveInt
+from proda.utils.options import (
+    Fraction,
+    LearningRate,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PassCount,
+    PathText,
+    PositiveFraction,
+)
 
 
 @dataclass
@@ -43,11 +51,11 @@ class Config(DenoiseOptions, AdaptConfig):
     # -- Network
     weights: PathText = "runs/warmup/last.pt"  # warm-up model, for initial student, teacher, soft labels, prototypes
     # -- Optimisation
-    lr: NonNegativeFloat = 1e-4  # learning rate at the start of training
+    lr: LearningRate = 1e-4  # learning rate at the start of training
     head_lr_factor: NonNegativeFloat = 1.0  # ratio of the learning rates of head and backbone; 1: one parameter group
     # -- Method
     prototypes: PathText = ""  # file of prototypes; written if missing; if empty, OUTPUT/prototypes.pt
-    prototype_passes: PositiveInt = 1  # passes over the target images for the initial prototypes; 4 as released
+    prototype_passes: PassCount = 1  # passes over the target images for the initial prototypes; 4 as released
     prototype_momentum: Fraction = 1e-4  # weight of the new class mean in the moving average; 0: fixed prototypes
     teacher_momentum: PositiveFraction = 0.001  # weight of the student in the teacher's moving average
     # -- Pseudo labels

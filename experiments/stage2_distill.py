@@ -32,7 +32,7 @@ from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.validation import Validation
-from proda.utils.options import Fraction, NonNegativeFloat, NonNegativeInt, PathText
+from proda.utils.options import FractionBelowOne, LearningRate, NonNegativeInt, PathText
 
 
 @dataclass
@@ -42,13 +42,13 @@ class Config(DistillOptions, InitConfig, AdaptConfig):
     init: InitKind = "simclr"  # initial student: simclr, imagenet, random, or weights (all of --init_file)
     bn_pretrain: bool = True  # batch norm after the backbone, for the scale of self-supervised features
     # -- Optimisation
-    lr: NonNegativeFloat = 6e-4  # learning rate of the student's backbone at the start of training
+    lr: LearningRate = 6e-4  # learning rate of the student's backbone at the start of training
     # -- Pseudo labels
     pseudo_labels: PathText = ""  # folder of hard labels; missing ones are written; if empty, OUTPUT/pseudo_labels
     flip: bool = True  # pseudo labels average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image that they are averaged over, separated by commas: 0.75,1,1.25
     label_with: PathText = ""  # weights of a second network; pseudo labels average its predictions with the teacher's
-    threshold: Fraction = 0.95  # pseudo labels whose confidence is not above this are ignored
+    threshold: FractionBelowOne = 0.95  # pseudo labels whose confidence is not above this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
     # -- Output
     watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none

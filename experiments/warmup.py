@@ -30,13 +30,13 @@ from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.validation import Validation
 from proda.models.discriminator import Discriminator
-from proda.utils.options import NonNegativeFloat
+from proda.utils.options import LearningRate
 
 
 @dataclass
 class Config(AdversarialOptions, InitConfig, AdaptConfig):
     # -- Optimisation
-    discriminator_lr: NonNegativeFloat = 1e-4  # learning rate of the discriminator's Adam, betas 0.9 and 0.99
+    discriminator_lr: LearningRate = 1e-4  # learning rate of the discriminator's Adam, betas 0.9 and 0.99
 
 
 RELEASED = {"repeat_backbone_parameters": True, "schedule_iterations": 90_000}

@@ -7,7 +7,7 @@ nothing that imports it.
 from dataclasses import dataclass
 from typing import Literal
 
-from proda.utils.options import Fraction, NonNegativeFloat, Options, PositiveFloat
+from proda.utils.options import Fraction, FractionBelowOne, NonNegativeFloat, Options, Temperature
 
 
 @dataclass
@@ -36,8 +36,8 @@ class DenoiseOptions(StudentOptions):
 
     # -- Method
     rectification: bool = True  # weight the soft labels by the prototypes; False: conventional self-training
-    temperature: PositiveFloat = 1.0  # multiplies the distances to the prototypes
-    threshold: Fraction = 0.0  # rectified labels with a lower probability are ignored
+    temperature: Temperature = 1.0  # multiplies the distances to the prototypes
+    threshold: FractionBelowOne = 0.0  # rectified labels with a lower probability are ignored
     ce_weight: NonNegativeFloat = 0.1  # weight of the cross entropy on the rectified labels
     rce_weight: NonNegativeFloat = 1.0  # weight of the reverse cross entropy on the rectified labels
     mrkld_weight: NonNegativeFloat = 0.1  # weight of the regulariser MRKLD: KL divergence from the uniform distribution
@@ -66,5 +66,5 @@ class ContrastiveOptions(StudentOptions):
     """Options of the trainer of pretraining. The defaults are DenseCL's."""
 
     # -- Method
-    temperature: PositiveFloat = 0.2  # temperature of the contrastive losses
+    temperature: Temperature = 0.2  # temperature of the contrastive losses
     region_weight: Fraction = 0.5  # weight of the regions' loss, the images' has the rest; 0: SimCLR alone

@@ -11,10 +11,9 @@ import difflib
 import inspect
 import logging
 import os
-import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,12 +21,16 @@ from proda.utils.errors import UserError
 from proda.utils.options import (
     Bounds,
     Fraction,
+    FractionBelowOne,
+    LearningRate,
     NonNegativeFloat,
     NonNegativeInt,
     Options,
     OptionType,
     PathText,
+    Pixels,
     PositiveInt,
+    ProcessCount,
     file_of,
     option_types,
 )
@@ -40,6 +43,58 @@ RENAMED_FLAGS = {
     "consistency_weight": "structure_weight",
     "regularizer_weight": "mrkld_weight",
     "weights": "teacher",  # of stages 2 and 3
+}
+# Words for a flag that differ from its name -> names that it may have here, the first that the experiment has.
+SYNONYMS = {
+    "learning_rate": ("lr",),
+    "base_lr": ("lr",),
+    "wd": ("weight_decay",),
+    "batch": ("batch_size",),
+    "bs": ("batch_size",),
+    "max_epochs": ("epochs",),
+    "num_epochs": ("epochs",),
+    "steps": ("iterations",),
+    "iters": ("iterations",),
+    "max_iters": ("iterations",),
+    "max_steps": ("iterations",),
+    "gpus": ("nproc_per_node",),
+    "num_gpus": ("nproc_per_node",),
+    "ngpus": ("nproc_per_node",),
+    "gpu": ("device",),
+    "cuda": ("device",),
+    "cpu": ("device",),
+    "workers": ("num_workers",),
+    "fp16": ("amp",),
+    "bf16": ("amp",),
+    "mixed_precision": ("amp",),
+    "precision": ("amp",),
+    "model": ("weights", "teacher", "init_file"),
+    "ckpt": ("weights", "teacher", "init_file"),
+    "checkpoint": ("weights", "teacher", "init_file"),
+    "pretrained": ("init_file", "weights"),
+    "resume_from": ("resume",),
+    "out": ("output",),
+    "out_dir": ("output",),
+    "output_dir": ("output",),
+    "save_dir": ("output",),
+    "work_dir": ("output",),
+    "log_dir": ("output",),
+    "data": ("data_root",),
+    "data_dir": ("data_root",),
+    "dataset": ("source",),
+    "src_dataset": ("source",),
+    "tgt_dataset": ("target",),
+    "n_class": ("num_classes",),
+    "classes": ("num_classes",),
+    "arch": ("backbone",),
+    "encoder": ("backbone",),
+    "img": ("images",),
+    "eval_every": ("val_every",),
+    "val_interval": ("val_every",),
+    "save_every": ("checkpoint_every",),
+    "force": ("overwrite",),
+    "tau": ("temperature",),
+    "ema": ("teacher_momentum",),
 }
 HEADING = "# -- "  # begins a comment line with the group of the fields below it
 # Groups of flags in the order of --help.
@@ -62,10 +117,10 @@ class RunConfig(Options):
     output: PathText = ""  # output folder of the run; runs/<experiment> if empty
     # -- Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if available, else cpu
-    num_workers: NonNegativeInt = 4  # data loading processes per training process; 0: no extra processes
+    num_workers: ProcessCount = 4  # data loading processes per training process; 0: no extra processes
     amp: Literal["off", "bf16", "fp16"] = "off"  # mixed precision
     deterministic: bool = False  # use only deterministic algorithms, which are slower on a GPU
-    nproc_per_node: NonNegativeInt = 0  # processes to start on this machine; 0: use the current process
+    nproc_per_node: ProcessCount = 0  # processes to start on this machine; 0: use the current process
     backend: Literal["", "nccl", "gloo"] = ""  # communication between processes; depends on the device if empty
 
 
@@ -100,18 +155,18 @@ class LoopConfig(DataConfig):
 
     # -- Data
     batch_size: PositiveInt = 4  # global batch size per domain in images, split over the processes
-    mean_width: PositiveInt = 2200  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped
-    crop_width: PositiveInt = 896  # width of the crops in pixels
-    crop_height: PositiveInt = 512  # height of the crops in pixels
+    mean_width: Pixels = 2200  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped
+    crop_width: Pixels = 896  # width of the crops in pixels
+    crop_height: Pixels = 512  # height of the crops in pixels
     # -- Length
     epochs: PositiveInt = 84  # passes over the target training images
     iterations: NonNegativeInt = 0  # length of training in iterations; 0: use --epochs
     stop_after: NonNegativeInt = 0  # save and exit after this iteration, as on SIGTERM; 0: never
     # -- Optimisation
     schedule_iterations: NonNegativeInt = 0  # iteration at which the learning rate reaches zero; 0: the last iteration
-    lr: NonNegativeFloat = 2.5e-4  # learning rate of the backbone at the start of training
-    momentum: Fraction = 0.9  # momentum of SGD
-    weight_decay: NonNegativeFloat = 2e-4  # weight decay of SGD
+    lr: LearningRate = 2.5e-4  # learning rate of the backbone at the start of training
+    momentum: FractionBelowOne = 0.9  # momentum of SGD
+    weight_decay: Fraction = 2e-4  # weight decay of SGD
     grad_clip: NonNegativeFloat = 0.0  # maximum gradient norm; 0: no clipping
     # -- Output
     resume: bool = False  # continue from the last good checkpoint in the output folder
@@ -135,7 +190,7 @@ class TrainConfig(LoopConfig):
     head_lr_factor: NonNegativeFloat = 10.0  # ratio of the learning rates of head and backbone; 1: one parameter group
     repeat_backbone_parameters: bool = False  # as released: update most backbone weights 3 or 4 times an iteration
     # -- Network
-    dropout: Fraction = 0.1  # channel dropout before the classifier
+    dropout: FractionBelowOne = 0.1  # channel dropout before the classifier
 
 
 @dataclass
@@ -285,13 +340,10 @@ def _read(option: OptionType, value: Any, place: str) -> Any:
 
 
 def _nearest(name: str, config_class: type) -> str:
-    """The field most similar to ``name``; empty if no field is similar.
-
-    ``name`` is compared with field names and with the first words of their comments, including those in base classes.
-    """
-    words = len(re.split("[-_]", name))
-    docs = [item for cls in config_class.__mro__ if is_dataclass(cls) for item in field_docs(cls).items()]
-    known = {"_".join(doc.lower().split()[:words]): field for field, doc in reversed(docs)}
-    known |= {field.name: field.name for field in fields(config_class)}
-    found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.65)
+    """The field most similar to ``name``, or what a synonym similar to it means; empty if there is none."""
+    known = {field.name: field.name for field in fields(config_class)}
+    for word, meanings in SYNONYMS.items():
+        if meaning := next((field for field in meanings if field in known), ""):
+            known.setdefault(word, meaning)
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.65)
     return known[found[0]] if found else ""

@@ -20,11 +20,11 @@ from proda.utils.options import OptionType, option_types
 NOT_REPEATED = ("run", "output", "resume", "overwrite", "stop_after", "nproc_per_node", "backend")
 CONFIG_FLAG = "--config=FILE reads flags from the config.json of another run; flags beside it override them."
 VARIABLES = (
-    "environment variables: PRODA_DATA is the data folder if --data_root is not set; PRODA_TRACEBACK=1 prints the",
-    "traceback of an error in addition to its message",
+    "Environment variables: PRODA_DATA is the data folder if --data_root is not set; PRODA_TRACEBACK=1 prints the "
+    "traceback of an error in addition to its message."
 )
 MOST_LEFT = 38  # columns of a flag with its default; the comment of a longer one is below it
-LARGEST_SHOWN = 1000  # greater upper bounds are technical
+LARGEST_SHOWN = 100  # upper bounds above it are technical
 
 
 def parse_flags(arguments: list[str]) -> dict[str, str]:
@@ -75,19 +75,17 @@ def with_recorded(flags: Mapping[str, Any], config_class: type) -> dict[str, Any
     return recorded | {name: value for name, value in flags.items() if name != "config"}
 
 
-def help_text(config_class: type, doc: str, presets: Mapping[str, dict] | None = None, *, columns: int = 0) -> str:
+def help_text(config_class: type, doc: str, presets: Mapping[str, dict] | None = None) -> str:
     """The text of ``--help``: the experiment's docstring, its presets, and its flags in groups.
 
     Each flag has its default, its comment, and its choices or its range.
-    ``columns``: width of the text; that of the terminal if 0, but from 60 to 120, and 100 where there is no terminal.
     """
     docs, types = field_docs(config_class), option_types(config_class)
     flags = {field.name: f"  --{field.name}={field.default}  " for field in fields(config_class)}
     left = min(max(map(len, flags.values())), MOST_LEFT)
-    width = columns or min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
     lines = [doc.strip(), ""]
     if presets:
-        lines += [*_wrapped(f"presets: {', '.join(presets)}", width, " " * 9), ""]
+        lines += [*wrapped(f"presets: {', '.join(presets)}", " " * 9), ""]
     lines.append("flags, with their defaults:")
     for group, names in field_groups(config_class).items():
         lines += ["", group]
@@ -96,11 +94,14 @@ def help_text(config_class: type, doc: str, presets: Mapping[str, dict] | None =
             if len(flag) > left:
                 lines.append(flag.rstrip())
                 flag = ""
-            lines += _wrapped(f"{flag:<{left}}{docs[name]}{_allowed(types[name])}", width, " " * left)
-    lines.append("")
-    for paragraph in (CONFIG_FLAG, " ".join(VARIABLES)):
-        lines += _wrapped(paragraph, width, "    ")
-    return "\n".join(lines)
+            lines += wrapped(f"{flag:<{left}}{docs[name]}{_allowed(types[name])}", " " * left)
+    return "\n".join([*lines, "", *wrapped(CONFIG_FLAG, "    "), *wrapped(VARIABLES, "    ")])
+
+
+def wrapped(text: str, indent: str) -> list[str]:
+    """Lines as wide as the terminal, if it has 60 to 120 columns; 100 where there is none. All but one are indented."""
+    width = min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 def _allowed(option: OptionType) -> str:
@@ -108,11 +109,8 @@ def _allowed(option: OptionType) -> str:
     if choices := [str(choice) for choice in option.choices if choice != ""]:
         return f" ({', '.join(choices)})"
     bounds = option.bounds
-    if bounds.high > LARGEST_SHOWN:
+    high = min(bounds.high, bounds.below)
+    if high > LARGEST_SHOWN:
         return ""
     low = f"above {bounds.above:g}, up" if bounds.above >= bounds.low else f"{bounds.low:g}"
-    return f" ({low} to {bounds.high:g})"
-
-
-def _wrapped(text: str, width: int, indent: str) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+    return f" ({low} to {'below ' if bounds.below < bounds.high else ''}{high:g})"

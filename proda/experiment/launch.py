@@ -23,12 +23,13 @@ from typing import Any
 from tqdm import tqdm
 
 from proda.experiment.config import RunConfig, default_output, make_config
-from proda.experiment.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, with_recorded
+from proda.experiment.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, with_recorded, wrapped
 from proda.experiment.settings_only import settings_only
 from proda.utils.errors import MissingFileError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the clone, or the folder of installed packages
 EXPERIMENTS = ROOT / "experiments"
+FOLDER_FLAGS = ("output", "pseudo_labels", "predictions")  # folders that experiments write to
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # above 0 after a restart
 # Errors caused by the machine. Other errors of the operating system, such as a missing file, may be bugs.
 MACHINE_TROUBLE = (
@@ -83,6 +84,7 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
     config = make_config(module.Config, flags, getattr(module, "PRESETS", None))
     file = str(module.__file__)
     config.output = config.output or default_output(file)
+    _check_places(config)
     return run_in_group(partial(_run, file, config), config, explain)
 
 
@@ -177,6 +179,17 @@ def _spec_of_experiment(name: str, path: Any) -> ModuleSpec | None:
     return _ByPlace.find_spec(name)
 
 
+def _check_places(config: Any) -> None:
+    """Raises UserError if a folder to write to is a file or below one, or if a file is a folder."""
+    for name in FOLDER_FLAGS:
+        value = getattr(config, name, "")
+        place = next((path for path in (Path(value), *Path(value).parents) if path.exists()), None) if value else None
+        if place is not None and not place.is_dir():
+            raise UserError(f"--{name}={value}: {place} is a file; expected a folder")
+    if (value := getattr(config, "prototypes", "")) and Path(value).is_dir():
+        raise UserError(f"--prototypes={value}: this is a folder; expected a file")
+
+
 def _run(experiment: str, config: Any, local_rank: int) -> Any:
     """The work of each process of the group."""
     _resume_after_restart(config)
@@ -248,7 +261,9 @@ def _usage() -> str:
         "       proda copy EXPERIMENT my_experiment.py        copies an experiment file as a start for your own",
         "",
     ]
-    for file in _ours():
+    files = {f"  experiments/{file.name}  ": file for file in _ours()}
+    left = max(map(len, files))
+    for name, file in files.items():
         first = next((line.strip('" ') for line in file.read_text().splitlines() if line.strip()), "")
-        lines.append(f"  experiments/{file.name:<20} {first}")
-    return "\n".join([*lines, "", *VARIABLES])
+        lines += wrapped(f"{name:<{left}}{first}", " " * left)
+    return "\n".join([*lines, "", *wrapped(VARIABLES, "    ")])

@@ -8,6 +8,7 @@ Our weights file is a dict saved with ``torch.save``: ``format`` (2), ``model`` 
 ``discriminator``. Files of format 1 have neither ``format`` nor ``class_names``.
 """
 
+import pickle
 import re
 import struct
 import zipfile
@@ -255,7 +256,10 @@ def read_tensors(path: str | Path) -> Any:
         if refused:
             found = f"found a call of {refused[1]}, which is not run"
         else:
-            found = f"cannot be read ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]})"
+            reason = str(error).strip().partition("\n")[0][:120]
+            if isinstance(error, pickle.UnpicklingError):  # torch's advice about weights_only is not for our users
+                reason = "no such content"
+            found = f"cannot be read ({type(error).__name__}: {reason})"
         raise UserError(f"{path}: {found}; expected tensors and plain values saved with torch.save") from None
 
 

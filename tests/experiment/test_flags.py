@@ -34,8 +34,9 @@ def test_what_is_no_flag_is_one_line(arguments, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_help_shows_flag_default_doc_choices_and_range():
-    text = help_text(Config, "What it does.", {"gta5": {}, "synthia": {}}, columns=100)
+def test_help_shows_flag_default_doc_choices_and_range(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = help_text(Config, "What it does.", {"gta5": {}, "synthia": {}})
     assert text.startswith("What it does.") and "gta5, synthia" in text
     lines = {line.split("=")[0].strip(): line for line in text.splitlines() if "=" in line}
     assert "--weights=a.pt" in lines["--weights"] and "where to start" in lines["--weights"]
@@ -46,8 +47,9 @@ def test_help_shows_flag_default_doc_choices_and_range():
 
 
 @pytest.mark.parametrize("columns", [60, 100, 120])
-def test_help_is_aligned_and_as_wide_as_asked(columns):
-    text = help_text(Config, "What it does.", {f"preset_{i}": {} for i in range(20)}, columns=columns)
+def test_help_is_aligned_and_as_wide_as_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = help_text(Config, "What it does.", {f"preset_{i}": {} for i in range(20)})
     assert max(map(len, text.splitlines())) <= columns
     flags = [line for line in text.splitlines() if line.startswith("  --")]
     beside = [line for line in flags if " " in line.strip()]

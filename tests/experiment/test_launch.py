@@ -42,7 +42,7 @@ def test_help_lists_every_flag_with_default_and_doc(experiment, capsys, tmp_path
     assert main([str(ROOT / experiment), "--help"]) == 0
     text = capsys.readouterr().out
     module = load_experiment(str(ROOT / experiment))
-    docs, words = field_docs(module.Config), text.split()
+    docs, words = field_docs(module.Config), text.partition("flags, with their defaults:")[2].split()
     for field in module.Config.__dataclass_fields__.values():
         start, doc = words.index(f"--{field.name}={field.default}") + 1, docs[field.name].split()
         assert doc and words[start : start + len(doc)] == doc, f"{field.name} has no doc"
