@@ -41,7 +41,7 @@ def test_help_shows_flag_default_doc_choices_and_range(monkeypatch):
     lines = {line.split("=")[0].strip(): line for line in text.splitlines() if "=" in line}
     assert "--weights=a.pt" in lines["--weights"] and "where to start" in lines["--weights"]
     assert lines["--amp"].endswith("mixed precision (off, bf16, fp16)")
-    assert lines["--dropout"].endswith("before the classifier (0 to 1)")
+    assert lines["--dropout"].endswith("before the classifier (0 to below 1)")
     assert lines["--share"].endswith("of it (above 0, up to 1)") and lines["--seed"].endswith("dropout")
     assert "PRODA_TRACEBACK=1" in "".join(text.splitlines()[-2:])
 

@@ -67,7 +67,7 @@ def test_an_unknown_flag_names_the_nearest(experiment, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--lr=fast"], "--lr=fast: expected a number of at least 0"),
+        (["--lr=fast"], "--lr=fast: expected a number above 0"),
         (["--batch_size=2.5"], "--batch_size=2.5: expected a whole number above 0"),
         (["--weights"], "--weights=True: expected text"),
         (["--resume=yes"], "--resume=yes: expected True or False"),
@@ -111,7 +111,7 @@ NEEDS_WEIGHTS = ["warmup", "stage1_denoise", "stage2_distill", "stage3_distill"]
 
 
 def flags_of(stage: str, data: Path, weights: str, **more) -> list[str]:
-    flags = small_runs.flags(stage, data, Path(weights), Path("run"), **more)
+    flags = {**small_runs.flags(stage, data, Path(weights), Path("run")), **more}
     return [f"--{name}={value}" for name, value in flags.items()]
 
 
@@ -154,6 +154,11 @@ def test_imagenet_weights_that_cannot_be_fetched(data, capsys, tmp_path_factory,
         ("source_only", {"init": "zeros"}, "--init=zeros: expected one of 'imagenet', 'simclr', 'random', 'weights'"),
         ("source_only", {"batch_size": 9}, "--batch_size=9 exceeds the 8 training images of the source"),
         ("source_only", {"crop_width": 400}, "400"),
+        ("stage1_denoise", {"batch_size": 9}, "--batch_size=9 exceeds the 8 training images of the source"),
+        ("stage1_denoise", {"crop_width": 400}, "400"),
+        ("source_only", {"output": f"{__file__}/run"}, "is a file; expected a folder"),
+        ("stage1_denoise", {"pseudo_labels": __file__}, f"--pseudo_labels={__file__}: {__file__} is a file"),
+        ("stage1_denoise", {"prototypes": "."}, "--prototypes=.: this is a folder; expected a file"),
         ("stage2_distill", {"threshold": 0.955}, "threshold must be a multiple of 0.01"),
         ("stage2_distill", {"init": "simclr", "init_file": ""}, "--init=simclr needs --init_file"),
     ],
