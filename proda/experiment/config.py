@@ -336,6 +336,8 @@ def _read(option: OptionType, value: Any, place: str) -> Any:
     try:
         return option.read(value)
     except ValueError as error:
+        if value == "True" and option.kind is not bool:  # the text of a flag without a value
+            raise UserError(f"{place} has no value: {error}") from None
         raise UserError(f"{place}={value}: {error}") from None
 
 

@@ -215,9 +215,7 @@ class Domains:
         ``kind`` is "soft" or "hard". ``folder`` is used unless ``--pseudo_labels`` names another. ``settings`` are
         other values that the labels depend on.
         """
-        if hasattr(
-            self.config, "batch_size"
-        ):  # of a training run, whose other flags are checked before this one writes
+        if hasattr(self.config, "batch_size"):  # of a training run: other flags are checked before the store writes
             self.training_batches(self.source_crops(), self.target_views())
         own_folder = not self.config.pseudo_labels
         with idist.one_rank_first():  # old labels must be deleted before other ranks open the folder

@@ -47,7 +47,8 @@ def parse_flags(arguments: list[str]) -> dict[str, str]:
         flags = None
     if not isinstance(flags, dict):
         stray = next((word for word in arguments if not word.startswith("--")), " ".join(arguments))
-        raise UserError(f"{stray!r}: expected flags of the form --name=value")
+        advice = f"; did you mean --{stray.lstrip('-')}?" if "=" in stray else ""
+        raise UserError(f"{stray!r}: expected flags of the form --name=value{advice}")
     return flags
 
 

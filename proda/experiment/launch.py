@@ -3,6 +3,7 @@
 ``run.py`` and the command ``proda`` call ``main``. Code that starts experiments calls ``start``.
 """
 
+import difflib
 import errno
 import importlib
 import importlib.util
@@ -22,6 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from proda import __version__
 from proda.experiment.config import RunConfig, default_output, make_config
 from proda.experiment.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, with_recorded, wrapped
 from proda.experiment.settings_only import settings_only
@@ -39,14 +41,17 @@ MACHINE_TROUBLE = (
 
 
 def main(argv: list[str]) -> int:
-    """Runs ``EXPERIMENT [--flag=value ...]`` or ``copy EXPERIMENT FILE``; returns the exit status.
+    """Runs ``EXPERIMENT [--flag=value ...]``, ``copy EXPERIMENT FILE`` or ``--version``; returns the exit status.
 
     The status is 0, or ``exit_status`` of the experiment's result; 2 after an error of one line that the user or the
     machine caused; and 128 plus the number of the signal that stopped the run. Bugs raise their exception.
     """
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"proda {__version__}")
+        return 0
     try:
         if argv[0] == "copy":
             return _copy(argv[1:])
@@ -205,8 +210,15 @@ def _find(experiment: str) -> Path:
     for file in choices:
         if file.suffix == ".py" and file.is_file():
             return file.resolve()
-    known = ", ".join(file.stem for file in _ours())
-    raise MissingFileError(f"{experiment}: no such experiment file; expected a file NAME.py, or one of {known}")
+    known = [file.stem for file in _ours()]
+    if experiment.startswith("-"):
+        raise UserError(f"{experiment}: the experiment comes before its flags, as in: run.py warmup {experiment}")
+    stem = Path(experiment).stem
+    near = difflib.get_close_matches(stem, known, n=1) or [name for name in known if name.split("_")[0] == stem]
+    nearest = f"; the nearest is {near[0]}" if near else ""
+    raise MissingFileError(
+        f"{experiment}: no such experiment file{nearest}; expected a file NAME.py, or one of {', '.join(known)}"
+    )
 
 
 def _ours() -> list[Path]:

@@ -51,7 +51,7 @@ def test_the_source_alone_picks_its_recipe():
         ({"batch_size": 2.5}, "--batch_size=2.5: expected a whole number above 0"),
         ({"batch_size": True}, "--batch_size=True: expected a whole number above 0"),
         ({"iterations": "1e3"}, "--iterations=1e3: expected a whole number of at least 0"),
-        ({"weights": "True"}, "--weights=True: expected text"),
+        ({"weights": "True"}, "--weights has no value: expected text"),
         ({"output": 7}, "--output=7: expected text"),
         ({"rectification": 1}, "--rectification=1: expected True or False"),
         ({"resume": "yes"}, "--resume=yes: expected True or False"),
@@ -186,7 +186,7 @@ def test_every_number_is_bounded_on_both_sides_and_nonsense_is_one_line(experime
             [1],
             None,
         ):
-            with pytest.raises(UserError, match=f"^--{name}=.*: expected .*$"):
+            with pytest.raises(UserError, match=f"^--{name}(=.*| has no value): expected .*$"):
                 make_config(config, {name: value})
 
 

@@ -51,7 +51,7 @@ def test_help_lists_every_flag_with_default_and_doc(experiment, capsys, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
 def test_without_an_experiment_there_is_a_list_of_them(argv, capsys):
     assert main(argv) == (0 if argv else 2)
     text = capsys.readouterr().out
@@ -69,10 +69,11 @@ def test_an_unknown_flag_names_the_nearest(experiment, capsys):
     [
         (["--lr=fast"], "--lr=fast: expected a number above 0"),
         (["--batch_size=2.5"], "--batch_size=2.5: expected a whole number above 0"),
-        (["--weights"], "--weights=True: expected text"),
+        (["--weights"], "--weights has no value: expected text"),
         (["--resume=yes"], "--resume=yes: expected True or False"),
         (["--preset=gta"], "unknown preset; expected one of gta5, synthia, gta5_released"),
-        (["lr=0.1"], "'lr=0.1': expected flags of the form --name=value"),
+        (["lr=0.1"], "'lr=0.1': expected flags of the form --name=value; did you mean --lr=0.1?"),
+        (["--lr"], "--lr has no value: expected a number above 0"),
         (["--lr=0.1", "stray"], "'stray': expected flags of the form --name=value"),
         (["--config=nothing.json"], "--config=nothing.json: no such file; expected the config.json of a run"),
         (["--checkpoint_every=0"], "--checkpoint_every=0: expected a whole number above 0"),
@@ -88,6 +89,21 @@ def test_a_flag_that_cannot_be_used(flags, message, capsys):
 def test_an_experiment_that_is_not_there(name, capsys):
     status, error = answer(capsys, name)
     assert status == 2 and "no such experiment file" in error and "stage1_denoise" in error
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage1_denose", "experiments/stage1-denoise.py"])
+def test_an_unknown_experiment_names_the_nearest(name, capsys):
+    status, error = answer(capsys, name)
+    assert status == 2 and "no such experiment file; the nearest is stage1_denoise; expected" in error
+
+
+def test_a_flag_before_the_experiment(capsys):
+    status, error = answer(capsys, "--lr=1", "warmup")
+    assert status == 2 and "--lr=1: the experiment comes before its flags, as in: run.py warmup --lr=1" in error
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("proda ")
 
 
 def test_a_file_that_is_no_experiment(capsys, tmp_path):
