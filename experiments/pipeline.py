@@ -111,7 +111,7 @@ def chosen(config: Config) -> list[str]:
 def check_data(config: Config) -> None:
     """Raises UserError now if a later stage could not train on the data; that stage may start only days later."""
     data = Domains(config)
-    data.training_batches(data.source_crops(), data.target_views(full_image=True))
+    data.check_training(full_image=True)
     data.validation_batches()
 
 

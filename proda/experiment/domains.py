@@ -138,6 +138,13 @@ class Domains:
             self._check_same_size()
         return TargetTraining(self.target, **self._views(), **parts)
 
+    def check_training(self, **parts: Any) -> None:
+        """Raises UserError if no training run could use the images with these flags; ``parts`` as in ``target_views``.
+
+        For stages that open a label store, which writes to its folder, before they have their batches.
+        """
+        self.training_batches(self.source_crops(), self.target_views(**parts))
+
     def training_batches(self, source: Dataset, target: Dataset | None) -> TrainingBatches:
         """This process's share of the batches of a training run."""
         config = self.config
@@ -215,8 +222,6 @@ class Domains:
         ``kind`` is "soft" or "hard". ``folder`` is used unless ``--pseudo_labels`` names another. ``settings`` are
         other values that the labels depend on.
         """
-        if hasattr(self.config, "batch_size"):  # of a training run: other flags are checked before the store writes
-            self.training_batches(self.source_crops(), self.target_views())
         own_folder = not self.config.pseudo_labels
         with idist.one_rank_first():  # old labels must be deleted before other ranks open the folder
             return open_store(
