@@ -17,7 +17,7 @@ stopped.
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ignite.distributed as idist
 
@@ -31,17 +31,20 @@ from proda.experiment.tables import caption, findings_table, rows_table
 from proda.experiment.up_to_date import finished_summary, run_if_outdated
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write
-from proda.utils.options import PositiveFloat, PositiveInt
+from proda.utils.options import Bounds, LengthFactor
 
 PASSED_ON = ("source", "num_classes", "backbone", "device", "num_workers", "val_batch_size", "amp", "data_root")
 
 
 @dataclass
 class Config(DataConfig):
+    # -- Recipe
     preset: str = "streets"  # the only preset: Streets, with schedules for it
     table: Literal["parts", "init", "renewal", "quirks", "quickstart"] = "parts"  # rows to run and to compare
-    seeds: PositiveInt = 5  # number of runs of every row, with the seeds --seed, --seed + 1, ...
-    scale: PositiveFloat = 1.0  # factor for the number of iterations of every run
+    seeds: Annotated[int, Bounds(1, 1000)] = 5  # number of runs of every row, with the seeds --seed, --seed + 1, ...
+    # -- Length
+    scale: LengthFactor = 1.0  # factor for the number of iterations of every run
+    # -- Output
     dry: bool = False  # list the runs as commands, without running any
     overwrite: bool = False  # replace runs in the output folder that used other settings
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import ignite.distributed as idist
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from proda.data.check import DatasetReport, choose_examples, inspect_files
 from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
@@ -29,6 +28,8 @@ from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
 from proda.experiment.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
+from proda.utils.options import Pixels
+from proda.utils.progress import track
 from proda.visualization import example_sheet, frequency_picture
 
 PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("target", "val")}
@@ -36,10 +37,11 @@ PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("t
 
 @dataclass
 class Config(DataConfig):
+    # -- Data
     parts: str = "source,train,val"  # parts to check: source, target training images, target validation images
-    mean_width: int = 2200  # mean width of views in training; images must be large enough for them
-    crop_width: int = 896  # width of the crops, pixels
-    crop_height: int = 512  # height of the crops, pixels
+    mean_width: Pixels = 2200  # mean width of views in training in pixels; images must be large enough for them
+    crop_width: Pixels = 896  # width of the crops in pixels
+    crop_height: Pixels = 512  # height of the crops in pixels
 
 
 PRESETS = {
@@ -99,7 +101,7 @@ def check(data: Domains, part: str, folder: Path) -> DatasetReport:
             report.problems.append(f"{getattr(config, domain)}: {error}")
             report.bad_names.append(name)
     inspect_files(
-        dataset, report, num_workers=config.num_workers, progress=lambda items: tqdm(items, part, leave=False)
+        dataset, report, num_workers=config.num_workers, progress=lambda items: track(items, f"{part}, image")
     )
     if report.labelled:
         draw_examples(dataset, report, data.classes).save(folder / f"examples_{part}.jpg", quality=90)

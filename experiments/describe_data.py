@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ignite.distributed as idist
-from tqdm import tqdm
 
 from proda.data.describe import find_places, look, write_description
 from proda.data.own_data import read_description
@@ -22,6 +21,7 @@ from proda.experiment.job import Job
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write
 from proda.utils.options import PathText
+from proda.utils.progress import track
 
 
 @dataclass
@@ -47,7 +47,7 @@ def run(local_rank: int, config: Config) -> dict:
     places = find_places(path.parent, images, labels)
     job.open({"images": len(places.image_files), "label maps": len(places.label_files) or "none"})
 
-    findings = look(places, num_workers=config.num_workers, progress=lambda items: tqdm(items, "describe", leave=False))
+    findings = look(places, num_workers=config.num_workers, progress=lambda items: track(items, "file"))
     text = write_description(places, findings)
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")

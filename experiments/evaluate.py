@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import ignite.distributed as idist
-from ignite.handlers import ProgressBar
 
 from proda.engines.inference import segmentation_evaluator
 from proda.experiment.config import UseConfig, parse_scales
@@ -26,6 +25,7 @@ from proda.experiment.job import Job
 from proda.experiment.networks import load_network
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SavePredictions
+from proda.handlers.progress import show_progress
 from proda.metrics import report
 from proda.models.weights import read_weights
 from proda.utils.options import PathText
@@ -34,9 +34,12 @@ from proda.visualization import confusion_picture
 
 @dataclass
 class Config(UseConfig):
+    # -- Data
     split: Literal["val", "train", "test"] = "val"  # images to evaluate on; test has no labels
+    # -- Method
     flip: bool = False  # average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image to average over, separated by commas: 0.75,1,1.25
+    # -- Output
     predictions: PathText = ""  # folder for predictions, NAME_pred_labelIds.png; if empty, none are written
 
 
@@ -62,8 +65,7 @@ def run(local_rank: int, config: Config) -> dict:
     if config.predictions:
         folder = Path(config.predictions)
         SavePredictions(folder, suffix="_pred_labelIds.png", ids=data.classes.ids).attach(evaluator)
-    if idist.get_rank() == 0:
-        ProgressBar(desc="evaluation").attach(evaluator)
+    show_progress(evaluator, "evaluation, batch")
     evaluator.run(images)
 
     metrics = evaluator.state.metrics

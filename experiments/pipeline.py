@@ -25,7 +25,7 @@ from proda.experiment.tables import CONTROL, control_sentence, stage_table
 from proda.experiment.up_to_date import print_once, run_if_outdated
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json
-from proda.utils.options import NonNegativeInt, PathText, PositiveFloat, PositiveInt
+from proda.utils.options import LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
 # Streets needs no downloads: the source-only model replaces ImageNet weights, and the stage-1 model replaces SimCLR
@@ -41,19 +41,24 @@ PASSED_ON = (
 
 @dataclass
 class Config(DataConfig):
+    # -- Stages
     from_stage: str = ""  # first stage to run; the results of earlier stages are used as they are
     until: str = ""  # last stage to run
+    # -- Data
+    batch_size: PositiveInt = 4  # images of each domain in a batch, over all processes
+    mean_width: Pixels = 2200  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped
+    crop_width: Pixels = 896  # width of the crops in pixels
+    crop_height: Pixels = 512  # height of the crops in pixels
+    # -- Network
     init_file: PathText = ""  # ImageNet weights that the warm-up starts from; if empty, torchvision's
     simclr: PathText = ""  # SimCLRv2 r101 1x weights, converted to PyTorch, for the student of stage 2
     stage2_init: Literal["simclr", "imagenet", "random"] = "simclr"  # initial weights of the student of stage 2
-    overwrite: bool = False  # rerun stages whose inputs have changed
-    batch_size: PositiveInt = 4  # images of each domain in a batch, over all processes
+    # -- Length
     epochs: PositiveInt = 84  # length of each stage: passes over the target training images
     iterations: NonNegativeInt = 0  # length of each stage in iterations; 0: use --epochs
-    scale: PositiveFloat = 1.0  # with --preset=streets and no --iterations: factor for the length of each stage
-    mean_width: PositiveInt = 2200  # a view is the image resized to 0.5..1.5 times this width, then cropped
-    crop_width: PositiveInt = 896  # width of the crops, pixels
-    crop_height: PositiveInt = 512  # height of the crops, pixels
+    scale: LengthFactor = 1.0  # with --preset=streets and no --iterations: factor for the length of each stage
+    # -- Output
+    overwrite: bool = False  # rerun stages whose inputs have changed
     checkpoint_every: PositiveInt = 1000  # iterations between checkpoints
 
     def problems(self) -> Iterator[str]:
@@ -124,7 +129,7 @@ def chosen(config: Config) -> list[str]:
 def check_data(config: Config) -> None:
     """Raises UserError now if a later stage could not train on the data; that stage may start only days later."""
     data = Domains(config)
-    data.training_batches(data.source_crops(), data.target_views(full_image=True))
+    data.check_training(full_image=True)
     data.validation_batches()
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from PIL import Image
-from tqdm import tqdm
 
 from proda.data.labelled_files import read_skip_list
 from proda.data.media import Media, ReadableBatches, ReadableImages, batched, find_media, of_equal_size, sample
@@ -43,15 +42,19 @@ from proda.models.weights import read_weights
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
 from proda.utils.options import NonNegativeInt, PathText
+from proda.utils.progress import Progress
 from proda.visualization import legend
 
 
 @dataclass
 class Config(UseConfig):
+    # -- Data
     images: PathText = ""  # images and videos: files, folders, patterns, or lists NAME.txt of them; commas between them
+    # -- Method
     tile: NonNegativeInt = 0  # larger images are predicted in overlapping tiles of at most this side; 0: automatic
     flip: bool = False  # average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image to average over, separated by commas: 0.75,1,1.25
+    # -- Output
     legend: bool = True  # add a legend to overlays of images
     confidence: bool = True  # write pictures of the confidence of each pixel
     side_by_side: bool = False  # videos show the original beside the overlay
@@ -92,7 +95,7 @@ def run(local_rank: int, config: Config) -> dict:
     ClassShares(job.folder / "shares.csv", names, of_all=True).attach(engine)
     images = ReadableImages(media.images, data.input_size)
     batches = ReadableBatches(images, batch_size=config.val_batch_size, num_workers=config.num_workers, **process)
-    with progress(engine, "images", batches.images):
+    with progress(engine, "image", batches.images):
         engine.run(batches)
     problems, label_free = batches.problems, engine.state.metrics["label_free"]
 
@@ -103,7 +106,7 @@ def run(local_rank: int, config: Config) -> dict:
         try:
             video = VideoFile(path)
             output = job.folder / "videos" / f"{name}.mp4"
-            with writing_video(output, video.rate) as encoder, progress(engine, name, video.count):
+            with writing_video(output, video.rate) as encoder, progress(engine, f"{name}, frame", video.count):
                 AddToVideo(encoder, colors, side_by_side=config.side_by_side).attach(engine)
                 engine.run(frames(video, data.input_size, config.val_batch_size))
         except UserError as error:
@@ -141,11 +144,17 @@ def frames(video: VideoFile, size: tuple[int, int] | None, batch_size: int) -> I
 
 
 @contextmanager
-def progress(engine: Engine, what: str, total: int) -> Iterator[None]:
-    """Shows a bar of the images of this process, or of the frames of its video; ``total`` may be 0 if unknown."""
-    with tqdm(total=total or None, desc=what, disable=idist.get_rank() > 0, leave=False) as bar:
-        count = engine.add_event_handler(
-            Events.ITERATION_COMPLETED, lambda engine: bar.update(len(engine.state.batch["name"]))
-        )
+def progress(engine: Engine, title: str, total: int) -> Iterator[None]:
+    """Shows the images of this process that are done, or the frames of its video; nothing if ``total`` is unknown."""
+    if idist.get_rank() > 0 or not total:
         yield
+        return
+    shown = Progress(title, total)
+    count = engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: shown.update(shown.done + len(engine.state.batch["name"]))
+    )
+    try:
+        yield
+    finally:
+        shown.close()
         count.remove()

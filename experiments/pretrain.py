@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 
 import torch
 
-from proda.engines.contrastive import ContrastiveOptions, contrastive_evaluator, contrastive_trainer
+from proda.engines.contrastive import contrastive_evaluator, contrastive_trainer
+from proda.engines.options import ContrastiveOptions
 from proda.experiment import training
 from proda.experiment.config import LoopConfig
 from proda.experiment.domains import UnlabelledDomains
@@ -29,25 +30,30 @@ from proda.handlers.schedule import ClipGradients, WarmupCosine
 from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AverageStatistics
 from proda.models.contrastive import ContrastiveNetwork
-from proda.utils.options import Bounds, NonNegativeFloat, NonNegativeInt, PathText, PositiveFraction, PositiveInt
+from proda.utils.options import Bounds, Fraction, LearningRate, NonNegativeInt, PathText, Pixels, PositiveInt
 
 
 @dataclass
 class Config(ContrastiveOptions, LoopConfig):
+    # -- Network
     init: Literal["random", "imagenet", "simclr"] = "random"  # initial backbone: random, imagenet, or simclr
     init_file: PathText = ""  # weights file for --init; if empty, torchvision downloads its ImageNet weights
+    projection_width: Annotated[int, Bounds(1, 65536)] = 2048  # hidden channels of the projections
+    projection_dimensions: Annotated[int, Bounds(1, 65536)] = 128  # dimensions of an embedding
+    # -- Data
     batch_size: PositiveInt = 16  # images per iteration and domain, split over the processes; two views of each
+    mean_width: Pixels = 1100  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped
+    crop_width: Pixels = 448  # width of crops, and of views, which are parts of crops; pixels
+    crop_height: Pixels = 256  # height of crops and views, pixels
+    # -- Length
     epochs: PositiveInt = 400  # passes over the target training images
-    lr: NonNegativeFloat = 0.04  # learning rate after the warm-up: DenseCL's 0.3 for 256 images, for 32 of them
+    # -- Optimisation
+    lr: LearningRate = 0.04  # learning rate after the warm-up: DenseCL's 0.3 for 256 images, for 32 of them
     warmup_iterations: NonNegativeInt = 1850  # linear warm-up of the learning rate: 10 epochs of Cityscapes, as SimCLR
-    weight_decay: NonNegativeFloat = 1e-4  # weight decay of SGD
-    mean_width: PositiveInt = 1100  # images are resized to 0.5 to 1.5 times this width, then cropped
-    crop_width: PositiveInt = 448  # width of crops, and of views, which are parts of crops; pixels
-    crop_height: PositiveInt = 256  # height of crops and views, pixels
-    smallest_view: PositiveFraction = 0.2  # smallest share of a crop's area in a view
+    weight_decay: Fraction = 1e-4  # weight decay of SGD
+    # -- Method
+    smallest_view: Annotated[float, Bounds(0.01, 1)] = 0.2  # smallest share of a crop's area in a view
     color_strength: Annotated[float, Bounds(0, 2.5)] = 0.5  # strength of the colour jitter; 1 is SimCLR's, 0.5 MoCo's
-    projection_width: PositiveInt = 2048  # hidden channels of the projections
-    projection_dimensions: PositiveInt = 128  # dimensions of an embedding
 
     def problems(self) -> Iterator[str]:
         """One line for each invalid combination of flags."""

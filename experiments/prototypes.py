@@ -16,13 +16,15 @@ from proda.experiment.networks import load_network
 from proda.experiment.recipes import STREETS_DATA
 from proda.handlers.prototypes import Prototypes, initial_prototypes
 from proda.models.weights import save_prototypes
-from proda.utils.options import PathText, PositiveInt
+from proda.utils.options import PassCount, PathText
 
 
 @dataclass
 class Config(DataConfig):
+    # -- Network
     weights: PathText = "runs/warmup/last.pt"  # the network whose features are averaged
-    passes: PositiveInt = 1  # passes over the images; the released code makes 4
+    # -- Method
+    passes: PassCount = 1  # passes over the images; the released code makes 4
 
 
 RELEASED = {"weights": "runs/warmup/best.pt", "passes": 4}

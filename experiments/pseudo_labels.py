@@ -20,7 +20,9 @@ from proda.utils.options import PathText
 
 @dataclass
 class Config(DataConfig):
+    # -- Network
     weights: PathText = "runs/warmup/last.pt"  # the network that predicts them
+    # -- Pseudo labels
     kind: Literal["soft", "hard"] = "soft"  # soft: probabilities at network resolution; hard: arg-max at image size
     pseudo_labels: PathText = ""  # folder to write to; if empty, OUTPUT/pseudo_labels
     flip: bool = True  # hard labels only: average the predictions of the image and its mirror image

@@ -10,6 +10,7 @@ Writes a table, OUTPUT/panel.png and OUTPUT/report.html at the end. The same com
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import ignite.distributed as idist
 import numpy as np
@@ -22,14 +23,16 @@ from proda.engines.optimization import to_float
 from proda.experiment.domains import Domains
 from proda.models.weights import load_network
 from proda.utils.errors import UserError
-from proda.utils.options import PositiveInt
+from proda.utils.options import Bounds
 from proda.visualization import grid, image_picture, label_picture
 
 
 @dataclass
 class Config(pipeline.Config):
+    # -- Recipe
     preset: str = "streets"  # the only preset: Streets, with schedules for it
-    panel_images: PositiveInt = 4  # rows of panel.png
+    # -- Output
+    panel_images: Annotated[int, Bounds(1, 100)] = 4  # rows of panel.png
 
 
 # The whole schedule, as experiments/ablation.py has it, would take over twice as long.

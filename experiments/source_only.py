@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.supervised import StudentOptions, supervised_trainer
+from proda.engines.options import StudentOptions
+from proda.engines.supervised import supervised_trainer
 from proda.experiment import training
 from proda.experiment.config import InitConfig
 from proda.experiment.domains import Domains
@@ -29,6 +30,7 @@ from proda.handlers.validation import Validation
 
 @dataclass
 class Config(StudentOptions, InitConfig):
+    # -- Data
     train_on: Literal["source", "target"] = "source"  # domain to train on: source, or target for the oracle
 
 

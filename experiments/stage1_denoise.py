@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from proda.engines.denoise import DenoiseOptions, denoise_trainer
+from proda.engines.denoise import denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
+from proda.engines.options import DenoiseOptions
 from proda.experiment import training
 from proda.experiment.config import AdaptConfig
 from proda.experiment.domains import Domains
@@ -34,26 +35,39 @@ from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
-from proda.utils.options import Fraction, NonNegativeFloat, NonNegativeInt, PathText, PositiveFraction, PositiveInt
+from proda.utils.options import (
+    Fraction,
+    LearningRate,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PassCount,
+    PathText,
+    PositiveFraction,
+)
 
 
 @dataclass
 class Config(DenoiseOptions, AdaptConfig):
+    # -- Network
     weights: PathText = "runs/warmup/last.pt"  # warm-up model, for initial student, teacher, soft labels, prototypes
-    lr: NonNegativeFloat = 1e-4  # learning rate at the start of training
+    # -- Optimisation
+    lr: LearningRate = 1e-4  # learning rate at the start of training
     head_lr_factor: NonNegativeFloat = 1.0  # ratio of the learning rates of head and backbone; 1: one parameter group
-    pseudo_labels: PathText = ""  # folder of soft labels; missing ones are written; if empty, OUTPUT/pseudo_labels
+    # -- Method
     prototypes: PathText = ""  # file of prototypes; written if missing; if empty, OUTPUT/prototypes.pt
-    prototype_passes: PositiveInt = 1  # passes over the target images for the initial prototypes; 4 as released
+    prototype_passes: PassCount = 1  # passes over the target images for the initial prototypes; 4 as released
     prototype_momentum: Fraction = 1e-4  # weight of the new class mean in the moving average; 0: fixed prototypes
     teacher_momentum: PositiveFraction = 0.001  # weight of the student in the teacher's moving average
+    # -- Pseudo labels
+    pseudo_labels: PathText = ""  # folder of soft labels; missing ones are written; if empty, OUTPUT/pseudo_labels
     online_soft_labels: bool = False  # store no labels; the frozen warm-up model predicts them in each iteration
-    watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
     flip: bool = False  # stored soft labels average the predictions of the image and its mirror image
     renew_labels_every: NonNegativeInt = 0  # epochs between renewals of the soft labels; 0: never, which is advised
     renew_labels_from: Literal["student", "teacher"] = "student"  # network that writes the renewed soft labels
     renew_prototypes: bool = False  # compute new prototypes from its predictions, too; otherwise the moving ones stay
+    # -- Output
     judge_teacher: bool = False  # validate the mean teacher as well as the student, and keep it as teacher.pt
+    watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
 
     @property
     def moves_teacher(self) -> bool:
@@ -117,6 +131,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Data: labelled source crops; target photographs as weak, strong and whole views, with their soft labels.
     warmup, student = (load_network(config, data.classes, job.device) for _ in range(2))
+    data.check_training(full_image=True)  # before the label store writes to its folder
     store = None
     if not config.online_soft_labels:
         flip = {"flip": True} if config.flip else {}  # manifests of labels without it do not mention it

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from proda.data.label_store import check_threshold
-from proda.engines.distill import DistillOptions, distill_trainer
+from proda.engines.distill import distill_trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.labelling import Averaging
+from proda.engines.options import DistillOptions
 from proda.experiment import training
 from proda.experiment.config import AdaptConfig, InitConfig, InitKind, parse_scales
 from proda.experiment.domains import Domains
@@ -31,21 +32,25 @@ from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.validation import Validation
-from proda.utils.options import Fraction, NonNegativeFloat, NonNegativeInt, PathText
+from proda.utils.options import FractionBelowOne, LearningRate, NonNegativeInt, PathText
 
 
 @dataclass
 class Config(DistillOptions, InitConfig, AdaptConfig):
+    # -- Network
     teacher: PathText = "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the labels
     init: InitKind = "simclr"  # initial student: simclr, imagenet, random, or weights (all of --init_file)
     bn_pretrain: bool = True  # batch norm after the backbone, for the scale of self-supervised features
-    lr: NonNegativeFloat = 6e-4  # learning rate of the student's backbone at the start of training
+    # -- Optimisation
+    lr: LearningRate = 6e-4  # learning rate of the student's backbone at the start of training
+    # -- Pseudo labels
     pseudo_labels: PathText = ""  # folder of hard labels; missing ones are written; if empty, OUTPUT/pseudo_labels
     flip: bool = True  # pseudo labels average the predictions of the image and its mirror image
     scales: str = "1"  # scales of the image that they are averaged over, separated by commas: 0.75,1,1.25
     label_with: PathText = ""  # weights of a second network; pseudo labels average its predictions with the teacher's
-    threshold: Fraction = 0.95  # pseudo labels whose confidence is not above this are ignored
+    threshold: FractionBelowOne = 0.95  # pseudo labels whose confidence is not above this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
+    # -- Output
     watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
 
     def problems(self) -> Iterator[str]:
@@ -97,6 +102,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
     averaging = Averaging(config.flip, parse_scales(config.scales), others)
+    data.check_training()  # before the label store writes to its folder
     store = data.label_store("hard", job.folder / "pseudo_labels", teacher, **averaging.settings())
     confident = {"threshold": config.threshold, "threshold_as_released": config.threshold_as_released}
     target = data.target_views(strong=True, pseudo_labels=store, **confident)

@@ -20,6 +20,7 @@ __all__ = ["PRESETS", "Config", "run"]
 
 @dataclass
 class Config(Stage2Config):
+    # -- Network
     teacher: PathText = "runs/stage2_distill/last.pt"  # weights of the frozen teacher, which also writes the labels
     init: InitKind = "weights"  # initial student: weights (all of --init_file), simclr, imagenet or random
     init_file: PathText = "runs/stage2_distill/last.pt"  # file for --init: the stage-2 model, as published

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
+from proda.engines.adversarial import adversarial_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
+from proda.engines.options import AdversarialOptions
 from proda.experiment import training
 from proda.experiment.config import AdaptConfig, InitConfig
 from proda.experiment.domains import Domains
@@ -29,12 +30,13 @@ from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.validation import Validation
 from proda.models.discriminator import Discriminator
-from proda.utils.options import NonNegativeFloat
+from proda.utils.options import LearningRate
 
 
 @dataclass
 class Config(AdversarialOptions, InitConfig, AdaptConfig):
-    discriminator_lr: NonNegativeFloat = 1e-4  # learning rate of the discriminator's Adam, betas 0.9 and 0.99
+    # -- Optimisation
+    discriminator_lr: LearningRate = 1e-4  # learning rate of the discriminator's Adam, betas 0.9 and 0.99
 
 
 RELEASED = {"repeat_backbone_parameters": True, "schedule_iterations": 90_000}

@@ -1,6 +1,8 @@
 """Shared fixtures."""
 
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,3 +25,12 @@ def data(tmp_path_factory) -> Path:
 def weights(tmp_path_factory) -> Path:
     """A weights file of a tiny network that was never trained."""
     return small_runs.write_weights(tmp_path_factory.mktemp("weights") / "before.pt")
+
+
+@pytest.fixture
+def terminal(monkeypatch) -> io.StringIO:
+    """The terminal on which progress is shown; what is written to it."""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr("proda.utils.progress.sys", SimpleNamespace(stderr=screen))  # pytest itself replaces sys.stderr
+    return screen

@@ -176,7 +176,9 @@ def test_a_label_map_of_the_wrong_size_is_named_with_its_file(data, weights, tmp
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint_before(clean_data, weights, tmp_path, capsys):
     folder = tmp_path / "run"
-    error = _fails("source_only", clean_data, weights, folder, capsys, lr=1e18, checkpoint_every=1, val_every=1)
+    error = _fails(
+        "source_only", clean_data, weights, folder, capsys, lr=1000, head_lr_factor=1e9, checkpoint_every=1, val_every=1
+    )
     assert "at iteration" in error and "--lr" in error
     for path in folder.glob("*.pt"):
         assert all(value.isfinite().all() for value in torch.load(path, weights_only=True).get("model", {}).values())
@@ -217,7 +219,14 @@ def test_a_fault_in_one_of_two_processes_ends_both_with_the_line_of_that_one(dat
 def test_a_loss_that_is_not_finite_ends_both_processes_with_one_line(clean_data, weights, tmp_path):
     run = small_runs.launch(
         small_runs.command(
-            "source_only", clean_data, weights, tmp_path / "run", nproc_per_node=2, lr=1e18, checkpoint_every=1
+            "source_only",
+            clean_data,
+            weights,
+            tmp_path / "run",
+            nproc_per_node=2,
+            lr=1000,
+            head_lr_factor=1e9,
+            checkpoint_every=1,
         )
     )
     while not (tmp_path / "run" / "checkpoint_1.pt").exists():

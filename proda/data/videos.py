@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from proda.data.image_files import warn_once
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import atomic_write, safe_path, save_json
+from proda.utils.progress import Progress
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 QUALITY = 95  # of JPEG: losses far below those of the video itself, in a fifth of the bytes of PNG
@@ -79,12 +79,14 @@ def _extract(video: Path, every: int, folder: Path) -> int:
                 raise UserError(f"{video}: no pictures in it, expected a video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            total = -(-stream.frames // every) or None  # 0: the file does not say
-            with tqdm(total=total, desc=f"frames of {video.name}", unit="frame", leave=False) as bar:
-                for number, frame in enumerate(container.decode(stream)):
-                    if number % every == 0:
-                        _write(frame, stream, _file(folder, number))
-                        bar.update()
+            shown = Progress(f"{video.name}, frame", stream.frames) if stream.frames else None  # 0: unknown
+            for number, frame in enumerate(container.decode(stream)):
+                if number % every == 0:
+                    _write(frame, stream, _file(folder, number))
+                if shown is not None:
+                    shown.update(number + 1)
+            if shown is not None:
+                shown.close()
     except av.FFmpegError as error:
         where = f"after frame {number}" if number >= 0 else "at its start"
         raise UserError(f"{video}: cannot be decoded {where} ({error.strerror or error})") from None

@@ -7,8 +7,7 @@ One iteration: the student's gradients of the source loss, then of the adversari
 the gradients of the discriminator and its step. The losses are in ``proda.method.losses``.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from ignite.engine import Engine
@@ -17,18 +16,9 @@ from torch import Tensor, nn
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.optimization import Precision, extend, parts, resize, to_float
-from proda.engines.supervised import StudentOptions, source_backward, student_of, student_update
+from proda.engines.options import AdversarialOptions
+from proda.engines.supervised import source_backward, student_of, student_update
 from proda.method.losses import discriminator_loss, generator_loss
-from proda.utils.options import NonNegativeFloat
-
-
-@dataclass
-class AdversarialOptions(StudentOptions):
-    """Options of the warm-up's trainer. The defaults are the published values."""
-
-    freeze_bn: bool = True  # keep the initial statistics, scales and shifts of the student's batch norm
-    adversarial_weight: NonNegativeFloat = 0.01  # weight of the adversarial loss next to the source cross entropy
-    gan: Literal["lsgan", "vanilla"] = "lsgan"  # the adversarial loss: least squares, or binary cross entropy
 
 
 def adversarial_trainer(

@@ -10,7 +10,6 @@ these three, there is no second network with a moving average and no queue, beca
 in a small batch.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import ignite.distributed as idist
@@ -22,19 +21,11 @@ from torch.autograd.function import once_differentiable
 from proda.data.loaders import to_device
 from proda.engines.events import proda_engine
 from proda.engines.optimization import Precision, to_float
-from proda.engines.supervised import StudentOptions, student_of, student_update
+from proda.engines.options import ContrastiveOptions
+from proda.engines.supervised import student_of, student_update
 from proda.method.contrastive import nt_xent
 from proda.metrics import ContrastiveScores
 from proda.models.contrastive import ContrastiveNetwork, Embeddings
-from proda.utils.options import Fraction, PositiveFloat
-
-
-@dataclass
-class ContrastiveOptions(StudentOptions):
-    """Options of the trainer of pretraining. The defaults are DenseCL's."""
-
-    temperature: PositiveFloat = 0.2  # temperature of the contrastive losses
-    region_weight: Fraction = 0.5  # weight of the regions' loss, the images' has the rest; 0: SimCLR alone
 
 
 def contrastive_trainer(

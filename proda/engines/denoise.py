@@ -9,8 +9,7 @@ Where the equations of the paper are used:
 The formulas are in ``proda.method``; ``step`` in ``denoise_trainer`` calls them in the order of an iteration.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from ignite.engine import Engine
@@ -19,35 +18,14 @@ from torch import Tensor, nn
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.optimization import Precision, StudentUpdate, extend, resize, split, to_float
-from proda.engines.supervised import StudentOptions, source_backward, student_of, student_update
+from proda.engines.options import DenoiseOptions
+from proda.engines.supervised import source_backward, student_of, student_update
 from proda.method import IGNORE
 from proda.method.losses import mrkld, structure_consistency, symmetric_cross_entropy
 from proda.method.prototypes import class_means, distances, prototype_weights
 from proda.method.pseudo_labels import hard_labels, rectify
 from proda.method.views import SCALE, crop_soft_label_batch, warp_to_strong_view, warp_to_weak_view
 from proda.models.network import Segmentation
-from proda.utils.options import Fraction, NonNegativeFloat, PositiveFloat
-
-
-@dataclass
-class DenoiseOptions(StudentOptions):
-    """Options of stage 1's trainer. The defaults are the published values."""
-
-    rectification: bool = True  # weight the soft labels by the prototypes; False: conventional self-training
-    temperature: PositiveFloat = 1.0  # multiplies the distances to the prototypes
-    threshold: Fraction = 0.0  # rectified labels with a lower probability are ignored
-    ce_weight: NonNegativeFloat = 0.1  # weight of the cross entropy on the rectified labels
-    rce_weight: NonNegativeFloat = 1.0  # weight of the reverse cross entropy on the rectified labels
-    mrkld_weight: NonNegativeFloat = 0.1  # weight of the regulariser MRKLD: KL divergence from the uniform distribution
-    structure_weight: NonNegativeFloat = 10.0  # weight of structure learning: consistency of weak and strong view
-    teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics and dropout, as published; eval: neither
-    joint_views: bool = False  # weak and strong view in one pass of the student; its batch statistics mix the two
-    replay_as_released: bool = False  # warp maps to the strong view with the released code's order and offsets
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether rectification or structure learning is on; without both the teacher does not run."""
-        return self.rectification or self.structure_weight > 0
 
 
 def denoise_trainer(

@@ -5,7 +5,6 @@ hard pseudo labels and the KL divergence from the teacher's output; then the opt
 ``proda.method.losses``. Pseudo labels are stored before training and do not change during it.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,20 +14,11 @@ from torch import Tensor, nn
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.optimization import Precision, extend, resize, split, to_float
-from proda.engines.supervised import StudentOptions, source_backward, student_of, student_update
+from proda.engines.options import DistillOptions
+from proda.engines.supervised import source_backward, student_of, student_update
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
 from proda.method.views import downscale_labels, warp_to_strong_view
-from proda.utils.options import NonNegativeFloat
-
-
-@dataclass
-class DistillOptions(StudentOptions):
-    """Options of the trainer of stages 2 and 3. The defaults are the published values."""
-
-    distillation_weight: NonNegativeFloat = 1.0  # weight of the KL divergence from the teacher's output
-    distillation_as_released: bool = False  # pass probabilities where log-probabilities belong
-    replay_as_released: bool = False  # warp maps to the strong view with the released code's order and offsets
 
 
 def distill_trainer(

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.data.loaders import to_device
@@ -17,6 +16,7 @@ from proda.method.pseudo_labels import flip_averaged
 from proda.metrics import LabelConfusion, report
 from proda.models.network import SegmentationNetwork, evaluation_mode
 from proda.utils.lock import FolderLock
+from proda.utils.progress import track
 
 
 class Averaging(NamedTuple):
@@ -62,7 +62,7 @@ def write_pseudo_labels(
     with FolderLock(store.folder), ExitStack() as modes:
         for labeller in (network, *others):
             modes.enter_context(evaluation_mode(labeller))
-        for batch in tqdm(batches, desc="pseudo labels", disable=idist.get_rank() != 0, leave=False):
+        for batch in track(batches, "pseudo labels, batch", show=idist.get_rank() == 0):
             batch = to_device(batch, precision.device)
             size = tuple(batch["image"].shape[-2:])
             with precision.autocast():

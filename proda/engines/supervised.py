@@ -1,6 +1,5 @@
 """Supervised training: the source loss that all stages share, and the trainer of source-only and oracle."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,18 +9,9 @@ from torch import Tensor, nn
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.optimization import Precision, StudentUpdate, extend, resize, to_float
+from proda.engines.options import StudentOptions
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy
-from proda.utils.options import Options, PositiveInt
-
-
-@dataclass
-class StudentOptions(Options):
-    """Options of the student, common to all trainers."""
-
-    sync_bn: bool = True  # batch statistics over all processes (GPU only)
-    freeze_bn: bool = False  # keep the initial statistics, scales and shifts of the student's batch norm
-    accumulate: PositiveInt = 1  # each process's batch goes through the networks in this many parts, to save memory
 
 
 def student_update(

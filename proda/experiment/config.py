@@ -1,9 +1,9 @@
 """Settings of an experiment: a flat dataclass whose fields are the command-line flags.
 
 An experiment module defines a dataclass ``Config``. Every field has a type that limits its values (see
-:mod:`proda.utils.options`), a default, and a trailing comment that describes it. The module may also define
-``PRESETS``: recipe name -> the fields that differ from the defaults. The dataclasses below hold the fields that several
-experiments share.
+:mod:`proda.utils.options`), a default, and a trailing comment that describes it. Comment lines such as ``# -- Data``
+above fields are the headings under which ``--help`` lists their flags. The module may also define ``PRESETS``: recipe
+name -> the fields that differ from the defaults. The dataclasses below hold the fields that several experiments share.
 """
 
 import ast
@@ -11,10 +11,9 @@ import difflib
 import inspect
 import logging
 import os
-import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,12 +21,16 @@ from proda.utils.errors import UserError
 from proda.utils.options import (
     Bounds,
     Fraction,
+    FractionBelowOne,
+    LearningRate,
     NonNegativeFloat,
     NonNegativeInt,
     Options,
     OptionType,
     PathText,
+    Pixels,
     PositiveInt,
+    ProcessCount,
     file_of,
     option_types,
 )
@@ -41,6 +44,65 @@ RENAMED_FLAGS = {
     "regularizer_weight": "mrkld_weight",
     "weights": "teacher",  # of stages 2 and 3
 }
+# Words for a flag that differ from its name -> names that it may have here, the first that the experiment has.
+SYNONYMS = {
+    "learning_rate": ("lr",),
+    "base_lr": ("lr",),
+    "wd": ("weight_decay",),
+    "batch": ("batch_size",),
+    "bs": ("batch_size",),
+    "max_epochs": ("epochs",),
+    "num_epochs": ("epochs",),
+    "steps": ("iterations",),
+    "iters": ("iterations",),
+    "max_iters": ("iterations",),
+    "max_steps": ("iterations",),
+    "gpus": ("nproc_per_node",),
+    "num_gpus": ("nproc_per_node",),
+    "ngpus": ("nproc_per_node",),
+    "gpu": ("device",),
+    "cuda": ("device",),
+    "cpu": ("device",),
+    "workers": ("num_workers",),
+    "fp16": ("amp",),
+    "bf16": ("amp",),
+    "mixed_precision": ("amp",),
+    "precision": ("amp",),
+    "model": ("weights", "teacher", "init_file"),
+    "ckpt": ("weights", "teacher", "init_file"),
+    "checkpoint": ("weights", "teacher", "init_file"),
+    "pretrained": ("init_file", "weights"),
+    "resume_from": ("resume",),
+    "out": ("output",),
+    "out_dir": ("output",),
+    "output_dir": ("output",),
+    "save_dir": ("output",),
+    "work_dir": ("output",),
+    "log_dir": ("output",),
+    "data": ("data_root",),
+    "data_dir": ("data_root",),
+    "dataset": ("source",),
+    "src_dataset": ("source",),
+    "tgt_dataset": ("target",),
+    "n_class": ("num_classes",),
+    "classes": ("num_classes",),
+    "arch": ("backbone",),
+    "encoder": ("backbone",),
+    "img": ("images",),
+    "eval_every": ("val_every",),
+    "val_interval": ("val_every",),
+    "save_every": ("checkpoint_every",),
+    "force": ("overwrite",),
+    "tau": ("temperature",),
+    "ema": ("teacher_momentum",),
+}
+HEADING = "# -- "  # begins a comment line with the group of the fields below it
+# Groups of flags in the order of --help.
+GROUPS = (
+    *("Recipe", "Stages", "Data", "Network", "Length", "Optimisation", "Method", "Pseudo labels"),
+    *("Output", "Machine"),
+)
+OTHER_GROUP = "This experiment"
 BENCHMARKS = {"source": ("gta5", "synthia"), "target": ("cityscapes",)}
 
 
@@ -48,15 +110,18 @@ BENCHMARKS = {"source": ("gta5", "synthia"), "target": ("cityscapes",)}
 class RunConfig(Options):
     """Fields of every experiment."""
 
+    # -- Recipe
     preset: str = ""  # recipe: one of the presets listed above; other flags override its values
-    output: PathText = ""  # output folder of the run; runs/<experiment> if empty
     seed: Annotated[int, Bounds(0, 2**31 - 1)] = 0  # seed of initial weights, data order, augmentation and dropout
+    # -- Output
+    output: PathText = ""  # output folder of the run; runs/<experiment> if empty
+    # -- Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if available, else cpu
-    num_workers: NonNegativeInt = 4  # data loading processes per training process; 0: no extra processes
+    num_workers: ProcessCount = 4  # data loading processes per training process; 0: no extra processes
     amp: Literal["off", "bf16", "fp16"] = "off"  # mixed precision
     compile: bool = False  # compile networks and losses with torch.compile (for GPUs; each image size is compiled anew)
     deterministic: bool = False  # use only deterministic algorithms, which are slower on a GPU
-    nproc_per_node: NonNegativeInt = 0  # processes to start on this machine; 0: use the current process
+    nproc_per_node: ProcessCount = 0  # processes to start on this machine; 0: use the current process
     backend: Literal["", "nccl", "gloo"] = ""  # communication between processes; depends on the device if empty
 
 
@@ -64,15 +129,18 @@ class RunConfig(Options):
 class DataConfig(RunConfig):
     """Fields of every experiment that reads images."""
 
+    # -- Data
     data_root: PathText = ""  # folder with cityscapes/, gta5/ and synthia/; if empty, $PRODA_DATA or else data/
     source: PathText = "gta5"  # labelled synthetic domain: gta5, synthia, or a description file (docs/own_data.md)
     target: PathText = "cityscapes"  # unlabelled domain: cityscapes, or a description file (docs/own_data.md)
     num_classes: NonNegativeInt = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, all classes of a description file
-    backbone: str = "resnet101"  # backbone of the segmentation network: resnet101, resnet50 or tiny
-    val_batch_size: PositiveInt = 1  # images per evaluation step and process
     skip_bad: PathText = ""  # file that lists images to skip, such as bad_files.txt written by check_data
     labelled_only: bool = False  # skip source images without a label map
     gta5_size_as_released: bool = False  # resize all images and label maps of GTA5 to 1914 x 1052 pixels
+    # -- Network
+    backbone: str = "resnet101"  # backbone of the segmentation network: resnet101, resnet50 or tiny
+    # -- Machine
+    val_batch_size: PositiveInt = 1  # images per evaluation step and process
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -86,6 +154,7 @@ class DataConfig(RunConfig):
 class UseConfig(DataConfig):
     """Fields of every experiment that uses a trained network as its weights file describes it."""
 
+    # -- Network
     weights: PathText = ""  # file of the network; it also says which backbone and which classes the network has
     source: PathText = ""  # gta5, synthia or a description file, whose classes the network has to have; may be empty
     backbone: str = ""  # backbone that the network has to have; may be empty
@@ -95,24 +164,28 @@ class UseConfig(DataConfig):
 class LoopConfig(DataConfig):
     """Fields of every run that trains a network, pretraining included. The defaults are the published values."""
 
-    batch_size: PositiveInt = 4  # global batch size per domain, split over the processes
+    # -- Data
+    batch_size: PositiveInt = 4  # global batch size per domain in images, split over the processes
+    mean_width: Pixels = 2200  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped
+    crop_width: Pixels = 896  # width of the crops in pixels
+    crop_height: Pixels = 512  # height of the crops in pixels
+    # -- Length
     epochs: PositiveInt = 84  # passes over the target training images
     iterations: NonNegativeInt = 0  # length of training in iterations; 0: use --epochs
+    stop_after: NonNegativeInt = 0  # save and exit after this iteration, as on SIGTERM; 0: never
+    # -- Optimisation
     schedule_iterations: NonNegativeInt = 0  # iteration at which the learning rate reaches zero; 0: the last iteration
-    lr: NonNegativeFloat = 2.5e-4  # learning rate of the backbone at the start of training
-    momentum: Fraction = 0.9  # momentum of SGD
-    weight_decay: NonNegativeFloat = 2e-4  # weight decay of SGD
+    lr: LearningRate = 2.5e-4  # learning rate of the backbone at the start of training
+    momentum: FractionBelowOne = 0.9  # momentum of SGD
+    weight_decay: Fraction = 2e-4  # weight decay of SGD
     grad_clip: NonNegativeFloat = 0.0  # maximum gradient norm; 0: no clipping
-    mean_width: PositiveInt = 2200  # images are resized to 0.5 to 1.5 times this width, then cropped
-    crop_width: PositiveInt = 896  # width of the crops in pixels
-    crop_height: PositiveInt = 512  # height of the crops in pixels
-    val_every: PositiveInt = 1000  # iterations between validations
-    checkpoint_every: PositiveInt = 1000  # iterations between full checkpoints
+    # -- Output
     resume: bool = False  # continue from the last good checkpoint in the output folder
     overwrite: bool = False  # delete the files of an earlier run in the output folder
+    val_every: PositiveInt = 1000  # iterations between validations
+    checkpoint_every: PositiveInt = 1000  # iterations between full checkpoints
     log_every: PositiveInt = 50  # iterations between scalars written to TensorBoard
     panels_every: NonNegativeInt = 1000  # iterations between image panels written to TensorBoard; 0: no panels
-    stop_after: NonNegativeInt = 0  # save and exit after this iteration, as on SIGTERM; 0: never
     plan: bool = False  # print the memory, disk space and time that the run will take, and end; nothing is written
 
     def problems(self) -> Iterator[str]:
@@ -125,9 +198,12 @@ class LoopConfig(DataConfig):
 class TrainConfig(LoopConfig):
     """Fields of every training stage."""
 
+    # -- Optimisation
     head_lr_factor: NonNegativeFloat = 10.0  # ratio of the learning rates of head and backbone; 1: one parameter group
     repeat_backbone_parameters: bool = False  # as released: update most backbone weights 3 or 4 times an iteration
-    dropout: Fraction = 0.1  # channel dropout before the classifier
+    # -- Network
+    dropout: FractionBelowOne = 0.1  # channel dropout before the classifier
+    # -- Machine
     checkpoint_activations: bool = False  # keep less in memory: compute each residual stage again in the backward pass
 
 
@@ -135,6 +211,7 @@ class TrainConfig(LoopConfig):
 class AdaptConfig(TrainConfig):
     """Fields of every training stage that sees both domains."""
 
+    # -- Network
     adabn: bool = False  # recompute batch-norm statistics on target images before each validation (AdaBN)
 
     def problems(self) -> Iterator[str]:
@@ -150,23 +227,44 @@ InitKind = Literal["imagenet", "simclr", "random", "weights"]
 class InitConfig(TrainConfig):
     """Fields of every training stage that may start from pretrained weights."""
 
+    # -- Network
     init: InitKind = "imagenet"  # initial weights: imagenet, simclr, random, or weights (all from --init_file)
     init_file: PathText = ""  # weights file for --init; if empty, torchvision downloads its ImageNet weights
 
 
 def field_docs(config_class: type) -> dict[str, str]:
     """Field name -> its trailing comment, for all fields of a class; base classes first."""
-    docs: dict[str, str] = {}
+    return {name: doc for name, doc, _ in _declarations(config_class)}
+
+
+def field_groups(config_class: type) -> dict[str, list[str]]:
+    """Group -> names of its fields, in the order of ``GROUPS``; groups that are not in it come first.
+
+    A comment line ``# -- Data`` in a class puts the fields below it into the group ``Data``. A field without such a
+    line above it stays in the group that it has in a base class, or else belongs to ``OTHER_GROUP``.
+    """
+    group_of: dict[str, str] = {}
+    for name, _, group in _declarations(config_class):
+        group_of[name] = group or group_of.get(name, OTHER_GROUP)
+    found: dict[str, list[str]] = {}
+    for name, group in group_of.items():
+        found.setdefault(group, []).append(name)
+    return dict(sorted(found.items(), key=lambda item: GROUPS.index(item[0]) if item[0] in GROUPS else -1))
+
+
+def _declarations(config_class: type) -> Iterator[tuple[str, str, str]]:
+    """Name, trailing comment and group ("" if none) of each declaration of a field; those of base classes first."""
     for cls in reversed(config_class.__mro__):
         if cls is object:
             continue
         source = textwrap.dedent(inspect.getsource(cls))
-        lines = source.splitlines()
-        for node in ast.walk(ast.parse(source)):
+        lines, group, seen = source.splitlines(), "", 0
+        for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined] # a class
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno:
+                headings = [line.strip() for line in lines[seen : node.lineno - 1] if line.strip().startswith(HEADING)]
+                group, seen = headings[-1].removeprefix(HEADING).strip() if headings else group, node.end_lineno
                 line = lines[node.end_lineno - 1].encode()  # Python counts columns in bytes
-                docs[node.target.id] = line[node.end_col_offset :].decode().lstrip(" #").strip()
-    return docs
+                yield node.target.id, line[node.end_col_offset :].decode().lstrip(" #").strip(), group
 
 
 def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[str, dict] | None = None) -> Any:
@@ -252,17 +350,16 @@ def _read(option: OptionType, value: Any, place: str) -> Any:
     try:
         return option.read(value)
     except ValueError as error:
+        if value == "True" and option.kind is not bool:  # the text of a flag without a value
+            raise UserError(f"{place} has no value: {error}") from None
         raise UserError(f"{place}={value}: {error}") from None
 
 
 def _nearest(name: str, config_class: type) -> str:
-    """The field most similar to ``name``; empty if no field is similar.
-
-    ``name`` is compared with field names and with the first words of their comments, including those in base classes.
-    """
-    words = len(re.split("[-_]", name))
-    docs = [item for cls in config_class.__mro__ if is_dataclass(cls) for item in field_docs(cls).items()]
-    known = {"_".join(doc.lower().split()[:words]): field for field, doc in reversed(docs)}
-    known |= {field.name: field.name for field in fields(config_class)}
-    found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.65)
+    """The field most similar to ``name``, or what a synonym similar to it means; empty if there is none."""
+    known = {field.name: field.name for field in fields(config_class)}
+    for word, meanings in SYNONYMS.items():
+        if meaning := next((field for field in meanings if field in known), ""):
+            known.setdefault(word, meaning)
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1, cutoff=0.65)
     return known[found[0]] if found else ""

@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from proda.models.network import SegmentationNetwork
 from proda.models.weights import Weights
 from proda.streets import write_streets
 from proda.utils.errors import UserError
+from proda.utils.progress import track
 
 STATISTICS_BATCH = 10  # images per batch for AdaBN; no flag changes it, because results depend on it
 SOME_IMAGES = 100  # training images used for AdaBN, and for validation if there is no validation split
@@ -154,6 +155,13 @@ class Domains:
         if parts.get("full_image") and self.config.batch_size > idist.get_world_size():
             self._check_same_size()
         return TargetTraining(self.target, **self._views(), **parts)
+
+    def check_training(self, **parts: Any) -> None:
+        """Raises UserError if no training run could use the images with these flags; ``parts`` as in ``target_views``.
+
+        For stages that open a label store, which writes to its folder, before they have their batches.
+        """
+        self.training_batches(self.source_crops(), self.target_views(**parts))
 
     def training_batches(self, source: Dataset, target: Dataset | None) -> TrainingBatches:
         """This process's share of the batches of a training run."""
@@ -352,7 +360,8 @@ def data_root(config: DataConfig, trained: Weights | None = None) -> Path:
     root = Path(named or "data").expanduser()
     if streets:
         with idist.one_rank_first():
-            write_streets(root, source=config.source or "gta5")
+            progress = partial(track, title="drawing Streets, scene")
+            write_streets(root, source=config.source or "gta5", progress=progress)
     return root
 
 

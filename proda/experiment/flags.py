@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import shutil
+import textwrap
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,16 +12,19 @@ from typing import Any
 
 import fire
 
-from proda.experiment.config import field_docs, with_present_names
+from proda.experiment.config import field_docs, field_groups, with_present_names
 from proda.utils.errors import MissingFileError, UserError
-from proda.utils.options import option_types
+from proda.utils.options import OptionType, option_types
 
 # Entries of config.json that --config ignores: they say where and how a run is executed.
 NOT_REPEATED = ("run", "output", "resume", "overwrite", "stop_after", "nproc_per_node", "backend")
+CONFIG_FLAG = "--config=FILE reads flags from the config.json of another run; flags beside it override them."
 VARIABLES = (
-    "environment variables: PRODA_DATA is the data folder if --data_root is not set; PRODA_TRACEBACK=1 prints the",
-    "traceback of an error in addition to its message",
+    "Environment variables: PRODA_DATA is the data folder if --data_root is not set; PRODA_TRACEBACK=1 prints the "
+    "traceback of an error in addition to its message."
 )
+MOST_LEFT = 38  # columns of a flag with its default; the comment of a longer one is below it
+LARGEST_SHOWN = 100  # upper bounds above it are technical
 
 
 def parse_flags(arguments: list[str], positional: str = "") -> dict[str, str]:
@@ -44,7 +49,8 @@ def parse_flags(arguments: list[str], positional: str = "") -> dict[str, str]:
     words, flags = found if isinstance(found, tuple) and len(found) == 2 else ((), None)
     if not isinstance(flags, dict) or (words and not positional):
         stray = next((word for word in arguments if not word.startswith("--")), " ".join(arguments))
-        raise UserError(f"{stray!r}: expected flags of the form --name=value")
+        advice = f"; did you mean --{stray.lstrip('-')}?" if "=" in stray else ""
+        raise UserError(f"{stray!r}: expected flags of the form --name=value{advice}")
     if words and positional in flags:
         raise UserError(f"{words[0]!r} and --{positional}={flags[positional]}: give all of them in one way")
     return flags | ({positional: ",".join(words)} if words else {})
@@ -75,15 +81,41 @@ def with_recorded(flags: Mapping[str, Any], config_class: type) -> dict[str, Any
 
 
 def help_text(config_class: type, doc: str, presets: Mapping[str, dict] | None = None) -> str:
-    """The text of ``--help``: the experiment's docstring, its presets, and each flag with default and comment."""
+    """The text of ``--help``: the experiment's docstring, its presets, and its flags in groups.
+
+    Each flag has its default, its comment, and its choices or its range.
+    """
     docs, types = field_docs(config_class), option_types(config_class)
+    flags = {field.name: f"  --{field.name}={field.default}  " for field in fields(config_class)}
+    left = min(max(map(len, flags.values())), MOST_LEFT)
     lines = [doc.strip(), ""]
     if presets:
-        lines += [f"presets: {', '.join(presets)}", ""]
-    width = max(len(f"--{field.name}={field.default}") for field in fields(config_class))
-    lines.append("flags (--config=FILE reads them from the config.json of another run; other flags override them):")
-    for field in fields(config_class):
-        choices = ", ".join(str(choice) for choice in types[field.name].choices if choice != "")
-        doc = f"{docs[field.name]} ({choices})" if choices else docs[field.name]
-        lines.append(f"  {f'--{field.name}={field.default}':<{width}}  {doc}")
-    return "\n".join([*lines, "", *VARIABLES])
+        lines += [*wrapped(f"presets: {', '.join(presets)}", " " * 9), ""]
+    lines.append("flags, with their defaults:")
+    for group, names in field_groups(config_class).items():
+        lines += ["", group]
+        for name in names:
+            flag = flags[name]
+            if len(flag) > left:
+                lines.append(flag.rstrip())
+                flag = ""
+            lines += wrapped(f"{flag:<{left}}{docs[name]}{_allowed(types[name])}", " " * left)
+    return "\n".join([*lines, "", *wrapped(CONFIG_FLAG, "    "), *wrapped(VARIABLES, "    ")])
+
+
+def wrapped(text: str, indent: str) -> list[str]:
+    """Lines as wide as the terminal, if it has 60 to 120 columns; 100 where there is none. All but one are indented."""
+    width = min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+
+
+def _allowed(option: OptionType) -> str:
+    """The choices, or the lower and the upper bound, of a flag in parentheses."""
+    if choices := [str(choice) for choice in option.choices if choice != ""]:
+        return f" ({', '.join(choices)})"
+    bounds = option.bounds
+    high = min(bounds.high, bounds.below)
+    if high > LARGEST_SHOWN:
+        return ""
+    low = f"above {bounds.above:g}, up" if bounds.above >= bounds.low else f"{bounds.low:g}"
+    return f" ({low} to {'below ' if bounds.below < bounds.high else ''}{high:g})"

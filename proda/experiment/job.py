@@ -23,6 +23,7 @@ from proda.experiment.config import with_present_names
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json, sha256
 from proda.utils.lock import FolderLock
+from proda.utils.progress import LOGGER, ConsoleHandler
 from proda.utils.run_files import all_run_files, earlier_run
 
 # Flags that are not compared between runs: they change neither weights nor scores.
@@ -317,7 +318,8 @@ def _describe(device: torch.device) -> str:
 def _print_and_write(log: logging.Logger, path: Path) -> None:
     file = logging.FileHandler(path)
     setattr(file, "handleError", lambda record: None)  # noqa: B010 a full disk costs lines of this file, not the run
-    for handler in (logging.StreamHandler(sys.stdout), file):
+    file.addFilter(lambda record: record.name != LOGGER)  # figures over time are in the TensorBoard files
+    for handler in (ConsoleHandler(sys.stdout), file):
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
     log.handlers[0].setFormatter(logging.Formatter("%(message)s"))

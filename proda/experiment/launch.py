@@ -3,6 +3,7 @@
 ``run.py`` and the command ``proda`` call ``main``. Code that starts experiments calls ``start``.
 """
 
+import difflib
 import errno
 import importlib
 import importlib.util
@@ -15,19 +16,22 @@ import sys
 import traceback
 from dataclasses import asdict
 from functools import partial
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
 
+from proda import __version__
 from proda.experiment.config import RunConfig, default_output, make_config
-from proda.experiment.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, with_recorded
+from proda.experiment.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, with_recorded, wrapped
+from proda.experiment.settings_only import settings_only
 from proda.utils.errors import MissingFileError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the clone, or the folder of installed packages
 EXPERIMENTS = ROOT / "experiments"
+FOLDER_FLAGS = ("output", "pseudo_labels", "predictions")  # folders that experiments write to
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # above 0 after a restart
 # Errors caused by the machine. Other errors of the operating system, such as a missing file, may be bugs.
 MACHINE_TROUBLE = (
@@ -37,21 +41,24 @@ MACHINE_TROUBLE = (
 
 
 def main(argv: list[str]) -> int:
-    """Runs ``EXPERIMENT [--flag=value ...]`` or ``copy EXPERIMENT FILE``; returns the exit status.
+    """Runs ``EXPERIMENT [--flag=value ...]``, ``copy EXPERIMENT FILE`` or ``--version``; returns the exit status.
 
     The status is 0, or ``exit_status`` of the experiment's result; 2 after an error of one line that the user or the
     machine caused; and 128 plus the number of the signal that stopped the run. Bugs raise their exception.
     """
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"proda {__version__}")
+        return 0
     try:
         if argv[0] == "copy":
             return _copy(argv[1:])
-        module = load_experiment(argv[0])
         if {"-h", "--help"} & set(argv[1:]):
-            print(help_text(module.Config, module.__doc__ or "", getattr(module, "PRESETS", None)))
+            print(_help(argv[0]))
             return 0
+        module = load_experiment(argv[0])
         flags = parse_flags(argv[1:], getattr(module, "POSITIONAL", ""))
         result = start(argv[0], with_recorded(flags, module.Config))
     except KeyboardInterrupt:
@@ -89,6 +96,7 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
         from proda.experiment.plan import print_plan  # imports torch, too
 
         return print_plan(config, Path(file).stem)
+    _check_places(config)
     return run_in_group(partial(_run, file, config), config, explain)
 
 
@@ -162,6 +170,38 @@ class _ByPlace:
 sys.meta_path.append(_ByPlace)
 
 
+def _help(experiment: str) -> str:
+    """The text of ``--help``, without importing what only ``run`` needs; that would take seconds."""
+
+    def text() -> str:
+        module = load_experiment(experiment)
+        return help_text(module.Config, module.__doc__ or "", getattr(module, "PRESETS", None))
+
+    try:
+        with settings_only(_spec_of_experiment):
+            return text()
+    except Exception:  # a file that cannot be read in parts is imported whole; an error of its own is raised again
+        return text()
+
+
+def _spec_of_experiment(name: str, path: Any) -> ModuleSpec | None:
+    """Where the module of an experiment is; None for other modules."""
+    if name.startswith("experiments."):
+        return PathFinder.find_spec(name, path)
+    return _ByPlace.find_spec(name)
+
+
+def _check_places(config: Any) -> None:
+    """Raises UserError if a folder to write to is a file or below one, or if a file is a folder."""
+    for name in FOLDER_FLAGS:
+        value = getattr(config, name, "")
+        place = next((path for path in (Path(value), *Path(value).parents) if path.exists()), None) if value else None
+        if place is not None and not place.is_dir():
+            raise UserError(f"--{name}={value}: {place} is a file; expected a folder")
+    if (value := getattr(config, "prototypes", "")) and Path(value).is_dir():
+        raise UserError(f"--prototypes={value}: this is a folder; expected a file")
+
+
 def _run(experiment: str, config: Any, local_rank: int) -> Any:
     """The work of each process of the group."""
     _resume_after_restart(config)
@@ -177,8 +217,15 @@ def _find(experiment: str) -> Path:
     for file in choices:
         if file.suffix == ".py" and file.is_file():
             return file.resolve()
-    known = ", ".join(file.stem for file in _ours())
-    raise MissingFileError(f"{experiment}: no such experiment file; expected a file NAME.py, or one of {known}")
+    known = [file.stem for file in _ours()]
+    if experiment.startswith("-"):
+        raise UserError(f"{experiment}: the experiment comes before its flags, as in: run.py warmup {experiment}")
+    stem = Path(experiment).stem
+    near = difflib.get_close_matches(stem, known, n=1) or [name for name in known if name.split("_")[0] == stem]
+    nearest = f"; the nearest is {near[0]}" if near else ""
+    raise MissingFileError(
+        f"{experiment}: no such experiment file{nearest}; expected a file NAME.py, or one of {', '.join(known)}"
+    )
 
 
 def _ours() -> list[Path]:
@@ -233,7 +280,9 @@ def _usage() -> str:
         "       proda copy EXPERIMENT my_experiment.py        copies an experiment file as a start for your own",
         "",
     ]
-    for file in _ours():
+    files = {f"  experiments/{file.name}  ": file for file in _ours()}
+    left = max(map(len, files))
+    for name, file in files.items():
         first = next((line.strip('" ') for line in file.read_text().splitlines() if line.strip()), "")
-        lines.append(f"  experiments/{file.name:<20} {first}")
-    return "\n".join([*lines, "", *VARIABLES])
+        lines += wrapped(f"{name:<{left}}{first}", " " * left)
+    return "\n".join([*lines, "", *wrapped(VARIABLES, "    ")])

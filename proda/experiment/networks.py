@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from proda.data.labels import LabelSpace
-from proda.engines.supervised import StudentOptions
+from proda.engines.options import StudentOptions
 from proda.experiment.config import DataConfig, InitConfig, TrainConfig
 from proda.models import weights
 from proda.models.build import build_network

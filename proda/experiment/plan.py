@@ -20,12 +20,9 @@ from torch.utils._pytree import tree_map_only
 from proda.data.check import spot_check
 from proda.data.label_store import HARD_BYTES, SOFT_BYTES
 from proda.data.loaders import TrainingBatches, to_device
-from proda.engines.contrastive import ContrastiveOptions
-from proda.engines.denoise import DenoiseOptions
-from proda.engines.distill import DistillOptions
 from proda.engines.labelling import averaged_probabilities
 from proda.engines.optimization import Precision, to_float
-from proda.engines.supervised import StudentOptions
+from proda.engines.options import ContrastiveOptions, DenoiseOptions, DistillOptions, StudentOptions
 from proda.experiment.config import parse_scales
 from proda.experiment.domains import STATISTICS_BATCH, Domains, UnlabelledDomains
 from proda.experiment.memory import LiveBytes, fake_tensors, tensor_bytes

@@ -62,10 +62,15 @@ def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[
 
 def loop_lines(config: LoopConfig, batches: TrainingBatches) -> dict[str, Any]:
     """The part of the start-up summary that pretraining has too."""
+    rate, zero = f"{config.lr:g}", config.schedule_iterations
+    if 0 < zero < batches.iterations:
+        rate += f"  WARNING: 0 from iteration {zero} on (--schedule_iterations), so nothing is learnt afterwards"
+    if (warmup := getattr(config, "warmup_iterations", 0)) >= batches.iterations:
+        rate += f"  WARNING: not reached within the {warmup} iterations of --warmup_iterations"
     return {
         "global batch": f"{config.batch_size} ({config.batch_size // idist.get_world_size()} per process)",
         "iterations": f"{batches.iterations} ({batches.epoch_length} per epoch)",
-        "learning rate": f"{config.lr:g}",
+        "learning rate": rate,
         "mixed precision": config.amp,
     }
 

@@ -24,13 +24,14 @@ from proda.data.labelled_files import Example
 from proda.data.loaders import collate, training_batches
 from proda.data.samples import EvaluationSamples, SourceTraining, TargetTraining
 from proda.data.view_pairs import FixedViewPairs, ViewPairs
-from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
-from proda.engines.contrastive import ContrastiveOptions, contrastive_evaluator, contrastive_trainer
-from proda.engines.denoise import DenoiseOptions, denoise_trainer
-from proda.engines.distill import DistillOptions, distill_trainer
+from proda.engines.adversarial import adversarial_trainer
+from proda.engines.contrastive import contrastive_evaluator, contrastive_trainer
+from proda.engines.denoise import denoise_trainer
+from proda.engines.distill import distill_trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
-from proda.engines.supervised import StudentOptions, supervised_trainer
+from proda.engines.options import AdversarialOptions, ContrastiveOptions, DenoiseOptions, DistillOptions, StudentOptions
+from proda.engines.supervised import supervised_trainer
 from proda.experiment.networks import compile_network, parallel, sgd
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.teacher import EMATeacher

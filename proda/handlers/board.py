@@ -1,4 +1,4 @@
-"""Shows the progress of a run: a progress bar, and TensorBoard files with scalars and image panels."""
+"""Shows how a run goes: its progress on the terminal, and TensorBoard files with scalars and image panels."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -9,18 +9,19 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar, TensorboardLogger
+from ignite.handlers import TensorboardLogger
 from torch.optim import Optimizer
 
 from proda.engines.events import ProdaEvents
 from proda.handlers.panels import TrainingPanels, ValidationPanels
+from proda.handlers.progress import TrainingProgress
 from proda.metrics import flatten
 
 log = logging.getLogger("proda")
 
 
 class Board:
-    """Shows the progress bar on the terminal and writes scalars and panels to TensorBoard files, on rank 0.
+    """Shows a run's progress on the terminal and writes scalars and panels to TensorBoard files, on rank 0.
 
     TensorBoard shows the losses, the learning rates, the teacher's momentum, GPU memory, the scores of each validation
     and of new pseudo labels, the figures of ``LabelQuality``, and panels of training and validation images. Call
@@ -38,17 +39,18 @@ class Board:
     ) -> None:
         self.folder, self.evaluator, self.optimizers, self.colors = Path(folder), evaluator, optimizers, colors
         self.logger: TensorboardLogger | None = None
+        self.progress = TrainingProgress()
 
     def attach(self, trainer: Engine, *, every: int, panels_every: int) -> None:
         """``every`` and ``panels_every``: iterations between scalars and between training panels (0 for none)."""
         self.trainer, self.every, self.panels_every = trainer, every, panels_every
 
     def open(self) -> None:
-        """Opens the files, and attaches the progress bar and the handlers that write to the files."""
+        """Opens the files, and attaches the progress and the handlers that write to the files."""
         if idist.get_rank() != 0:
             return
         trainer = self.trainer
-        _progress_bar(trainer)
+        self.progress.attach(trainer)
         start = trainer.state.iteration
         # File names contain the time in seconds: a run that is resumed within a second must not overwrite its old file.
         resumed = {"purge_step": start + 1, "filename_suffix": f".{start}"} if start else {}
@@ -95,6 +97,7 @@ class Board:
         self._write("train", {"gpu_memory_gib": peak}, trainer.state.iteration)
 
     def close(self) -> None:
+        self.progress.close()
         if self.logger is not None:
             self.logger.close()
 
@@ -112,15 +115,6 @@ def losses(output: dict[str, Any]) -> dict[str, float]:
 def _filtered(event: Any, every: int) -> Any:
     """``event(every=every)``, untyped because mypy treats the members of our enumeration as strings."""
     return event(every=every)
-
-
-def _progress_bar(trainer: Engine, *, every: int = 10) -> None:
-    ProgressBar(persist=True, desc="iterations").attach(
-        trainer,
-        output_transform=lambda output: {"loss": float(output["loss"])},
-        event_name=Events.ITERATION_COMPLETED(every=every),
-        closing_event_name=Events.COMPLETED,
-    )
 
 
 def _outlive_full_disk(board: TensorboardLogger) -> None:

@@ -20,6 +20,7 @@ from proda.method.prototypes import class_means, update_prototypes
 from proda.models.network import SegmentationNetwork, evaluation_mode
 from proda.models.weights import load_prototypes, prototypes_record, save_prototypes
 from proda.utils.errors import UserError
+from proda.utils.progress import track
 
 log = logging.getLogger("proda")
 
@@ -134,7 +135,7 @@ def initial_prototypes(
     means = [torch.zeros(shape, device=precision.device)]
     present = [torch.zeros(shape[:2], dtype=torch.bool, device=precision.device)]
     with evaluation_mode(network):
-        for batch in batches:
+        for batch in track(batches, "prototypes, batch", show=idist.get_rank() == 0):
             batch = to_device(batch, precision.device)
             with precision.autocast():
                 result = network(to_float(batch["image"]))

@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 
 from proda.engines.events import ProdaEvents, remember
 from proda.handlers.nan import REMEDY
+from proda.handlers.progress import show_progress
 from proda.metrics import flatten, report
 from proda.utils.errors import UserError
 
@@ -46,6 +47,8 @@ class Validation:
     def attach(self, trainer: Engine, *, every: int) -> None:
         """``every``: iterations between validations. Attach it after ``Checkpoints``, which has to save first."""
         self.every = every
+        for prefix, evaluator in self.evaluators.items():
+            show_progress(evaluator, "validation of the teacher, batch" if prefix else "validation, batch")
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), self)
         trainer.add_event_handler(Events.EPOCH_STARTED, self.repeat_interrupted)
         trainer.add_event_handler(Events.COMPLETED, self)

@@ -9,6 +9,7 @@ Files of format 2 say only ``num_classes``, ``class_names``, ``backbone``, ``ite
 have neither ``format`` nor ``class_names``. What a file does not say about its network is read off the tensors.
 """
 
+import pickle
 import re
 import struct
 import zipfile
@@ -276,7 +277,10 @@ def read_tensors(path: str | Path) -> Any:
         if refused:
             found = f"found a call of {refused[1]}, which is not run"
         else:
-            found = f"cannot be read ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]})"
+            reason = str(error).strip().partition("\n")[0][:120]
+            if isinstance(error, pickle.UnpicklingError):  # torch's advice about weights_only is not for our users
+                reason = "no such content"
+            found = f"cannot be read ({type(error).__name__}: {reason})"
         raise UserError(f"{path}: {found}; expected tensors and plain values saved with torch.save") from None
 
 

@@ -16,33 +16,44 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from proda.utils.errors import UserError
 
+LIMIT = 10**9  # of numbers without a tighter bound: no field means anything above, and messages need not mention it
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """Smallest and largest value of a number, both allowed; ``above`` is a lower limit that is not allowed itself."""
+    """Smallest and largest value of a number, both allowed; ``above`` and ``below`` are limits that are not allowed."""
 
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
+    below: float = math.inf
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and value > self.above
+        return self.low <= value <= self.high and self.above < value < self.below
 
     def __str__(self) -> str:
-        if self.low > -math.inf and self.high < math.inf:
+        if self.low > -math.inf and self.high not in (LIMIT, math.inf):
             return f"from {self.low} to {self.high}"
-        limits: dict[str, float] = {"above": self.above, "of at least": self.low, "of at most": self.high}
+        limits: dict[str, float] = {"above": self.above, "of at least": self.low, "below": self.below}
+        limits |= {"of at most": self.high} if self.high != LIMIT else {}
         return " and ".join(f"{words} {limit}" for words, limit in limits.items() if math.isfinite(limit))
 
 
 _PATH = object()  # marks text that names a file or folder
 
-PositiveInt = Annotated[int, Bounds(above=0)]
-NonNegativeInt = Annotated[int, Bounds(low=0)]
-PositiveFloat = Annotated[float, Bounds(above=0)]
-NonNegativeFloat = Annotated[float, Bounds(low=0)]
+PositiveInt = Annotated[int, Bounds(above=0, high=LIMIT)]
+NonNegativeInt = Annotated[int, Bounds(0, LIMIT)]
+PositiveFloat = Annotated[float, Bounds(above=0, high=LIMIT)]
+NonNegativeFloat = Annotated[float, Bounds(0, LIMIT)]
 Fraction = Annotated[float, Bounds(0, 1)]
 PositiveFraction = Annotated[float, Bounds(above=0, high=1)]
+FractionBelowOne = Annotated[float, Bounds(0, below=1)]  # where 1 would leave nothing
+LearningRate = Annotated[float, Bounds(above=0, high=1000)]
+Temperature = Annotated[float, Bounds(0.001, 1000)]
+ProcessCount = Annotated[int, Bounds(0, 1024)]
+LengthFactor = Annotated[float, Bounds(0.001, 100)]
+Pixels = Annotated[int, Bounds(4, 20_000)]  # a side of an image; maps have a quarter of it
+PassCount = Annotated[int, Bounds(1, 100)]  # passes over a data set
 PathText = Annotated[str, _PATH]  # a file or folder as text: ``~`` at the start is the home folder
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
@@ -92,7 +103,7 @@ class OptionType:
         if self.kind is float and not math.isfinite(number):
             raise ValueError("expected a finite number")
         if self.kind in (int, float) and number not in self.bounds:
-            raise ValueError(f"expected {self}")
+            raise ValueError(f"expected {self}" + (f", {LIMIT} at most" if number > self.bounds.high == LIMIT else ""))
         return value
 
     def _parsed(self, text: str) -> Any:

@@ -10,12 +10,13 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from proda.data.loaders import to_device
-from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
-from proda.engines.denoise import DenoiseOptions, denoise_trainer
-from proda.engines.distill import DistillOptions, distill_trainer
+from proda.engines.adversarial import adversarial_trainer
+from proda.engines.denoise import denoise_trainer
+from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import split
-from proda.engines.supervised import StudentOptions, supervised_trainer
+from proda.engines.options import AdversarialOptions, DenoiseOptions, DistillOptions, StudentOptions
+from proda.engines.supervised import supervised_trainer
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import PolynomialDecay
 from proda.handlers.teacher import EMATeacher

@@ -6,7 +6,8 @@ import ignite.distributed as idist
 import pytest
 import torch
 
-from proda.engines.contrastive import ContrastiveOptions, contrastive_evaluator, contrastive_trainer, gather
+from proda.engines.contrastive import contrastive_evaluator, contrastive_trainer, gather
+from proda.engines.options import ContrastiveOptions
 from proda.method.contrastive import nt_xent
 from proda.models.contrastive import ContrastiveNetwork
 from tests import tiny

@@ -5,7 +5,8 @@ import torch
 from ignite.engine import Events
 
 from proda.engines.optimization import Precision, resize
-from proda.engines.supervised import StudentOptions, supervised_trainer
+from proda.engines.options import StudentOptions
+from proda.engines.supervised import supervised_trainer
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W
 

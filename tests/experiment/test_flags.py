@@ -8,11 +8,14 @@ import pytest
 from proda.experiment.config import AdaptConfig, TrainConfig
 from proda.experiment.flags import help_text, parse_flags, with_recorded
 from proda.utils.errors import UserError
+from proda.utils.options import PositiveFraction
 
 
 @dataclass
 class Config(TrainConfig):
     weights: str = "a.pt"  # where to start
+    name_of_some_length: str = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"  # with a long default
+    share: PositiveFraction = 0.5  # of it
 
 
 def test_flags_are_text_as_it_was_written():
@@ -39,13 +42,35 @@ def test_words_are_the_value_of_the_flag_that_takes_them():
             parse_flags(arguments, "runs")
 
 
-def test_help_shows_flag_default_doc_and_choices():
+def test_help_shows_flag_default_doc_choices_and_range(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     text = help_text(Config, "What it does.", {"gta5": {}, "synthia": {}})
     assert text.startswith("What it does.") and "gta5, synthia" in text
     lines = {line.split("=")[0].strip(): line for line in text.splitlines() if "=" in line}
     assert "--weights=a.pt" in lines["--weights"] and "where to start" in lines["--weights"]
     assert lines["--amp"].endswith("mixed precision (off, bf16, fp16)")
+    assert lines["--dropout"].endswith("before the classifier (0 to below 1)")
+    assert lines["--share"].endswith("of it (above 0, up to 1)") and lines["--seed"].endswith("dropout")
     assert "PRODA_TRACEBACK=1" in "".join(text.splitlines()[-2:])
+
+
+@pytest.mark.parametrize("columns", [60, 100, 120])
+def test_help_is_aligned_and_as_wide_as_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = help_text(Config, "What it does.", {f"preset_{i}": {} for i in range(20)})
+    assert max(map(len, text.splitlines())) <= columns
+    flags = [line for line in text.splitlines() if line.startswith("  --")]
+    beside = [line for line in flags if " " in line.strip()]
+    assert len(flags) == len(Config.__dataclass_fields__)
+    assert len({len(line) - len(line.split(maxsplit=1)[1]) for line in beside}) == 1
+    assert set(flags) - set(beside) == {f"  --name_of_some_length={'x' * 30}"}  # its comment is below
+
+
+def test_help_has_the_flags_in_groups():
+    text = help_text(Config, "")
+    heads = [line for line in text.splitlines() if line and line[0].isupper()]
+    assert heads[:4] == ["This experiment", "Recipe", "Data", "Network"] and "Machine" in heads
+    assert text.index("\nLength\n") < text.index("--epochs=") < text.index("\nOptimisation\n") < text.index("--lr=")
 
 
 def test_a_config_gives_flags_which_single_flags_override(tmp_path, monkeypatch):

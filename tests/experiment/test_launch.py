@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from proda.experiment.config import field_docs
 from proda.experiment.launch import ROOT, load_experiment, main, start
 from tests import small_runs
 
@@ -41,15 +42,16 @@ def test_help_lists_every_flag_with_default_and_doc(experiment, capsys, tmp_path
     assert main([str(ROOT / experiment), "--help"]) == 0
     text = capsys.readouterr().out
     module = load_experiment(str(ROOT / experiment))
+    docs, words = field_docs(module.Config), text.partition("flags, with their defaults:")[2].split()
     for field in module.Config.__dataclass_fields__.values():
-        line = next(line for line in text.splitlines() if line.strip().startswith(f"--{field.name}={field.default}"))
-        assert line.split(f"--{field.name}={field.default}")[1].strip(), f"{field.name} has no doc"
+        start, doc = words.index(f"--{field.name}={field.default}") + 1, docs[field.name].split()
+        assert doc and words[start : start + len(doc)] == doc, f"{field.name} has no doc"
     assert module.__doc__.strip().splitlines()[0] in text
     assert f"python run.py {experiment}" in text
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
 def test_without_an_experiment_there_is_a_list_of_them(argv, capsys):
     assert main(argv) == (0 if argv else 2)
     text = capsys.readouterr().out
@@ -65,12 +67,13 @@ def test_an_unknown_flag_names_the_nearest(experiment, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--lr=fast"], "--lr=fast: expected a number of at least 0"),
+        (["--lr=fast"], "--lr=fast: expected a number above 0"),
         (["--batch_size=2.5"], "--batch_size=2.5: expected a whole number above 0"),
-        (["--weights"], "--weights=True: expected text"),
+        (["--weights"], "--weights has no value: expected text"),
         (["--resume=yes"], "--resume=yes: expected True or False"),
         (["--preset=gta"], "unknown preset; expected one of gta5, synthia, gta5_released"),
-        (["lr=0.1"], "'lr=0.1': expected flags of the form --name=value"),
+        (["lr=0.1"], "'lr=0.1': expected flags of the form --name=value; did you mean --lr=0.1?"),
+        (["--lr"], "--lr has no value: expected a number above 0"),
         (["--lr=0.1", "stray"], "'stray': expected flags of the form --name=value"),
         (["--config=nothing.json"], "--config=nothing.json: no such file; expected the config.json of a run"),
         (["--checkpoint_every=0"], "--checkpoint_every=0: expected a whole number above 0"),
@@ -86,6 +89,21 @@ def test_a_flag_that_cannot_be_used(flags, message, capsys):
 def test_an_experiment_that_is_not_there(name, capsys):
     status, error = answer(capsys, name)
     assert status == 2 and "no such experiment file" in error and "stage1_denoise" in error
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage1_denose", "experiments/stage1-denoise.py"])
+def test_an_unknown_experiment_names_the_nearest(name, capsys):
+    status, error = answer(capsys, name)
+    assert status == 2 and "no such experiment file; the nearest is stage1_denoise; expected" in error
+
+
+def test_a_flag_before_the_experiment(capsys):
+    status, error = answer(capsys, "--lr=1", "warmup")
+    assert status == 2 and "--lr=1: the experiment comes before its flags, as in: run.py warmup --lr=1" in error
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("proda ")
 
 
 def test_a_file_that_is_no_experiment(capsys, tmp_path):
@@ -109,7 +127,7 @@ NEEDS_WEIGHTS = ["warmup", "stage1_denoise", "stage2_distill", "stage3_distill"]
 
 
 def flags_of(stage: str, data: Path, weights: str, **more) -> list[str]:
-    flags = small_runs.flags(stage, data, Path(weights), Path("run"), **more)
+    flags = {**small_runs.flags(stage, data, Path(weights), Path("run")), **more}
     return [f"--{name}={value}" for name, value in flags.items()]
 
 
@@ -152,6 +170,11 @@ def test_imagenet_weights_that_cannot_be_fetched(data, capsys, tmp_path_factory,
         ("source_only", {"init": "zeros"}, "--init=zeros: expected one of 'imagenet', 'simclr', 'random', 'weights'"),
         ("source_only", {"batch_size": 9}, "--batch_size=9 exceeds the 8 training images of the source"),
         ("source_only", {"crop_width": 400}, "400"),
+        ("stage1_denoise", {"batch_size": 9}, "--batch_size=9 exceeds the 8 training images of the source"),
+        ("stage1_denoise", {"crop_width": 400}, "400"),
+        ("source_only", {"output": f"{__file__}/run"}, "is a file; expected a folder"),
+        ("stage1_denoise", {"pseudo_labels": __file__}, f"--pseudo_labels={__file__}: {__file__} is a file"),
+        ("stage1_denoise", {"prototypes": "."}, "--prototypes=.: this is a folder; expected a file"),
         ("stage2_distill", {"threshold": 0.955}, "threshold must be a multiple of 0.01"),
         ("stage2_distill", {"init": "simclr", "init_file": ""}, "--init=simclr needs --init_file"),
     ],

@@ -50,6 +50,23 @@ def test_the_summary_says_where_batch_norm_depends_on_the_number_of_processes(mo
     assert ("number of processes" in lines.get("batch norm", "")) == told
 
 
+@pytest.mark.parametrize(
+    ("experiment", "flags", "told"),
+    [
+        ("stage1_denoise", {"schedule_iterations": 1}, "WARNING: 0 from iteration 1 on (--schedule_iterations)"),
+        ("stage1_denoise", {"schedule_iterations": 90_000}, ""),
+        ("pretrain", {"warmup_iterations": 4}, "WARNING: not reached within the 4 iterations of --warmup_iterations"),
+        ("pretrain", {"warmup_iterations": 1}, ""),
+    ],
+)
+def test_the_summary_warns_where_the_learning_rate_is_zero_or_never_reached(experiment, flags, told):
+    module = load_experiment(experiment)
+    config = make_config(module.Config, flags, module.PRESETS)
+    batches = TrainingBatches(range(8), range(8), batch_size=4, epochs=2)
+    rate = training.loop_lines(config, batches)["learning rate"]
+    assert told in rate and ("WARNING" in rate) == bool(told)
+
+
 def test_prototypes_move_before_the_teacher_and_the_iteration_is_saved_before_and_after_its_validation(
     tmp_path, monkeypatch
 ):

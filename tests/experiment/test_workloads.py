@@ -7,9 +7,9 @@ from ignite.engine import Events
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from proda.engines.distill import DistillOptions
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
+from proda.engines.options import DistillOptions
 from proda.experiment import training
 from proda.experiment.config import RunConfig, TrainConfig, make_config
 from proda.experiment.launch import load_experiment

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from ignite.engine import Engine
 
-from proda.engines.denoise import DenoiseOptions, denoise_trainer
+from proda.engines.denoise import denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
+from proda.engines.options import DenoiseOptions
 from proda.experiment import training
 from proda.experiment.config import TrainConfig
 from proda.experiment.domains import Domains

@@ -261,7 +261,7 @@ def test_labels_and_prototypes_of_another_network_are_refused(runs, data, tmp_pa
 @pytest.mark.parametrize("stage", ["source_only", "stage1_denoise"])
 def test_a_loss_of_nan_ends_the_run_in_one_line_and_damages_no_file(data, weights, tmp_path, capsys, stage):
     output = tmp_path / "run"
-    more = {"lr": 1e30, "val_every": 1, "checkpoint_every": 1}
+    more = {"lr": 1000, "head_lr_factor": 1e9, "val_every": 1, "checkpoint_every": 1}
     assert command(stage, data, weights, output, **more) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and "--grad_clip" in error[0]

@@ -1,4 +1,4 @@
-"""Progress bar, TensorBoard files, and the stop on NaN."""
+"""TensorBoard files, the progress on the terminal, and the stop on NaN."""
 
 import warnings
 
@@ -155,9 +155,9 @@ def test_losses_are_the_outputs_of_that_name():
     }
 
 
-def test_a_progress_bar_shows_the_iterations(tmp_path, capsys):
-    run(tmp_path, stage1_output, iterations=10)
-    assert "iterations" in capsys.readouterr().err
+def test_a_progress_bar_shows_the_iterations_of_all_epochs(tmp_path, terminal):
+    run(tmp_path, stage1_output, iterations=10)  # two epochs and a half
+    assert "iteration 10/10 100%" in terminal.getvalue().split("\r")[-1]
 
 
 class Writer:

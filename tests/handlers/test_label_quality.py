@@ -13,9 +13,10 @@ import torch
 from ignite.engine import Engine, Events
 
 from proda.data.augment import weak_view_of_labels
-from proda.engines.denoise import DenoiseOptions, denoise_trainer
+from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.options import DenoiseOptions
 from proda.handlers.label_quality import KEPT_REPORTS, SAMPLES, LabelQuality, charts, tags
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.method import IGNORE

@@ -5,10 +5,11 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from proda.engines.distill import DistillOptions, distill_trainer
+from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import to_float
+from proda.engines.options import DistillOptions
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from tests import tiny
 from tests.tiny import PRECISION

@@ -9,6 +9,7 @@ import pytest
 
 from proda.utils.errors import UserError
 from proda.utils.options import (
+    LIMIT,
     Bounds,
     Fraction,
     NonNegativeFloat,
@@ -21,6 +22,7 @@ from proda.utils.options import (
 
 Factor = Annotated[float, Bounds(0.1, 10)]
 Below = Annotated[float, Bounds(high=3)]
+Under = Annotated[float, Bounds(0, below=1)]
 
 
 def option(annotation):
@@ -81,6 +83,9 @@ def test_values_that_an_option_holds(annotation, value, read):
         (Fraction, 1.01, "expected a number from 0 to 1"),
         (Factor, 0.0, "expected a number from 0.1 to 10"),
         (Below, 4.0, "expected a number of at most 3"),
+        (Under, 1, "expected a number of at least 0 and below 1"),
+        (PositiveFloat, "1e30", "expected a number above 0, 1000000000 at most"),
+        (NonNegativeInt, 10**30, "expected a whole number of at least 0, 1000000000 at most"),
     ],
 )
 def test_values_that_it_does_not(annotation, value, message):
@@ -118,7 +123,7 @@ def test_a_field_of_a_base_keeps_its_type():
         temperature: PositiveFloat = 2.0
         name: Literal["a", "b"] = "a"
 
-    assert option_types(Narrower)["temperature"].bounds == Bounds(above=0)
+    assert option_types(Narrower)["temperature"].bounds == Bounds(above=0, high=LIMIT)
 
     @dataclass
     class OtherDefaults(Narrower):
@@ -150,6 +155,6 @@ def test_annotations_may_be_text(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("annotated_later")
-    assert option_types(module.Good)["a"].bounds == Bounds(above=0)
+    assert option_types(module.Good)["a"].bounds == Bounds(above=0, high=LIMIT)
     with pytest.raises(UserError, match=r"annotated_later.py: Bad: a field's type is unknown \(name 'Unknown' is not"):
         option_types(module.Bad)

@@ -1,0 +1,81 @@
+"""Shows how far a training run is, and how far each run of an evaluator."""
+
+import math
+from typing import Any
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+
+from proda.utils.progress import Progress
+
+
+class TrainingProgress:
+    """One bar for the whole run, or lines where stderr is no terminal: position, time left, last loss and last score.
+
+    The score is the mIoU of the last validation, or the label-free score if there are no labels; it is that of a
+    ``Validation`` which the trainer remembers. Ignite's ``ProgressBar`` cannot count the iterations of all epochs, and
+    a resumed run has to begin at its position. Attach it after ``Validation``, on rank 0 only.
+    """
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+
+    def attach(self, trainer: Engine) -> None:
+        self.trainer = trainer
+        # Not at STARTED, at which the length of the run is set and missing pseudo labels are written.
+        trainer.add_event_handler(Events.EPOCH_STARTED, self.open)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def open(self, trainer: Engine) -> None:
+        state = trainer.state
+        if self.progress is None:
+            total = state.max_iters or state.max_epochs * state.epoch_length
+            self.progress = Progress("iteration", total, done=state.iteration, figures=self.figures, keep=True)
+
+    def __call__(self, trainer: Engine) -> None:
+        if self.progress is not None:
+            self.progress.update(trainer.state.iteration)
+
+    def figures(self) -> str:
+        """The last loss and the last score in words."""
+        output = self.trainer.state.output
+        parts = [f"loss {float(output['loss']):.3g}"] if output and "loss" in output else []
+        validation = self.trainer.state.remembered.get("validation")
+        if validation is not None and validation.results:
+            parts += _score(validation.results[-1])
+        return ", ".join(parts)
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.close()
+
+
+def show_progress(evaluator: Engine, title: str) -> None:
+    """Shows how far each run of ``evaluator`` is, if its data have a length; the bar vanishes afterwards. On rank 0."""
+    if idist.get_rank() != 0:
+        return
+    runs: list[Progress] = []  # the one that is going on
+
+    def close() -> None:
+        while runs:
+            runs.pop().close()
+
+    @evaluator.on(Events.STARTED)
+    def start() -> None:
+        close()  # of a run that an exception has ended
+        if evaluator.state.epoch_length:
+            runs.append(Progress(title, evaluator.state.epoch_length))
+
+    @evaluator.on(Events.ITERATION_COMPLETED)
+    def update() -> None:
+        for progress in runs:
+            progress.update(evaluator.state.iteration)
+
+    evaluator.add_event_handler(Events.COMPLETED, close)
+    evaluator.add_event_handler(Events.TERMINATE, close)  # without COMPLETED, if a signal has ended the run
+
+
+def _score(scores: dict[str, Any]) -> list[str]:
+    if not math.isnan(scores.get("miou", math.nan)):
+        return [f"mIoU {100 * scores['miou']:.1f} %"]
+    return [f"label-free score {scores['label_free']:.2f}"] if "label_free" in scores else []

@@ -1,0 +1,120 @@
+"""Shows how far long work has come: a bar on a terminal; elsewhere a plain line every so often.
+
+The bar is tqdm's, on stderr. Where stderr is no terminal, as in the log of a scheduler, lines go to the logger
+``proda.progress``, whose records appear on the console and are left out of ``train.log``. The first line comes after 30
+seconds, and then one for every 5 % of the work or every 10 minutes, but never two within 30 seconds.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from itertools import pairwise
+from typing import TypeVar
+
+from tqdm import tqdm
+
+LOGGER = "proda.progress"
+LINE_SECONDS, LINE_SHARE, LONGEST_SILENCE = 30.0, 0.05, 600.0
+BAR_SECONDS = 1.0  # between two drawings of a bar; to draw the loss, the program has to wait for a GPU
+UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed} elapsed, {remaining} left{postfix}"
+
+log = logging.getLogger(LOGGER)
+Item = TypeVar("Item")
+
+
+class Progress:
+    """How much of some work is done, from its first ``update`` to ``close``.
+
+    The time left follows from the mean speed since this object was made, so it includes what else takes time, such as
+    validations.
+
+    Args:
+        title: what is counted, such as ``iteration``.
+        total: the number at the end of the work.
+        done: the number at the beginning; above 0 for work that is resumed.
+        figures: returns a text such as ``loss 0.41``, or an empty one. It is called only when something is shown.
+        keep: the bar stays on the terminal when the work has ended; otherwise it vanishes.
+    """
+
+    def __init__(
+        self, title: str, total: int, *, done: int = 0, figures: Callable[[], str] = str, keep: bool = False
+    ) -> None:
+        self.title, self.total, self.first, self.done, self.figures = title, total, done, done, figures
+        self.started = self.shown_at = time.monotonic()
+        self.shown = done
+        self.bar: tqdm | None = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(
+                desc=title, total=total, initial=done, leave=keep, bar_format=BAR, dynamic_ncols=True, file=sys.stderr
+            )
+
+    def update(self, done: int) -> None:
+        """Sets the number that is done, and shows it if it is time to."""
+        self.done, now = done, time.monotonic()
+        if self.bar is not None:
+            if now - self.shown_at >= BAR_SECONDS:
+                self._draw()
+                self.shown_at = now
+        elif self._line_due(now):
+            log.info("%s", self._line(now))
+            self.shown_at, self.shown = now, done
+
+    def close(self) -> None:
+        """Ends the bar. It can be called again."""
+        if self.bar is not None:
+            self._draw()
+            self.bar.close()
+            self.bar = None
+
+    def _draw(self) -> None:
+        assert self.bar is not None
+        self.bar.n = self.done
+        self.bar.set_postfix_str(self.figures(), refresh=False)
+        self.bar.refresh()
+
+    def _line_due(self, now: float) -> bool:
+        silence, share = now - self.shown_at, (self.done - self.shown) / max(1, self.total)
+        first = self.shown == self.first
+        return silence >= LINE_SECONDS and (first or share >= LINE_SHARE or silence >= LONGEST_SILENCE)
+
+    def _line(self, now: float) -> str:
+        parts = [f"{self.title} {self.done}/{self.total} ({100 * self.done // max(1, self.total)} %)"]
+        if figures := self.figures():
+            parts.append(figures)
+        if self.done > self.first:
+            seconds = (now - self.started) / (self.done - self.first) * (self.total - self.done)
+            parts.append(f"{duration(seconds)} left")
+        return ", ".join(parts)
+
+
+def track(items: Iterable[Item], title: str, *, show: bool = True) -> Iterator[Item]:
+    """Yields ``items``, and shows how many are done; nothing if not ``show``, or if ``items`` have no length."""
+    total = len(items) if show and isinstance(items, Sized) else 0
+    progress = Progress(title, total) if total else None
+    try:
+        for number, item in enumerate(items, 1):
+            yield item
+            if progress is not None:
+                progress.update(number)
+    finally:
+        if progress is not None:
+            progress.close()
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Writes records to a stream without breaking bars: they are cleared, and drawn again below the record."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units: ``40 s``, ``1 min 40 s``, ``2 h 5 min`` or ``3 d 4 h``."""
+    whole = round(seconds)
+    for (size, name), (small_size, small_name) in pairwise(UNITS):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // small_size} {small_name}"
+    return f"{whole} s"
