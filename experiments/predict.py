@@ -43,7 +43,7 @@ from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
 from proda.utils.options import NonNegativeInt, PathText
 from proda.utils.progress import Progress
-from proda.visualization import legend
+from proda.visualization import legend as legend_picture
 
 
 @dataclass
@@ -82,7 +82,7 @@ def run(local_rank: int, config: Config) -> dict:
     for files in media.left_out:
         job.log.warning("left out: %s", files)
     if idist.get_rank() == 0:
-        legend(names, colors, 480).save(job.folder / "legend.png")
+        legend_picture(names, colors, 480).save(job.folder / "legend.png")
     process = {"rank": idist.get_rank(), "world_size": idist.get_world_size()}
 
     # Images, in batches of equal size. Each process has its share of them.
