@@ -75,10 +75,9 @@ class Row(NamedTuple):
 
 def main() -> int:
     settings = arguments()
-    device = torch.device("cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device)
-    if settings.count and not torch.cuda.is_available():
-        device = torch.device("cpu")
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+    found_gpu = torch.cuda.is_available()
+    device = torch.device("cpu" if settings.device == "cpu" or (settings.count and not found_gpu) else "cuda")
+    if device.type == "cuda" and not found_gpu:
         print("error: no GPU was found; --device=cpu --tiny runs the script without one", file=sys.stderr)
         return 2
     setting = Setting(device, settings.tiny)
@@ -123,7 +122,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--count", action="store_true", help="count memory and operations without running anything")
     parser.add_argument("--loader", action="store_true", help="measure data loading instead")
     parser.add_argument("--workers", type=lambda text: list(map(int, words(text))), default=[1, 2, 4, 8, 16])
-    parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="tiny network and images")
     parser.add_argument("--stages", type=words, default=["warmup", "stage1_denoise", "stage2_distill"])
     parser.add_argument("--amps", type=words, default=["off", "bf16", "fp16"])

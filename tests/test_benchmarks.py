@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from proda.experiment.config import make_config
 from proda.experiment.launch import load_experiment, parse_flags
@@ -92,6 +93,14 @@ def test_memory_is_counted_without_a_gpu(gpu):
     status, found = gpu("--count", "--stages=stage1_denoise", "--amps=off", "--switches=plain,accumulate=4")
     plain, parts = found["counted"]
     assert status == 0 and parts["gb"] < plain["gb"] and parts["tflop"] == plain["tflop"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_without_a_gpu_it_says_how_it_runs(gpu, capsys, monkeypatch):
+    script = importlib.import_module("gpu")
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    assert script.main() == 2
+    assert "--device=cpu --tiny" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
