@@ -21,7 +21,7 @@ from PIL import Image
 
 from proda.data.labelled_files import read_skip_list
 from proda.data.media import Media, ReadableBatches, ReadableImages, batched, find_media, of_equal_size, sample
-from proda.data.video import VideoFile, require_pyav, writing_video
+from proda.data.videos import VideoFile, require_pyav, writing_video
 from proda.engines.prediction import prediction_engine
 from proda.engines.tiling import SMALLEST_TILE, automatic_tile
 from proda.experiment.config import UseConfig, parse_scales

@@ -19,9 +19,9 @@ from proda.data.image_files import IMAGE_SUFFIXES, read_image
 from proda.data.listing import list_files
 from proda.data.loaders import leave_signals_to_the_trainer
 from proda.data.samples import image_tensor
+from proda.data.videos import VIDEO_SUFFIXES
 from proda.utils.errors import MissingFileError, UserError
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 LIST_SUFFIX = ".txt"
 NONE = f"found none; expected {', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))} files"
 

@@ -17,7 +17,8 @@ from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, MAX_PIXELS
 from proda.data.labelled_files import LabelledFiles, first_duplicate
 from proda.data.labels import UNKNOWN, Color, ColorTable, LabelSpace, color_code, color_table, generated_colors
 from proda.data.listing import FoundFiles, list_files
-from proda.data.videos import VIDEO_SUFFIXES, video_frames
+from proda.data.video_frames import video_frames
+from proda.data.videos import VIDEO_SUFFIXES
 from proda.method import IGNORE
 from proda.utils.errors import MissingFileError, UserError
 

@@ -1,110 +1,81 @@
-"""Every n-th frame of videos, as image files.
+"""Videos: reads and writes frames with PyAV, which is only imported here and when it is needed."""
 
-A video can only be decoded from its start on: a jump to a frame decodes all frames since the last key frame, and lands
-beside the frame that was asked for in many files. Training reads its images in random order. So the frames are written
-to a folder once, as JPEGs of high quality, and are files like any others from then on.
-"""
-
-import hashlib
-import importlib
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
 
-from proda.data.image_files import warn_once
-from proda.utils.errors import MissingFileError, UserError
-from proda.utils.files import atomic_write, safe_path, save_json
-from proda.utils.progress import Progress
+from proda.utils.errors import UserError
+from proda.utils.files import atomic_write
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
-QUALITY = 95  # of JPEG: losses far below those of the video itself, in a fifth of the bytes of PNG
-_RECORD = "frames.json"  # written last: the folder is complete
+CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that PyAV's build has
+USUAL_RATE = 25
 
 
-def video_frames(videos: Mapping[str, Path], every: int, folder: Path) -> dict[str, Path]:
-    """Image files of every n-th frame of each video, beginning with the first: key of the video/number -> file.
+def require_pyav(path: Path) -> Any:
+    """The module ``av``. UserError that says how to install it, for a video that needs it."""
+    try:
+        import av
+    except ImportError:
+        raise UserError(f'{path}: videos need PyAV, which is not installed: pip install -e ".[video]"') from None
+    return av
 
-    The frames of a video are in a folder of their own under ``folder``, whose name depends on the size and the time of
-    modification of the video and on ``every``. What is there is not written again: an interrupted call is continued,
-    and several processes may write the same folder at once.
+
+class VideoFile:
+    """Frames of a video, upright, as uint8 [H, W, 3] RGB.
+
+    ``rate`` is the mean number of frames a second and ``count`` that of all frames as the header has it, 0 if unknown.
+    ``decoded`` is the number of frames that were there when all had been read.
 
     Raises:
-        MissingFileError: a video is not there.
-        UserError: PyAV is not installed, or a video or the folder cannot be used.
+        UserError: not a video, or damaged; also while frames are read.
     """
-    frames = {}
-    for key, video in videos.items():
-        for path in _frames(video, key, every, folder):
-            frames[f"{key}/{path.stem}"] = path
-    return frames
 
+    decoded = 0
 
-def _frames(video: Path, key: str, every: int, folder: Path) -> list[Path]:
-    try:
-        state = video.stat()
-    except OSError as error:
-        raise MissingFileError(
-            f"{video}: cannot be read ({error.strerror}); expected a video outside zip files"
-        ) from None
-    identity = json.dumps([state.st_size, state.st_mtime_ns, every])
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
-    folder = safe_path(folder, key.replace("/", "-"), f"-every{every}-{digest}")
-    record = folder / _RECORD
-    if not record.is_file():
-        try:
-            count = _extract(video, every, folder)
-            save_json({"video": video.name, "bytes": state.st_size, "every": every, "frames": count}, record)
-        except PermissionError:
-            raise UserError(
-                f"{folder}: cannot be written; frames = ... in the description sets another folder"
-            ) from None
-    count = json.loads(record.read_text())["frames"]
-    return [_file(folder, number) for number in range(0, count * every, every)]
+    def __init__(self, path: Path) -> None:
+        self.path, self.av = path, require_pyav(path)
+        with self._opened() as container:
+            stream = container.streams.video[0]
+            self.rate: Fraction = stream.average_rate or stream.guessed_rate or Fraction(USUAL_RATE)
+            self.count = stream.frames
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for _, picture in self.frames():
+            yield picture
 
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"{number:07}.jpg"
-
-
-def _extract(video: Path, every: int, folder: Path) -> int:
-    """Writes the frames of a video that are not there yet; returns how many there are."""
-    av, number = _pyav(), -1
-    try:
-        with av.open(os.fspath(video)) as container:
-            if not container.streams.video:
-                raise UserError(f"{video}: no pictures in it, expected a video")
+    def frames(self, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """Numbers and pictures of every n-th frame, beginning with number 0."""
+        self.decoded = 0
+        size: dict[str, int] = {}
+        with self._opened() as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            shown = Progress(f"{video.name}, frame", stream.frames) if stream.frames else None  # 0: unknown
             for number, frame in enumerate(container.decode(stream)):
-                if number % every == 0:
-                    _write(frame, stream, _file(folder, number))
-                if shown is not None:
-                    shown.update(number + 1)
-            if shown is not None:
-                shown.close()
-    except av.FFmpegError as error:
-        where = f"after frame {number}" if number >= 0 else "at its start"
-        raise UserError(f"{video}: cannot be decoded {where} ({error.strerror or error})") from None
-    if number < 0:
-        raise UserError(f"{video}: no frames in it, expected a video")
-    if number + 1 < stream.frames:
-        warn_once(f"{video}: only {number + 1} of {stream.frames} frames could be decoded; the others are left out")
-    return number // every + 1
+                self.decoded = number + 1
+                size = size or {"width": frame.width, "height": frame.height}  # a stream may change its size
+                if number % every:
+                    continue
+                quarters = round(_rotation(frame, stream) / 90) % 4
+                picture = frame.to_ndarray(format="rgb24", **size)
+                yield number, np.ascontiguousarray(np.rot90(picture, quarters)) if quarters else picture
+        if not size:
+            raise UserError(f"{self.path}: no frames in it, expected a video")
 
-
-def _write(frame: Any, stream: Any, path: Path) -> None:
-    if path.is_file():  # complete, since files are written atomically
-        return
-    image: Image.Image = frame.to_image()
-    if angle := _rotation(frame, stream):
-        image = image.rotate(angle, expand=True)
-    with atomic_write(path) as partial:
-        image.save(partial, "JPEG", quality=QUALITY, subsampling=0)
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with self.av.open(str(self.path)) as container:
+                if not container.streams.video:
+                    raise UserError(f"{self.path}: no pictures in it, expected a video")
+                yield container
+        except self.av.FFmpegError as error:
+            where = f"after frame {self.decoded - 1}" if self.decoded else "at its start"
+            raise UserError(f"{self.path}: cannot be decoded {where} ({error.strerror or error})") from None
 
 
 def _rotation(frame: Any, stream: Any) -> float:
@@ -114,8 +85,58 @@ def _rotation(frame: Any, stream: Any) -> float:
     return stream.side_data.get("DISPLAYMATRIX", 0)  # PyAV before 14
 
 
-def _pyav() -> Any:
-    try:
-        return importlib.import_module("av")
-    except ImportError:
-        raise UserError('frames of videos need PyAV, which is not installed: pip install "av>=12"') from None
+@contextmanager
+def writing_video(path: Path, rate: Fraction) -> Iterator["Encoder"]:
+    """An encoder of an MP4 file, which appears under its name only if the block ends without an error."""
+    av = require_pyav(path)
+    with atomic_write(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        encoder = Encoder(av, container, rate)
+        yield encoder
+        encoder.finish()
+
+
+class Encoder:
+    """Encodes frames as H.264 where PyAV's build has it, else as MPEG-4.
+
+    Both store pairs of pixels, so a frame with an odd side is extended by one pixel.
+    """
+
+    def __init__(self, av: Any, container: Any, rate: Fraction) -> None:
+        self.av, self.container, self.rate = av, container, rate
+        self.stream: Any = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Adds a frame, uint8 [H, W, 3] RGB; all have one size."""
+        height, width = frame.shape[:2]
+        if height % 2 or width % 2:
+            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if self.stream is None:
+            self.stream = self._stream(frame.shape[1], frame.shape[0])
+        picture = self.av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        self.container.mux(self.stream.encode(picture))
+
+    def finish(self) -> None:
+        """Writes the frames that the encoder has kept back."""
+        if self.stream is not None:
+            self.container.mux(self.stream.encode(None))
+
+    def _stream(self, width: int, height: int) -> Any:
+        name = _codec(self.av)
+        stream = self.container.add_stream(name, rate=self.rate)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p"  # which every player can show
+        if name == "libx264":
+            stream.options = {"crf": "18"}
+        else:  # these have a fixed rate: 0.15 bits a pixel
+            stream.bit_rate = max(400_000, round(0.15 * width * height * float(self.rate)))
+        return stream
+
+
+def _codec(av: Any) -> str:
+    for name in CODECS:
+        try:
+            av.Codec(name, "w")
+        except ValueError:  # of which UnknownCodecError is one
+            continue
+        return name
+    raise UserError(f"PyAV has none of the encoders {', '.join(CODECS)}; install another build: pip install av")

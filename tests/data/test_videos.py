@@ -1,184 +1,74 @@
-import importlib
-import logging
-import os
-import re
-import shutil
+"""Videos are read and written with PyAV."""
+
+import builtins
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from proda.data.image_files import warn_once
-from proda.data.labels import benchmark_labels
-from proda.data.own_data import read_description
-from proda.data.videos import video_frames
-from proda.experiment.config import TrainConfig, make_config
-from proda.experiment.domains import Domains
-from proda.experiment.job import read_summary
-from proda.experiment.launch import main
-from proda.utils.errors import MissingFileError, UserError
-from tests.data.test_image_files import error_of
-from tests.small_runs import ROOT
+from proda.data.videos import VideoFile, writing_video
+from proda.utils.errors import UserError
 
-av = pytest.importorskip("av")
+av = pytest.importorskip("av", reason="needs the extra [video]")
+RATE = Fraction(30000, 1001)
 
 
-def film(path: Path, count: int = 25, size: tuple[int, int] = (64, 32), rotation: int = 0) -> Path:
-    """A video whose frames get brighter, by 10 each, with a white left half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:  # the index comes first
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
-        stream.time_base = Fraction(1, 25)
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for number in range(count):
-            pixels = np.full((size[1], size[0], 3), 10 * number % 250, np.uint8)
-            pixels[:, : size[0] // 2] = 255
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+def frames(count: int = 5, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """A grey value of its own for each frame."""
+    return [np.full((height, width, 3), 40 * number + 20, np.uint8) for number in range(count)]
 
 
-def right(path: Path) -> int:
-    """Brightness of the right half."""
-    return int(np.asarray(Image.open(path))[:, -8:].mean().round())
+def test_frames_rate_and_size_come_back(tmp_path):
+    with writing_video(tmp_path / "a.mp4", RATE) as video:
+        for frame in frames():
+            video.write(frame)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    found = VideoFile(tmp_path / "a.mp4")
+    assert found.rate == RATE and found.count == 5
+    for frame, expected in zip(found, frames(), strict=True):
+        assert frame.shape == expected.shape and np.abs(frame.astype(int) - expected).max() < 12
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].codec_context.name in ("h264", "mpeg4")
 
 
-def test_every_nth_frame_is_an_image_file_in_order(tmp_path):
-    frames = video_frames({"a/b": film(tmp_path / "v.mp4")}, 10, tmp_path / "frames")
-    assert list(frames) == ["a/b/0000000", "a/b/0000010", "a/b/0000020"]
-    assert [right(path) for path in frames.values()] == pytest.approx([0, 100, 200], abs=4)
-    assert all(Image.open(path).size == (64, 32) for path in frames.values())
-    assert len(video_frames({"v": tmp_path / "v.mp4"}, 1, tmp_path / "frames")) == 25
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_odd_sides_are_extended_by_a_pixel(tmp_path, monkeypatch, codec):
+    monkeypatch.setattr("proda.data.videos.CODECS", ("no_such_codec", codec))
+    with writing_video(tmp_path / "a.mp4", Fraction(10)) as video:
+        for frame in frames(2, 49, 63):
+            video.write(frame)
+    assert [frame.shape for frame in VideoFile(tmp_path / "a.mp4")] == [(50, 64, 3)] * 2
 
 
-@pytest.mark.parametrize("count", [20, 21])
-def test_the_last_frame_counts_if_it_is_an_nth_one(tmp_path, count):
-    assert len(video_frames({"v": film(tmp_path / "v.mp4", count)}, 10, tmp_path / "frames")) == (count + 9) // 10
+def test_nothing_is_left_of_a_video_whose_writing_fails(tmp_path):
+    with pytest.raises(KeyError), writing_video(tmp_path / "a.mp4", RATE) as video:
+        video.write(frames()[0])
+        raise KeyError
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("rotation", [90, -90, 180])
-def test_frames_are_upright(tmp_path, rotation):
-    path = film(tmp_path / "v.mp4", 1, rotation=rotation)
-    pixels = np.asarray(Image.open(*video_frames({"v": path}, 1, tmp_path / "frames").values()).convert("L")).astype(
-        int
-    )
-    bright = {90: pixels[-8:], -90: pixels[:8], 180: pixels[:, -8:]}[
-        rotation
-    ]  # counterclockwise: left comes to lie below
-    assert pixels.shape == ((32, 64) if rotation == 180 else (64, 32)) and bright.min() > 240
+def test_what_is_no_whole_video_is_one_line(tmp_path):
+    with writing_video(tmp_path / "whole.mp4", RATE) as video:
+        for frame in np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), dtype=np.uint8):
+            video.write(frame)
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    for content in (b"", b"nothing", whole[: len(whole) // 2]):
+        (tmp_path / "cut.mp4").write_bytes(content)
+        with pytest.raises(
+            UserError, match=r"cut.mp4: cannot be decoded (at its start|after frame \d+) \(.*\)$"
+        ) as error:
+            list(VideoFile(tmp_path / "cut.mp4"))
+        assert "\n" not in str(error.value)
 
 
-def test_frames_that_are_there_are_not_written_again_and_missing_ones_are(tmp_path):
-    videos = {"v": film(tmp_path / "v.mp4")}
-    frames = list(video_frames(videos, 10, tmp_path / "frames").values())
-    before = [path.stat().st_mtime_ns for path in frames]
-    assert list(video_frames(videos, 10, tmp_path / "frames").values()) == frames
-    (frames[0].parent / "frames.json").unlink()  # as if interrupted
-    frames[2].unlink()
-    assert list(video_frames(videos, 10, tmp_path / "frames").values()) == frames
-    assert [path.stat().st_mtime_ns for path in frames[:2]] == before[:2] and right(frames[2]) == pytest.approx(
-        200, abs=4
-    )
+def test_without_pyav_the_line_says_how_to_install_it(tmp_path, monkeypatch):
+    real = builtins.__import__
 
+    def without(name, *args, **more):
+        if name == "av":
+            raise ImportError
+        return real(name, *args, **more)
 
-def test_a_complete_folder_needs_no_decoder(tmp_path, monkeypatch):
-    videos = {"v": film(tmp_path / "v.mp4")}
-    frames = video_frames(videos, 10, tmp_path / "frames")
-    monkeypatch.setattr(importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    assert video_frames(videos, 10, tmp_path / "frames") == frames
-    assert error_of(UserError, lambda: video_frames(videos, 5, tmp_path / "frames")) == (
-        'frames of videos need PyAV, which is not installed: pip install "av>=12"'
-    )
-
-
-def test_another_video_of_the_same_name_has_frames_of_its_own(tmp_path):
-    first = video_frames({"v": film(tmp_path / "v.mp4")}, 10, tmp_path / "frames")
-    second = video_frames({"v": film(tmp_path / "v.mp4", 12)}, 10, tmp_path / "frames")
-    assert len(second) == 2 and not set(first.values()) & set(second.values())
-
-
-def test_a_damaged_video_is_named_and_leaves_no_complete_folder(tmp_path):
-    (tmp_path / "a.mp4").write_bytes(b"no video")
-    found = error_of(UserError, lambda: video_frames({"a": tmp_path / "a.mp4"}, 10, tmp_path / "frames"))
-    assert found.startswith(f"{tmp_path}/a.mp4: cannot be decoded at its start (")
-    assert not list((tmp_path / "frames").rglob("frames.json"))
-    with pytest.raises(MissingFileError, match=r"c\.mp4: cannot be read \(No such file"):
-        video_frames({"c": tmp_path / "c.mp4"}, 10, tmp_path / "frames")
-
-
-def test_a_cut_video_gives_the_frames_that_it_has_and_a_warning(tmp_path, monkeypatch):
-    warn_once.cache_clear()
-    lines: list[str] = []
-    monkeypatch.setattr(logging.getLogger("proda"), "warning", lambda text, *args: lines.append(text % args))
-    path = film(tmp_path / "v.mp4")
-    path.write_bytes(path.read_bytes()[:1500])
-    frames = video_frames({"v": path}, 10, tmp_path / "frames")
-    assert 0 < len(frames) < 3
-    assert len(lines) == 1 and re.fullmatch(rf"{path}: only \d+ of 25 frames could be decoded; .*", lines[0])
-
-
-def described(folder: Path, text: str) -> Path:
-    (folder / "clips.toml").write_text(text)
-    return folder / "clips.toml"
-
-
-def test_a_description_of_videos_opens_like_a_folder_of_images(tmp_path):
-    for name in ("one", "two"):
-        film(tmp_path / f"clips/{name}.mp4")
-    (tmp_path / "clips/notes.txt").write_text("")
-    own = read_description(described(tmp_path, '[train]\nimages = "clips/*.mp4"\nevery = 10\n'))
-    data = own.open("train", benchmark_labels(19), with_labels=False)
-    assert data.names == [f"{name}-{number:07}" for name in ("one", "two") for number in (0, 10, 20)]
-    assert data[5].image.size == (64, 32) and data.images[0].is_relative_to(tmp_path / "clips_frames")
-    shutil.copytree(tmp_path, tmp_path / "copy")
-    own = read_description(tmp_path / "copy/clips.toml")
-    os.utime(tmp_path / "copy/clips/one.mp4", (1, 1))  # extracted again
-    assert own.open("train", benchmark_labels(19), with_labels=False).fingerprint() == data.fingerprint()
-
-
-def test_the_frames_may_go_to_another_folder(tmp_path):
-    film(tmp_path / "v.mp4")
-    own = read_description(described(tmp_path, 'frames = "big/disk"\n[train]\nimages = "v.mp4"\nevery = 10\n'))
-    data = own.open("train", benchmark_labels(19), with_labels=False)
-    assert data.images[0].is_relative_to(tmp_path / "big/disk") and data.names[0] == "v-0000000"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("every = 0", "[train] every = 0: expected 10 to use every tenth frame of videos"),
-        ("every = 0.5", "[train] every = 0.5: expected 10 to use every tenth frame of videos"),
-        ('every = 2\nlabels = "ids"', "[train] has every = ... and labels = ...; frames of videos have no labels"),
-        ("", "v.mp4 for [train] holds videos; every = 10 in [train] takes every tenth frame"),
-        ("evry = 3", "[train] unknown key 'evry'; the nearest is 'every'"),
-    ],
-)
-def test_a_mistake_in_a_description_of_videos_is_one_line(tmp_path, text, message):
-    (tmp_path / "v.mp4").write_bytes(b"")
-    path = described(tmp_path, f'[train]\nimages = "v.mp4"\n{text}\n')
-    found = error_of(UserError, lambda: read_description(path).open("train", benchmark_labels(19), with_labels=False))
-    assert found == f"{path}: {message}"
-
-
-def test_a_folder_for_frames_without_videos_is_refused(tmp_path):
-    path = described(tmp_path, 'frames = "x"\n[train]\nimages = "photos"\n')
-    assert error_of(UserError, lambda: read_description(path)) == (
-        f"{path}: frames = 'x': expected a folder for the frames of videos, with every = ..."
-    )
-
-
-def test_training_and_check_data_take_videos_as_their_target(tmp_path):
-    film(tmp_path / "v.mp4")
-    target = described(tmp_path, '[train]\nimages = "v.mp4"\nevery = 5\n')
-    views = {"mean_width": 64, "crop_width": 16, "crop_height": 8}
-    assert len(Domains(make_config(TrainConfig, {"target": str(target), **views})).target_views()) == 5
-    flags = [f"--target={target}", "--parts=train", "--num_workers=0", f"--output={tmp_path}/check"]
-    flags += [f"--{name}={value}" for name, value in views.items()]
-    assert main([f"{ROOT}/experiments/check_data.py", *flags]) == 0
-    assert read_summary(tmp_path / "check")["train"]["sizes"] == {"64x32": 5}
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"a.mp4: videos need PyAV, which is not installed: pip install .*video"):
+        VideoFile(tmp_path / "a.mp4")

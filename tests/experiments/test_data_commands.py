@@ -14,7 +14,7 @@ from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.labelled_files import read_skip_list
 from proda.data.labels import class_names
-from proda.data.video import VideoFile, writing_video
+from proda.data.videos import VideoFile, writing_video
 from proda.experiment import domains
 from proda.experiment.config import make_config
 from proda.experiment.domains import Domains
