@@ -126,7 +126,7 @@ def print_plan(config: Any, name: str) -> dict[str, Any]:
     for line in _fitting_lines(config, found):
         print(line)
     result = {"iterations": listing.length.iterations, "memory": memory, "fitting": found}
-    patience = "which takes minutes; " if device.type == "cpu" and memory.peaks["training"] > LARGE else ""
+    patience = "this takes minutes; " if device.type == "cpu" and memory.peaks["training"] > LARGE else ""
     print(f"\nmeasuring an iteration on {_device_name(device)}; {patience}Ctrl-C ends it ...", flush=True)
     timing = measure(config, listing.sizes, device, memory)
     if isinstance(timing, str):
@@ -483,4 +483,6 @@ def _disk(size: float) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"
