@@ -5,7 +5,8 @@
     python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_photos.toml --stage2_init=imagenet
 
 Each stage writes to OUTPUT/STAGE and records its inputs there in inputs.json. If you run the same command again, stages
-that are up to date are skipped, and an interrupted stage is resumed.
+that are up to date are skipped, and an interrupted stage is resumed. At the end OUTPUT/report.html shows the results
+(experiments/report.py).
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import ignite.distributed as idist
 
 from proda.experiment.config import DataConfig, make_config
 from proda.experiment.domains import Domains
-from proda.experiment.job import read_summary
+from proda.experiment.job import device_of, read_summary
 from proda.experiment.launch import load_experiment
 from proda.experiment.recipes import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
 from proda.experiment.tables import CONTROL, control_sentence, stage_table
@@ -69,6 +70,13 @@ PRESETS = {
 
 
 def run(local_rank: int, config: Config) -> dict:
+    summary = run_stages(config)
+    report(config)
+    return summary
+
+
+def run_stages(config: Config) -> dict:
+    """Runs the stages, writes ``summary.json`` and prints the table; returns the content of the file."""
     folder, todo = Path(config.output), chosen(config)
     if "stage2_distill" in todo and config.preset != "streets":
         check_stage2_init(config)
@@ -86,6 +94,16 @@ def run(local_rank: int, config: Config) -> dict:
     lines.append(f"{folder / 'summary.json'}   tensorboard --logdir {folder}")
     print_once("".join(f"\n{line}\n" for line in lines if line))
     return summary
+
+
+def report(config: Config) -> None:
+    """Writes ``report.html`` in rank 0. The results are on disk, so an error here loses none of them."""
+    if idist.get_rank() == 0:
+        from proda.report.page import write_report  # not needed before, and --help should not wait for it
+
+        file, device = Path(config.output) / "report.html", device_of(config)
+        print(write_report([config.output], file, device=device, num_workers=config.num_workers), flush=True)
+    idist.barrier()
 
 
 def chosen(config: Config) -> list[str]:

@@ -4,7 +4,8 @@
     python run.py experiments/quickstart.py --source=synthia --seed=1 --output=runs/quickstart_1
 
 Draws the two domains and runs experiments/pipeline.py on them, including the oracle, which is trained on target labels.
-Writes a table and OUTPUT/panel.png at the end. The same command continues an interrupted run; --overwrite starts again.
+Writes a table, OUTPUT/panel.png and OUTPUT/report.html at the end. The same command continues an interrupted run;
+--overwrite starts again.
 """
 
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ PRESETS = {"streets": {**pipeline.PRESETS["streets"], "scale": 0.4}}
 def run(local_rank: int, config: Config) -> dict:
     if idist.get_world_size() > 1:
         raise UserError("quickstart runs in one process only; single stages accept --nproc_per_node")
-    summary = pipeline.run(local_rank, config)
+    summary = pipeline.run_stages(config)
     draw_panel(config, list(summary["stages"]))
+    pipeline.report(config)
     return summary
 
 

@@ -1,6 +1,7 @@
 """Benchmarks take minutes; that they fit the package shows in a second, at small sizes or without running."""
 
 import importlib
+import json
 import math
 
 import pytest
@@ -60,3 +61,56 @@ def test_what_is_measured_of_a_validation_computes_scores(monkeypatch):
             assert result.sum() == 32 * 64
         else:
             assert result["confusion"].sum() == 28 * 64 and math.isfinite(result["label_free"])
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """Runs the script on a CPU at tiny sizes; returns its exit status and what it has written."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = importlib.import_module("gpu")
+
+    def run(*arguments: str) -> tuple[int, dict]:
+        words = ["gpu.py", "--device=cpu", "--tiny", f"--output={tmp_path}", *arguments]
+        monkeypatch.setattr("sys.argv", words)
+        status = script.main()
+        assert (tmp_path / "gpu.md").read_text().count("|") > 10
+        return status, json.loads((tmp_path / "gpu.json").read_text())
+
+    return run
+
+
+def test_iterations_are_measured_and_counted(gpu):
+    status, found = gpu("--stages=stage2_distill", "--amps=bf16", "--switches=plain,joint_views", "--iterations=1")
+    assert status == 0
+    (row,) = found["rows"]  # the stage has no joint views
+    low, middle, high = row["milliseconds"]
+    assert 0 < low <= middle <= high and row["tflop"] > 0 and 0 < row["convolutions"] < 1
+    assert row["counted_gb"] > 0 and row["memory_gb"] is None and len(row["top"]) == 10
+
+
+def test_memory_is_counted_without_a_gpu(gpu):
+    status, found = gpu("--count", "--stages=stage1_denoise", "--amps=off", "--switches=plain,accumulate=4")
+    plain, parts = found["counted"]
+    assert status == 0 and parts["gb"] < plain["gb"] and parts["tflop"] == plain["tflop"]
+
+
+@pytest.mark.parametrize(
+    ("check", "results"),
+    [("same bits: stage2", ["passed"]), ("nothing: stage2", ["skipped"]), ("stage2_distill off", ["passed"])],
+)
+def test_checks_pass_or_say_what_they_need(gpu, check, results):
+    status, found = gpu("--check", f"--only={check}")
+    assert status == 0
+    assert [line["result"] for line in found["checks"]] == results and all(line["text"] for line in found["checks"])
+
+
+def test_a_failed_check_is_told_and_gives_status_1(gpu, monkeypatch):
+    import gpu_checks
+
+    def wrong(setting):
+        raise gpu_checks.CheckFailed("2 of 3 tensors differ")
+
+    monkeypatch.setitem(gpu_checks.CHECKS, "wrong", wrong)
+    status, found = gpu("--check", "--only=wrong")
+    assert status == 1
+    assert found["checks"][0]["result"] == "failed" and "2 of 3 tensors differ" in found["checks"][0]["text"]

@@ -1,4 +1,4 @@
-"""Imports run one way: method, models and data, engines, handlers, experiment."""
+"""Imports run one way: method, models and data, engines, handlers, experiment, report."""
 
 import ast
 from pathlib import Path
@@ -13,6 +13,10 @@ KNOWN = {
     "data": {"method", "utils", "data"},
     "streets": {"method", "utils", "data", "streets"},
     "engines": {"method", "utils", "models", "data", "engines", "metrics"},
+    "experiment": {
+        *("method", "utils", "models", "data", "streets", "engines", "handlers", "experiment", "metrics"),
+        "visualization",
+    },
     "handlers": {"method", "utils", "models", "data", "engines", "handlers", "metrics", "visualization"},
 }
 

@@ -22,28 +22,32 @@ VARIABLES = (
 )
 
 
-def parse_flags(arguments: list[str]) -> dict[str, str]:
+def parse_flags(arguments: list[str], positional: str = "") -> dict[str, str]:
     """Splits ``--name=value`` arguments with Python Fire: flag name -> the text of its value.
 
-    A flag without a value gets the text ``True``. Values are not parsed by Fire, which would read ``--output=1.10`` as
-    a number; the type of the field decides how to parse its text. Fire calls its function before it checks for
-    remaining arguments, so the function only collects the flags.
+    A flag without a value gets the text ``True``. Words without a flag become the value of the flag ``positional``,
+    separated by commas; they are refused if that is empty. Values are not parsed by Fire, which would read
+    ``--output=1.10`` as a number; the type of the field decides how to parse its text. Fire calls its function before
+    it checks for remaining arguments, so the function only collects the flags.
     """
 
     @fire.decorators.SetParseFn(str)
-    def collect(**flags: str) -> dict[str, str]:
-        return flags
+    def collect(*words: str, **flags: str) -> tuple[tuple[str, ...], dict[str, str]]:
+        return words, flags
 
     noise = io.StringIO()
     try:
         with contextlib.redirect_stderr(noise), contextlib.redirect_stdout(noise):
-            flags = fire.Fire(collect, command=arguments, name="run.py", serialize=lambda _: None)
+            found = fire.Fire(collect, command=arguments, name="run.py", serialize=lambda _: None)
     except fire.core.FireExit:
-        flags = None
-    if not isinstance(flags, dict):
+        found = None
+    words, flags = found if isinstance(found, tuple) and len(found) == 2 else ((), None)
+    if not isinstance(flags, dict) or (words and not positional):
         stray = next((word for word in arguments if not word.startswith("--")), " ".join(arguments))
         raise UserError(f"{stray!r}: expected flags of the form --name=value")
-    return flags
+    if words and positional in flags:
+        raise UserError(f"{words[0]!r} and --{positional}={flags[positional]}: give all of them in one way")
+    return flags | ({positional: ",".join(words)} if words else {})
 
 
 def with_recorded(flags: Mapping[str, Any], config_class: type) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from proda.utils.run_files import all_run_files, earlier_run
 UNCOMPARED_FLAGS = {
     *("preset", "output", "device", "num_workers", "nproc_per_node", "backend", "data_root", "val_batch_size"),
     *("checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "watch_every", "stop_after", "plan"),
+    "checkpoint_activations",
 }
 # Flags that may change at --resume; each change is logged. A change of any other flag is refused, including flags of a
 # user's own Config: the result would belong neither to the old settings nor to the new ones.
@@ -48,7 +49,7 @@ class Job:
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self.device = _device(config)
+        self.device = device_of(config)
         self.precision = Precision(self.device, config.amp, compile=config.compile)
         self.folder = Path(config.output)
         self.log = logging.getLogger("proda")
@@ -158,6 +159,15 @@ class Stopwatch:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.before = float(state["seconds"])
+
+
+def device_of(config: Any) -> torch.device:
+    """The device of this process, as ``--device`` asks for it."""
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", idist.get_local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
@@ -298,14 +308,6 @@ def _experiment(config: Any) -> str:
     """Name of the experiment file that defines ``config``, without the suffix."""
     module = sys.modules.get(type(config).__module__)
     return Path(getattr(module, "__file__", None) or type(config).__module__).stem
-
-
-def _device(config: Any) -> torch.device:
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", idist.get_local_rank() % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def _describe(device: torch.device) -> str:

@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
         if {"-h", "--help"} & set(argv[1:]):
             print(help_text(module.Config, module.__doc__ or "", getattr(module, "PRESETS", None)))
             return 0
-        result = start(argv[0], with_recorded(parse_flags(argv[1:]), module.Config))
+        flags = parse_flags(argv[1:], getattr(module, "POSITIONAL", ""))
+        result = start(argv[0], with_recorded(flags, module.Config))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as end:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 MODELS = ("best.pt", "last.pt", "label_free.pt", "teacher.pt")
 RUN_FILES = (  # files of a run other than checkpoints and models; glob patterns
-    *("summary.json", "train.log", "prototypes.pt", "events.out.tfevents.*", "checkpoint_*.pt.damaged", ".*.part"),
+    *("summary.json", "report.html", "train.log", "prototypes.pt", "events.out.tfevents.*"),
+    *("checkpoint_*.pt.damaged", ".*.part"),
 )
 _CHECKPOINT = re.compile(r"checkpoint_(0|[1-9][0-9]*)\.pt")  # does not match copies such as checkpoint_2_keep.pt
 

@@ -31,6 +31,14 @@ def test_what_is_no_flag_is_one_line(arguments, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_words_are_the_value_of_the_flag_that_takes_them():
+    assert parse_flags(["a", "--worst=3", "b/c"], "runs") == {"runs": "a,b/c", "worst": "3"}
+    assert parse_flags(["--worst=3"], "runs") == {"worst": "3"}
+    for arguments in (["a", "--runs=b"], ["--x", "1", "-", "a"], ["a", "-", "0"]):
+        with pytest.raises(UserError):
+            parse_flags(arguments, "runs")
+
+
 def test_help_shows_flag_default_doc_and_choices():
     text = help_text(Config, "What it does.", {"gta5": {}, "synthia": {}})
     assert text.startswith("What it does.") and "gta5, synthia" in text

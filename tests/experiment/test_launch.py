@@ -94,14 +94,14 @@ def test_a_file_that_is_no_experiment(capsys, tmp_path):
     assert status == 2 and "not_an_experiment.py: expected a dataclass Config(RunConfig) and a function run" in error
 
 
-# those two draw their data, check_data reports it, and the pipeline asks for the SimCLR file before
+# the first two draw their data, check_data reports it, and the pipeline asks for the SimCLR file before
 DRAW_OR_OTHER = ("quickstart", "ablation", "check_data", "pipeline")
 
 
 @pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if Path(e).stem not in DRAW_OR_OTHER])
 def test_missing_data_or_input_is_one_line_and_nothing_is_written(experiment, capsys):
     status, error = answer(capsys, experiment, "--data_root=nowhere", "--device=cpu")
-    lines = ("--images", "no folder nowhere", "--weights=runs/", "--teacher=runs/")  # whichever is opened first
+    lines = ("--images", "no folder nowhere", "--weights=runs/", "--teacher=runs/", "--runs")  # what is opened first
     assert status == 2 and any(line in error for line in lines) and error.count("\n") == 1
 
 
@@ -436,6 +436,8 @@ def test_a_wheel_works_without_the_clone(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--no-build-isolation", f"--target={target}", str(source)], check=True)
     assert (target / "proda/py.typed").is_file() and not (target / "tests").exists()
+    templates = {path.name for path in (ROOT / "proda/report/templates").iterdir()}
+    assert {path.name for path in (target / "proda/report/templates").iterdir()} == templates
 
     (tmp_path / "queue.py").write_text("raise AssertionError('not the queue of the standard library')\n")
     environment = {**os.environ, "PYTHONPATH": str(target)}

@@ -70,6 +70,25 @@ def test_every_stage_starts_from_the_result_of_the_one_before(done):
     assert recorded["configuration"]["iterations"] == 2 and "output" not in recorded["configuration"]
 
 
+def test_the_report_shows_every_stage(done):
+    page = (done / "report.html").read_text()
+    assert all(title in page for title in ("source only", "warm-up", "stage 1", "stage 2", "stage 3", "oracle"))
+    assert "last.pt of stage 3 on 2 of 2 validation images" in page and page.count("<img ") == 8
+
+
+def test_a_defect_of_the_report_loses_no_result_and_is_not_hidden(done, data, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("proda.report.page.report_page", fails)
+    before, page = read(done / "summary.json"), (done / "report.html").read_bytes()
+    (done / "summary.json").unlink()
+    with pytest.raises(ZeroDivisionError):
+        command(data, done)
+    assert read(done / "summary.json") == before and "| stage3_distill" in capsys.readouterr().out
+    assert (done / "report.html").read_bytes() == page and not list(done.glob("*.part"))
+
+
 def test_what_is_up_to_date_is_skipped(done, data, capsys):
     before = {path: path.stat().st_mtime_ns for stage in ALL for path in (done / stage).rglob("*")}
     assert command(data, done, checkpoint_every=7) == 0  # a flag that changes no result

@@ -18,7 +18,7 @@ SOURCE_IMAGES, TARGET_IMAGES = 9400, 2975  # SYNTHIA, the smaller source; Citysc
 RUNNING = {
     *("output", "seed", "device", "num_workers", "amp", "deterministic", "nproc_per_node", "backend", "data_root"),
     *("val_batch_size", "checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
-    "watch_every",
+    *("watch_every", "compile", "checkpoint_activations"),
 }
 COMMON = {
     "target": "cityscapes",
@@ -35,6 +35,7 @@ COMMON = {
     "crop_width": 896,
     "crop_height": 512,
     "dropout": 0.1,
+    "accumulate": 1,
     "adabn": False,
     "skip_bad": "",
     "labelled_only": False,
@@ -84,6 +85,7 @@ STAGES = {
         "threshold": 0.0,
         "ce_weight": 0.1,
         "rce_weight": 1.0,
+        "joint_views": False,
         "structure_weight": 10.0,
     },
     "stage2_distill": {**DISTILLATION, "init": "simclr", "init_file": ""},

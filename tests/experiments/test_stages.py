@@ -272,5 +272,13 @@ def test_a_loss_of_nan_ends_the_run_in_one_line_and_damages_no_file(data, weight
 def test_every_experiment_is_tried_somewhere():
     here = {path.stem for path in ROOT.glob("experiments/[a-z]*.py")}
     tried = {*TRAINING, "evaluate", "pseudo_labels", "prototypes"}
-    elsewhere = {"ablation", "check_data", "pipeline", "predict", "pretrain", "quickstart"}  # have their own test files
+    elsewhere = {
+        "ablation",
+        "check_data",
+        "pipeline",
+        "predict",
+        "pretrain",
+        "quickstart",
+        "report",
+    }  # have their own test files
     assert here <= tried | elsewhere and tried <= here
