@@ -44,8 +44,8 @@ CHANGES = {
     "val_batch_size": "fewer images at once in validation: the same scores",
     "amp": "mixed precision: activations in half precision, weights in float32. GPUs older than Ampere (V100, "
     "T4, RTX 20) need --amp=fp16, which takes the same memory",
-    "checkpoint_activations": "activations are computed again in the backward pass: the same results, about 30% "
-    "more time",
+    "checkpoint_activations": "activations are computed again in the backward pass: the same results, up to a "
+    "third more time",
     "accumulate": "the batch of a process in parts, one after another: the same gradients, except that batch "
     "norm takes its statistics over the images of a part",
 }
@@ -123,7 +123,8 @@ def print_plan(config: Any, name: str) -> dict[str, Any]:
     for line in _fitting_lines(config, found):
         print(line)
     result = {"iterations": listing.length.iterations, "memory": memory, "fitting": found}
-    print(f"\nmeasuring an iteration on {_device_name(device)}; Ctrl-C ends it ...", flush=True)
+    patience = "this takes minutes; " if device.type == "cpu" and memory.peaks["training"] > LARGE else ""
+    print(f"\nmeasuring an iteration on {_device_name(device)}; {patience}Ctrl-C ends it ...", flush=True)
     timing = measure(config, listing.sizes, device, memory)
     if isinstance(timing, str):
         print(f"not measured: {timing}")
@@ -390,12 +391,13 @@ def _fitting_lines(config: Any, found: dict[int, tuple[dict[str, Any], Memory]])
             continue
         changes, memory = found[size]
         used |= dict.fromkeys(changes)
-        flags = " ".join(f"--{name}={value}" for name, value in changes.items()) or "as it is"
+        flags = " ".join(f"--{name}" if value is True else f"--{name}={value}" for name, value in changes.items())
+        flags = flags or "as it is"
         yield f"{size:>4} GB{'':<17}{flags}  ({_gb(memory.peak)}, {_gb(memory.with_margin)})"
     for name in used:
         first, *rest = textwrap.wrap(CHANGES[name], 72)
-        yield f"  --{name:<22}{first}" if len(name) < 22 else f"  --{name} {first}"
-        yield from (f"{'':<26}{line}" for line in rest)
+        yield f"{f'  --{name}':<28}{first}"
+        yield from (f"{'':<28}{line}" for line in rest)
 
 
 def _time_lines(config: Any, listing: Listing, processes: int, timing: Timing) -> Iterator[tuple[str, str]]:
@@ -452,9 +454,10 @@ def _device(config: Any) -> torch.device:
 
 
 def _device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"the CPU, {torch.get_num_threads()} threads"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"the CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def _physical_memory() -> int:
@@ -477,4 +480,6 @@ def _disk(size: float) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"

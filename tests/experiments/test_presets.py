@@ -18,7 +18,7 @@ SOURCE_IMAGES, TARGET_IMAGES = 9400, 2975  # SYNTHIA, the smaller source; Citysc
 RUNNING = {
     *("output", "seed", "device", "num_workers", "amp", "deterministic", "nproc_per_node", "backend", "data_root"),
     *("val_batch_size", "checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
-    *("watch_every", "compile", "checkpoint_activations"),
+    *("watch_every", "compile", "checkpoint_activations", "plan"),
 }
 COMMON = {
     "target": "cityscapes",
