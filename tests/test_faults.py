@@ -217,18 +217,21 @@ def test_a_fault_in_one_of_two_processes_ends_both_with_the_line_of_that_one(dat
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_both_processes_with_one_line(clean_data, weights, tmp_path):
-    run = small_runs.launch(
-        small_runs.command(
-            "source_only",
-            clean_data,
-            weights,
-            tmp_path / "run",
-            nproc_per_node=2,
-            lr=1000,
-            head_lr_factor=1e9,
-            checkpoint_every=1,
-        )
+    file = tmp_path / "spoilt.py"
+    file.write_text(
+        "import proda.engines.supervised as engine\n"
+        "from experiments.source_only import PRESETS, Config, run as whole\n"
+        "def run(local_rank, config):\n"
+        "    losses, original = [], engine.cross_entropy\n"
+        "    def spoilt(*arguments, **options):\n"
+        "        losses.append(original(*arguments, **options))\n"
+        "        return losses[-1] * (float('nan') if len(losses) == 2 else 1)\n"
+        "    engine.cross_entropy = spoilt\n"
+        "    return whole(local_rank, config)\n"
     )
+    flags = {"nproc_per_node": 2, "checkpoint_every": 1}
+    command = small_runs.command("source_only", clean_data, weights, tmp_path / "run", **flags)
+    run = small_runs.launch([*command[:2], str(file), *command[3:]])
     while not (tmp_path / "run" / "checkpoint_1.pt").exists():
         assert run.poll() is None, run.communicate()
         time.sleep(0.01)

@@ -64,7 +64,7 @@ def test_its_file_holds_the_trained_backbone_alone_and_says_so(run):
 
 
 def test_stage_2_starts_from_it_with_a_head_of_its_own(run, data, weights, tmp_path):
-    start_from = {"init": "simclr", "init_file": str(run / "last.pt"), "bn_pretrain": True, "lr": 0.0}
+    start_from = {"init": "simclr", "init_file": str(run / "last.pt"), "bn_pretrain": True, "lr": 1e-30}
     small_runs.train("stage2_distill", data, weights, tmp_path / "run", iterations=1, adabn=False, **start_from)
     student = torch.load(tmp_path / "run/last.pt", weights_only=True)["model"]
     for name, value in torch.load(run / "last.pt", weights_only=True)["state_dict"].items():
@@ -83,7 +83,7 @@ def test_as_a_whole_network_or_for_another_backbone_it_is_refused(run, data, wei
 
 
 def test_it_goes_on_from_a_backbone(run, data, tmp_path):
-    train(data, tmp_path / "run", init="simclr", init_file=str(run / "last.pt"), lr=0.0, iterations=1)
+    train(data, tmp_path / "run", init="simclr", init_file=str(run / "last.pt"), lr=1e-30, iterations=1)
     before, after = (torch.load(folder / "last.pt", weights_only=True) for folder in (run, tmp_path / "run"))
     assert torch.equal(after["state_dict"]["conv1.weight"], before["state_dict"]["conv1.weight"])
 
@@ -113,8 +113,8 @@ def test_neither_labels_nor_classes_nor_validation_images_are_needed(data, tmp_p
         ({"init": "simclr"}, "--init=simclr needs --init_file: the converted SimCLRv2 r101 1x weights, or last.pt of"),
         ({"init": "imagenet"}, "--backbone=tiny has no ImageNet weights"),
         ({"region_weight": 2}, "--region_weight=2: expected a number from 0 to 1"),
-        ({"temperature": 0}, "--temperature=0: expected a number above 0"),
-        ({"smallest_view": 0}, "--smallest_view=0: expected a number above 0"),
+        ({"temperature": 0}, "--temperature=0: expected a number from 0.001 to 1000"),
+        ({"smallest_view": 0}, "--smallest_view=0: expected a number from 0.01 to 1"),
         ({"labelled_only": True}, "--labelled_only has no effect on pretraining, which reads no labels; remove it"),
         ({"batch_size": 9}, "--batch_size=9 exceeds the 8 training images of the source"),
         ({"crop_width": 400}, "--crop_width=400"),
