@@ -215,7 +215,7 @@ def test_weights_trained_on_streets_are_evaluated_on_streets(inputs, tmp_path, m
     torch.save({**content, "recipe": "streets"}, tmp_path / "last.pt")
     monkeypatch.delenv("PRODA_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(domains, "write_streets", lambda root, source: shutil.copytree(inputs[0], root))
+    monkeypatch.setattr(domains, "write_streets", lambda root, **_: shutil.copytree(inputs[0], root))
     assert main(["evaluate", "--weights=last.pt", "--num_workers=0", "--output=run"]) == 0
     assert len(read_summary("run")["iou"]) == 13 and Path("data/streets").is_dir()
     assert main(["evaluate", "--weights=last.pt", "--data_root=elsewhere", "--output=other"]) == 2
@@ -290,7 +290,7 @@ def test_a_prediction_of_images_and_videos_of_any_size(inputs, tmp_path, capsys)
     flags = [f"--weights={inputs[1]}", f"--images={media},{tmp_path}/nowhere", "--val_batch_size=2", "--tile=128"]
     assert main(["predict", *flags, "--num_workers=0", f"--output={tmp_path}/run"]) == 1
     out, run = capsys.readouterr().out, tmp_path / "run"
-    for line in (f"{tmp_path}/nowhere: found none", f"{media}/cut.png: not a comp", f"{media}/cut.mp4: not a comp"):
+    for line in (f"{tmp_path}/nowhere: found none", f"{media}/cut.png: not a comp", f"{media}/cut.mp4: cannot be dec"):
         assert f"not predicted: {line}" in out
     summary = read_summary(run)
     assert (summary["images"], summary["videos"], len(summary["not_predicted"])) == (3, 2, 3)

@@ -277,6 +277,7 @@ def test_every_experiment_is_tried_somewhere():
     elsewhere = {
         "ablation",
         "check_data",
+        "describe_data",
         "pipeline",
         "predict",
         "pretrain",
