@@ -52,7 +52,7 @@ def write_onnx(program: ImageProgram, path: Path, metadata: dict[str, Any]) -> N
 
 
 def open_onnx(path: Path, device: str = "cpu") -> Runner:
-    """The file in onnxruntime, with as many threads as torch has. UserError if ``device`` is beyond this build of it."""
+    """The file in onnxruntime, with as many threads as torch has. UserError if this build has no such device."""
     import onnxruntime
 
     provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"

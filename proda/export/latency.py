@@ -57,17 +57,15 @@ def measure_all(runtimes: Mapping[str, Callable[[], Runner]], image: Tensor) -> 
 
 
 def eager(module: nn.Module, device: str) -> Runner:
-    """A copy of the module on the device, in the memory layout that prediction uses."""
-    module = copy.deepcopy(module).to(device).to(memory_format=torch.channels_last)
-    return _without_gradients(module, device)
+    """A copy of the module on the device."""
+    return _without_gradients(copy.deepcopy(module).to(device), device)
 
 
 def compiled(module: nn.Module, device: str) -> Runner:
     """As :func:`eager`, through torch.compile, for one size of images. UserError if there is no C++ compiler."""
     if not has_compiler():
         raise UserError("torch.compile needs a C++ compiler, and none was found")
-    module = copy.deepcopy(module).to(device).to(memory_format=torch.channels_last)
-    return _without_gradients(torch.compile(module, dynamic=False), device)
+    return _without_gradients(torch.compile(copy.deepcopy(module).to(device), dynamic=False), device)
 
 
 def has_compiler() -> bool:

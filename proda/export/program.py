@@ -31,16 +31,17 @@ class ImageProgram(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.result, self.dtype = result, torch.float16 if fp16 else torch.float32
-        self.network.to(self.dtype)
+        self.network.to(self.dtype).to(memory_format=torch.channels_last)
         self.num_classes = network.num_classes
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        logits = self.network(image.to(self.dtype)).logits.float()
+        # Contiguous: softmax and maximum over classes take three times as long in the memory layout channels-last.
+        logits = self.network(image.to(self.dtype)).logits.float().contiguous()
         # Not ``resize`` of the engines: its comparison of sizes would be a condition on the size of the images.
         logits = F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=True)
         if self.result == "labels":
-            return logits.argmax(1).to(torch.uint8)
+            return logits.max(1).indices.to(torch.uint8)
         return logits.softmax(1) if self.result == "probabilities" else logits
 
 
