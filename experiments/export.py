@@ -80,13 +80,13 @@ def run(local_rank: int, config: Config) -> dict:
     # Float32 in PyTorch is always measured; what else PyTorch runs has the precision of the file.
     device, (width, height) = job.device.type, image_size(config, trained.info)
     full, half = ImageProgram(network, config.result), ", float16" * config.fp16
-    runtimes = {"PyTorch": lambda: eager(full, device)}
+    runtimes = {"PyTorch, eager": lambda: eager(full, device)}
     if config.fp16:
-        runtimes["PyTorch, float16"] = lambda: eager(program, device)
+        runtimes["PyTorch, eager, float16"] = lambda: eager(program, device)
     runtimes[f"PyTorch, torch.compile{half}"] = lambda: compiled(program, device)
     runtimes[f"{form.runtime}, {file.name}"] = lambda: form.open(file, device)
     threads = torch.get_num_threads()
-    job.log.info("latency of one image of %d x %d pixels, %s, %d threads; wait", width, height, device, threads)
+    job.log.info("latency of one image of %d x %d pixels on %s (threads: %d)", width, height, device, threads)
     latencies = measure_all(runtimes, street_scenes(1, height, width))
     log_lines(job, latencies)
     milliseconds = {

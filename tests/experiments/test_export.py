@@ -69,7 +69,7 @@ def test_labels_in_half_precision_and_a_table_of_latencies(weights, tmp_path, mo
     latency = summary["latency"]
     assert (latency["width"], latency["height"]) == (48, 24)
     assert latency["milliseconds"].pop("PyTorch, torch.compile, float16") is None
-    assert set(latency["milliseconds"]) == {"PyTorch", "PyTorch, float16", f"torch.export, {file.name}"}
+    assert set(latency["milliseconds"]) == {"PyTorch, eager", "PyTorch, eager, float16", f"torch.export, {file.name}"}
     assert all(value > 0 for value in latency["milliseconds"].values())
     out = capsys.readouterr().out
     assert "| runtime " in out and "not measured: torch.compile needs a C++ compiler" in out
