@@ -12,6 +12,7 @@ KNOWN = {
     "models": {"method", "utils", "models"},
     "data": {"method", "utils", "data"},
     "streets": {"method", "utils", "data", "streets"},
+    "export": {"utils", "models", "data", "streets", "export"},
     "engines": {"method", "utils", "models", "data", "engines", "metrics"},
     "experiment": {
         *("method", "utils", "models", "data", "streets", "engines", "handlers", "experiment", "metrics"),
