@@ -278,6 +278,7 @@ def test_every_experiment_is_tried_somewhere():
         "ablation",
         "check_data",
         "describe_data",
+        "export",
         "pipeline",
         "predict",
         "pretrain",
