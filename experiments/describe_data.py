@@ -26,8 +26,10 @@ from proda.utils.progress import track
 
 @dataclass
 class Config(RunConfig):
+    # -- Data
     images: PathText = ""  # images or videos: a folder (with its subfolders), a zip file, or a pattern
     labels: PathText = ""  # the same for label maps; empty: images without labels
+    # -- Output
     description: PathText = "my_data.toml"  # file to write; it must not exist
 
 

@@ -35,7 +35,9 @@ from proda.utils.options import NonNegativeInt, PathText
 
 @dataclass
 class Config(RunConfig):
+    # -- Network
     weights: PathText = ""  # file of the network; it also says which backbone and which classes the network has
+    # -- Output
     format: Literal["onnx", "pt2"] = "onnx"  # onnx: for onnxruntime and others; pt2: for torch.export.load
     result: Literal["logits", "probabilities", "labels"] = "logits"  # output, of the size of the image
     fp16: bool = False  # weights and computation in float16; input and output stay float32

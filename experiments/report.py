@@ -26,9 +26,11 @@ POSITIONAL = "runs"  # the flag whose value may also be given as words without a
 
 @dataclass
 class Config(RunConfig):
+    # -- Data
     runs: str = ""  # folders of runs, or of stages of a pipeline, separated by commas
-    output: PathText = ""  # folder of report.html; if empty, that of the run, or runs/report for several runs
     data_root: PathText = ""  # folder of the data sets; if empty, that which the runs have read
+    # -- Output
+    output: PathText = ""  # folder of report.html; if empty, that of the run, or runs/report for several runs
     worst: NonNegativeInt = 4  # validation images with the lowest scores to show; 0: predict none
     max_images: NonNegativeInt = 100  # validation images to predict, spread evenly over the set; 0: all
 
