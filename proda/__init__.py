@@ -6,15 +6,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proda.trained_model import TrainedModel, load_model
+    from proda.trained_model import TrainedModel as TrainedModel
+    from proda.trained_model import load_model as load_model
 
 __version__ = "0.1.0"
-__all__ = ["TrainedModel", "load_model"]
+_LATER = ("TrainedModel", "load_model")  # not __all__, whose names pdoc expects to exist
 
 
 def __getattr__(name: str) -> Any:
     """Imports torch, which takes seconds, when ``load_model`` is first used."""
-    if name not in __all__:
+    if name not in _LATER:
         raise AttributeError(f"module 'proda' has no attribute {name!r}")
     from proda import trained_model
 

@@ -35,16 +35,18 @@ def test_a_gpu_computes_what_a_cpu_does(stage, data, weights, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("number", [2, 4])
 @pytest.mark.parametrize("stage", small_runs.STAGES)
-def test_nccl_with_synchronised_batch_norm_equals_one_process(stage, data, weights, tmp_path):
+def test_nccl_with_synchronised_batch_norm_equals_one_process(stage, number, data, weights, tmp_path):
     """Batch norm learns here, where the stage lets it: its statistics are those of the global batch."""
-    for name, more in (("one", {}), ("two", {"nproc_per_node": 2, "backend": "nccl"})):
+    if torch.cuda.device_count() < number:
+        pytest.skip(f"needs {number} GPUs")
+    for name, more in (("one", {}), ("many", {"nproc_per_node": number, "backend": "nccl"})):
         flags = {"device": "cuda", "deterministic": True, "iterations": 2, "lr": 0.001, **more}
         run = small_runs.launch(small_runs.command(stage, data, weights, tmp_path / name, **flags))
         out, err = run.communicate(timeout=300)
         assert run.returncode == 0, out[-2000:] + err[-4000:]
-    found, expected = (small_runs.numbers(checkpoint(tmp_path / name, 2)["student"]) for name in ("two", "one"))
+    found, expected = (small_runs.numbers(checkpoint(tmp_path / name, 2)["student"]) for name in ("many", "one"))
     for key, value in expected.items():
         if "num_batches_tracked" not in key:  # of the synchronised class alone
             torch.testing.assert_close(found[key], value, rtol=1e-2, atol=1e-3, msg=lambda text, key=key: key + text)

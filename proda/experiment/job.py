@@ -60,6 +60,7 @@ class Job:
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for matrix products on a GPU
         torch.use_deterministic_algorithms(config.deterministic)
+        torch.backends.cudnn.benchmark = not config.deterministic  # the fastest kernels; image sizes hardly change
         refuse_other_run(self.folder, config)
         if getattr(config, "overwrite", False):
             keep_inputs(self.folder, config)

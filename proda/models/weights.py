@@ -295,7 +295,8 @@ def as_state_dict(data: object, path: str | Path, what: str) -> dict[str, Tensor
     """``data``, if it is the state dict of a ``what``, with plain keys; UserError if it is not one."""
     if not isinstance(data, Mapping) or not data or not all(isinstance(value, Tensor) for value in data.values()):
         raise UserError(f"{path}: found {describe(data)}, expected the {what}'s state dict (name to tensor)")
-    return {str(key).removeprefix("module."): value for key, value in data.items()}  # "module." is DataParallel's
+    # Prefixes of DataParallel, and of the wrapper that torch.compile(network) returns.
+    return {str(key).removeprefix("module.").removeprefix("_orig_mod."): value for key, value in data.items()}
 
 
 def check_format(data: object, path: str | Path) -> None:

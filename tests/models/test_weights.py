@@ -479,3 +479,11 @@ def test_prototypes_come_back_with_what_they_were_made_from(tmp_path):
 def test_prototypes_that_say_less_have_a_shorter_record(tmp_path, content, record):
     torch.save(content, tmp_path / "prototypes.pt")
     assert prototypes_record(tmp_path / "prototypes.pt") == record
+
+
+def test_weights_of_a_compiled_network_load(tmp_path):
+    """``torch.compile(network)`` puts a prefix before the names."""
+    state = torch.compile(build_network("tiny", 5), backend="eager").state_dict()
+    assert all(name.startswith("_orig_mod.") for name in state)
+    torch.save(state, tmp_path / "compiled.pt")
+    assert load_weights(tmp_path / "compiled.pt").model.keys() == build_network("tiny", 5).state_dict().keys()
