@@ -152,13 +152,13 @@ def test_a_signal_lets_the_iteration_end_saves_and_leaves(sent, data, weights, t
 def test_a_signal_that_comes_while_processes_agree_is_not_lost(monkeypatch):
     trainer, exchanges = Engine(lambda engine, batch: None), []
 
-    def exchange(value: int, _: str) -> int:
+    def exchange(_: StopRequests, value: int) -> int:
         exchanges.append(value)
         if len(exchanges) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return value
 
-    monkeypatch.setattr("proda.handlers.stopping.idist.all_reduce", exchange)
+    monkeypatch.setattr(StopRequests, "_highest", exchange)
     with pytest.raises(Stopped) as end, StopRequests(trainer):
         trainer.run(range(10), max_iters=10)
     assert trainer.state.iteration == 4 and end.value.code == 128 + signal.SIGTERM

@@ -41,7 +41,9 @@ class EMATeacher(EMAHandler):
 
     @torch.no_grad()
     def copy_buffers(self) -> None:
-        torch._foreach_copy_(list(self.ema_model.buffers()), list(self.model.buffers()))
+        ours, theirs = list(self.ema_model.buffers()), list(self.model.buffers())
+        if ours:
+            torch._foreach_copy_(ours, theirs)
 
     def state_dict(self) -> dict[str, Any]:
         return self.ema_model.state_dict()
