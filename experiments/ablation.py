@@ -7,7 +7,8 @@
 
 Tables: parts of the method, each added to those before, as in the paper; init, the initial weights of the student of
 stage 2; renewal of the pseudo labels during stage 1; quirks of the released code, one at a time and all of them;
-quickstart, its stages. The rows are in proda/experiment/ablation_rows.py. Tables share the runs that are in both.
+successors, the parts of later methods over online self-training and over stage 1; quickstart, its stages. The rows are
+in proda/experiment/ablation_rows.py. Tables share the runs that are in both.
 
 The results of all seeds in OUTPUT that are complete are written after every run: OUTPUT/ablation.md and
 OUTPUT/ablation.json, or the table's own name instead of ablation. The same command again continues where an earlier one
@@ -40,7 +41,9 @@ PASSED_ON = ("source", "num_classes", "backbone", "device", "num_workers", "val_
 class Config(DataConfig):
     # -- Recipe
     preset: str = "streets"  # the only preset: Streets, with schedules for it
-    table: Literal["parts", "init", "renewal", "quirks", "quickstart"] = "parts"  # rows to run and to compare
+    table: Literal["parts", "init", "renewal", "quirks", "successors", "quickstart"] = (
+        "parts"  # rows to run and to compare
+    )
     seeds: Annotated[int, Bounds(1, 1000)] = 5  # number of runs of every row, with the seeds --seed, --seed + 1, ...
     # -- Length
     scale: LengthFactor = 1.0  # factor for the number of iterations of every run

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from proda.data.check import DatasetReport, choose_examples, inspect_files
+from proda.data.class_statistics import problem_of_stored
 from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
 from proda.data.labels import LabelSpace
 from proda.data.loaders import SAME_SIZE_NEEDED
@@ -108,11 +109,16 @@ def check(data: Domains, part: str, folder: Path) -> DatasetReport:
     sizes = [dataset.size] if dataset.size else list(report.sizes)
     try:
         if part != "val":
-            data.check_views([(height, width) for width, height in sizes])
+            data.check_views([(height, width) for width, height in sizes], domain)
     except UserError as error:
         report.problems.append(str(error))
     if part == "train" and len(sizes) > 1:
         report.problems.append(f"{config.target}: training images of {len(sizes)} sizes; {SAME_SIZE_NEEDED}")
+    stored = data.class_statistics_file(domain)
+    if part != "val" and stored.is_file() and len(report.class_pixels) == len(dataset):
+        counted = np.stack(list(report.class_pixels.values()))
+        if problem := problem_of_stored(stored, dataset, data.classes.names, counted):
+            report.problems.append(problem)
     if part == "source" and report.labelled and not report.frequencies.any():
         report.problems.append(f"{config.source}: no pixel of the source has a class")
     return report

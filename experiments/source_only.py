@@ -17,6 +17,7 @@ from proda.experiment.config import InitConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.experiment.networks import initial_network, parallel, sgd
+from proda.experiment.parts import attach_parts
 from proda.experiment.recipes import STREETS
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
@@ -54,6 +55,7 @@ def run(local_rank: int, config: Config) -> dict:
     optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
     trainer = supervised_trainer(student_ddp, optimizer, precision, config)
     evaluator = segmentation_evaluator(student, precision)
+    attach_parts(config, trainer, student, precision, data.classes.names)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)

@@ -18,10 +18,11 @@ from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.options import DenoiseOptions
 from proda.experiment import training
-from proda.experiment.config import AdaptConfig
+from proda.experiment.config import PseudoLabelConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.experiment.networks import compile_network, load_network, parallel, sgd
+from proda.experiment.parts import attach_parts
 from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
@@ -47,7 +48,7 @@ from proda.utils.options import (
 
 
 @dataclass
-class Config(DenoiseOptions, AdaptConfig):
+class Config(DenoiseOptions, PseudoLabelConfig):
     # -- Network
     weights: PathText = "runs/warmup/last.pt"  # warm-up model, for initial student, teacher, soft labels, prototypes
     # -- Optimisation
@@ -168,6 +169,7 @@ def run(local_rank: int, config: Config) -> dict:
         PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
     if config.moves_teacher:
         teacher.attach(trainer)
+    attach_parts(config, trainer, student, precision, data.classes.names)
     watch = LabelQuality(data.classes.names, prototypes=prototypes.values, truth=data.target_truth())
     watch.attach(trainer, every=config.watch_every)
 

@@ -17,10 +17,11 @@ from proda.engines.inference import segmentation_evaluator
 from proda.engines.labelling import Averaging
 from proda.engines.options import DistillOptions
 from proda.experiment import training
-from proda.experiment.config import AdaptConfig, InitConfig, InitKind, parse_scales
+from proda.experiment.config import InitConfig, InitKind, PseudoLabelConfig, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.experiment.networks import initial_network, load_network, parallel, sgd
+from proda.experiment.parts import attach_parts
 from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
@@ -36,7 +37,7 @@ from proda.utils.options import FractionBelowOne, LearningRate, NonNegativeInt, 
 
 
 @dataclass
-class Config(DistillOptions, InitConfig, AdaptConfig):
+class Config(DistillOptions, InitConfig, PseudoLabelConfig):
     # -- Network
     teacher: PathText = "runs/stage1_denoise/last.pt"  # weights of the frozen teacher, which also writes the labels
     init: InitKind = "simclr"  # initial student: simclr, imagenet, random, or weights (all of --init_file)
@@ -117,6 +118,7 @@ def run(local_rank: int, config: Config) -> dict:
     # The method: hard labels of the teacher before the first iteration; the teacher does not change.
     names = data.classes.names
     PseudoLabels(store, teacher, data.whole_target, precision, names, **averaging._asdict()).attach(trainer)
+    attach_parts(config, trainer, student, precision, names)
     watch = LabelQuality(names, truth=data.target_truth(), replay_as_released=config.replay_as_released)
     watch.attach(trainer, every=config.watch_every)
     if config.adabn:

@@ -20,6 +20,7 @@ from proda.experiment.config import AdaptConfig, InitConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
 from proda.experiment.networks import initial_network, parallel, sgd
+from proda.experiment.parts import attach_parts
 from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
@@ -76,6 +77,7 @@ def run(local_rank: int, config: Config) -> dict:
     evaluator = segmentation_evaluator(student, precision)
 
     # The method: the discriminator's learning rate decays with its own steps.
+    attach_parts(config, trainer, student, precision, data.classes.names)
     schedule = PolynomialDecay(critic_optimizer, config.schedule_iterations or batches.iterations)
     schedule.attach(trainer, ProdaEvents.DISCRIMINATOR_STEPPED, name="discriminator_schedule")
     if config.adabn:

@@ -16,7 +16,10 @@ from proda.models.weights import weights_content
 from proda.streets import write_streets
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("source_only", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
+STAGES = ("source_only", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill", "online_self_training")
+# The parts of online self-training, which other stages take too (docs/parts.md).
+SOURCE_PARTS = {"rare_class_sampling": True, "feature_distance": 0.1}
+PARTS = {**SOURCE_PARTS, "class_mix": True, "color_augmentation": True, "masked_consistency": 0.5, "mask_block": 6}
 
 
 def write_data(folder: Path, *, num_val: int = 5) -> Path:
@@ -67,8 +70,10 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
     if stage in ("stage2_distill", "stage3_distill"):
         values["teacher"] = str(weights)
         values["threshold"] = 0.2  # an untrained teacher is never sure
-    if stage.startswith("stage"):
+    if stage.startswith("stage") or stage == "online_self_training":
         values["watch_every"] = 1
+    if stage == "online_self_training":
+        values |= PARTS | {"ignore_top": 2, "ignore_bottom": 3, "judge_teacher": True}
     if stage == "pretrain":
         values |= {"projection_width": 16, "projection_dimensions": 8, "warmup_iterations": 2, "init": "random"}
         del values["init_file"]

@@ -47,21 +47,22 @@ def draw_weak_view(
     mean_width: int = 2200,
     crop_height: int = 512,
     crop_width: int = 896,
+    jitter: float = 0.5,
 ) -> WeakView:
-    """A resize to 0.5 to 1.5 times ``mean_width`` that keeps the aspect, a random crop, a flip half of the time.
+    """A resize to about ``mean_width`` that keeps the aspect, a random crop, a flip half of the time.
 
-    Fields are 0-dim tensors. Every draw raises UserError if the smallest possible resize of an image of ``full_size``
-    is smaller than the crop.
+    The width is uniform between 1 - ``jitter`` and 1 + ``jitter`` times ``mean_width``. Fields are 0-dim tensors. Every
+    draw raises UserError if the smallest possible resize of an image of ``full_size`` is smaller than the crop.
     """
     aspect = full_size[1] / full_size[0]
-    smallest = int(0.5 * mean_width)
+    smallest = int((1 - jitter) * mean_width)
     if smallest < crop_width or int(smallest / aspect) < crop_height:
         raise UserError(
             f"--mean_width={mean_width} shrinks images of {full_size[1]}x{full_size[0]} to as little as "
             f"{smallest}x{int(smallest / aspect)}, expected at least the crop, "
             f"--crop_width={crop_width} x --crop_height={crop_height}"
         )
-    width = int(rng.uniform(0.5, 1.5) * mean_width)
+    width = int(rng.uniform(1 - jitter, 1 + jitter) * mean_width)
     height = int(width / aspect)
     top = rng.integers(height - crop_height, endpoint=True)
     left = rng.integers(width - crop_width, endpoint=True)

@@ -117,9 +117,13 @@ class LabelledFiles(Dataset[Example]):
 
         None, too, where labels are optional and cannot be used.
         """
+        return self._resized(self.read_unscaled_labels(index))
+
+    def read_unscaled_labels(self, index: int) -> np.ndarray | None:
+        """As :meth:`read_labels`, in the size that the image file has."""
         if not self.label_files or self.label_files[index] is None:
             return None
-        return self._resized(self._read_labels(index, image_size(self.images[index])))
+        return self._read_labels(index, image_size(self.images[index]))
 
     def indices(self, names: Iterable[str]) -> list[int]:
         """The indices of the images with these names; KeyError for an unknown name."""

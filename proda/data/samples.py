@@ -19,10 +19,13 @@ from proda.data.augment import (
     weak_view_of_image,
     weak_view_of_labels,
 )
+from proda.data.class_statistics import RareClasses
 from proda.data.labelled_files import Example
 from proda.method.pseudo_labels import confident_labels
 from proda.method.views import crop_soft_labels
 from proda.utils.errors import UserError
+
+MORE_CROPS = 10  # of an image, to find one that shows a rare class
 
 
 class SampleIndex(NamedTuple):
@@ -44,27 +47,45 @@ class Examples(Protocol):
 
 
 class SourceTraining(Dataset):
-    """Labelled crops: ``image`` uint8 [3, h, w], ``labels`` uint8 [h, w] (train ids, ``IGNORE``), ``name`` str."""
+    """Labelled crops: ``image`` uint8 [3, h, w], ``labels`` uint8 [h, w] (train ids, ``IGNORE``), ``name`` str.
+
+    With ``rare_classes`` the seed of a sample, not its index, decides which example it is of: one with enough pixels of
+    a class drawn by its rarity. The crop is drawn again, up to ``MORE_CROPS`` times, until it has enough of them too.
+    """
 
     def __init__(
-        self, dataset: Examples, *, mean_width: int = 2200, crop_height: int = 512, crop_width: int = 896
+        self,
+        dataset: Examples,
+        *,
+        mean_width: int = 2200,
+        crop_height: int = 512,
+        crop_width: int = 896,
+        jitter: float = 0.5,
+        rare_classes: RareClasses | None = None,
     ) -> None:
         self.dataset = dataset
-        self.view_settings = {"mean_width": mean_width, "crop_height": crop_height, "crop_width": crop_width}
+        self.rare_classes = rare_classes
+        self.view_settings: dict[str, Any] = dict(
+            mean_width=mean_width, crop_height=crop_height, crop_width=crop_width, jitter=jitter
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, sample: SampleIndex) -> dict[str, Any]:
-        image, labels, name, _ = self.dataset[sample.index]
+        rng, rare, number, index = sample.generator(), self.rare_classes, -1, sample.index
+        if rare is not None:
+            number, index = rare.draw(rng)
+        image, labels, name, _ = self.dataset[index]
         if labels is None:
             raise UserError(f"source example {name} has no label map; training on it needs one")
-        view = draw_weak_view(sample.generator(), (image.height, image.width), **self.view_settings)
-        return {
-            "image": image_tensor(weak_view_of_image(image, view)),
-            "labels": weak_view_of_labels(torch.from_numpy(labels), view),
-            "name": name,
-        }
+        for _ in range(1 + MORE_CROPS):
+            view = draw_weak_view(rng, (image.height, image.width), **self.view_settings)
+            crop = weak_view_of_labels(torch.from_numpy(labels), view)
+            area = int(view.resized_height * view.resized_width)
+            if rare is None or rare.enough_in_crop(int(torch.eq(crop, number).sum()), area):
+                break
+        return {"image": image_tensor(weak_view_of_image(image, view)), "labels": crop, "name": name}
 
 
 class TargetTraining(Dataset):
@@ -89,6 +110,7 @@ class TargetTraining(Dataset):
         mean_width: int = 2200,
         crop_height: int = 512,
         crop_width: int = 896,
+        jitter: float = 0.5,
         full_image: bool = False,
         strong: bool = False,
         soft_labels: Any | None = None,
@@ -97,7 +119,9 @@ class TargetTraining(Dataset):
         threshold_as_released: bool = False,
     ) -> None:
         self.dataset = dataset
-        self.view_settings = {"mean_width": mean_width, "crop_height": crop_height, "crop_width": crop_width}
+        self.view_settings: dict[str, Any] = dict(
+            mean_width=mean_width, crop_height=crop_height, crop_width=crop_width, jitter=jitter
+        )
         self.full_image = full_image
         self.strong = strong
         self.soft_labels = soft_labels

@@ -48,9 +48,10 @@ def adversarial_trainer(
         out: dict[str, Tensor] = {}
         engine.state.output = out
         target = batch["target"]["image"]
-        update.start()
+        update.start(engine)
 
         source_backward(engine, update, batch["source"])
+        engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
 
         # The student is trained to make the discriminator classify target predictions as source predictions.
         discriminator.requires_grad_(False)

@@ -51,7 +51,7 @@ def contrastive_trainer(
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
-        update.start()
+        update.start(engine)
 
         with precision.autocast():
             found: Embeddings = student(*network_inputs(batch))

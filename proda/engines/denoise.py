@@ -20,6 +20,7 @@ from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.optimization import Precision, StudentUpdate, extend, resize, split, to_float
 from proda.engines.options import DenoiseOptions
 from proda.engines.supervised import source_backward, student_of, student_update
+from proda.engines.target import TargetView
 from proda.method import IGNORE
 from proda.method.losses import mrkld, structure_consistency, symmetric_cross_entropy
 from proda.method.prototypes import class_means, distances, prototype_weights
@@ -56,7 +57,8 @@ def denoise_trainer(
         ``target_logits`` [B, K, h, w] and ``target_features`` [B, D, h', w'] (network stride) of the weak view, and
         ``strong_features`` [B, D, h, w] of the strong view where structure learning is on.
 
-    A handler of ``LABELS_RECTIFIED`` may replace ``output["rectified_labels"]``. Where batches contain no soft labels,
+    A handler of ``LABELS_RECTIFIED`` may replace ``output["rectified_labels"]``, and one of ``TARGET_READY``
+    ``engine.state.target``, the weak view and its labels. Where batches contain no soft labels,
     ``labeller``, the frozen network of the previous stage, predicts them from the full image in every iteration.
     Without rectification, the student is trained on the arg-max of the soft labels (conventional self-training). With
     ``structure_weight=0`` the strong view is not used. If both are off, the teacher does not run.
@@ -69,7 +71,7 @@ def denoise_trainer(
         out: dict[str, Tensor] = {}
         engine.state.output = out
         target = batch["target"]
-        update.start()
+        update.start(engine)
 
         source_backward(engine, update, batch["source"])
 
@@ -83,7 +85,12 @@ def denoise_trainer(
         soft_labels = resize(soft_labels, _map_size(target["image"]))
         labels = _rectified_labels(engine, soft_labels, teacher_distances, precision, options)
 
-        views = {"image": target["image"], "labels": labels}
+        engine.state.target = TargetView(target["image"], labels)
+        engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
+        engine.fire_event(ProdaEvents.TARGET_READY)
+        labels = engine.state.target.labels  # a handler may have mixed them
+
+        views = {"image": engine.state.target.image, "labels": labels}
         pixels = {"labels": update.pixels((labels != IGNORE).sum())}
         if options.structure_weight > 0:
             assert teacher_distances is not None

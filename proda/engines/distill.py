@@ -16,6 +16,7 @@ from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.optimization import Precision, extend, resize, split, to_float
 from proda.engines.options import DistillOptions
 from proda.engines.supervised import source_backward, student_of, student_update
+from proda.engines.target import TargetView
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
 from proda.method.views import downscale_labels, warp_to_strong_view
@@ -36,8 +37,9 @@ def distill_trainer(
     Output: ``loss`` and its parts ``loss_source``, ``loss_target``, ``loss_distillation`` (weighted): scalars;
     ``pseudo_labels`` long [B, H/4, W/4] warped to the strong view; ``target_logits`` [B, K, H/4, W/4] of the student
     and ``teacher_logits`` [B, K, H/8, W/8], both on the strong view; ``source_logits`` [B, K, H, W].
-    ``engine.state.graph`` at ``LOSSES_READY``: ``target_logits`` [B, K, H/4, W/4] and ``target_features``
-    [B, D, H/8, W/8] of the student.
+    A handler of ``TARGET_READY`` may replace ``engine.state.target``: the strong view and its labels, which teacher and
+    student then see. ``engine.state.graph`` at ``LOSSES_READY``: ``target_logits`` [B, K, H/4, W/4] and
+    ``target_features`` [B, D, H/8, W/8] of the student.
     """
     options = options or DistillOptions()
     update = student_update(student, optimizer, precision, options)
@@ -47,20 +49,24 @@ def distill_trainer(
         out: dict[str, Tensor] = {}
         engine.state.output = out
         target = batch["target"]
-        update.start()
+        update.start(engine)
 
         source_backward(engine, update, batch["source"])
 
+        out.update(pseudo_labels=_labels_of_strong_view(target, options))
+        engine.state.target = TargetView(target["strong_image"], out["pseudo_labels"])
+        engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
+        engine.fire_event(ProdaEvents.TARGET_READY)
+
         teacher.eval()
-        for images in split(target["strong_image"], options.accumulate):
+        for images in split(engine.state.target.image, options.accumulate):
             with torch.no_grad(), precision.autocast():
                 extend(out, teacher_logits=teacher(to_float(images)).logits)
         engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
-        out.update(pseudo_labels=_labels_of_strong_view(target, options))
 
-        labels, size = out["pseudo_labels"], tuple(out["pseudo_labels"].shape[-2:])
-        pixels = update.pixels((labels != IGNORE).sum())
-        views = {"image": target["strong_image"], "labels": labels, "teacher_logits": out["teacher_logits"]}
+        image, labels, _ = engine.state.target  # a handler may have mixed them
+        pixels, size = update.pixels((labels != IGNORE).sum()), tuple(labels.shape[-2:])
+        views = {"image": image, "labels": labels, "teacher_logits": out["teacher_logits"]}
         for part in update.parts(views):
             with precision.autocast():
                 prediction = student(to_float(part["image"]))

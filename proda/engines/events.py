@@ -1,7 +1,8 @@
 """Events within an iteration, in addition to Ignite's own, and the objects that an engine's checkpoints contain.
 
 Within one iteration the events fire in the order of the class body; a stage fires only the events that apply to it.
-Without target losses, ``SOURCE_BACKWARD_DONE`` comes after ``LOSSES_READY``.
+Without target losses, ``FURTHER_LOSSES_DUE`` comes first and ``SOURCE_BACKWARD_DONE`` after ``LOSSES_READY``; in stages
+2 and 3 the teacher sees what ``TARGET_READY`` leaves.
 ``engine.state.output`` is a dict that grows during the iteration: at each event it holds what has been computed so
 far, detached from the graph. The functions that create the trainers list its keys.
 """
@@ -20,9 +21,14 @@ class ProdaEvents(EventEnum):
 
     PSEUDO_LABELS_DUE = "pseudo_labels_due"  # student or teacher is about to write new labels (between iterations)
     PSEUDO_LABELS_REFRESHED = "pseudo_labels_refreshed"  # the target's labels are on disk (between iterations)
+    SOURCE_LOSSES_READY = "source_losses_ready"  # before the source's backward pass; add terms as at ``LOSSES_READY``
     SOURCE_BACKWARD_DONE = "source_backward_done"  # the gradients of the source loss are computed
     TEACHER_FORWARD_DONE = "teacher_forward_done"  # the teacher's prediction for the target is computed
     LABELS_RECTIFIED = "labels_rectified"  # stage 1: pseudo labels are weighted by the prototypes
+    FURTHER_LOSSES_DUE = (
+        "further_losses_due"  # call ``engine.state.update.further_loss``: a loss with a pass of its own
+    )
+    TARGET_READY = "target_ready"  # ``engine.state.target`` is what the target loss will use; mix or augment it here
     LOSSES_READY = "losses_ready"  # before the last backward pass: ``engine.state.losses["mine"] = weight * term``
     BACKWARD_DONE = "backward_done"  # all gradients are computed; clip or inspect them here
     OPTIMIZER_STEPPED = "optimizer_stepped"  # the student's weights have changed; not fired when fp16 skips the step

@@ -123,6 +123,7 @@ class StudentUpdate:
     and dropout are those of each part.
 
     An iteration is: ``start``, then for each part of :meth:`parts` a forward pass and a ``backward``, then ``step``.
+    Handlers find this object in ``engine.state.update``.
     """
 
     def __init__(
@@ -137,7 +138,8 @@ class StudentUpdate:
         self.student, self.optimizer, self.precision = student, optimizer, precision
         self.freeze_bn, self.accumulate = freeze_bn, accumulate
 
-    def start(self) -> None:
+    def start(self, engine: Engine) -> None:
+        engine.state.update = self
         set_train_mode(self.student, freeze_bn=self.freeze_bn)
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -153,8 +155,15 @@ class StudentUpdate:
         mean = mean_over_processes(count)
         return mean if self.accumulate == 1 else mean / self.accumulate
 
-    def backward(self, engine: Engine, losses: dict[str, Tensor], graph: Mapping[str, Tensor]) -> None:
-        """Fires ``LOSSES_READY``, then computes the gradients of the sum of all losses of this part.
+    def backward(
+        self,
+        engine: Engine,
+        losses: dict[str, Tensor],
+        graph: Mapping[str, Tensor],
+        *,
+        events: Sequence[Any] = (ProdaEvents.LOSSES_READY,),
+    ) -> None:
+        """Fires ``events``, then computes the gradients of the sum of all losses of this part.
 
         Handlers find the weighted terms in ``engine.state.losses`` and may add their own, computed from the live
         tensors in ``engine.state.graph``. Both are set to None afterwards, so that nothing keeps the graph in memory.
@@ -162,12 +171,22 @@ class StudentUpdate:
         scalars, and means over the parts.
         """
         engine.state.losses, engine.state.graph = losses, graph
-        engine.fire_event(ProdaEvents.LOSSES_READY)
-        self.local_backward(engine, losses)
+        for event in events:
+            engine.fire_event(event)
+        self._add_gradients(engine, losses)
         engine.state.losses = engine.state.graph = None
 
-    def local_backward(self, engine: Engine, losses: dict[str, Tensor]) -> None:
-        """As :meth:`backward`, without the event."""
+    def further_loss(self, engine: Engine, name: str, tensors: Any, loss: Callable[[Any], Tensor]) -> None:
+        """Adds the gradients of a loss that needs forward passes of the student of its own.
+
+        Handlers of ``FURTHER_LOSSES_DUE`` call it. ``loss`` takes a part of ``tensors`` (of the whole batch; see
+        :func:`split`), calls ``self.student`` on it, and returns the weighted term, a scalar. The graph of a part is
+        freed before the next one. The gradients are exchanged together with those of the losses that follow.
+        """
+        for part in self.parts(tensors, exchange=False):
+            self._add_gradients(engine, {name: loss(part)})
+
+    def _add_gradients(self, engine: Engine, losses: dict[str, Tensor]) -> None:
         share = 1 / self.accumulate
         total: Tensor = sum(losses.values(), start=torch.zeros((), device=self.precision.device))
         self.precision.backward(total if self.accumulate == 1 else share * total)
@@ -193,6 +212,17 @@ def set_train_mode(student: nn.Module, *, freeze_bn: bool) -> None:
     student.train()
     if freeze_bn:
         freeze_batch_norm(student)
+
+
+def rand_per_image(images: Tensor, *shape: int) -> Tensor:
+    """Uniform random numbers in 0..1 for each of this process's ``images`` [B, ...]: float32 [B, *shape], same device.
+
+    They are drawn for the global batch, of which each process has one contiguous part, so that they do not depend on
+    the number of processes, whose generators are in the same state (see ``SeedIterations``).
+    """
+    count = len(images)
+    draws = torch.rand(idist.get_world_size() * count, *shape, device=images.device)
+    return draws[idist.get_rank() * count :][:count]
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -7,7 +7,15 @@ nothing that imports it.
 from dataclasses import dataclass
 from typing import Literal
 
-from proda.utils.options import Fraction, FractionBelowOne, NonNegativeFloat, Options, PositiveInt, Temperature
+from proda.utils.options import (
+    Fraction,
+    FractionBelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Options,
+    PositiveInt,
+    Temperature,
+)
 
 
 @dataclass
@@ -62,6 +70,18 @@ class DistillOptions(StudentOptions):
     distillation_weight: NonNegativeFloat = 1.0  # weight of the KL divergence from the teacher's output
     distillation_as_released: bool = False  # pass probabilities where log-probabilities belong
     replay_as_released: bool = False  # warp maps to the strong view with the released code's order and offsets
+
+
+@dataclass
+class OnlineOptions(StudentOptions):
+    """Options of the trainer of online self-training. The defaults are DAFormer's."""
+
+    # -- Method
+    confidence: Fraction = 0.968  # a pixel is sure from this probability on; the share of sure pixels weights an image
+    target_weight: NonNegativeFloat = 1.0  # weight of the cross entropy on the pseudo labels
+    ignore_top: NonNegativeInt = 15  # rows at the top of target crops whose pseudo labels have no weight
+    ignore_bottom: NonNegativeInt = 120  # rows at the bottom of target crops whose pseudo labels have no weight
+    teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics, as published; never with dropout
 
 
 @dataclass

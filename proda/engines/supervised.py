@@ -31,17 +31,24 @@ def source_loss(update: StudentUpdate, source: dict[str, Any], pixels: Tensor) -
 
 
 def source_backward(engine: Engine, update: StudentUpdate, source: dict[str, Any]) -> None:
-    """Computes the gradients of the source loss and fires ``SOURCE_BACKWARD_DONE``.
+    """Computes the gradients of the source loss, between ``SOURCE_LOSSES_READY`` and ``SOURCE_BACKWARD_DONE``.
 
     Processes do not exchange these gradients here; the backward pass of the target losses exchanges the sum of both.
-    Adds ``loss_source`` (scalar) and ``source_logits`` [B, K, H, W] float32 to ``engine.state.output``.
+    At ``SOURCE_LOSSES_READY``, ``engine.state.graph`` holds ``source_logits`` [B, K, H, W], ``source_image`` uint8
+    [B, 3, H, W] and ``source_labels`` [B, H, W]. Adds ``loss_source`` (scalar) and ``source_logits`` [B, K, H, W]
+    float32 to ``engine.state.output``.
     """
     pixels = update.pixels((source["labels"] != IGNORE).sum())
     for part in update.parts(labelled(source), exchange=False):
         loss, logits = source_loss(update, part, pixels)
         extend(engine.state.output, source_logits=logits.detach())
-        update.local_backward(engine, {"source": loss})
+        update.backward(engine, {"source": loss}, _graph(part, logits), events=[ProdaEvents.SOURCE_LOSSES_READY])
     engine.fire_event(ProdaEvents.SOURCE_BACKWARD_DONE)
+
+
+def _graph(source: dict[str, Tensor], logits: Tensor) -> dict[str, Tensor]:
+    """What handlers find in ``engine.state.graph`` about a part of the source batch."""
+    return {"source_logits": logits, **{f"source_{name}": value for name, value in source.items()}}
 
 
 def labelled(source: dict[str, Any]) -> dict[str, Tensor]:
@@ -58,8 +65,8 @@ def supervised_trainer(
     """The trainer of source-only and oracle.
 
     Batches: ``{"source": {"image", "labels"}}``. Output: ``loss``, ``loss_source``, ``source_logits`` [B, K, H, W].
-    At ``LOSSES_READY``, ``engine.state.graph`` holds ``source_logits`` [B, K, H, W]. The source loss is the only loss
-    here, so ``SOURCE_BACKWARD_DONE`` fires after ``LOSSES_READY``.
+    ``engine.state.graph`` at ``SOURCE_LOSSES_READY`` and ``LOSSES_READY`` is as in :func:`source_backward`. The source
+    loss is the only loss here, so ``SOURCE_BACKWARD_DONE`` fires after ``LOSSES_READY``.
     """
     update = student_update(student, optimizer, precision, options or StudentOptions())
 
@@ -67,13 +74,15 @@ def supervised_trainer(
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
-        update.start()
+        update.start(engine)
 
+        engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
         pixels = update.pixels((batch["source"]["labels"] != IGNORE).sum())
         for part in update.parts(labelled(batch["source"])):
             loss, logits = source_loss(update, part, pixels)
             extend(out, source_logits=logits.detach())
-            update.backward(engine, {"source": loss}, {"source_logits": logits})
+            events = [ProdaEvents.SOURCE_LOSSES_READY, ProdaEvents.LOSSES_READY]
+            update.backward(engine, {"source": loss}, _graph(part, logits), events=events)
         engine.fire_event(ProdaEvents.SOURCE_BACKWARD_DONE)
         update.step(engine)
         return out

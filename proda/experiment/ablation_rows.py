@@ -67,6 +67,27 @@ ROWS = {
     "renewed_with_prototypes": Row("stage1_denoise", {**BY_TEACHER, "renew_prototypes": True}, WARMUP),
 }
 
+# Parts of ProDA's successors (docs/parts.md), each over plain online self-training and over stage 1.
+ADDED: dict[str, dict[str, Any]] = {
+    "mixed": {"class_mix": True, "color_augmentation": True},
+    "rare": {"rare_class_sampling": True},
+    "distance": {"feature_distance": 0.005},
+    "masked": {"masked_consistency": 1.0, "mask_block": 8},
+}
+ADDED["every"] = {flag: value for flags in ADDED.values() for flag, value in flags.items()}
+ADDED_TITLES = {
+    "mixed": "ClassMix and colours",
+    "rare": "rare class sampling",
+    "distance": "feature distance",
+    "masked": "masked consistency",
+    "every": "all four",
+}
+FROM_SOURCE = {"init_file": "source_only/last.pt"}
+ROWS["online"] = Row("online_self_training", {}, FROM_SOURCE)
+for _name, _flags in ADDED.items():
+    ROWS[f"online_{_name}"] = Row("online_self_training", _flags, FROM_SOURCE)
+    ROWS[f"structure_{_name}"] = Row("stage1_denoise", _flags, WARMUP)
+
 # The quirks of the released code (docs/fidelity.md). Each is put back into the rows of the recipe that it touches, and
 # these rows and all that build on them are trained again.
 RECIPE = ("warmup", "structure", "distillation", "second_distillation")
@@ -219,6 +240,28 @@ QUIRKS_TABLE = ResultTable(
     tuple(Difference(row, _intended(name, row)) for name, rows in QUIRK_ROWS.items() for row in rows),
 )
 
+SUCCESSORS = ResultTable(
+    {"source_only": "source only", "online": "online self-training"}
+    | {f"online_{name}": f"online: {title}" for name, title in ADDED_TITLES.items()}
+    | {"structure": "stage 1"}
+    | {f"structure_{name}": f"stage 1: {title}" for name, title in ADDED_TITLES.items()},
+    (
+        Difference("online", "source_only"),
+        *(Difference(f"online_{name}", "online") for name in ADDED),
+        Difference("structure", "source_only"),
+        *(Difference(f"structure_{name}", "structure") for name in ADDED),
+        Difference("online_every", "structure"),
+        Difference("structure_every", "online_every"),
+    ),
+)
+
 # Value of --table, and name of the files of results -> table.
-TABLES = {"parts": PARTS, "init": INIT, "renewal": RENEWAL, "quirks": QUIRKS_TABLE, "quickstart": QUICKSTART}
+TABLES = {
+    "parts": PARTS,
+    "init": INIT,
+    "renewal": RENEWAL,
+    "quirks": QUIRKS_TABLE,
+    "successors": SUCCESSORS,
+    "quickstart": QUICKSTART,
+}
 FILES = {"parts": "ablation", "init": "pretraining"}  # other files have the name of their table

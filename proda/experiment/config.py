@@ -31,6 +31,7 @@ from proda.utils.options import (
     Pixels,
     PositiveInt,
     ProcessCount,
+    Temperature,
     file_of,
     option_types,
 )
@@ -99,7 +100,7 @@ SYNONYMS = {
 HEADING = "# -- "  # begins a comment line with the group of the fields below it
 # Groups of flags in the order of --help.
 GROUPS = (
-    *("Recipe", "Stages", "Data", "Network", "Length", "Optimisation", "Method", "Pseudo labels"),
+    *("Recipe", "Stages", "Data", "Network", "Length", "Optimisation", "Method", "Parts", "Pseudo labels"),
     *("Output", "Machine"),
 )
 OTHER_GROUP = "This experiment"
@@ -198,11 +199,21 @@ class LoopConfig(DataConfig):
 class TrainConfig(LoopConfig):
     """Fields of every training stage."""
 
+    # -- Data
+    source_width: NonNegativeInt = 0  # mean width of the source's images in pixels; 0: --mean_width
+    width_jitter: FractionBelowOne = 0.5  # images are resized to 1 - this to 1 + this times the mean width
     # -- Optimisation
     head_lr_factor: NonNegativeFloat = 10.0  # ratio of the learning rates of head and backbone; 1: one parameter group
     repeat_backbone_parameters: bool = False  # as released: update most backbone weights 3 or 4 times an iteration
     # -- Network
     dropout: FractionBelowOne = 0.1  # channel dropout before the classifier
+    # -- Parts
+    rare_class_sampling: bool = False  # draw source images with rare classes more often (docs/parts.md)
+    rare_class_temperature: Temperature = 0.01  # the lower, the more often rare classes are drawn
+    rare_class_pixels: NonNegativeInt = 3000  # an image shows a class if it has more pixels of it (scaled to 2 MP)
+    class_statistics: PathText = ""  # file of the pixels of each class; written if missing; if empty, beside the data
+    feature_distance: NonNegativeFloat = 0.0  # weight of the distance to the initial backbone's features; 0: none
+    thing_classes: str = ""  # classes that it covers, separated by commas; if empty, the objects of the benchmarks
     # -- Machine
     checkpoint_activations: bool = False  # keep less in memory: compute each residual stage again in the backward pass
 
@@ -218,6 +229,19 @@ class AdaptConfig(TrainConfig):
         yield from super().problems()
         if self.adabn and getattr(self, "freeze_bn", False):
             yield "--adabn has no effect with --freeze_bn; set --freeze_bn=False or remove --adabn"
+
+
+@dataclass
+class PseudoLabelConfig(AdaptConfig):
+    """Fields of every training stage that trains on pseudo labels of the target."""
+
+    # -- Parts
+    class_mix: bool = False  # paste classes of the source onto the target images that the student is trained on
+    class_mix_as_released: bool = False  # draw them among the classes of the whole batch, unlabelled pixels being one
+    color_augmentation: bool = False  # change the colours of these target images, and blur them
+    masked_consistency: NonNegativeFloat = 0.0  # weight of the loss on masked target images; 0: none
+    mask_ratio: Fraction = 0.7  # probability with which a square of the image is masked
+    mask_block: PositiveInt = 32  # side of these squares in pixels
 
 
 InitKind = Literal["imagenet", "simclr", "random", "weights"]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from proda.data.augment import draw_weak_view
 from proda.data.benchmarks import GTA5_RELEASED_SIZE, open_dataset
 from proda.data.check import spot_check
+from proda.data.class_statistics import RareClasses, load_or_count
 from proda.data.image_files import image_size
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, open_store
 from proda.data.labelled_files import LabelledFiles, read_skip_list
@@ -140,14 +141,16 @@ class Domains:
 
     def source_crops(self) -> Dataset:
         """Labelled crops of the source."""
-        self.check_views(spot_check(self.source))
-        return SourceTraining(self.source, **self._views())
+        self.check_views(spot_check(self.source), "source")
+        return SourceTraining(
+            self.source, **self._views("source"), rare_classes=self._rare_classes("source", self.source)
+        )
 
     def oracle_crops(self) -> Dataset:
         """Labelled crops of the target; only the oracle trains on them."""
         images = self.images("train", with_labels=True)
         self.check_views(spot_check(images))
-        return SourceTraining(images, **self._views())
+        return SourceTraining(images, **self._views(), rare_classes=self._rare_classes("target", images))
 
     def target_views(self, **parts: Any) -> Dataset:
         """Unlabelled views of the target. ``parts`` are arguments of ``TargetTraining``."""
@@ -205,10 +208,10 @@ class Domains:
             world_size=idist.get_world_size(),
         )
 
-    def check_views(self, sizes: Iterable[tuple[int, int]]) -> None:
+    def check_views(self, sizes: Iterable[tuple[int, int]], domain: str = "target") -> None:
         """Raises UserError if images of these sizes (height, width) are too small for the crops."""
         for size in sizes:
-            draw_weak_view(np.random.default_rng(0), size, **self._views())
+            draw_weak_view(np.random.default_rng(0), size, **self._views(domain))
 
     def _check_same_size(self) -> None:
         """Raises UserError if target training images differ in size, according to the headers of all files."""
@@ -219,13 +222,34 @@ class Domains:
             found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in list(sizes.items())[:2])
             raise UserError(f"{self.config.target}: found training images of {found}; {SAME_SIZE_NEEDED}")
 
-    def _views(self) -> dict[str, Any]:
+    def class_statistics_file(self, domain: str) -> Path:
+        """Where the statistics of the classes of ``domain``, "source" or "target", are stored: beside its data."""
+        config, own = self.config, self.own_source if domain == "source" else self.own_target
+        if getattr(config, "class_statistics", ""):
+            return Path(config.class_statistics)
+        if own is not None:
+            return Path(own.path).with_suffix(".class_statistics.npz")
+        name, count = getattr(config, domain), len(self.classes.names)
+        return self.root / f"{name}_{count}_classes.class_statistics.npz"
+
+    def _rare_classes(self, domain: str, images: LabelledFiles) -> RareClasses | None:
+        """For ``--rare_class_sampling``. The pixels of each class are counted if that was not done before."""
         config = self.config
-        return {
-            "mean_width": config.mean_width,
-            "crop_height": config.crop_height,
-            "crop_width": config.crop_width,
-        }
+        if not config.rare_class_sampling:
+            return None
+        progress = partial(track, title=f"counting the classes of the {domain}, label map", show=idist.get_rank() == 0)
+        with idist.one_rank_first():
+            statistics = load_or_count(
+                self.class_statistics_file(domain),
+                images,
+                self.classes.names,
+                num_workers=config.num_workers,
+                progress=progress,
+            )
+        return RareClasses(statistics, temperature=config.rare_class_temperature, pixels=config.rare_class_pixels)
+
+    def _views(self, domain: str = "target") -> dict[str, Any]:
+        return view_settings(self.config, domain)
 
     def _classes(self) -> LabelSpace:
         return _label_space(self.config, self.own_source, self.own_target, self.trained)
@@ -342,10 +366,18 @@ class UnlabelledDomains(Domains):
     def _pairs(self, images: Any) -> ViewPairs:
         config = self.config
         views = {"smallest_view": config.smallest_view, "color_strength": config.color_strength}
-        return ViewPairs(images, **self._views(), **views)
+        region = {name: getattr(config, name) for name in ("mean_width", "crop_height", "crop_width")}
+        return ViewPairs(images, **region, **views)
 
     def _classes(self) -> LabelSpace:
         return benchmark_labels(19)  # any: it is not used
+
+
+def view_settings(config: Any, domain: str) -> dict[str, Any]:
+    """How the weak views of ``domain``, "source" or "target", are drawn; commands that do not train lack some flags."""
+    own_width = getattr(config, "source_width", 0) if domain == "source" else 0
+    settings = {name: getattr(config, name) for name in ("mean_width", "crop_height", "crop_width")}
+    return settings | {"mean_width": own_width or config.mean_width, "jitter": getattr(config, "width_jitter", 0.5)}
 
 
 def data_root(config: DataConfig, trained: Weights | None = None) -> Path:

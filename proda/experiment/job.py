@@ -30,7 +30,7 @@ from proda.utils.run_files import all_run_files, earlier_run
 UNCOMPARED_FLAGS = {
     *("preset", "output", "device", "num_workers", "nproc_per_node", "backend", "data_root", "val_batch_size"),
     *("checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "watch_every", "stop_after", "plan"),
-    "checkpoint_activations",
+    *("checkpoint_activations", "class_statistics"),
 }
 # Flags that may change at --resume; each change is logged. A change of any other flag is refused, including flags of a
 # user's own Config: the result would belong neither to the old settings nor to the new ones.

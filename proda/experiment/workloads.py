@@ -8,8 +8,8 @@ The stage is recognised by the options that its ``Config`` inherits, so this als
 ``Config`` may lack the other fields of the stage. What an experiment adds in its ``run`` is not part of the workload.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,12 +29,24 @@ from proda.engines.contrastive import contrastive_evaluator, contrastive_trainer
 from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
 from proda.engines.inference import segmentation_evaluator
+from proda.engines.online import online_trainer
 from proda.engines.optimization import Precision
-from proda.engines.options import AdversarialOptions, ContrastiveOptions, DenoiseOptions, DistillOptions, StudentOptions
+from proda.engines.options import (
+    AdversarialOptions,
+    ContrastiveOptions,
+    DenoiseOptions,
+    DistillOptions,
+    OnlineOptions,
+    StudentOptions,
+)
 from proda.engines.supervised import supervised_trainer
+from proda.experiment.config import TrainConfig
+from proda.experiment.domains import view_settings
 from proda.experiment.networks import compile_network, parallel, sgd
+from proda.experiment.parts import attach_parts
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.teacher import EMATeacher
+from proda.method.feature_distance import THINGS
 from proda.models.build import build_network
 from proda.models.contrastive import ContrastiveNetwork, he_initialise
 from proda.models.discriminator import Discriminator
@@ -70,7 +82,7 @@ def stage_kind(config: Any) -> type[StudentOptions]:
     Raises:
         UserError: it inherits none of them.
     """
-    for options in (AdversarialOptions, DenoiseOptions, DistillOptions, ContrastiveOptions, StudentOptions):
+    for options in _BUILDERS:
         if isinstance(config, options):
             return options
     raise UserError(f"{type(config).__name__} has no options of a trainer, so its iterations are unknown")
@@ -79,13 +91,13 @@ def stage_kind(config: Any) -> type[StudentOptions]:
 def batches(config: Any, sizes: Sizes) -> tuple[dict[str, Any], dict[str, Any]]:
     """Made-up batches for training and for validation, on the CPU, as the stage's loaders give them."""
     examples = MadeUpImages(sizes.full_image, sizes.num_classes, sizes.images)
-    views = {name: getattr(config, name) for name in ("mean_width", "crop_height", "crop_width")}
+    views = view_settings(config, "target")
     kind = stage_kind(config)
-    source: Dataset = SourceTraining(examples, **views)
+    source: Dataset = SourceTraining(examples, **view_settings(config, "source"))
     target: Dataset | None = None
     whole = MadeUpImages(sizes.validation_image, sizes.num_classes, config.val_batch_size)
     validation: Dataset = EvaluationSamples(whole)
-    if kind is AdversarialOptions:
+    if kind in (AdversarialOptions, OnlineOptions):
         target = TargetTraining(examples, **views)
     elif kind is DenoiseOptions:
         stored = None if getattr(config, "online_soft_labels", False) else MadeUpSoftLabels(sizes)
@@ -93,6 +105,7 @@ def batches(config: Any, sizes: Sizes) -> tuple[dict[str, Any], dict[str, Any]]:
     elif kind is DistillOptions:
         target = TargetTraining(examples, **views, strong=True, pseudo_labels=MadeUpHardLabels(sizes))
     elif kind is ContrastiveOptions:
+        del views["jitter"]
         views |= {"smallest_view": config.smallest_view, "color_strength": config.color_strength}
         source, target = ViewPairs(examples, **views), ViewPairs(examples, **views)
         validation = FixedViewPairs(ViewPairs(whole, **views))
@@ -129,6 +142,7 @@ def _supervised(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     student = _network(config, sizes, precision)
     optimizer = sgd(config, student)
     trainer = supervised_trainer(parallel(config, student), optimizer, precision, config)
+    _attach_parts(config, trainer, student, precision)
     return trainer, {"student": student}, [optimizer], []
 
 
@@ -140,6 +154,7 @@ def _adversarial(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=1e-4, betas=(0.9, 0.99))
     networks = parallel(config, student), parallel(config, critic)
     trainer = adversarial_trainer(*networks, optimizer, critic_optimizer, precision, config)
+    _attach_parts(config, trainer, student, precision)
     return trainer, {"student": student, "discriminator": critic}, [optimizer, critic_optimizer], []
 
 
@@ -154,6 +169,7 @@ def _denoise(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
         PrototypeEMA(prototypes).attach(trainer)
     if getattr(config, "moves_teacher", config.needs_teacher):
         teacher.attach(trainer)
+    _attach_parts(config, trainer, student, precision)
     networks = {"student": student, "teacher": teacher.ema_model, "warm-up model": warmup}
     return trainer, networks, [optimizer], [] if getattr(config, "online_soft_labels", False) else [warmup]
 
@@ -163,8 +179,20 @@ def _distill(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     others = {"label_with": _network(config, sizes, precision)} if getattr(config, "label_with", "") else {}
     optimizer, student_ddp = sgd(config, student), parallel(config, student)
     trainer = distill_trainer(student_ddp, teacher, optimizer, precision, config)
+    _attach_parts(config, trainer, student, precision)
     networks = {"student": student, "teacher": teacher, **others}
     return trainer, networks, [optimizer], [teacher, *others.values()]
+
+
+def _online(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
+    student = _network(config, sizes, precision)
+    optimizer, student_ddp = sgd(config, student), parallel(config, student)
+    teacher = EMATeacher(student)
+    compile_network(config, teacher.ema_model)
+    trainer = online_trainer(student_ddp, teacher.ema_model, optimizer, precision, config)
+    _attach_parts(config, trainer, student, precision)
+    teacher.attach(trainer)
+    return trainer, {"student": student, "teacher": teacher.ema_model}, [optimizer], []
 
 
 def _contrastive(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
@@ -177,13 +205,21 @@ def _contrastive(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     return trainer, {"student": network}, [optimizer], []
 
 
-_BUILDERS = {
-    StudentOptions: _supervised,
+_BUILDERS: dict[type[StudentOptions], Callable[[Any, Sizes, Precision], _Parts]] = {
     AdversarialOptions: _adversarial,
     DenoiseOptions: _denoise,
     DistillOptions: _distill,
+    OnlineOptions: _online,
     ContrastiveOptions: _contrastive,
+    StudentOptions: _supervised,  # the base of all others
 }
+
+
+def _attach_parts(config: Any, trainer: Engine, student: SegmentationNetwork, precision: Precision) -> None:
+    """As the stages do. Which classes are objects makes no difference to time and memory."""
+    if isinstance(config, TrainConfig):
+        names = [*THINGS, *map(str, range(student.num_classes))][: student.num_classes]
+        attach_parts(replace(config, thing_classes=""), trainer, student, precision, names)
 
 
 def _network(config: Any, sizes: Sizes, precision: Precision) -> SegmentationNetwork:

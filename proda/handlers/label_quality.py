@@ -1,4 +1,4 @@
-"""Watches the pseudo labels of stages 1 to 3: figures that need no ground truth, and those that use it where it exists.
+"""Watches the pseudo labels of a stage: figures that need no ground truth, and those that use it where it exists.
 
 docs/watching.md says what each figure means. The sums behind them are in ``proda.method.label_quality``.
 """
@@ -56,7 +56,7 @@ class LabelQuality:
     ``engine.state.summary["label_quality"]`` has the last report and the history. Nothing is changed: training is the
     same with and without this handler.
 
-    Reads ``engine.state.batch`` and the output of ``denoise_trainer`` or ``distill_trainer``.
+    Reads ``engine.state.batch`` and the output of ``denoise_trainer``, ``distill_trainer`` or ``online_trainer``.
 
     Args:
         prototypes: float32 [K, D], as another handler moves them.
@@ -100,7 +100,8 @@ class LabelQuality:
     def __call__(self, engine: Engine) -> None:
         """Adds the batch of this iteration to the sums, and reports when they cover ``SAMPLES`` iterations."""
         batch, out = engine.state.batch, engine.state.output
-        part = self._denoising(batch["target"], out) if "rectified" in out else self._distillation(batch["target"], out)
+        sums = self._denoising if "rectified" in out else self._online if "confidence" in out else self._distillation
+        part = sums(batch["target"], out)
         source = downscale_labels(batch["source"]["labels"])
         part["source"] = contingency(source, source, len(self.class_names)).diagonal()
         # Added up at once, so that every process has the sums of all and any can write the checkpoint.
@@ -150,7 +151,7 @@ class LabelQuality:
             "before": out["pseudo_labels"],
             "rectified": hard_labels(out["rectified"]),  # without a threshold
             "labels": out["rectified_labels"],
-            "student": out["target_logits"].max(1).indices,
+            "student": _without_pasted(out["target_logits"].max(1).indices, out),
         }
         sure = {"before": out["soft_labels"], "labels": out["rectified"], "student": out["target_logits"].softmax(1)}
         if "full_logits" in out:
@@ -183,13 +184,26 @@ class LabelQuality:
         valid = valid.squeeze(1)
         maps = {
             "labels": labels,
-            "student": student.max(1).indices.masked_fill(~valid, IGNORE),
-            "teacher": teacher.max(1).indices.masked_fill(~valid, IGNORE),
+            "student": _without_pasted(student.max(1).indices.masked_fill(~valid, IGNORE), out),
+            "teacher": _without_pasted(teacher.max(1).indices.masked_fill(~valid, IGNORE), out),
         }
         if self.truth is not None:
             maps["truth"] = truth.squeeze(1)
         sure = {"student": student, "teacher": teacher}
         return self._pairs(maps) | {f"certainty {name}": certainty(value, valid) for name, value in sure.items()}
+
+    def _online(self, target: dict[str, Any], out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Sums of a batch of online self-training, on the target crop; the labels are the teacher's."""
+        student = out["target_logits"].softmax(1)
+        maps = {
+            "labels": out["pseudo_labels"],
+            "teacher": out["pseudo_labels"],
+            "student": _without_pasted(student.max(1).indices, out),
+        }
+        if self.truth is not None:
+            maps["truth"] = self._truth_of_weak_view(target).to(student.device)
+        maps = {name: downscale_labels(classes) for name, classes in maps.items()}
+        return self._pairs(maps) | {"certainty student": certainty(downscale_labels(student))}
 
     def _pairs(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
@@ -306,6 +320,11 @@ class LabelQuality:
         self.first, self.renewed = state["first"], bool(state["renewed"])
         self.missing, self.died_out = dict(state["missing"]), list(state["died_out"])
         self.history, self.classes = list(state["history"]), dict(state["classes"])
+
+
+def _without_pasted(classes: Tensor, out: Mapping[str, Tensor]) -> Tensor:
+    """``classes`` [B, h, w], ``IGNORE`` where ``ClassMix`` has pasted the source: there is nothing to compare with."""
+    return classes.masked_fill(out["pasted"], IGNORE) if "pasted" in out else classes
 
 
 def tags(figures: Mapping[str, float], classes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

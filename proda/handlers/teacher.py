@@ -1,4 +1,4 @@
-"""The mean teacher of stage 1."""
+"""The mean teacher of stage 1 and of online self-training."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from ignite.handlers import EMAHandler
 from torch import nn
 
 from proda.engines.events import ProdaEvents, remember
+from proda.method.online import student_weight
 
 
 class EMATeacher(EMAHandler):
@@ -18,12 +19,16 @@ class EMATeacher(EMAHandler):
 
     ``momentum`` is the weight of the student in each update: 0.001 is the paper's alpha = 0.999. The teacher network is
     ``ema_model``. It starts as a copy of the student and is updated after each step of the student's optimizer.
+
+    ``start_as_mean``: while that weighs the student more, the teacher is the mean of all students so far
+    (``proda.method.online.student_weight``), so it soon forgets the initial weights.
     """
 
-    def __init__(self, student: nn.Module, momentum: float = 0.001) -> None:
+    def __init__(self, student: nn.Module, momentum: float = 0.001, *, start_as_mean: bool = False) -> None:
         if not 0 < momentum <= 1:
             raise ValueError(f"the momentum of the teacher must be in (0, 1], got {momentum}")
         super().__init__(student, momentum=0.5, handle_buffers="ema_train")
+        self.start_as_mean = start_as_mean
         self.momentum = momentum  # set here, because Ignite refuses 1, with which the teacher equals the student
         self.ema_model.requires_grad_(False)
 
@@ -35,6 +40,8 @@ class EMATeacher(EMAHandler):
     def _update_ema_model(self, engine: Engine, name: str) -> None:
         """Ignite's update, computed for all parameters at once: on a GPU that is two calls instead of two for each."""
         momentum = getattr(engine.state, name)
+        if self.start_as_mean:
+            momentum = student_weight(engine.state.iteration, momentum)
         ours, theirs = list(self.ema_model.parameters()), [p.detach() for p in self.model.parameters()]
         torch._foreach_mul_(ours, 1.0 - momentum)
         torch._foreach_add_(ours, theirs, alpha=momentum)

@@ -143,7 +143,7 @@ class DeepLab(SegmentationNetwork):
         x = self.maxpool(F.relu(self.bn1(self.conv1(image)), inplace=True))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = checkpointed(stage, x) if self.checkpoint_activations else stage(x)
-        return x
+        return self.backbone_output(x)
 
     def forward(self, image: Tensor) -> Segmentation:
         x = self.backbone_features(image)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
 
 
 class Segmentation(NamedTuple):
@@ -36,7 +37,12 @@ class SegmentationNetwork(nn.Module):
     backbone: str = ""  # name under which ``build_network`` made it
     class_names: tuple[str, ...] = ()  # in the order of the logits, where the weights' file says so
     checkpoint_activations: bool = False  # compute stages of the backbone again in the backward pass, to save memory
+    neutral_color: tuple[float, float, float] = (0.0, 0.0, 0.0)  # RGB in 0..1 that the backbone sees as zeros
     origin: str = ""  # SHA-256 of the bytes of the weights' file, empty for fresh weights
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone_output = nn.Identity()  # hooks on it see the output of the backbone
 
     def backbone_parts(self) -> tuple[nn.Module, ...]:
         """Everything that ImageNet or self-supervised weights can fill, in the order of the forward pass."""
@@ -112,6 +118,14 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def disable_dropout(network: nn.Module) -> None:
+    """Switches dropout and stochastic depth off; call it again after ``network.train()``."""
+    for module in network.modules():
+        # timm has a class DropPath of its own, and proda does not need timm.
+        if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth) or type(module).__name__ == "DropPath":
+            module.eval()
 
 
 def freeze_batch_norm(network: nn.Module) -> None:

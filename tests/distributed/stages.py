@@ -25,9 +25,10 @@ from proda.experiment.domains import Domains
 from proda.experiment.launch import load_experiment, start
 from proda.experiment.networks import load_network, parallel
 from proda.handlers import prototypes
-from tests.small_runs import STAGES, flags
+from tests.small_runs import PARTS, STAGES, flags
 
 THRESHOLD = 0.5  # of stage 1's rectified labels, so that some are ignored, and not equally many in every process
+EVERY = (*STAGES, "stage1_denoise+parts", "stage2_distill+parts")
 CAP = 10  # of the counts of initial prototypes: reached in the second pass over eight images, so that order matters
 
 
@@ -36,7 +37,7 @@ class Config(RunConfig):
     data_root: str = ""  # as tests.small_runs writes it
     weights: str = ""  # as tests.small_runs writes them
     double: bool = True  # compute in float64, where no rounding decides between two labels or two pixels
-    stages: str = "source_only,warmup,stage1_denoise,stage2_distill,stage3_distill"  # which, separated by commas
+    stages: str = ",".join(EVERY)  # which, separated by commas; +parts: with the parts of small_runs
 
 
 def run(local_rank: int, config: Config) -> dict:
@@ -74,8 +75,9 @@ def run(local_rank: int, config: Config) -> dict:
 
 
 def _all_stages(config: Config, record: dict, written: list[str], exchanges: Counter) -> None:
-    for stage in config.stages.strip("()").replace("'", "").split(","):
-        stage, more = stage.strip(), {"dropout": 0.1, "freeze_bn": True, "seed": config.seed}
+    for name in config.stages.strip("()").replace("'", "").replace(" ", "").split(","):
+        stage, _, parts = name.partition("+")
+        more = {"dropout": 0.1, "freeze_bn": True, "seed": config.seed, **(PARTS if parts else {})}
         more["amp"] = config.amp
         more["lr"] = 0.005  # small: rounding grows with every step
         if stage == "pretrain":
@@ -91,9 +93,11 @@ def _all_stages(config: Config, record: dict, written: list[str], exchanges: Cou
                 "prototype_momentum": 0.01,
             }
             more["threshold"] = THRESHOLD
-        output = Path(config.output) / stage
+        if stage == "online_self_training":
+            more |= {"teacher_momentum": 0.1, "confidence": 0.5}
+        output = Path(config.output) / name
         start(f"experiments/{stage}.py", flags(stage, Path(config.data_root), Path(config.weights), output, **more))
-        record[stage] = {"written": list(written), "exchanges": dict(exchanges)}
+        record[name] = {"written": list(written), "exchanges": dict(exchanges)}
         written.clear()
         exchanges.clear()
 

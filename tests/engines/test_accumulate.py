@@ -14,11 +14,17 @@ from proda.engines.adversarial import adversarial_trainer
 from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents
+from proda.engines.online import online_trainer
 from proda.engines.optimization import split
-from proda.engines.options import AdversarialOptions, DenoiseOptions, DistillOptions, StudentOptions
+from proda.engines.options import AdversarialOptions, DenoiseOptions, DistillOptions, OnlineOptions, StudentOptions
 from proda.engines.supervised import supervised_trainer
+from proda.handlers.class_mix import ClassMix
+from proda.handlers.color_augmentation import ColorAugmentation
+from proda.handlers.feature_distance import FeatureDistance
+from proda.handlers.masked_consistency import MaskedConsistency
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import PolynomialDecay
+from proda.handlers.seeding import SeedIterations
 from proda.handlers.teacher import EMATeacher
 from proda.method import IGNORE
 from proda.models.discriminator import Discriminator
@@ -96,7 +102,29 @@ def stage2(**options: Any) -> tuple[Engine, list]:
     return trainer, [network]
 
 
-STAGES = {"supervised": supervised, "warmup": warmup, "stage1": stage1, "online": online, "stage2": stage2}
+def self_training(**options: Any) -> tuple[Engine, list]:
+    """Online self-training with every part that is a handler."""
+    network = student()
+    teacher, optimizer = EMATeacher(network, 0.1, start_as_mean=True), tiny.sgd(network)
+    options = {"confidence": 0.3, "teacher_mode": "eval"} | options
+    trainer = online_trainer(in_parallel(network), teacher.ema_model, optimizer, PRECISION, OnlineOptions(**options))
+    SeedIterations(0).attach(trainer)
+    FeatureDistance(network, PRECISION, [0, 1, 2], weight=0.1).attach(trainer)
+    MaskedConsistency(network, PRECISION, block=8).attach(trainer)
+    ClassMix(K).attach(trainer)
+    ColorAugmentation().attach(trainer)
+    teacher.attach(trainer)
+    return trainer, [network, teacher]
+
+
+STAGES = {
+    "supervised": supervised,
+    "warmup": warmup,
+    "stage1": stage1,
+    "online": online,
+    "stage2": stage2,
+    "self_training": self_training,
+}
 
 
 def batches(rank: int = 0) -> list[dict[str, Any]]:
@@ -189,7 +217,8 @@ def test_events_fire_once_an_iteration_but_losses_ready_for_every_part():
     )
     trainer.run(batches()[:1])
     assert seen == [B // 2] * 2
-    assert [name for name in spy.names if spy.names.count(name) > 1] == ["LOSSES_READY"] * 2
+    expected = ["SOURCE_LOSSES_READY"] * 2 + ["LOSSES_READY"] * 2
+    assert [name for name in spy.names if spy.names.count(name) > 1] == expected
     assert trainer.state.output["target_logits"].shape[0] == B
 
 

@@ -24,7 +24,9 @@ def test_events_fire_in_their_order():
     trainer.run([tiny.batch()])
     assert spy.names == [
         "ITERATION_STARTED",
+        "SOURCE_LOSSES_READY",
         "SOURCE_BACKWARD_DONE",
+        "FURTHER_LOSSES_DUE",
         "LOSSES_READY",
         "BACKWARD_DONE",
         "OPTIMIZER_STEPPED",

@@ -34,9 +34,12 @@ def test_events_fire_in_their_order_prototypes_after_the_optimizer():
     trainer.run([tiny.batch()])
     assert spy.names == [
         "ITERATION_STARTED",
+        "SOURCE_LOSSES_READY",
         "SOURCE_BACKWARD_DONE",
         "TEACHER_FORWARD_DONE",
         "LABELS_RECTIFIED",
+        "FURTHER_LOSSES_DUE",
+        "TARGET_READY",
         "LOSSES_READY",
         "BACKWARD_DONE",
         "OPTIMIZER_STEPPED",

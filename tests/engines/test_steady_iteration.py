@@ -15,9 +15,14 @@ from proda.engines.adversarial import adversarial_trainer
 from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents
+from proda.engines.online import online_trainer
 from proda.engines.optimization import Precision
-from proda.engines.options import AdversarialOptions, DenoiseOptions, DistillOptions
+from proda.engines.options import AdversarialOptions, DenoiseOptions, DistillOptions, OnlineOptions
 from proda.engines.supervised import supervised_trainer
+from proda.handlers.class_mix import ClassMix
+from proda.handlers.color_augmentation import ColorAugmentation
+from proda.handlers.feature_distance import FeatureDistance
+from proda.handlers.masked_consistency import MaskedConsistency
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.teacher import EMATeacher
@@ -57,6 +62,17 @@ def trainers(mode: FakeTensorMode, stage: str, amp: str, **options: Any) -> Engi
     elif stage == "distill":
         other = on_fake(mode, tiny.network(1))
         trainer = distill_trainer(student, other, optimizer, precision, DistillOptions(**options))
+    elif stage == "self_training":
+        trainer = online_trainer(student, teacher.ema_model, optimizer, precision, OnlineOptions(**options))
+        distance = FeatureDistance(tiny.network(), precision, [0, 1])
+        distance.network = student
+        on_fake(mode, distance.frozen)
+        distance.attach(trainer)
+        with mode:
+            MaskedConsistency(student, precision, block=8).attach(trainer)
+        ClassMix(K).attach(trainer)
+        ColorAugmentation().attach(trainer)
+        teacher.attach(trainer)
     else:
         with mode:
             means = Prototypes(K, D)
@@ -93,6 +109,8 @@ RELEASED = {"replay_as_released": True}
         ("online", {}),
         ("distill", {}),
         ("distill", {"distillation_as_released": True, **RELEASED}),
+        ("self_training", {}),
+        ("self_training", {"accumulate": 2}),
     ],
 )
 def test_no_iteration_asks_for_a_value(stage, options, amp):

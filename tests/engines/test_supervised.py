@@ -18,6 +18,8 @@ def test_events_fire_in_their_order_and_the_output_grows_with_them():
     trainer.run([tiny.batch()])
     assert spy.names == [
         "ITERATION_STARTED",
+        "FURTHER_LOSSES_DUE",
+        "SOURCE_LOSSES_READY",
         "LOSSES_READY",
         "SOURCE_BACKWARD_DONE",
         "BACKWARD_DONE",

@@ -192,8 +192,8 @@ def test_every_number_is_bounded_on_both_sides_and_nonsense_is_one_line(experime
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_text_is_a_choice_or_a_path_or_is_checked_elsewhere(experiment):
-    # preset: make_config; backbone: build_network; stages, parts and scales: what parses them
-    elsewhere = {"preset", "backbone", "from_stage", "until", "parts", "scales", "runs"}
+    # preset: make_config; backbone: build_network; stages, parts, scales and classes: what parses them
+    elsewhere = {"preset", "backbone", "from_stage", "until", "parts", "scales", "runs", "thing_classes"}
     for name, option in option_types(load_experiment(experiment).Config).items():
         assert option.kind is not str or option.choices or option.is_path or name in elsewhere, name
 

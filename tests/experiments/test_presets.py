@@ -36,12 +36,29 @@ COMMON = {
     "crop_height": 512,
     "dropout": 0.1,
     "accumulate": 1,
+    "source_width": 0,  # as mean_width
+    "width_jitter": 0.5,
+    "rare_class_sampling": False,
+    "rare_class_temperature": 0.01,
+    "rare_class_pixels": 3000,
+    "class_statistics": "",
+    "feature_distance": 0.0,
+    "thing_classes": "",
     "adabn": False,
     "skip_bad": "",
     "labelled_only": False,
     "val_every": 1000,
 }
+NO_PARTS = {
+    "class_mix": False,
+    "class_mix_as_released": False,
+    "color_augmentation": False,
+    "masked_consistency": 0.0,
+    "mask_ratio": 0.7,
+    "mask_block": 32,
+}
 DISTILLATION = {
+    **NO_PARTS,
     "lr": 6e-4,
     "head_lr_factor": 10.0,
     "freeze_bn": False,
@@ -65,6 +82,7 @@ STAGES = {
         "discriminator_lr": 1e-4,
     },
     "stage1_denoise": {
+        **NO_PARTS,
         "lr": 1e-4,
         "head_lr_factor": 1.0,  # one group
         "freeze_bn": False,

@@ -13,7 +13,7 @@ from proda.models.weights import load_prototypes, load_weights
 from proda.streets import write_streets
 from tests import small_runs
 
-TRAINING = ["source_only", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill"]
+TRAINING = list(small_runs.STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,7 @@ def test_a_stage_writes_the_documented_files(runs, stage):
     expected |= {"checkpoint_2.pt", "checkpoint_3.pt"}
     expected |= {"pseudo_labels"} if stage.startswith("stage") else set()
     expected |= {"prototypes.pt"} if stage == "stage1_denoise" else set()
+    expected |= {"teacher.pt"} if stage == "online_self_training" else set()  # it judges the teacher
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert events and names - events == expected
 
@@ -73,7 +74,7 @@ def test_its_summary_has_what_was_seen_of_its_labels(runs, stage):
     assert list(found["classes"]) == class_names(13) and found["died_out"] == []
     denoising = {"changed", "prototype_weight", "prototypes_moved", "changed_to_right", "miou_before"}
     assert (denoising <= found["last"].keys()) == (stage == "stage1_denoise")
-    for name in ("kept", "confidence_student", "entropy_teacher", "agreement_student_labels", "miou_labels"):
+    for name in ("kept", "confidence_student", "entropy_student", "agreement_student_labels", "miou_labels"):
         assert 0 <= found["last"][name] <= 1, name
 
 
@@ -111,10 +112,13 @@ def test_its_board_has_losses_rates_scores_and_panels(runs, stage):
     scalars |= {"discriminator/lr/group_0", "train/loss_adversarial"} if stage == "warmup" else set()
     scalars |= {"pseudo_labels/miou", "train/loss_target"} if stage.startswith("stage") else set()
     scalars |= {"train/ema_momentum", "train/loss_structure"} if stage == "stage1_denoise" else set()
-    scalars |= {"labels_percent/kept", "truth_percent/miou_student"} if stage.startswith("stage") else set()
+    labels = stage.startswith("stage") or stage == "online_self_training"
+    scalars |= {"labels_percent/kept", "truth_percent/miou_student"} if labels else set()
+    parts = {f"train/loss_{name}" for name in ("target", "masked", "feature_distance")}
+    scalars |= parts if stage == "online_self_training" else set()
     scalars |= {"classes_percent/road/source", "prototypes/road/moved"} if stage == "stage1_denoise" else set()
     assert scalars <= set(tags["scalars"])
-    assert ("custom_scalars__config__" in tags["tensors"]) == stage.startswith("stage")
+    assert ("custom_scalars__config__" in tags["tensors"]) == labels
     target = set() if stage == "source_only" else {"train/target"}
     assert set(tags["images"]) == {"train/source", "val/panel"} | target
 

@@ -1,0 +1,88 @@
+"""Online self-training with a mean teacher (DACS, arXiv:2007.08702; DAFormer, arXiv:2111.14887).
+
+One iteration: gradients of the source loss; the teacher's pseudo labels of the target crop, and how sure it is of them;
+the cross entropy on these; then the optimizer's step. The formulas are in ``proda.method.online``. ClassMix, colour
+augmentation, masked image consistency and the feature distance are handlers.
+"""
+
+from typing import Any
+
+import torch
+from ignite.engine import Engine
+from torch import Tensor, nn
+
+from proda.data.loaders import to_device
+from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.optimization import Precision, extend, resize, split, to_float
+from proda.engines.options import OnlineOptions
+from proda.engines.supervised import source_backward, student_of, student_update
+from proda.engines.target import TargetView
+from proda.method.online import pixel_weights, quality, weighted_cross_entropy
+from proda.models.network import disable_dropout
+
+
+def online_trainer(
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    options: OnlineOptions | None = None,
+) -> Engine:
+    """The trainer of online self-training. A handler moves the teacher, which never has dropout.
+
+    Batches: ``{"source": {"image", "labels"}, "target": {"image"}}``.
+
+    Output: ``loss`` and its parts ``loss_source`` and ``loss_target`` (weighted): scalars; ``pseudo_labels`` long
+    [B, H, W] and their ``confidence`` float32 [B, H, W], of the teacher on the target crop; ``quality`` float32 [B];
+    ``target_logits`` [B, K, H, W] of the student; ``source_logits`` [B, K, H, W].
+    A handler of ``TARGET_READY`` may replace ``engine.state.target``: the crop, its labels and the weights of its
+    pixels, which the student is trained on. ``engine.state.graph`` at ``LOSSES_READY``: ``target_logits`` [B, K, H, W]
+    and ``target_features`` [B, D, h', w'] (network stride) of the student.
+    """
+    options = options or OnlineOptions()
+    update = student_update(student, optimizer, precision, options)
+
+    def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
+        engine.state.batch = batch = to_device(batch, precision.device)
+        out: dict[str, Tensor] = {}
+        engine.state.output = out
+        image = batch["target"]["image"]
+        update.start(engine)
+
+        source_backward(engine, update, batch["source"])
+
+        _pseudo_labels(engine, teacher, image, precision, options)
+        size = (image.shape[-2], image.shape[-1])
+        rows = {"ignore_top": options.ignore_top, "ignore_bottom": options.ignore_bottom}
+        engine.state.target = TargetView(image, out["pseudo_labels"], pixel_weights(out["quality"], size, **rows))
+        engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
+        engine.fire_event(ProdaEvents.TARGET_READY)
+
+        for part in update.parts(engine.state.target):
+            with precision.autocast():
+                prediction = student(to_float(part.image))
+            logits = resize(prediction.logits, size)
+            loss = precision.compiled(weighted_cross_entropy)(logits, part.labels, part.weights)
+            extend(out, target_logits=logits.detach())
+            graph = {"target_logits": logits, "target_features": prediction.features}
+            update.backward(engine, {"target": options.target_weight * loss}, graph)
+        update.step(engine)
+        return out
+
+    return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)
+
+
+@torch.no_grad()
+def _pseudo_labels(
+    engine: Engine, teacher: nn.Module, image: Tensor, precision: Precision, options: OnlineOptions
+) -> None:
+    """Adds the teacher's arg-max, its probability, and the share of sure pixels to the output."""
+    teacher.train(options.teacher_mode == "train")
+    disable_dropout(teacher)
+    for images in split(image, options.accumulate):
+        with precision.autocast():
+            logits = teacher(to_float(images)).logits
+        confidence, labels = resize(logits, image.shape[-2:]).softmax(1).max(1)
+        extend(engine.state.output, confidence=confidence, pseudo_labels=labels)
+    engine.state.output["quality"] = quality(engine.state.output["confidence"], options.confidence)
+    engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)

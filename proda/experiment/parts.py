@@ -1,0 +1,60 @@
+"""The parts of ProDA's successors that flags switch on over any stage (docs/parts.md).
+
+Rare class sampling is a part of the data: see ``Domains.source_crops``. The others are handlers.
+"""
+
+from collections.abc import Sequence
+
+from ignite.engine import Engine
+
+from proda.engines.optimization import Precision
+from proda.experiment.config import PseudoLabelConfig, TrainConfig
+from proda.handlers.class_mix import ClassMix
+from proda.handlers.color_augmentation import ColorAugmentation
+from proda.handlers.feature_distance import FeatureDistance
+from proda.handlers.masked_consistency import MaskedConsistency
+from proda.method.feature_distance import THINGS
+from proda.models.network import SegmentationNetwork
+from proda.utils.errors import UserError
+
+
+def attach_parts(
+    config: TrainConfig,
+    trainer: Engine,
+    student: SegmentationNetwork,
+    precision: Precision,
+    class_names: Sequence[str],
+) -> None:
+    """Attaches the handlers that the flags ask for. ``student``: without a DDP wrapper, with its initial weights.
+
+    Call it after copies of the student were made.
+
+    Raises:
+        UserError: ``--thing_classes`` names no class, or is needed.
+    """
+    if config.feature_distance > 0:
+        things = thing_classes(config.thing_classes, class_names)
+        FeatureDistance(student, precision, things, weight=config.feature_distance).attach(trainer)
+    if not isinstance(config, PseudoLabelConfig):
+        return
+    if config.masked_consistency > 0:
+        weight, ratio, block = config.masked_consistency, config.mask_ratio, config.mask_block
+        MaskedConsistency(student, precision, weight=weight, ratio=ratio, block=block).attach(trainer)
+    if config.class_mix:
+        ClassMix(student.num_classes, as_released=config.class_mix_as_released).attach(trainer)
+    if config.color_augmentation:
+        ColorAugmentation().attach(trainer)  # of the mixed image
+
+
+def thing_classes(names: str, class_names: Sequence[str]) -> list[int]:
+    """Numbers of the classes in ``names``, separated by commas; if it is empty, of the objects of the benchmarks."""
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    if unknown := [name for name in chosen if name not in class_names]:
+        raise UserError(f"--thing_classes: no class {unknown[0]!r}; expected some of {', '.join(class_names)}")
+    found = [number for number, name in enumerate(class_names) if name in (chosen or THINGS)]
+    if not found:
+        raise UserError(
+            f"--feature_distance needs --thing_classes: none of the classes {', '.join(class_names)} is an object that "
+            "the benchmarks know"
+        )
+    return found

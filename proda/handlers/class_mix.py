@@ -1,0 +1,52 @@
+"""ClassMix: the student is trained on target images onto which classes of the source are pasted."""
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine
+
+from proda.engines.events import ProdaEvents
+from proda.engines.optimization import rand_per_image
+from proda.method.mixing import choose_classes, paste, pixels_of, present_classes
+from proda.method.views import downscale_labels
+
+
+class ClassMix:
+    """Pastes half of the classes of each source image onto the target image of the same place in the batch.
+
+    Replaces ``engine.state.target`` at ``TARGET_READY``: pasted pixels have the colours and the labels of the source,
+    and the weight 1 where pixels have weights. Adds ``pasted``, bool [B, h, w] at the resolution of the labels, to the
+    output. Source: ClassMix (arXiv:2007.07936), between domains as in DACS (arXiv:2007.08702).
+
+    ``as_released``: classes are drawn among those of the whole global batch, and the pixels without a label are one of
+    these classes, as in the code of DACS and DAFormer.
+    """
+
+    def __init__(self, num_classes: int, *, as_released: bool = False) -> None:
+        self.num_classes, self.as_released = num_classes, as_released
+
+    def attach(self, trainer: Engine) -> None:
+        """Attach it before the colour augmentation, which changes the mixed image."""
+        trainer.add_event_handler(ProdaEvents.TARGET_READY, self)
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        source, target = engine.state.batch["source"], engine.state.target
+        present = present_classes(source["labels"], self.num_classes)
+        if self.as_released:
+            anywhere = present.any(0, keepdim=True)
+            if idist.get_world_size() > 1:
+                anywhere = idist.all_reduce(anywhere.int()) > 0
+            present = anywhere.expand_as(present)
+        else:
+            present[:, -1] = False  # IGNORE
+        chosen = choose_classes(present, rand_per_image(source["image"], self.num_classes + 1))
+        labels, pasted = source["labels"].long(), pixels_of(chosen, source["labels"])
+        image = paste(pasted, source["image"], target.image)
+        if pasted.shape != target.labels.shape:  # stages 1 to 3 have labels at a quarter of the resolution
+            labels = downscale_labels(labels)
+            pasted = downscale_labels(pasted.long()) == 1
+        weights = target.weights
+        if weights is not None:
+            weights = weights.masked_fill(pasted, 1.0)
+        engine.state.output["pasted"] = pasted
+        engine.state.target = target._replace(image=image, labels=paste(pasted, labels, target.labels), weights=weights)

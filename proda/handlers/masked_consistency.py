@@ -1,0 +1,75 @@
+"""Masked image consistency: the student predicts the teacher's labels of what it cannot see."""
+
+import torch
+from ignite.engine import Engine
+from torch import Tensor
+
+from proda.engines.events import ProdaEvents
+from proda.engines.optimization import Precision, rand_per_image, resize, to_float
+from proda.handlers.color_augmentation import augmented
+from proda.method import IGNORE
+from proda.method.masking import block_mask, mask_grid, masked
+from proda.method.online import quality, weighted_cross_entropy
+from proda.models.network import SegmentationNetwork
+
+
+class MaskedConsistency:
+    """Adds the loss of MIC (arXiv:2212.01322) at ``FURTHER_LOSSES_DUE``: ``loss_masked`` in the output.
+
+    The target image, before ``TARGET_READY``, is augmented in colour; then squares of ``block`` pixels are masked, each
+    with the probability ``ratio``. The loss is the cross entropy of the student on it with the labels of the image as
+    a whole. Each pixel is weighted: by ``engine.state.target.weights`` where the stage has them; otherwise by the share
+    of the image's pixels of which the labels are sure, in stage 1 those whose rectified label has at least the
+    probability ``confidence``, in stages 2 and 3 those that have a label.
+
+    ``network``: the student without a DDP wrapper, whose backbone's neutral colour fills the squares.
+    """
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        precision: Precision,
+        *,
+        weight: float = 1.0,
+        ratio: float = 0.7,
+        block: int = 32,
+        confidence: float = 0.968,
+    ) -> None:
+        self.precision, self.weight, self.ratio, self.block = precision, weight, ratio, block
+        self.confidence = confidence
+        self.color = torch.tensor(network.neutral_color, device=precision.device)
+
+    def attach(self, trainer: Engine) -> None:
+        trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, self)
+
+    def __call__(self, engine: Engine) -> None:
+        target, update = engine.state.target, engine.state.update
+        size = (target.image.shape[-2], target.image.shape[-1])
+        draws = rand_per_image(target.image, *mask_grid(size, self.block))
+        tensors = {
+            "image": augmented(target.image),
+            "mask": block_mask(draws, size, block=self.block, ratio=self.ratio),
+            "labels": target.labels,
+            "weights": self._weights(engine),
+        }
+
+        def loss(part: dict[str, Tensor]) -> Tensor:
+            with self.precision.autocast():
+                logits = update.student(masked(to_float(part["image"]), part["mask"], self.color)).logits
+            logits = resize(logits, part["labels"].shape[-2:])
+            entropy = self.precision.compiled(weighted_cross_entropy)(logits, part["labels"], part["weights"])
+            return self.weight * entropy
+
+        update.further_loss(engine, "masked", tensors, loss)
+
+    @torch.no_grad()
+    def _weights(self, engine: Engine) -> Tensor:
+        """Weight of each pixel, float32 [B, h, w]."""
+        out, target = engine.state.output, engine.state.target
+        if target.weights is not None:
+            return target.weights
+        if "rectified" in out:
+            share = quality(out["rectified"].max(1).values, self.confidence)
+        else:
+            share = (target.labels != IGNORE).float().mean((1, 2))
+        return share[:, None, None].expand(target.labels.shape)

@@ -1,0 +1,123 @@
+"""One iteration of online self-training."""
+
+import pytest
+import torch
+
+from proda.engines.events import ProdaEvents
+from proda.engines.online import online_trainer
+from proda.engines.optimization import Precision, resize, to_float
+from proda.engines.options import OnlineOptions
+from proda.handlers.teacher import EMATeacher
+from proda.method.losses import cross_entropy
+from proda.method.online import weighted_cross_entropy
+from tests import tiny
+from tests.tiny import CPU, PRECISION, B, H, K, W
+
+
+def trainer_of(student=None, teacher=None, precision=PRECISION, lr=0.01, **options):
+    student = student or tiny.network(dropout=0.0)
+    return online_trainer(
+        student, teacher or tiny.network(1), tiny.sgd(student, lr), precision, OnlineOptions(**options)
+    )
+
+
+def test_events_fire_in_their_order():
+    trainer = trainer_of()
+    spy = tiny.Spy(trainer)
+    trainer.run([tiny.batch()])
+    assert spy.names == [
+        "ITERATION_STARTED",
+        "SOURCE_LOSSES_READY",
+        "SOURCE_BACKWARD_DONE",
+        "TEACHER_FORWARD_DONE",
+        "FURTHER_LOSSES_DUE",
+        "TARGET_READY",
+        "LOSSES_READY",
+        "BACKWARD_DONE",
+        "OPTIMIZER_STEPPED",
+        "ITERATION_COMPLETED",
+    ]
+    assert {"pseudo_labels", "confidence", "quality"} <= spy.keys["TEACHER_FORWARD_DONE"]
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_the_output_is_as_documented_and_holds_no_graph(amp):
+    output = trainer_of(precision=Precision(CPU, amp)).run([tiny.batch()]).output
+    tiny.assert_detached(output)
+    assert tiny.shapes(output) == {
+        **{name: () for name in ("loss", "loss_source", "loss_target")},
+        **{name: (B, H, W) for name in ("pseudo_labels", "confidence")},
+        **{name: (B, K, H, W) for name in ("source_logits", "target_logits")},
+        "quality": (B,),
+    }
+    assert output["pseudo_labels"].dtype == torch.long and output["confidence"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_step_is_plain_gradient_descent_on_the_two_losses(mode):
+    student, reference, teacher = tiny.network(dropout=0.0), tiny.network(dropout=0.0), tiny.network(1, dropout=0.5)
+    judge, batch = tiny.network(1, dropout=0.0), tiny.batch()
+    options = {"confidence": 0.21, "ignore_top": 3, "ignore_bottom": 4, "target_weight": 0.7, "teacher_mode": mode}
+    output = trainer_of(student, teacher, lr=0.5, **options).run([batch]).output
+
+    judge.train(mode == "train")
+    image = batch["target"]["image"]
+    with torch.no_grad():
+        confidence, labels = resize(judge(to_float(image)).logits, (H, W)).softmax(1).max(1)
+    quality = (confidence >= 0.21).float().mean((1, 2))
+    assert 0 < quality.min() < 1
+    weights = quality[:, None, None].repeat(1, H, W)
+    weights[:, :3], weights[:, H - 4 :] = 0, 0
+    assert output["pseudo_labels"].equal(labels) and output["quality"].equal(quality)
+
+    source = resize(reference(to_float(batch["source"]["image"])).logits, (H, W))
+    target = resize(reference(to_float(image)).logits, (H, W))
+    loss = cross_entropy(source, batch["source"]["labels"])
+    loss = loss + 0.7 * weighted_cross_entropy(target, labels, weights)
+    loss.backward()
+    for (name, moved), still in zip(student.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(moved, still - 0.5 * still.grad, msg=lambda text, name=name: f"{name}: {text}")
+    assert output["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_a_teacher_that_is_never_sure_leaves_only_the_source_loss():
+    output = trainer_of(confidence=1.0).run([tiny.batch()]).output
+    assert not output["quality"].any() and output["loss_target"] == 0 and output["loss_source"] > 0
+
+
+def test_the_student_is_trained_on_what_a_handler_puts_in_the_place_of_the_target():
+    seen = []
+    trainer = trainer_of(confidence=0.0)
+
+    @trainer.on(ProdaEvents.TARGET_READY)
+    def only_class_two(engine):
+        target = engine.state.target
+        seen.append(target)
+        engine.state.target = target._replace(labels=torch.full_like(target.labels, 2), image=0 * target.image)
+
+    @trainer.on(ProdaEvents.LOSSES_READY)
+    def keep(engine):
+        seen.append(engine.state.losses["target"].item())
+
+    trainer.run([tiny.batch()])
+    with torch.no_grad():
+        student = tiny.network(dropout=0.0).train()
+        logits = resize(student(torch.zeros(B, 3, H, W)).logits, (H, W))
+    weights = seen[0].weights
+    assert weights.shape == (B, H, W) and seen[1] == pytest.approx(
+        weighted_cross_entropy(logits, torch.full((B, H, W), 2), weights).item(), rel=1e-4
+    )
+
+
+def test_the_teacher_starts_as_the_mean_of_all_students():
+    student = tiny.network(dropout=0.0)
+    teacher = EMATeacher(student, 0.01, start_as_mean=True)
+    trainer = trainer_of(student, teacher.ema_model, lr=0.5)
+    teacher.attach(trainer)
+    weights = [student.conv1.weight.detach().clone()]
+    trainer.add_event_handler(
+        ProdaEvents.OPTIMIZER_STEPPED, lambda: weights.append(student.conv1.weight.detach().clone())
+    )
+    trainer.run([tiny.batch()] * 3)
+    assert not weights[0].equal(weights[-1])
+    torch.testing.assert_close(teacher.ema_model.conv1.weight, torch.stack(weights).mean(0))

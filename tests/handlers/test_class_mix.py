@@ -1,0 +1,86 @@
+"""ClassMix as a handler: what the student is trained on afterwards."""
+
+import pytest
+import torch
+
+from proda.engines.denoise import denoise_trainer
+from proda.engines.distill import distill_trainer
+from proda.engines.events import ProdaEvents
+from proda.engines.online import online_trainer
+from proda.engines.options import DenoiseOptions, DistillOptions, OnlineOptions
+from proda.handlers.class_mix import ClassMix
+from proda.method import IGNORE
+from tests import tiny
+from tests.tiny import PRECISION, B, H, K, W
+
+
+def trainer_of(stage):
+    student = tiny.network(dropout=0.0)
+    networks = student, tiny.network(1)
+    if stage == "stage1":
+        means = torch.randn(K, student.num_features)
+        return denoise_trainer(*networks, means, tiny.sgd(student), PRECISION, DenoiseOptions())
+    if stage == "stage2":
+        return distill_trainer(*networks, tiny.sgd(student), PRECISION, DistillOptions())
+    return online_trainer(*networks, tiny.sgd(student), PRECISION, OnlineOptions(confidence=0.0))
+
+
+def mixed(stage, batch, seed=0, **options):
+    """The target before and after mixing, and the output."""
+    trainer, seen = trainer_of(stage), []
+    trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, lambda engine: seen.append(engine.state.target))
+    trainer.add_event_handler(ProdaEvents.TARGET_READY, lambda: torch.manual_seed(seed))
+    ClassMix(K, **options).attach(trainer)
+    trainer.add_event_handler(ProdaEvents.TARGET_READY, lambda engine: seen.append(engine.state.target))
+    output = trainer.run([batch]).output
+    return *seen, output
+
+
+def test_pixels_of_half_of_the_classes_come_from_the_source_with_weight_one():
+    batch = tiny.batch()
+    before, after, output = mixed("online", batch)
+    pasted, source = output["pasted"], batch["source"]
+    assert pasted.shape == (B, H, W) and not pasted[source["labels"] == IGNORE].any()
+    for number in range(B):
+        chosen = set(source["labels"][number][pasted[number]].tolist())
+        assert len(chosen) == 3  # of 5
+        assert pasted[number].equal(torch.isin(source["labels"][number], torch.tensor(sorted(chosen))))
+    assert after.image.equal(torch.where(pasted[:, None], source["image"], before.image))
+    assert after.labels.equal(torch.where(pasted, source["labels"].long(), before.labels))
+    assert after.weights.equal(torch.where(pasted, 1.0, before.weights))
+    assert output["pseudo_labels"].equal(before.labels)  # what the teacher said stays what is judged
+
+
+@pytest.mark.parametrize(("stage", "view"), [("stage1", "image"), ("stage2", "strong_image")])
+def test_stages_with_labels_at_a_quarter_of_the_resolution(stage, view):
+    batch = tiny.batch()
+    before, after, output = mixed(stage, batch)
+    assert before.image.equal(batch["target"][view]) and before.weights is None is after.weights
+    small = batch["source"]["labels"][:, ::4, ::4].long()
+    assert output["pasted"].shape == (B, H // 4, W // 4) == after.labels.shape
+    assert after.labels.equal(torch.where(output["pasted"], small, before.labels))
+    changed = (after.image != before.image).any(1)
+    assert changed.any() and not changed[:, ::4, ::4][~output["pasted"]].any()
+
+
+def test_the_released_rule_draws_from_the_whole_batch_with_unlabelled_pixels_as_a_class():
+    batch = tiny.batch()
+    batch["source"]["labels"][0], batch["source"]["labels"][1] = 0, 1
+    batch["source"]["labels"][0, :4] = IGNORE
+    labels, kinds = batch["source"]["labels"], set()
+    for seed in range(40):
+        _, _, output = mixed("online", batch, seed, as_released=True)
+        kinds.add(tuple(sorted(set(labels[output["pasted"]].tolist()))))
+    # Two of the three classes 0, 1 and IGNORE for each image; the first shows 0 and IGNORE, the second 1.
+    assert (0, 1) in kinds and (0, 1, IGNORE) in kinds and any(0 not in kind for kind in kinds)
+
+
+def test_teacher_and_student_of_stage_2_see_the_mixed_image():
+    batch, seen = tiny.batch(), []
+    trainer = trainer_of("stage2")
+    ClassMix(K).attach(trainer)
+    trainer.add_event_handler(ProdaEvents.TARGET_READY, lambda engine: seen.append(engine.state.target.image))
+    output = trainer.run([batch]).output
+    with torch.no_grad():
+        expected = tiny.network(1).eval()(seen[0].float() / 255).logits
+    torch.testing.assert_close(output["teacher_logits"], expected)

@@ -1,0 +1,131 @@
+"""Masked image consistency: an additional loss with a forward pass of its own."""
+
+import pytest
+import torch
+
+from proda.engines.denoise import denoise_trainer
+from proda.engines.distill import distill_trainer
+from proda.engines.events import ProdaEvents
+from proda.engines.online import online_trainer
+from proda.engines.optimization import resize
+from proda.engines.options import DenoiseOptions, DistillOptions, OnlineOptions
+from proda.handlers import masked_consistency
+from proda.handlers.class_mix import ClassMix
+from proda.handlers.masked_consistency import MaskedConsistency
+from proda.method import IGNORE
+from proda.method.online import weighted_cross_entropy
+from tests import tiny
+from tests.tiny import PRECISION, H, K, W
+
+
+@pytest.fixture(autouse=True)
+def own_colors(monkeypatch):
+    monkeypatch.setattr(masked_consistency, "augmented", lambda images: 255 - images)
+
+
+def online(student, lr=0.0):
+    options = OnlineOptions(confidence=0.21, ignore_top=2, ignore_bottom=3)
+    return online_trainer(student, tiny.network(1), tiny.sgd(student, lr), PRECISION, options)
+
+
+def spied(trainer, handler):
+    """The target and, for each image, what the student sees in the pass of the handler."""
+    seen, student = {}, handler.network
+    hook = student.register_forward_pre_hook(lambda _, inputs: seen.setdefault("images", []).append(inputs[0].detach()))
+    trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, lambda e: seen.update(images=[], target=e.state.target))
+    handler.attach(trainer)
+    trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, lambda _: seen.update(masked=seen["images"][0]))
+    seen["output"] = trainer.run([tiny.batch()]).output
+    hook.remove()
+    return seen
+
+
+def made(student, **options):
+    handler = MaskedConsistency(student, PRECISION, block=8, **options)
+    handler.network = student  # for the spy
+    return handler
+
+
+def test_the_student_sees_the_augmented_image_with_squares_in_the_neutral_colour():
+    student = tiny.network(dropout=0.0)
+    student.neutral_color = (0.25, 0.5, 0.75)
+    seen = spied(online(student), made(student))
+    color = torch.tensor(student.neutral_color)[:, None, None]
+    squares = seen["masked"].unfold(2, 8, 8).unfold(3, 8, 8).movedim(1, 3)  # [B, rows, columns, 3, 8, 8]
+    masked = (squares == color).flatten(3).all(3)
+    assert 0.3 < masked.float().mean() < 0.95
+    expected = ((255 - seen["target"].image) / 255).unfold(2, 8, 8).unfold(3, 8, 8).movedim(1, 3)
+    assert squares[~masked].equal(expected[~masked])
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_the_ratio_is_the_probability_of_a_square(ratio):
+    student = tiny.network(dropout=0.0)
+    masked = spied(online(student), made(student, ratio=ratio))["masked"]
+    assert masked.eq(0).all() == (ratio == 1)
+
+
+def test_the_loss_is_the_weighted_cross_entropy_with_the_labels_of_the_whole_image():
+    student = tiny.network(dropout=0.0)
+    seen = spied(online(student), made(student, weight=0.3))
+    with torch.no_grad():
+        logits = resize(tiny.network(dropout=0.0).train()(seen["masked"]).logits, (H, W))
+    target = seen["target"]
+    expected = 0.3 * weighted_cross_entropy(logits, target.labels, target.weights)
+    assert 0 < seen["output"]["quality"].min() < 1
+    assert seen["output"]["loss_masked"].item() == pytest.approx(expected.item(), rel=1e-4)
+    total = sum(value for name, value in seen["output"].items() if name.startswith("loss_"))
+    torch.testing.assert_close(seen["output"]["loss"], total)
+
+
+def test_its_gradients_reach_the_student():
+    gradients = []
+    for weight in (1.0, 2.0):
+        student = tiny.network(dropout=0.0)
+        trainer = online(student)
+        trainer.add_event_handler(
+            ProdaEvents.BACKWARD_DONE, lambda _, s=student: gradients.append(s.conv1.weight.grad.clone())
+        )
+        torch.manual_seed(5)
+        made(student, weight=weight).attach(trainer)
+        trainer.run([tiny.batch()])
+    student = tiny.network(dropout=0.0)
+    trainer = online(student)
+    trainer.add_event_handler(ProdaEvents.BACKWARD_DONE, lambda _: gradients.append(student.conv1.weight.grad.clone()))
+    torch.manual_seed(5)
+    trainer.run([tiny.batch()])
+    once, twice, without = gradients
+    assert (once - without).abs().max() > 1e-6
+    torch.testing.assert_close(twice - without, 2 * (once - without), rtol=1e-3, atol=1e-6)
+
+
+def test_it_uses_the_image_before_mixing():
+    student = tiny.network(dropout=0.0)
+    trainer = online(student)
+    ClassMix(K).attach(trainer)  # attached first, and yet later
+    seen = spied(trainer, made(student, ratio=0.0))
+    assert seen["masked"].equal((255 - seen["target"].image) / 255)
+
+
+def test_stage_1_weights_an_image_by_its_sure_rectified_labels():
+    student = tiny.network(dropout=0.0)
+    means = torch.randn(K, student.num_features)
+    trainer = denoise_trainer(student, tiny.network(1), means, tiny.sgd(student), PRECISION, DenoiseOptions())
+    handler = made(student, confidence=0.5)
+    weights = []
+    trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, lambda engine: weights.append(handler._weights(engine)))
+    output = spied(trainer, handler)["output"]
+    quality = (output["rectified"].max(1).values >= 0.5).float().mean((1, 2))
+    assert 0 < quality.min() < 1 and weights[0].shape == (2, H // 4, W // 4)
+    assert weights[0].equal(quality[:, None, None].expand_as(weights[0])) and output["loss_masked"] > 0
+
+
+def test_stages_2_and_3_weight_it_by_the_pixels_that_have_a_label():
+    student = tiny.network(dropout=0.0)
+    trainer = distill_trainer(student, tiny.network(1), tiny.sgd(student), PRECISION, DistillOptions())
+    handler = made(student)
+    weights = []
+    trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, lambda engine: weights.append(handler._weights(engine)))
+    seen = spied(trainer, handler)
+    share = (seen["target"].labels != IGNORE).float().mean((1, 2))
+    assert 0 < share.min() < 1 and weights[0][:, 0, 0].equal(share) and seen["output"]["loss_masked"] > 0

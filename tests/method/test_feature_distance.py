@@ -1,0 +1,47 @@
+"""The distance of features, and the positions that count."""
+
+import pytest
+import torch
+
+from proda.method import IGNORE
+from proda.method.feature_distance import feature_distance, mostly_one_of
+
+
+def test_a_cell_counts_from_three_quarters_of_one_class_on():
+    labels = torch.full((1, 4, 12), IGNORE)
+    labels[0, :, :4] = 5
+    labels[0, 0, :4] = 1  # 12 of 16 pixels are left
+    labels[0, :, 4:8] = 5
+    labels[0, 0, 4:8], labels[0, 1, 4] = 1, 1  # 11 of 16
+    labels[0, :, 8:] = 2
+    assert mostly_one_of(labels, [5], (1, 3)).tolist() == [[[True, False, False]]]
+    assert mostly_one_of(labels, [2, 5], (1, 3)).tolist() == [[[True, False, True]]]
+
+
+def test_two_classes_do_not_add_up():
+    labels = torch.tensor([[[3, 4], [3, 4]]])
+    assert not mostly_one_of(labels, [3, 4], (1, 1)).any()
+
+
+def test_maps_that_the_cells_do_not_divide():
+    labels = torch.zeros(2, 33, 65, dtype=torch.uint8)
+    assert mostly_one_of(labels, [0], (5, 9)).all() and not mostly_one_of(labels, [1], (5, 9)).any()
+
+
+def test_the_mean_euclidean_distance_over_the_counted_positions():
+    features, frozen = torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 1, 3)
+    features[0, :, 0, 0], features[0, :, 0, 1] = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 1.0])
+    features[0, :, 0, 2] = 100
+    counted = torch.tensor([[[True, True, False]]])
+    assert feature_distance(features, frozen, counted).item() == pytest.approx(3)
+    assert feature_distance(features, frozen, counted, positions=torch.tensor(4)).item() == pytest.approx(1.5)
+
+
+def test_without_any_position_it_is_zero():
+    assert feature_distance(torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1, 1), torch.tensor([[[False]]])) == 0
+
+
+def test_equal_features_have_a_finite_gradient():
+    features = torch.ones(1, 2, 2, 2, requires_grad=True)
+    feature_distance(features, torch.ones(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)).backward()
+    assert not features.grad.any() and features.grad.isfinite().all()
