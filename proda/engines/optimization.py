@@ -95,7 +95,7 @@ def parts(model: nn.Module, tensors: Any, number: int, *, exchange: bool = True)
 
 
 def split(tree: Any, number: int) -> list[Any]:
-    """``number`` equal parts of the first dimension of every tensor in dicts and NamedTuples, in order.
+    """``number`` equal parts of the first dimension of every tensor in dicts and NamedTuples, in order; None stays.
 
     Raises ValueError if a tensor's length is not a multiple of ``number``.
     """
@@ -103,6 +103,8 @@ def split(tree: Any, number: int) -> list[Any]:
         if len(tree) % number:
             raise ValueError(f"a batch of {len(tree)} cannot be split into {number} equal parts")
         return list(tree.split(len(tree) // number))
+    if tree is None:
+        return [None] * number
     if isinstance(tree, dict):
         columns = [split(value, number) for value in tree.values()]
         return [dict(zip(tree, part, strict=True)) for part in zip(*columns, strict=True)]

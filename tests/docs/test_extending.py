@@ -14,6 +14,8 @@ from proda.engines.contrastive import contrastive_trainer
 from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents
+from proda.engines.online import online_trainer
+from proda.engines.options import DenoiseOptions, DistillOptions, OnlineOptions
 from proda.engines.supervised import supervised_trainer
 from proda.experiment.config import make_config
 from proda.experiment.launch import main
@@ -39,9 +41,9 @@ PROTOTYPES = Prototypes(K, 32)
 PROTOTYPES.values.normal_()
 
 
-def denoise(student=None) -> Engine:
-    student = student or tiny.network()
-    return denoise_trainer(student, tiny.network(1), PROTOTYPES.values, tiny.sgd(student), PRECISION)
+def denoise(student=None, **options) -> Engine:
+    student, settings = student or tiny.network(), DenoiseOptions(**options)
+    return denoise_trainer(student, tiny.network(1), PROTOTYPES.values, tiny.sgd(student), PRECISION, settings)
 
 
 def executed(section: str, **names) -> dict:
@@ -54,7 +56,7 @@ def executed(section: str, **names) -> dict:
 
 def test_every_block_of_the_page_is_tried_here():
     tried = {"A handler of your own", "A handler that remembers something", "A new loss", "A new benchmark"}
-    tried |= {"A new backbone", "A stage of your own"}
+    tried |= {"A new backbone", "A stage of your own", "A loss with a forward pass of its own"}
     assert {title for title, text in SECTIONS.items() if "```" in text} == tried
 
 
@@ -91,6 +93,31 @@ def test_a_loss_is_part_of_the_sum_and_of_the_gradients():
     assert not torch.allclose(*gradients)
 
 
+README = re.findall(r"^```python\n(.*?)^```", (small_runs.ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("make", ["denoise_trainer", "distill_trainer", "online_trainer"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_with_its_own_forward_pass_is_part_of_the_sum_and_of_the_gradients(make, accumulate):
+    gradients, losses = [], []
+    for with_mirror in (False, True):
+        student = tiny.network(dropout=0.0)
+        trainer = trainers(student, accumulate=accumulate)[make]
+        if with_mirror:
+            executed("A loss with a forward pass of its own", trainer=trainer)
+        torch.manual_seed(0)
+        losses.append(trainer.run([tiny.batch()]).output)
+        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+    assert losses[1]["loss_mirrored"] > 0 and "loss_mirrored" not in losses[0]
+    assert not torch.allclose(*gradients)
+    terms = sum(value for name, value in losses[1].items() if name.startswith("loss_"))
+    torch.testing.assert_close(losses[1]["loss"], terms)
+
+
+def test_the_readme_shows_the_same_loss():
+    assert block("A loss with a forward pass of its own") in README
+
+
 def test_a_description_of_a_benchmark_is_read(tmp_path):
     file = tmp_path / "my_city.toml"
     file.write_text(block("A new benchmark", "toml"))
@@ -120,15 +147,18 @@ def test_a_stage_is_a_copy_with_a_flag_of_its_own(tmp_path, monkeypatch, capsys)
     assert "entropy_weight" in {field.name for field in dataclasses.fields(config)}
 
 
-def trainers() -> dict[str, Engine]:
-    student, critic = tiny.network(), Discriminator(K)
+def trainers(student=None, **options) -> dict[str, Engine]:
+    student, critic = student or tiny.network(), Discriminator(K)
     optimizers = tiny.sgd(student), tiny.sgd(critic)
     network = ContrastiveNetwork(tiny.network(), hidden=16, dimensions=32)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return {
         "contrastive_trainer": contrastive_trainer(network, torch.optim.SGD(trained, 0.01), PRECISION),
-        "denoise_trainer": denoise(),
-        "distill_trainer": distill_trainer(student, tiny.network(1), optimizers[0], PRECISION),
+        "denoise_trainer": denoise(student, **options),
+        "distill_trainer": distill_trainer(
+            student, tiny.network(1), optimizers[0], PRECISION, DistillOptions(**options)
+        ),
+        "online_trainer": online_trainer(student, tiny.network(1), optimizers[0], PRECISION, OnlineOptions(**options)),
         "adversarial_trainer": adversarial_trainer(student, critic, *optimizers, PRECISION),
         "supervised_trainer": supervised_trainer(student, optimizers[0], PRECISION),
     }
