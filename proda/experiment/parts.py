@@ -28,9 +28,6 @@ def attach_parts(
     """Attaches the handlers that the flags ask for. ``student``: without a DDP wrapper, with its initial weights.
 
     Call it after copies of the student were made.
-
-    Raises:
-        UserError: ``--thing_classes`` names no class, or is needed.
     """
     if config.feature_distance > 0:
         things = thing_classes(config.thing_classes, class_names)
@@ -44,6 +41,12 @@ def attach_parts(
         ClassMix(student.num_classes, as_released=config.class_mix_as_released).attach(trainer)
     if config.color_augmentation:
         ColorAugmentation().attach(trainer)  # of the mixed image
+
+
+def check_parts(config: TrainConfig, class_names: Sequence[str]) -> None:
+    """Raises UserError if ``--feature_distance`` has no classes to cover or ``--thing_classes`` names an unknown one."""
+    if config.feature_distance > 0 or config.thing_classes:
+        thing_classes(config.thing_classes, class_names)
 
 
 def thing_classes(names: str, class_names: Sequence[str]) -> list[int]:

@@ -16,6 +16,7 @@ from proda.experiment.config import LoopConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job, experiment_name, git_commit
 from proda.experiment.networks import synchronises_batch_norm
+from proda.experiment.parts import check_parts
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -33,6 +34,7 @@ def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[
     ``config`` has the fields of ``TrainConfig`` and of ``StudentOptions``.
     """
     factor, own = config.head_lr_factor, data.own_target
+    check_parts(config, data.classes.names)
     share = config.batch_size // idist.get_world_size()
     if share % config.accumulate:
         raise UserError(

@@ -94,7 +94,7 @@ def _all_stages(config: Config, record: dict, written: list[str], exchanges: Cou
             }
             more["threshold"] = THRESHOLD
         if stage == "online_self_training":
-            more |= {"teacher_momentum": 0.1, "confidence": 0.5}
+            more |= {"teacher_momentum": 0.1, "confidence": 0.5, "teacher_mode": "eval"}
         output = Path(config.output) / name
         start(f"experiments/{stage}.py", flags(stage, Path(config.data_root), Path(config.weights), output, **more))
         record[name] = {"written": list(written), "exchanges": dict(exchanges)}

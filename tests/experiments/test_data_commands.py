@@ -332,3 +332,52 @@ def test_a_released_checkpoint_of_16_classes_is_evaluated_on_16_and_on_13(inputs
     assert len(summary["iou"]) == 16
     of_13 = [iou for name, iou in summary["iou"].items() if name not in ("wall", "fence", "pole") and iou is not None]
     assert summary["miou_13"] == pytest.approx(sum(of_13) / len(of_13))
+
+
+def test_stored_statistics_of_classes_are_compared_with_what_is_counted(inputs, tmp_path, capsys):
+    data, weights = shutil.copytree(inputs[0], tmp_path / "data"), inputs[1]
+    flags = {"iterations": 1, "rare_class_sampling": True}
+    small_runs.train("source_only", data, weights, tmp_path / "run", **flags)
+    stored = data / "gta5_13_classes.class_statistics.npz"
+    assert stored.is_file()
+    assert command("check_data", data, tmp_path / "check", *VIEWS) == 0
+    with np.load(stored) as file:
+        content = dict(file)
+    content["pixels"][3, 0] += 1
+    np.savez(stored, **content)
+    capsys.readouterr()
+    assert command("check_data", data, tmp_path / "again", *VIEWS) == 1
+    assert f"{stored}: the pixels of 1 images differ from those stored; delete the file" in capsys.readouterr().out
+    stored.write_bytes(b"damaged")
+    assert command("check_data", data, tmp_path / "third", *VIEWS) == 1
+    assert "cannot be read" in capsys.readouterr().out
+
+
+def test_runs_use_the_statistics_that_a_flag_names(inputs, tmp_path, capsys):
+    named = tmp_path / "numbers.npz"
+    flags = {"iterations": 1, "rare_class_sampling": True, "class_statistics": str(named)}
+    small_runs.train("source_only", *inputs, tmp_path / "run", **flags)
+    assert named.is_file() and not list(inputs[0].glob("*.npz"))
+    named.write_bytes(b"damaged")
+    arguments = small_runs.command("source_only", *inputs, tmp_path / "other", **flags)[2:]
+    assert main(arguments) == 2
+    assert f"error: {named}: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--feature_distance=1", "--thing_classes=road,dog"],
+            "--thing_classes: no class 'dog'; expected some of road,",
+        ),
+        (["--ignore_top=10", "--ignore_bottom=14"], "nothing is left of crops of 24 rows"),
+        (["--rare_class_sampling", "--rare_class_pixels=2000000"], "no source image has so many pixels of any class"),
+        (["--mask_block=0"], "--mask_block=0: expected a whole number above 0"),
+    ],
+)
+def test_flags_of_parts_that_cannot_be_used_are_one_line(inputs, tmp_path, capsys, flags, message):
+    arguments = small_runs.command("online_self_training", *inputs, tmp_path / "run", iterations=1)[2:]
+    assert main([*arguments, *flags]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and not (tmp_path / "run").exists()

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from proda.data.labels import class_names
 from proda.method import IGNORE
-from proda.method.feature_distance import feature_distance, mostly_one_of
+from proda.method.feature_distance import THINGS, feature_distance, mostly_one_of
 
 
 def test_a_cell_counts_from_three_quarters_of_one_class_on():
@@ -45,3 +46,10 @@ def test_equal_features_have_a_finite_gradient():
     features = torch.ones(1, 2, 2, 2, requires_grad=True)
     feature_distance(features, torch.ones(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)).backward()
     assert not features.grad.any() and features.grad.isfinite().all()
+
+
+def test_the_objects_are_classes_of_the_benchmarks():
+    assert len(THINGS) == 10 and set(THINGS) <= set(class_names(19))
+    assert set(class_names(19)) - set(THINGS) == {
+        *("road", "sidewalk", "building", "wall", "fence", "pole", "vegetation", "terrain", "sky")
+    }
