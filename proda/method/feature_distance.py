@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Objects, which ImageNet has classes for, unlike road or sky.
 THINGS = (
-    *("traffic light", "traffic sign", "person", "rider", "car"),
+    *("traffic_light", "traffic_sign", "person", "rider", "car"),
     *("truck", "bus", "train", "motorcycle", "bicycle"),
 )
 SMALLEST_SHARE = 0.75  # of the pixels of a cell
