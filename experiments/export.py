@@ -37,6 +37,7 @@ from proda.utils.options import NonNegativeInt, PathText
 class Config(RunConfig):
     # -- Network
     weights: PathText = ""  # file of the network; it also says which backbone and which classes the network has
+    backbone: str = ""  # the file NAME.py of a network of your own, which is executed; otherwise not needed
     # -- Output
     format: Literal["onnx", "pt2"] = "onnx"  # onnx: for onnxruntime and others; pt2: for torch.export.load
     result: Literal["logits", "probabilities", "labels"] = "logits"  # output, of the size of the image
@@ -57,7 +58,7 @@ def run(local_rank: int, config: Config) -> dict:
         raise UserError("a network is exported by one process; start it without --nproc_per_node")
     require_packages(config.format)
     job, trained, form = Job(config), read_weights(config.weights), FORMATS[config.format]
-    network = load_network(trained, dropout=0.0)
+    network = load_network(trained, backbone=config.backbone, dropout=0.0)
     reference = ImageProgram(network)  # float32 logits, which the file is compared with
     program = ImageProgram(network, config.result, fp16=config.fp16)
     about = metadata(program, trained.info, git_commit=git_commit())

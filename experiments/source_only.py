@@ -16,7 +16,7 @@ from proda.experiment import training
 from proda.experiment.config import InitConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.experiment.networks import initial_network, parallel, sgd
+from proda.experiment.networks import initial_network, make_optimizer, parallel
 from proda.experiment.parts import attach_parts
 from proda.experiment.recipes import STREETS
 from proda.handlers.board import Board
@@ -52,14 +52,15 @@ def run(local_rank: int, config: Config) -> dict:
     # Network and engines: training and validation.
     student = initial_network(config, data.classes, job.device)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
-    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
+    optimizer, student_ddp, precision = make_optimizer(config, student), parallel(config, student), job.precision
     trainer = supervised_trainer(student_ddp, optimizer, precision, config)
     evaluator = segmentation_evaluator(student, precision)
     attach_parts(config, trainer, student, precision, data.classes.names)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
-    PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
+    length = config.schedule_iterations or batches.iterations
+    PolynomialDecay(optimizer, length, power=config.decay_power, warmup=config.warmup_iterations).attach(trainer)
     ClipGradients(student, config.grad_clip).attach(trainer)
     AverageStatistics(student).attach(trainer)
     StopOnNan().attach(trainer)

@@ -21,7 +21,7 @@ from proda.experiment import training
 from proda.experiment.config import PseudoLabelConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.experiment.networks import compile_network, load_network, parallel, sgd
+from proda.experiment.networks import compile_network, load_network, make_optimizer, parallel
 from proda.experiment.parts import attach_parts
 from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
@@ -142,7 +142,7 @@ def run(local_rank: int, config: Config) -> dict:
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
 
     # Networks: student, mean teacher and prototypes all start from the warm-up model.
-    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
+    optimizer, student_ddp, precision = make_optimizer(config, student), parallel(config, student), job.precision
     teacher = EMATeacher(student, config.teacher_momentum)
     compile_network(config, teacher.ema_model)
     labeller = teacher.ema_model if config.renew_labels_from == "teacher" else student
@@ -175,7 +175,8 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
-    PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
+    length = config.schedule_iterations or batches.iterations
+    PolynomialDecay(optimizer, length, power=config.decay_power, warmup=config.warmup_iterations).attach(trainer)
     ClipGradients(student, config.grad_clip).attach(trainer)
     AverageStatistics(student).attach(trainer)
     StopOnNan().attach(trainer)

@@ -20,7 +20,7 @@ from proda.experiment import training
 from proda.experiment.config import InitConfig, InitKind, PseudoLabelConfig, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.experiment.networks import initial_network, load_network, parallel, sgd
+from proda.experiment.networks import initial_network, load_teacher, make_optimizer, parallel
 from proda.experiment.parts import attach_parts
 from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
@@ -97,8 +97,8 @@ def run(local_rank: int, config: Config) -> dict:
     job, data = Job(config), Domains(config)
 
     # Networks: the student starts from self-supervised weights (stage 2) or from its teacher (stage 3).
-    teacher = load_network(config, data.classes, job.device, flag="teacher")
-    others = [load_network(config, data.classes, job.device, flag="label_with")] if config.label_with else []
+    teacher = load_teacher(config, data.classes, job.device)
+    others = [load_teacher(config, data.classes, job.device, flag="label_with")] if config.label_with else []
     student = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
 
     # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
@@ -111,7 +111,7 @@ def run(local_rank: int, config: Config) -> dict:
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
 
     # Engines: training and validation. Config inherits the fields of DistillOptions.
-    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
+    optimizer, student_ddp, precision = make_optimizer(config, student), parallel(config, student), job.precision
     trainer = distill_trainer(student_ddp, teacher, optimizer, precision, config)
     evaluator = segmentation_evaluator(student, precision)
 
@@ -126,7 +126,8 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
-    PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
+    length = config.schedule_iterations or batches.iterations
+    PolynomialDecay(optimizer, length, power=config.decay_power, warmup=config.warmup_iterations).attach(trainer)
     ClipGradients(student, config.grad_clip).attach(trainer)
     AverageStatistics(student).attach(trainer)
     StopOnNan().attach(trainer)

@@ -19,7 +19,7 @@ from proda.experiment import training
 from proda.experiment.config import AdaptConfig, InitConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.experiment.networks import initial_network, parallel, sgd
+from proda.experiment.networks import initial_network, make_optimizer, parallel
 from proda.experiment.parts import attach_parts
 from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
@@ -68,7 +68,7 @@ def run(local_rank: int, config: Config) -> dict:
     student = initial_network(config, data.classes, job.device)
     critic = Discriminator(len(data.classes.names)).to(job.device)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
-    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
+    optimizer, student_ddp, precision = make_optimizer(config, student), parallel(config, student), job.precision
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
 
     # Engines: training and validation. Config inherits the fields of AdversarialOptions.
@@ -85,7 +85,8 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
-    PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
+    length = config.schedule_iterations or batches.iterations
+    PolynomialDecay(optimizer, length, power=config.decay_power, warmup=config.warmup_iterations).attach(trainer)
     ClipGradients(student, config.grad_clip).attach(trainer)
     AverageStatistics(student).attach(trainer)
     StopOnNan().attach(trainer)

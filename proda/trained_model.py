@@ -19,7 +19,9 @@ from proda.models.network import SegmentationNetwork
 from proda.models.weights import load_network, read_weights
 
 
-def load_model(path: str | Path, device: str | torch.device = "auto", *, tile: int = 0) -> "TrainedModel":
+def load_model(
+    path: str | Path, device: str | torch.device = "auto", *, tile: int = 0, backbone: str = ""
+) -> "TrainedModel":
     """The network of a weights file, ours or a released ``.pkl``, ready to predict.
 
     Args:
@@ -27,6 +29,7 @@ def load_model(path: str | Path, device: str | torch.device = "auto", *, tile: i
         device: "cpu", "cuda", "cuda:1", ...; "auto" is "cuda" if there is a GPU.
         tile: larger images are predicted in overlapping tiles of at most this side, in pixels; 0: automatic, by the
             size of the images that the network was trained on.
+        backbone: the file ``NAME.py`` of a network of your own, which is executed; otherwise not needed.
 
     Raises:
         ValueError: a tile of less than 32 pixels.
@@ -38,7 +41,7 @@ def load_model(path: str | Path, device: str | torch.device = "auto", *, tile: i
     weights = read_weights(path, flag="path")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = load_network(weights, dropout=0.0).to(device).to(memory_format=torch.channels_last)
+    network = load_network(weights, backbone=backbone, dropout=0.0).to(device).to(memory_format=torch.channels_last)
     return TrainedModel(network, weights.info, tile or automatic_tile(weights.info.mean_width))
 
 

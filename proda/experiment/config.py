@@ -29,6 +29,7 @@ from proda.utils.options import (
     OptionType,
     PathText,
     Pixels,
+    PositiveFraction,
     PositiveInt,
     ProcessCount,
     Temperature,
@@ -104,6 +105,7 @@ GROUPS = (
     *("Output", "Machine"),
 )
 OTHER_GROUP = "This experiment"
+HeadName = Literal["", "deeplab", "daformer"]  # empty: that of the weights file, where there is one
 BENCHMARKS = {"source": ("gta5", "synthia"), "target": ("cityscapes",)}
 
 
@@ -139,7 +141,8 @@ class DataConfig(RunConfig):
     labelled_only: bool = False  # skip source images without a label map
     gta5_size_as_released: bool = False  # resize all images and label maps of GTA5 to 1914 x 1052 pixels
     # -- Network
-    backbone: str = "resnet101"  # backbone of the segmentation network: resnet101, resnet50 or tiny
+    backbone: str = "resnet101"  # resnet101, convnext_tiny, timm:NAME, a file NAME.py ... (docs/networks.md)
+    head: HeadName = "deeplab"  # head of the network: ProDA's on DeepLab's, or DAFormer's
     # -- Machine
     val_batch_size: PositiveInt = 1  # images per evaluation step and process
 
@@ -158,7 +161,8 @@ class UseConfig(DataConfig):
     # -- Network
     weights: PathText = ""  # file of the network; it also says which backbone and which classes the network has
     source: PathText = ""  # gta5, synthia or a description file, whose classes the network has to have; may be empty
-    backbone: str = ""  # backbone that the network has to have; may be empty
+    backbone: str = ""  # backbone that the network has to have; may be empty, except for one of your own (NAME.py)
+    head: HeadName = ""  # head that the network has to have; may be empty
 
 
 @dataclass
@@ -177,8 +181,8 @@ class LoopConfig(DataConfig):
     # -- Optimisation
     schedule_iterations: NonNegativeInt = 0  # iteration at which the learning rate reaches zero; 0: the last iteration
     lr: LearningRate = 2.5e-4  # learning rate of the backbone at the start of training
-    momentum: FractionBelowOne = 0.9  # momentum of SGD
-    weight_decay: Fraction = 2e-4  # weight decay of SGD
+    momentum: FractionBelowOne = 0.9  # momentum of SGD; AdamW has its own, 0.9 and 0.999
+    weight_decay: Fraction = 2e-4  # weight decay; AdamW's is 0.01 in most recipes
     grad_clip: NonNegativeFloat = 0.0  # maximum gradient norm; 0: no clipping
     # -- Output
     resume: bool = False  # continue from the last good checkpoint in the output folder
@@ -203,6 +207,10 @@ class TrainConfig(LoopConfig):
     source_width: NonNegativeInt = 0  # mean width of the source's images in pixels; 0: --mean_width
     width_jitter: FractionBelowOne = 0.5  # images are resized to 1 - this to 1 + this times the mean width
     # -- Optimisation
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw: without weight decay of norms and embeddings
+    warmup_iterations: NonNegativeInt = 0  # linear warm-up of the learning rate
+    decay_power: Annotated[float, Bounds(0, 10)] = 0.9  # power of the polynomial decay of the learning rate
+    layer_decay: PositiveFraction = 1.0  # ratio of the learning rates of a backbone's layer and the next; 1: all alike
     head_lr_factor: NonNegativeFloat = 10.0  # ratio of the learning rates of head and backbone; 1: one parameter group
     repeat_backbone_parameters: bool = False  # as released: update most backbone weights 3 or 4 times an iteration
     # -- Network
@@ -215,7 +223,12 @@ class TrainConfig(LoopConfig):
     feature_distance: NonNegativeFloat = 0.0  # weight of the distance to the initial backbone's features; 0: none
     thing_classes: str = ""  # classes that it covers, separated by commas; if empty, the objects of the benchmarks
     # -- Machine
-    checkpoint_activations: bool = False  # keep less in memory: compute each residual stage again in the backward pass
+    checkpoint_activations: bool = False  # keep less in memory: compute the backbone's stages again in backward passes
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.repeat_backbone_parameters and (self.optimizer != "sgd" or self.layer_decay != 1):
+            yield "--repeat_backbone_parameters is for --optimizer=sgd and --layer_decay=1, as released"
 
 
 @dataclass
@@ -253,7 +266,12 @@ class InitConfig(TrainConfig):
 
     # -- Network
     init: InitKind = "imagenet"  # initial weights: imagenet, simclr, random, or weights (all from --init_file)
-    init_file: PathText = ""  # weights file for --init; if empty, torchvision downloads its ImageNet weights
+    init_file: PathText = ""  # weights file for --init; if empty, torchvision or timm downloads its ImageNet weights
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.head == "daformer" and getattr(self, "freeze_bn", False) and self.init != "weights":
+            yield "--freeze_bn with --head=daformer: the batch norm of a fresh head has to learn; set --freeze_bn=False"
 
 
 def field_docs(config_class: type) -> dict[str, str]:

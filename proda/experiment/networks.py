@@ -11,8 +11,9 @@ from proda.data.labels import LabelSpace
 from proda.engines.options import StudentOptions
 from proda.experiment.config import DataConfig, InitConfig, TrainConfig
 from proda.models import weights
-from proda.models.build import build_network
+from proda.models.build import build_network, is_file, recorded_name
 from proda.models.contrastive import he_initialise
+from proda.models.model_info import ModelInfo
 from proda.models.network import SegmentationNetwork, freeze_batch_norm, parameter_groups
 from proda.models.pretrained import load_imagenet, load_simclr
 from proda.utils.errors import UserError
@@ -29,7 +30,8 @@ def initial_network(
     """
     if config.init == "weights":
         return load_network(config, classes, device, flag="init_file")
-    network = build_network(config.backbone, len(classes.names), bn_pretrain=bn_pretrain, dropout=config.dropout)
+    options = {"head": config.head, "bn_pretrain": bn_pretrain, "dropout": config.dropout}
+    network = build_network(config.backbone, len(classes.names), **options)  # type: ignore[arg-type] # each has its own
     _fill_backbone(network, config)
     return _ready(network, config, device)
 
@@ -39,7 +41,7 @@ def network_to_pretrain(config: DataConfig) -> SegmentationNetwork:
 
     Its head is of no use. Raises as :func:`initial_network`.
     """
-    network = build_network(config.backbone, num_classes=1)
+    network = build_network(config.backbone, num_classes=1, head=config.head)
     he_initialise(network)
     _fill_backbone(network, config)
     return network
@@ -70,12 +72,50 @@ def load_network(
     ``file`` is the content of that file if it has been read already.
 
     Raises:
-        UserError: the file does not fit ``--backbone`` or the classes.
+        UserError: the file does not fit ``--backbone``, ``--head`` or the classes.
         MissingFileError: the file does not exist.
     """
-    dropout = getattr(config, "dropout", 0.0)  # only training uses dropout
-    source, names = file or getattr(config, flag), classes.names
-    network = weights.load_network(source, backbone=config.backbone, class_names=names, dropout=dropout, flag=flag)
+    return _loaded(file or getattr(config, flag), config, classes, device, config.backbone, config.head, flag)
+
+
+def load_teacher(
+    config: DataConfig, classes: LabelSpace, device: torch.device, *, flag: str = "teacher"
+) -> SegmentationNetwork:
+    """A network that only predicts, with the weights in the file that ``--flag`` names.
+
+    The file says its backbone and its head; ``--backbone`` and ``--head`` are the student's, and those of a file that
+    does not say its own.
+
+    Raises:
+        UserError: the file does not fit the classes, or holds a network of your own that is not ``--backbone``.
+        MissingFileError: the file does not exist.
+    """
+    file = weights.read_weights(getattr(config, flag), flag=flag)
+    backbone, head = architecture(file.info, config)
+    return _loaded(file, config, classes, device, backbone, head, flag)
+
+
+def architecture(info: ModelInfo, config: DataConfig) -> tuple[str, str]:
+    """Backbone and head of a network that is described by ``info``, and by ``config`` where that says nothing.
+
+    A network of your own (``NAME.py``) is executed only from the path in ``--backbone``, whatever a file says.
+    """
+    if not info.backbone or info.backbone == recorded_name(config.backbone):
+        return config.backbone, info.head or config.head
+    return ("" if is_file(info.backbone) else info.backbone), info.head
+
+
+def _loaded(
+    source: Any, config: DataConfig, classes: LabelSpace, device: torch.device, backbone: str, head: str, flag: str
+) -> SegmentationNetwork:
+    network = weights.load_network(
+        source,
+        backbone=backbone,
+        head=head,
+        class_names=classes.names,
+        dropout=getattr(config, "dropout", 0.0),  # only training uses dropout
+        flag=flag,
+    )
     return _ready(network, config, device)
 
 
@@ -95,14 +135,21 @@ def compile_network(config: DataConfig, network: nn.Module) -> None:
         network.compile(dynamic=False)
 
 
-def sgd(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.SGD:
-    """SGD with a learning rate ``--head_lr_factor`` times as high for the head."""
+def make_optimizer(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.Optimizer:
+    """The optimiser of ``--optimizer``, with a learning rate ``--head_lr_factor`` times as high for the head."""
     groups = parameter_groups(
-        network, config.lr, head_factor=config.head_lr_factor, repeat_backbone=config.repeat_backbone_parameters
+        network,
+        config.lr,
+        head_factor=config.head_lr_factor,
+        repeat_backbone=config.repeat_backbone_parameters,
+        layer_decay=config.layer_decay,
+        spare_norms=config.optimizer == "adamw",
     )
     # One kernel for the whole step. It would hide from OPTIMIZER_STEPPED that loss scaling skipped a step.
     on_gpu = next(network.parameters()).device.type == "cuda"
     fused = True if on_gpu and config.amp != "fp16" and not config.repeat_backbone_parameters else None
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
     return torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
     )

@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +27,14 @@ from proda.engines.options import ContrastiveOptions, DenoiseOptions, DistillOpt
 from proda.experiment.config import parse_scales
 from proda.experiment.domains import STATISTICS_BATCH, Domains, UnlabelledDomains
 from proda.experiment.memory import LiveBytes, fake_tensors, tensor_bytes
+from proda.experiment.networks import architecture
 from proda.experiment.training import PUBLISHED_BATCH_SIZE
 from proda.experiment.workloads import Sizes, Workload, batches, stage_kind, workload
 from proda.handlers.checkpoints import KEPT
 from proda.handlers.statistics import AdaBN
 from proda.method.metrics import mutual_information
 from proda.models.build import build_network
+from proda.models.weights import read_weights
 from proda.utils.errors import UserError
 
 GB = 2**30  # of memory, as for GPUs; of disk space 1e9 bytes
@@ -168,8 +171,18 @@ def list_data(config: Any, processes: int) -> Listing:
         raise UserError(f"--accumulate={config.accumulate}: each process has {images} images of a batch")
     validation: Any = data.validation
     largest = [max(spot_check(part), key=math.prod) for part in (data.target, validation)]
-    sizes = Sizes(len(data.classes.names), largest[0], largest[1], images)
+    sizes = Sizes(len(data.classes.names), largest[0], largest[1], images, _teachers(config))
     return Listing(data, length, sizes, len(data.target), len(validation))
+
+
+def _teachers(config: Any) -> dict[str, tuple[str, str]]:
+    """Flag -> backbone and head of each network that only predicts; the student's as long as its file is missing."""
+    files = {flag: getattr(config, flag, "") for flag in ("teacher", "label_with")}
+    return {
+        flag: architecture(read_weights(file, flag=flag).info, config)
+        for flag, file in files.items()
+        if Path(file).is_file()
+    }
 
 
 def stage_memory(config: Any, sizes: Sizes, processes: int = 1) -> Memory:
@@ -377,7 +390,7 @@ def label_bytes(config: Any, listing: Listing) -> float:
         return HARD_BYTES * height * width * listing.target_images
     if kind is DenoiseOptions and not getattr(config, "online_soft_labels", False):
         with torch.device("meta"), torch.no_grad():
-            network = build_network(config.backbone, listing.sizes.num_classes)
+            network = build_network(config.backbone, listing.sizes.num_classes, head=config.head)
             probabilities = network(torch.empty(1, 3, height, width)).logits
         return SOFT_BYTES * probabilities.numel() * listing.target_images
     return 0

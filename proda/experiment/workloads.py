@@ -8,7 +8,7 @@ The stage is recognised by the options that its ``Config`` inherits, so this als
 ``Config`` may lack the other fields of the stage. What an experiment adds in its ``run`` is not part of the workload.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ from proda.engines.options import (
 from proda.engines.supervised import supervised_trainer
 from proda.experiment.config import TrainConfig
 from proda.experiment.domains import view_settings
-from proda.experiment.networks import compile_network, parallel, sgd
+from proda.experiment.networks import compile_network, make_optimizer, parallel
 from proda.experiment.parts import attach_parts
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.teacher import EMATeacher
@@ -61,6 +61,7 @@ class Sizes(NamedTuple):
     full_image: tuple[int, int]  # height and width of a target training image
     validation_image: tuple[int, int]  # height and width of a validation image
     images: int  # of each domain in the batch of one process
+    teachers: Mapping[str, tuple[str, str]] = {}  # flag -> backbone and head of the network in its file, if it is there
 
 
 @dataclass
@@ -140,7 +141,7 @@ _Parts = tuple[Engine, dict[str, Any], list[torch.optim.Optimizer], list[nn.Modu
 
 def _supervised(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     student = _network(config, sizes, precision)
-    optimizer = sgd(config, student)
+    optimizer = make_optimizer(config, student)
     trainer = supervised_trainer(parallel(config, student), optimizer, precision, config)
     _attach_parts(config, trainer, student, precision)
     return trainer, {"student": student}, [optimizer], []
@@ -150,7 +151,7 @@ def _adversarial(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     student = _network(config, sizes, precision)
     with torch.device(precision.device):
         critic = Discriminator(sizes.num_classes)
-    optimizer = sgd(config, student)
+    optimizer = make_optimizer(config, student)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=1e-4, betas=(0.9, 0.99))
     networks = parallel(config, student), parallel(config, critic)
     trainer = adversarial_trainer(*networks, optimizer, critic_optimizer, precision, config)
@@ -160,7 +161,7 @@ def _adversarial(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
 
 def _denoise(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     warmup, student = (_network(config, sizes, precision) for _ in range(2))
-    optimizer, student_ddp = sgd(config, student), parallel(config, student)
+    optimizer, student_ddp = make_optimizer(config, student), parallel(config, student)
     teacher = EMATeacher(student)
     compile_network(config, teacher.ema_model)
     prototypes = Prototypes(sizes.num_classes, student.num_features, precision.device)
@@ -175,9 +176,11 @@ def _denoise(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
 
 
 def _distill(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
-    teacher, student = (_network(config, sizes, precision) for _ in range(2))
-    others = {"label_with": _network(config, sizes, precision)} if getattr(config, "label_with", "") else {}
-    optimizer, student_ddp = sgd(config, student), parallel(config, student)
+    teacher, student = _network(config, sizes, precision, "teacher"), _network(config, sizes, precision)
+    others = (
+        {"label_with": _network(config, sizes, precision, "label_with")} if getattr(config, "label_with", "") else {}
+    )
+    optimizer, student_ddp = make_optimizer(config, student), parallel(config, student)
     trainer = distill_trainer(student_ddp, teacher, optimizer, precision, config)
     _attach_parts(config, trainer, student, precision)
     networks = {"student": student, "teacher": teacher, **others}
@@ -186,7 +189,7 @@ def _distill(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
 
 def _online(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     student = _network(config, sizes, precision)
-    optimizer, student_ddp = sgd(config, student), parallel(config, student)
+    optimizer, student_ddp = make_optimizer(config, student), parallel(config, student)
     teacher = EMATeacher(student)
     compile_network(config, teacher.ema_model)
     trainer = online_trainer(student_ddp, teacher.ema_model, optimizer, precision, config)
@@ -222,11 +225,15 @@ def _attach_parts(config: Any, trainer: Engine, student: SegmentationNetwork, pr
         attach_parts(replace(config, thing_classes=""), trainer, student, precision, names)
 
 
-def _network(config: Any, sizes: Sizes, precision: Precision) -> SegmentationNetwork:
-    """A network as the stage has it, with weights that neither vanish nor explode from layer to layer."""
+def _network(config: Any, sizes: Sizes, precision: Precision, flag: str = "") -> SegmentationNetwork:
+    """A network as the stage has it, with weights that neither vanish nor explode from layer to layer.
+
+    ``flag``: the one that names its file, for a network that may have another architecture than the student.
+    """
+    backbone, head = sizes.teachers.get(flag, (config.backbone, config.head))
     bn_pretrain, dropout = getattr(config, "bn_pretrain", False), getattr(config, "dropout", 0.0)
     with torch.device(precision.device):
-        network = build_network(config.backbone, sizes.num_classes, bn_pretrain=bn_pretrain, dropout=dropout)
+        network = build_network(backbone, sizes.num_classes, head=head, bn_pretrain=bn_pretrain, dropout=dropout)
         he_initialise(network)
     with torch.no_grad():
         for module in network.modules():

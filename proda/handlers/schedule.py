@@ -14,11 +14,19 @@ POWER = 0.9
 
 
 class PolynomialDecay:
-    """Sets lr(i) = base * (1 - i / iterations) ** 0.9 after i steps of the optimizer; 0 from ``iterations`` on."""
+    """Sets lr(i) = base * (1 - i / iterations) ** power after i steps of the optimizer; 0 from ``iterations`` on.
 
-    def __init__(self, optimizer: Optimizer, iterations: int) -> None:
+    As long as i is less than ``warmup``, this is multiplied by (i + 1) / warmup: a linear warm-up, as DAFormer has it.
+    """
+
+    def __init__(self, optimizer: Optimizer, iterations: int, *, power: float = POWER, warmup: int = 0) -> None:
+        def factor(i: int) -> float:
+            if i >= iterations:
+                return 0.0
+            return (1 - i / iterations) ** power * ((i + 1) / warmup if i < warmup else 1.0)
+
         # Not torch's PolynomialLR, whose recursive formula accumulates rounding errors over 90,000 iterations.
-        self.scheduler = LambdaLR(optimizer, lambda i: max(1 - i / iterations, 0.0) ** POWER)
+        self.scheduler = LambdaLR(optimizer, factor)
 
     def attach(self, trainer: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED, *, name: str = "schedule") -> None:
         """``event``: fires after each step of the optimizer. ``name``: key of the schedule in the checkpoint."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from proda.models.deeplab import BatchNorm
+from proda.models.encoder_decoder import EncoderDecoder
+from proda.models.layers import BatchNorm
 from proda.models.network import SegmentationNetwork, evaluation_mode
 from proda.utils.errors import UserError
 
@@ -63,8 +64,9 @@ def pool_regions(features: Tensor, overlap: Tensor, flipped: Tensor) -> Tensor:
     """Means of the features over a grid of regions of a part of each image, [B, C, rows, columns], at least float32.
 
     ``features`` [B, C, h, w], whose outermost values lie on the edges of the image (as in a network that computes 1/8
-    of the size plus 1). ``overlap`` float [B, 4]: left, top, right and bottom of the part, as fractions of the
-    image's sides. ``flipped`` bool [B]: the image is mirrored; its grid is mirrored back.
+    of the size plus 1; encoders have them half a cell inside, which moves regions by less than that).
+    ``overlap`` float [B, 4]: left, top, right and bottom of the part, as fractions of the image's sides.
+    ``flipped`` bool [B]: the image is mirrored; its grid is mirrored back.
     """
     height, width = features.shape[-2:]
     features = features.float()
@@ -78,7 +80,10 @@ def he_initialise(network: SegmentationNetwork) -> None:
     """Draws the backbone's convolutions with He's deviation, as torchvision's ResNet does.
 
     Fresh published networks have a deviation of 0.01, because pretrained weights are expected to overwrite them.
+    Encoders have fresh weights of their own, with which they are trained from scratch.
     """
+    if isinstance(network, EncoderDecoder):
+        return
     for part in network.backbone_parts():
         for module in part.modules():
             if isinstance(module, nn.Conv2d):

@@ -1,42 +1,22 @@
 """DeepLabV2 with the squeeze-and-excitation ASPP head of ProDA (arXiv:2101.10979), on torchvision's residual blocks.
 
-State-dict keys and shapes are those of the released network, so that its weights load with ``strict=True``.
+State-dict keys and shapes are those of the released network, so that its weights load with ``strict=True``. In place
+of ProDA's head the same dilated ResNet may have DAFormer's.
 """
 
 # B batch, K classes, D features of the head, H W image height and width, h w = H/8 + 1, W/8 + 1 (at network stride).
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
+from proda.models.daformer import DAFormerHead
+from proda.models.layers import BatchNorm, Dropout
 from proda.models.network import Segmentation, SegmentationNetwork, checkpointed
 
 CHANNELS_PER_GROUP = 8  # of every GroupNorm: 32 groups at the published 256 channels
 SQUEEZE_RATIO = 16
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that does not count batches, as the released one does not; with a fixed momentum it need not."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        statistics = (self.running_mean, self.running_var, self.weight, self.bias)
-        return F.batch_norm(x, *statistics, self.training, self.momentum or 0.0, self.eps)
-
-
-class Dropout(nn.Dropout2d):
-    """Dropout of whole channels, drawn for the global batch, of which each process has one contiguous part.
-
-    Processes whose random generators are in the same state thus drop what a single process would drop, and a single
-    process draws what torch's own layer draws.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        kept = F.dropout2d(x.new_ones(processes * len(x), x.shape[1], 1, 1), self.p)
-        return x * kept[rank * len(x) : (rank + 1) * len(x)]
+DILATIONS = {"deeplab": (6, 12, 18, 24), "daformer": (1, 6, 12, 18)}  # head -> as published
 
 
 class SqueezeExcitation(nn.Module):
@@ -76,6 +56,7 @@ class Head(nn.Module):
             nn.Conv2d(concatenated, channels, 3, padding=1),
             nn.GroupNorm(groups, channels),  # without a ReLU after it: features have both signs
         )
+        nn.init.zeros_(self.bottleneck.get_parameter("1.bias"))
         self.head = nn.Sequential(Dropout(dropout), nn.Conv2d(channels, num_classes, 1, bias=False))
 
     def forward(self, x: Tensor) -> Segmentation:
@@ -85,19 +66,28 @@ class Head(nn.Module):
         return Segmentation(classifier(features), features)
 
 
+@torch.no_grad()
+def initialise_as_released(module: nn.Module) -> None:
+    """Draws every convolution with a standard deviation of 0.01; the biases of the head's branches keep torch's."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.normal_(0, 0.01)
+
+
 class DeepLab(SegmentationNetwork):
     """Dilated ResNet and head.
 
     Takes RGB in 0..1, neither centred nor scaled, float [B, 3, H, W]. Returns :class:`Segmentation` at 1/8 (or 1/4) of
-    the image size, rounded up, plus 1 if the size is a multiple of 8 (or 4).
+    the image size, rounded up, plus 1 if the size is a multiple of 8 (or 4); with DAFormer's head always at 1/4.
 
     ``blocks``: residual blocks of the four stages. ``width``: channels of the stem; the stages have 4, 8, 16 and 32
     times as many (64 is ResNet). ``head_channels``: D, a multiple of 8. ``stride``: 8, or 4 for small images, where
     the first convolution keeps full resolution. ``bn_pretrain``: one more batch norm between backbone and head, for
     self-supervised weights, whose scale is not that of ImageNet's. ``dropout``: probability with which a feature
-    channel is dropped. ``dilations``: of the head's 3 x 3 branches.
+    channel is dropped. ``dilations``: of the head's 3 x 3 branches. ``head``: "deeplab" (ProDA's) or "daformer".
     Fresh weights are as published: every convolution is normal with standard deviation 0.01, and pretrained weights
-    are expected to overwrite them. Raises ValueError for a stride or a number of channels that cannot be built.
+    are expected to overwrite them; so is the backbone's under DAFormer's head. Raises ValueError for a stride or a
+    number of channels that cannot be built.
     """
 
     def __init__(
@@ -110,15 +100,17 @@ class DeepLab(SegmentationNetwork):
         stride: int = 8,
         bn_pretrain: bool = False,
         dropout: float = 0.1,
-        dilations: tuple[int, ...] = (6, 12, 18, 24),
+        dilations: tuple[int, ...] = DILATIONS["deeplab"],
+        head: str = "deeplab",
     ) -> None:
         super().__init__()
         if stride not in (4, 8):
             raise ValueError(f"stride must be 4 or 8, got {stride}")
         if head_channels < 1 or head_channels % CHANNELS_PER_GROUP:
             raise ValueError(f"head_channels must be a multiple of {CHANNELS_PER_GROUP}, got {head_channels}")
-        self.num_classes, self.num_features, self.head = num_classes, head_channels, "deeplab"
-        out_channels = 8 * width * Bottleneck.expansion
+        self.num_classes, self.num_features, self.head = num_classes, head_channels, head
+        self.stride = stride
+        widths = [factor * width * Bottleneck.expansion for factor in (1, 2, 4, 8)]
 
         self.conv1 = nn.Conv2d(3, width, 7, stride=stride // 4, padding=3, bias=False)
         self.bn1 = BatchNorm(width)
@@ -128,28 +120,36 @@ class DeepLab(SegmentationNetwork):
         self.layer2 = _stage(4 * width, 2 * width, blocks[1], stride=2, dilation=1)
         self.layer3 = _stage(8 * width, 4 * width, blocks[2], stride=1, dilation=2)
         self.layer4 = _stage(16 * width, 8 * width, blocks[3], stride=1, dilation=4)
-        self.layer5 = Head(out_channels, head_channels, num_classes, dilations=tuple(dilations), dropout=dropout)
-        self.bn_pretrain = BatchNorm(out_channels) if bn_pretrain else None
-        self._initialise()
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.normal_(0, 0.01)
-        self.layer5.bottleneck.get_parameter("1.bias").zero_()  # the biases of the branches keep torch's default
+        self.layer5: Head | DAFormerHead
+        if head == "daformer":
+            initialise_as_released(self)  # before the head is there, whose fresh weights are its own
+            self.layer5 = DAFormerHead(widths, head_channels, num_classes, dilations=dilations, dropout=dropout)
+        else:
+            self.layer5 = Head(widths[-1], head_channels, num_classes, dilations=tuple(dilations), dropout=dropout)
+            initialise_as_released(self)
+        self.bn_pretrain = BatchNorm(widths[-1]) if bn_pretrain else None
 
     def backbone_features(self, image: Tensor) -> Tensor:
+        return self._backbone(image)
+
+    def _backbone(self, image: Tensor, scales: list[Tensor] | None = None) -> Tensor:
+        """The output of the last stage; those of the stages before it are added to ``scales``."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(image)), inplace=True))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = checkpointed(stage, x) if self.checkpoint_activations else stage(x)
+            if scales is not None and stage is not self.layer4:
+                scales.append(x)
         return self.backbone_output(x)
 
     def forward(self, image: Tensor) -> Segmentation:
-        x = self.backbone_features(image)
+        scales: list[Tensor] | None = [] if isinstance(self.layer5, DAFormerHead) else None
+        x = self._backbone(image, scales)
         if self.bn_pretrain is not None:
             x = self.bn_pretrain(x)
-        return self.layer5(x)
+        if scales is None:
+            return self.layer5(x)
+        quarter = scales[0 if self.stride == 8 else 1]
+        return self.layer5([*scales, x], (quarter.shape[2], quarter.shape[3]))
 
     def backbone_parts(self) -> tuple[nn.Module, ...]:
         return self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4
@@ -169,17 +169,19 @@ def _stage(in_channels: int, planes: int, blocks: int, *, stride: int, dilation:
     return nn.Sequential(first, *others)
 
 
-def resnet101(num_classes: int, *, bn_pretrain: bool, dropout: float) -> DeepLab:
+def resnet101(num_classes: int, *, head: str, bn_pretrain: bool, dropout: float) -> DeepLab:
     """The published network; it needs pretrained weights."""
-    return DeepLab(num_classes, blocks=(3, 4, 23, 3), bn_pretrain=bn_pretrain, dropout=dropout)
+    dilations = DILATIONS[head]
+    return DeepLab(num_classes, head=head, dilations=dilations, bn_pretrain=bn_pretrain, dropout=dropout)
 
 
-def resnet50(num_classes: int, *, bn_pretrain: bool, dropout: float) -> DeepLab:
+def resnet50(num_classes: int, *, head: str, bn_pretrain: bool, dropout: float) -> DeepLab:
     """A shallower network of the same kind; it needs pretrained weights."""
-    return DeepLab(num_classes, blocks=(3, 4, 6, 3), bn_pretrain=bn_pretrain, dropout=dropout)
+    blocks, dilations = (3, 4, 6, 3), DILATIONS[head]
+    return DeepLab(num_classes, blocks=blocks, head=head, dilations=dilations, bn_pretrain=bn_pretrain, dropout=dropout)
 
 
-def tiny(num_classes: int, *, bn_pretrain: bool, dropout: float) -> DeepLab:
+def tiny(num_classes: int, *, head: str, bn_pretrain: bool, dropout: float) -> DeepLab:
     """A network for images of about 256 x 128 that is trained from scratch.
 
     Its convolutions start with He's deviation; at 0.01 the signal would die out over the layers.
@@ -192,10 +194,15 @@ def tiny(num_classes: int, *, bn_pretrain: bool, dropout: float) -> DeepLab:
         stride=4,
         bn_pretrain=bn_pretrain,
         dropout=dropout,
-        dilations=(3, 6),  # these cover as large a part of a crop as the published ones, in two steps instead of four
+        # These cover as large a part of a crop as the published ones, in two steps instead of four.
+        dilations=(3, 6) if head == "deeplab" else (1, 3, 6),
+        head=head,
     )
+    fresh: tuple[nn.Module, ...] = network.backbone_parts()
+    if isinstance(network.layer5, Head):  # DAFormer's has He's deviation already
+        fresh += (network.layer5,)
     classifier = network.layer5.head[1]  # stays small, so that the first predictions are undecided
-    for module in network.modules():
+    for module in (module for part in fresh for module in part.modules()):
         if isinstance(module, nn.Conv2d) and module is not classifier:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return network

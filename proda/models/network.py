@@ -6,7 +6,7 @@ B batch, K classes, D features of the head, H W image height and width, h w thos
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,11 @@ class SegmentationNetwork(nn.Module):
     checkpoint_activations: bool = False  # compute stages of the backbone again in the backward pass, to save memory
     neutral_color: tuple[float, float, float] = (0.0, 0.0, 0.0)  # RGB in 0..1 that the backbone sees as zeros
     origin: str = ""  # SHA-256 of the bytes of the weights' file, empty for fresh weights
+    backbone_prefix: str = ""  # of the names of the backbone's tensors, which files of a backbone alone leave out
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone_output = nn.Identity()  # hooks on it see the output of the backbone
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,16 +61,41 @@ class SegmentationNetwork(nn.Module):
         """Output [B, C, h, w] of the backbone for images as ``forward`` takes them. Only pretraining needs it."""
         raise NotImplementedError
 
+    def backbone_layers(self) -> list[list[nn.Parameter]]:
+        """All parameters of the backbone, in layers from the image to the output, whose learning rates may differ."""
+        layers = [list(part.parameters()) for part in self.backbone_parts()]
+        return [layer for layer in layers if layer]
+
+
+# Parts of the names of parameters that say where something is, or scale a whole channel or head of attention.
+_NOT_DECAYED = (
+    *("pos_embed", "cls_token", "reg_token", "register_tokens", "dist_token", "mask_token", "rel_pos"),
+    *("relative_position_bias_table", "cpb_mlp", "logit_scale", "layer_scale", "gamma"),
+)
+
 
 def parameter_groups(
-    network: SegmentationNetwork, lr: float, *, head_factor: float = 10.0, repeat_backbone: bool = False
+    network: SegmentationNetwork,
+    lr: float,
+    *,
+    head_factor: float = 10.0,
+    repeat_backbone: bool = False,
+    layer_decay: float = 1.0,
+    spare_norms: bool = False,
 ) -> list[dict]:
     """Groups for a torch optimizer: the backbone at ``lr``, the head at ``head_factor`` times ``lr``.
 
     A factor of 1 gives one group of all parameters, as in stage 1. ``repeat_backbone`` lists backbone parameters as
     often as the released code does, three or four times: it walks over nested modules and takes all parameters of
     each. SGD then steps that often. Repeated parameters always have a group of their own.
+
+    With a ``layer_decay`` below 1, each layer of the backbone has its own rate: the last ``lr``, the layer before it
+    ``layer_decay * lr``, the one before that ``layer_decay**2 * lr``, and so on. ``spare_norms``: no weight decay for
+    parameters of norms, embeddings of positions, tokens and scales of channels, as DAFormer has it; biases decay.
+    Either of them cannot be combined with ``repeat_backbone``.
     """
+    if layer_decay != 1 or spare_norms:
+        return _layered_groups(network, lr, head_factor, layer_decay, _not_decayed(network) if spare_norms else set())
     if head_factor == 1 and not repeat_backbone:
         return [{"params": list(network.parameters()), "lr": lr}]
     repeated = list(_walk_parameters(network))
@@ -80,13 +110,37 @@ def parameter_groups(
     return groups
 
 
+def _layered_groups(
+    network: SegmentationNetwork, lr: float, head_factor: float, layer_decay: float, spared: set[nn.Parameter]
+) -> list[dict]:
+    layers = network.backbone_layers()
+    if layer_decay == 1:
+        layers = [[parameter for layer in layers for parameter in layer]]
+    rates = [lr * layer_decay ** (len(layers) - 1 - number) for number in range(len(layers))]
+    head = [parameter for part in network.head_parts() for parameter in part.parameters()]
+    groups = []
+    for parameters, rate in [*zip(layers, rates, strict=True), (head, head_factor * lr)]:
+        groups.append({"params": [p for p in parameters if p not in spared], "lr": rate})
+        groups.append({"params": [p for p in parameters if p in spared], "lr": rate, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def _not_decayed(network: nn.Module) -> set[nn.Parameter]:
+    """Parameters of norms, embeddings of positions, tokens, and scales of channels."""
+    found = {p for name, p in network.named_parameters() if any(part in name for part in _NOT_DECAYED)}
+    for module in network.modules():
+        if "Norm" in type(module).__name__:  # torch's, torchvision's, timm's and ours
+            found.update(module.parameters(recurse=False))
+    return found
+
+
 def _walk_parameters(network: SegmentationNetwork) -> Iterator[nn.Parameter]:
     for part in network.backbone_parts():
         for module in part.modules():
             yield from module.parameters()
 
 
-def checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
+def checkpointed(stage: nn.Module, x: Tensor) -> Any:
     """``stage(x)``, of whose activations only ``x`` is kept for the backward pass, which computes the others again.
 
     The second forward pass has the same random numbers, and leaves the buffers (running statistics) as they are, so

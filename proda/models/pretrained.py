@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models import ResNet50_Weights, ResNet101_Weights
+from torchvision.models import ResNet50_Weights, ResNet101_Weights, WeightsEnum, get_model_weights
 
+from proda.models.encoder_decoder import EncoderDecoder
+from proda.models.encoders import TORCHVISION
 from proda.models.network import SegmentationNetwork
+from proda.models.timm_encoders import PREFIX, pretrained_tensors
 from proda.models.weights import (
     FORMAT,
     PRETRAINED,
@@ -22,7 +25,13 @@ from proda.models.weights import (
 )
 from proda.utils.errors import MissingFileError, UserError
 
-IMAGENET = {"resnet101": ResNet101_Weights.IMAGENET1K_V1, "resnet50": ResNet50_Weights.IMAGENET1K_V1}
+# Name of a backbone -> torchvision's weights of it; of the ResNets those of the publication.
+IMAGENET: dict[str, WeightsEnum] = {
+    "resnet101": ResNet101_Weights.IMAGENET1K_V1,
+    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
+    **{name: get_model_weights(name).DEFAULT for name in TORCHVISION},
+}
+CLASSIFIER = ("fc.", "classifier.", "head.", "norm.")  # what files of classifiers have beside the backbone
 
 # Names in SimCLRv2-Pytorch's ResNet without selective kernels, and torchvision's for the same tensors. There an
 # activation follows each batch norm in a sequence of its own, hence the additional 0 in the names of batch norms.
@@ -41,17 +50,23 @@ _SIMCLR_NAMES = (
 
 
 def load_imagenet(network: SegmentationNetwork, path: str | Path | None = None) -> str:
-    """Fills the backbone with torchvision's ImageNet weights; returns one line saying how many tensors matched.
+    """Fills the backbone with its library's weights of a classifier; returns one line saying how many tensors matched.
 
-    ``path``: a state-dict file. Without it the weights come from torch's download cache, or are downloaded into it.
+    ``path``: a state-dict file with the names that torchvision or timm has for the model, or of the release that timm
+    converts (``.safetensors`` too). Without it torchvision's ImageNet weights come from torch's download cache, or
+    are downloaded into it; and timm's weights of a backbone ``timm:NAME`` from the cache of Hugging Face, likewise.
     Raises UserError for a backbone that has no such weights, MissingFileError when they are not there and cannot be
     downloaded.
     """
     if path is not None:
-        return _fill_backbone(network, as_state_dict(read_tensors(path), path, "network"), path)
+        return _fill_from_library(network, _read_library_file(Path(path)), path)
+    if network.backbone.startswith(PREFIX):
+        return _fill_from_library(network, pretrained_tensors(network.backbone.removeprefix(PREFIX)), "timm's weights")
     weights = IMAGENET.get(network.backbone)
     if weights is None:
-        raise UserError(f"--backbone={network.backbone} has no ImageNet weights; there are {', '.join(IMAGENET)}")
+        raise UserError(
+            f"--backbone={network.backbone} has no ImageNet weights; there are {', '.join(IMAGENET)}, and timm:NAME"
+        )
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         if not cached.exists():
@@ -62,7 +77,29 @@ def load_imagenet(network: SegmentationNetwork, path: str | Path | None = None) 
         raise MissingFileError(
             f"ImageNet weights: {cached} is not there and {weights.url} cannot be fetched ({error}); give a local file"
         ) from None
-    return _fill_backbone(network, as_state_dict(read_tensors(cached), cached, "network"), cached)
+    return _fill_from_library(network, as_state_dict(read_tensors(cached), cached, "network"), cached)
+
+
+def _read_library_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors" or not path.is_file():
+        data = read_tensors(path)
+        if isinstance(data, Mapping):  # released files may have it under one of these
+            data = next((data[key] for key in ("model", "state_dict") if isinstance(data.get(key), Mapping)), data)
+        return as_state_dict(data, path, "network")
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path}: needs safetensors, which is not installed: pip install safetensors") from None
+    try:
+        return load_file(path)
+    except Exception as error:  # of the library, for a damaged file
+        raise UserError(f"{path}: cannot be read ({error}); expected a state dict in the format safetensors") from None
+
+
+def _fill_from_library(network: SegmentationNetwork, found: dict[str, Tensor], path: str | Path) -> str:
+    if isinstance(network, EncoderDecoder):
+        found = network.encoder.renamed(found)
+    return _fill_backbone(network, found, path)
 
 
 def load_simclr(network: SegmentationNetwork, path: str | Path) -> str:
@@ -81,6 +118,11 @@ def load_simclr(network: SegmentationNetwork, path: str | Path) -> str:
     layout = next((key for key in ("state_dict", "resnet") if isinstance(data, Mapping) and key in data), None)
     if layout is None:
         raise UserError(f"{path}: found {describe(data)}, expected a SimCLR checkpoint with 'state_dict' or 'resnet'")
+    if "backbone" not in data and isinstance(network, EncoderDecoder):
+        raise UserError(
+            f"{path}: found SimCLR weights of a ResNet, expected --backbone=resnet101 or resnet50; for "
+            f"--backbone={network.backbone}, files of pretrain fit"
+        )
     made_with = data.get("backbone", network.backbone)
     if made_with != network.backbone:
         raise UserError(f"{path}: found weights of --backbone={made_with}, expected --backbone={network.backbone}")
@@ -113,16 +155,16 @@ def _fill_backbone(network: SegmentationNetwork, found: dict[str, Tensor], path:
     own = _backbone_tensors(network)
     matching = matching_tensors(own, found)
     if any(key not in matching for key in own if not key.endswith("num_batches_tracked")):
-        backbone = {key: value for key, value in found.items() if not key.startswith("fc.")}
+        backbone = {key: value for key, value in found.items() if not key.startswith(CLASSIFIER)}
         raise UserError(mismatch(path, own, backbone, matching, what="backbone"))
-    network.load_state_dict(matching, strict=False)
+    network.load_state_dict({network.backbone_prefix + key: value for key, value in matching.items()}, strict=False)
     return (
         f"{path}: {len(matching)} of the backbone's {len(own)} tensors loaded, {len(found) - len(matching)} left over"
     )
 
 
 def _backbone_tensors(network: SegmentationNetwork) -> dict[str, Tensor]:
-    """The part of the network's state dict that pretraining fills."""
-    parts = network.backbone_parts()
+    """The part of the network's state dict that pretraining fills, under the names that files of a backbone have."""
+    parts, prefix = network.backbone_parts(), network.backbone_prefix
     names = tuple(f"{name}." for name, module in network.named_modules() if any(module is part for part in parts))
-    return {key: value for key, value in network.state_dict().items() if key.startswith(names)}
+    return {key.removeprefix(prefix): value for key, value in network.state_dict().items() if key.startswith(names)}

@@ -9,6 +9,7 @@ Files of format 2 say only ``num_classes``, ``class_names``, ``backbone``, ``ite
 have neither ``format`` nor ``class_names``. What a file does not say about its network is read off the tensors.
 """
 
+import itertools
 import pickle
 import re
 import struct
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from proda.models.build import BUILDERS, build_network
+from proda.models.build import BUILDERS, HEADS, build_network, is_file, recorded_name
 from proda.models.model_info import ModelInfo, read_info
 from proda.models.network import SegmentationNetwork
 from proda.utils.errors import MissingFileError, UserError
@@ -135,30 +136,34 @@ def load_network(
     source: str | Path | Weights,
     *,
     backbone: str = "",
+    head: str = "",
     class_names: Sequence[str] = (),
     dropout: float = 0.1,
     flag: str = "weights",
 ) -> SegmentationNetwork:
     """A network with the weights of a file, on the CPU; with the batch norm after the backbone if the file has it.
 
-    ``backbone`` and ``class_names``, in the order of the logits, are what the network has to have; if they are empty,
-    the file decides. Files that do not name their classes (released ones, our format 1) are compared by the number of
+    ``backbone``, ``head`` and ``class_names``, in the order of the logits, are what the network has to have; if they
+    are empty, the file decides; ``head`` counts for backbones that leave the choice. A ``backbone`` that is a file
+    ``NAME.py`` is executed; one that only the weights file names is not, and refused.
+    Files that do not name their classes (released ones, our format 1) are compared by the number of
     classes. ``flag``: the flag that named the file, for the message. Sets ``origin`` and ``class_names`` of the
     network.
 
     Raises:
         MissingFileError: no such file.
-        UserError: weights of another backbone, of none that is known, of other classes, or of the same classes in
-            another order.
+        UserError: weights of another backbone or head, of none that is known, of other classes, or of the same
+            classes in another order.
     """
     weights = source if isinstance(source, Weights) else read_weights(source, flag=flag)
     path, info = weights.path, weights.info
     made_with = info.backbone or backbone
-    if backbone and made_with != backbone:
+    if backbone and recorded_name(made_with) != recorded_name(backbone):
         raise UserError(f"{path}: found weights of --backbone={made_with}, expected --backbone={backbone}")
-    if not backbone and made_with not in BUILDERS:
-        found = made_with or "no known backbone"
-        raise UserError(f"{path}: found weights of {found}, expected one of {', '.join(BUILDERS)}")
+    if not backbone and is_file(made_with):
+        raise UserError(f"{path}: found weights of a network of your own; give its code with --backbone={made_with}")
+    if head in HEADS and info.head in HEADS and info.head != head:
+        raise UserError(f"{path}: found weights of --head={info.head}, expected --head={head}")
     if len(info.class_names) == len(class_names):  # another number is reported by load_into
         for number, (found, expected) in enumerate(zip(info.class_names, class_names, strict=True)):
             if found != expected:
@@ -169,7 +174,15 @@ def load_network(
     count = len(class_names) or info.num_classes
     if not count:
         raise UserError(f"{path}: its number of classes is unknown; set --source or --num_classes")
-    network = build_network(made_with, count, bn_pretrain=_has_extra_norm(weights.model), dropout=dropout)
+    made_head = next((name for name in (info.head, head) if name in HEADS), HEADS[0])
+    options = {"head": made_head, "bn_pretrain": _has_extra_norm(weights.model), "dropout": dropout}
+    try:
+        network = build_network(backbone or made_with, count, **options)  # type: ignore[arg-type] # each has its own
+    except UserError as error:
+        if backbone:
+            raise
+        found = made_with or "no known backbone"
+        raise UserError(f"{path}: found weights of {found}, expected one of {', '.join(BUILDERS)} ({error})") from None
     load_into(network, weights)
     network.origin, network.class_names = sha256(path), tuple(class_names) or info.class_names
     return network
@@ -307,21 +320,24 @@ def check_format(data: object, path: str | Path) -> None:
 
 
 def _with_shapes(info: ModelInfo, state: Mapping[str, Tensor]) -> ModelInfo:
-    """``info`` with the number of classes and the backbone that the tensors show, where it does not say them."""
-    count = info.num_classes or _num_classes(state) or 0
-    backbone = info.backbone or (_known_by_shapes(state, count) if count else "")
-    return replace(info, num_classes=count, backbone=backbone)
+    """``info`` with the number of classes, backbone and head that the tensors show, where it does not say them."""
+    count, backbone, head = info.num_classes or _num_classes(state) or 0, info.backbone, info.head
+    if count and not backbone:
+        backbone, head = _known_by_shapes(state, count)
+    if backbone and not head:  # before there was a choice
+        head = HEADS[0]
+    return replace(info, num_classes=count, backbone=backbone, head=head)
 
 
-def _known_by_shapes(state: Mapping[str, Tensor], num_classes: int) -> str:
-    """The backbone whose network has tensors of these names and shapes; empty if none has."""
+def _known_by_shapes(state: Mapping[str, Tensor], num_classes: int) -> tuple[str, str]:
+    """Backbone and head of the network that has tensors of these names and shapes; empty if none has."""
     shapes = {key: value.shape for key, value in state.items()}
-    for backbone in BUILDERS:
+    for head, backbone in itertools.product(HEADS, BUILDERS):
         with torch.device("meta"):  # without memory
-            network = build_network(backbone, num_classes, bn_pretrain=_has_extra_norm(state))
+            network = build_network(backbone, num_classes, head=head, bn_pretrain=_has_extra_norm(state))
         if {key: value.shape for key, value in network.state_dict().items()} == shapes:
-            return backbone
-    return ""
+            return backbone, network.head
+    return "", ""
 
 
 def _has_extra_norm(state: Mapping[str, Tensor]) -> bool:
@@ -337,8 +353,9 @@ def _prototypes(data: object, path: str | Path) -> Tensor:
 
 
 def _num_classes(state: Mapping[str, Tensor]) -> int | None:
-    if "layer5.head.1.weight" in state:
-        return state["layer5.head.1.weight"].shape[0]
+    for classifier in ("layer5.head.1.weight", "decoder.head.1.weight"):
+        if classifier in state:
+            return state[classifier].shape[0]
     if "classifier.weight" in state and "conv1.weight" in state:  # a discriminator, which reads the classes
         return state["conv1.weight"].shape[1]
     return None

@@ -88,7 +88,7 @@ def look_at_predictions(
     if 0 < max_images < len(images):
         chosen = np.linspace(0, len(images) - 1, max_images).astype(int)
     names = data.classes.names
-    network = load_network(run.folder / MODEL, backbone=data.config.backbone, class_names=names)
+    network = load_network(run.folder / MODEL, class_names=names)  # what a folder names is not executed
     network.to(device).to(memory_format=torch.channels_last).eval()
     precision = Precision(device, run.config.get("amp", "off"))
     total, kept = torch.zeros(len(names), len(names), dtype=torch.int64), list[ImageResult]()

@@ -15,7 +15,7 @@ from proda.experiment import training
 from proda.experiment.config import TrainConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.experiment.networks import load_network, parallel, sgd
+from proda.experiment.networks import load_network, make_optimizer, parallel
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -63,7 +63,7 @@ def run(local_rank: int, config: Config) -> dict:
     batches = data.training_batches(data.source_crops(), target)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
 
-    optimizer, student, precision = sgd(config, network), parallel(config, network), job.precision
+    optimizer, student, precision = make_optimizer(config, network), parallel(config, network), job.precision
     teacher, file, made_from = EMATeacher(network), job.folder / "prototypes.pt", data.made_from(first)
     prototypes = prepare_prototypes(file, first, data.whole_target(), precision, 1, made_from)
     trainer = denoise_trainer(student, teacher.ema_model, prototypes.values, optimizer, precision, config)

@@ -24,6 +24,11 @@ COMMON = {
     "target": "cityscapes",
     "num_classes": 0,  # depends on the source: see the test below
     "backbone": "resnet101",
+    "head": "deeplab",
+    "optimizer": "sgd",
+    "warmup_iterations": 0,
+    "decay_power": 0.9,
+    "layer_decay": 1.0,
     "batch_size": 4,
     "epochs": 84,
     "iterations": 0,  # determined by --epochs

@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Engine
 
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.experiment.networks import sgd
+from proda.experiment.networks import make_optimizer
 from proda.handlers.schedule import PolynomialDecay
 from proda.models.deeplab import DeepLab
 from tests.golden.arrays import DATA
@@ -17,9 +17,10 @@ REL = 1e-9
 
 
 class Settings:
-    """What ``sgd`` reads of a stage's settings: published values but for the rate."""
+    """What ``make_optimizer`` reads of a stage's settings: published values but for the rate."""
 
     head_lr_factor, repeat_backbone_parameters, momentum, weight_decay = 10.0, False, 0.9, 2e-4
+    optimizer, layer_decay = "sgd", 1.0
 
     def __init__(self, lr: float) -> None:
         self.lr = lr
@@ -44,7 +45,7 @@ def rates_after(optimizer: torch.optim.Optimizer, total: int, iterations: list[i
 def test_published_rates_of_backbone_and_head(case):
     values = case["values"]
     found = rates_after(
-        sgd(Settings(case["base_lr"]), network()), case["total_iterations"], [v["iteration"] for v in values]
+        make_optimizer(Settings(case["base_lr"]), network()), case["total_iterations"], [v["iteration"] for v in values]
     )
     for value, (backbone, head) in zip(values, found, strict=True):
         assert backbone == pytest.approx(value["lr_group_1x"], rel=REL)
@@ -70,7 +71,7 @@ def test_a_short_run_through_the_handler():
 
 def test_the_optimizers_are_the_recorded_ones():
     expected = GOLDEN["backbone"]
-    optimizer = sgd(Settings(1e-4), network())
+    optimizer = make_optimizer(Settings(1e-4), network())
     assert type(optimizer).__name__ == expected["optimiser"]
     for group in optimizer.param_groups:
         assert {name: group[name] for name in ("momentum", "weight_decay", "nesterov")} == {

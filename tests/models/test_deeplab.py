@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from proda.models import deeplab
+from proda.models import layers
 from proda.models.build import build_network
 from proda.models.deeplab import DeepLab, Dropout, SqueezeExcitation
 from proda.models.network import freeze_batch_norm, parameter_groups
@@ -43,11 +43,11 @@ def test_processes_with_equal_generators_drop_what_one_process_would(monkeypatch
     expected = dropped(x)
     torch.manual_seed(0)
     assert torch.equal(expected, nn.Dropout2d(0.5)(x))
-    monkeypatch.setattr(deeplab.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(deeplab.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(layers.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(layers.dist, "get_world_size", lambda: 2)
     parts = []
     for rank in (0, 1):
-        monkeypatch.setattr(deeplab.dist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(layers.dist, "get_rank", lambda rank=rank: rank)
         parts.append(dropped(x[2 * rank : 2 * rank + 2]))
     assert torch.equal(torch.cat(parts), expected)
 

@@ -1,12 +1,14 @@
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from proda.models.build import BACKBONES, BUILDERS, build_network
+from proda.models.build import BACKBONES, BUILDERS, HEADS, build_network
 from proda.models.deeplab import DeepLab
+from proda.models.layers import Dropout
 from proda.models.network import Segmentation, SegmentationNetwork, parameter_groups
 from proda.models.pretrained import load_imagenet
 from proda.models.weights import load_network, save_weights
@@ -17,15 +19,43 @@ def smallest(**settings) -> DeepLab:
     return DeepLab(3, blocks=(2, 1, 1, 1), width=2, head_channels=16, **settings)
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_network_is_built_with_every_option_and_says_what_it_is(name):
+def test_every_network_is_built_with_every_option_and_trained_at_odd_sizes(name, head):
+    """On tensors without data: shapes, and that every parameter gets a gradient."""
+    seen = []
     with torch.device("meta"):
-        model = build_network(name, 16, bn_pretrain=True, dropout=0.25)
-        output = model(torch.rand(1, 3, 64, 128))
-    assert output.logits.shape[1] == model.num_classes == 16
-    assert output.features.shape[1] == model.num_features
-    assert (model.backbone, model.head, model.class_names, model.origin) == (name, "deeplab", (), "")
-    assert model.bn_pretrain is not None and model.layer5.head[0].p == 0.25
+        model = build_network(name, 16, head=head, bn_pretrain=True, dropout=0.25)
+        model.backbone_output.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
+        output = model(torch.rand(2, 3, 65, 97))
+        (output.logits.sum() + output.features.sum()).backward()
+    stride = 4 if head == "daformer" or name == "tiny" else 8
+    size = (-(-65 // stride), -(-97 // stride))
+    assert output.logits.shape == (2, 16, *size) and output.features.shape == (2, model.num_features, *size)
+    assert (model.backbone, model.head, model.num_classes) == (name, head, 16)
+    assert (model.class_names, model.origin) == ((), "")
+    assert [module.p for module in model.modules() if isinstance(module, Dropout)] == [0.25]
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert len(seen) == 1 and len(seen[0]) == 4
+    assert model.bn_pretrain is not None
+    layers, head_parts = model.backbone_layers(), model.head_parts()
+    found = [p for layer in layers for p in layer] + [p for part in head_parts for p in part.parameters()]
+    assert sorted(map(id, found)) == sorted(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", ["tiny", "convnext_tiny", "swin_v2_t"])
+def test_activations_computed_again_change_neither_output_nor_gradients_nor_statistics(name, head):
+    torch.manual_seed(0)
+    model, results = build_network(name, 3, head=head, dropout=0.0), []
+    image = torch.rand(1, 3, 33, 65)
+    for again in (False, True):
+        twin = copy.deepcopy(model)
+        twin.checkpoint_activations = again
+        output = twin(image)
+        (output.logits.square().sum() + output.features.square().sum()).backward()
+        results.append([output.logits, *(p.grad for p in twin.parameters()), *twin.buffers()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 def test_parts_of_backbone_and_head_have_every_parameter_once():
@@ -36,14 +66,16 @@ def test_parts_of_backbone_and_head_have_every_parameter_once():
 
 
 def test_unknown_backbone_is_refused_with_the_known_names():
-    with pytest.raises(UserError, match=r"^--backbone=resnet18: expected one of resnet101, resnet50, tiny$"):
+    with pytest.raises(UserError, match=r"^--backbone=resnet18: expected one of resnet101, .*, timm:NAME or a file NAME.py$"):
         build_network("resnet18", 19)
+    with pytest.raises(UserError, match=r"^--head=fcn: expected one of deeplab, daformer$"):
+        build_network("tiny", 19, head="fcn")
 
 
 class Patches(SegmentationNetwork):
     """All that a network of one's own has to have."""
 
-    def __init__(self, num_classes: int, *, bn_pretrain: bool, dropout: float) -> None:
+    def __init__(self, num_classes: int, **options: Any) -> None:
         super().__init__()
         self.num_classes, self.num_features, self.head = num_classes, 4, "linear"
         self.embed = nn.Conv2d(3, 4, 8, stride=8)

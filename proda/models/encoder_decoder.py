@@ -1,0 +1,118 @@
+"""A segmentation network from an encoder and one of the heads; see ``Encoder`` for what an encoder is.
+
+B batch, K classes, D features, H W image height and width, h w those of the output.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from proda.models.daformer import DAFormerHead
+from proda.models.deeplab import DILATIONS, Head, initialise_as_released
+from proda.models.encoders import Encoder
+from proda.models.layers import BatchNorm, ChannelNorm, resize
+from proda.models.network import Segmentation, SegmentationNetwork, checkpointed
+
+CHANNELS = 256  # D
+
+
+class EncoderDecoder(SegmentationNetwork):
+    """An encoder, a layer norm on each scale that the head reads, and the head.
+
+    Takes RGB in 0..1, float [B, 3, H, W]; subtracts the encoder's mean and divides by its deviation; and fills the
+    image up, at the right and at the bottom and with 0 (the mean colour), to sides that the encoder takes. Returns
+    :class:`Segmentation` at 1/4 of the image size with DAFormer's head, at 1/8 with ProDA's, rounded up. The norms are
+    those that ConvNeXt and Swin have for segmentation, and that DAFormer's own backbone has: scales of an encoder may
+    differ in size by orders of magnitude.
+
+    Args:
+        num_classes: K.
+        encoder: the backbone.
+        head: "deeplab" (ProDA's, on the last scale brought to 1/8) or "daformer" (on all scales).
+        bn_pretrain: one more batch norm on the last scale, before the layer norm.
+        dropout: probability with which a feature channel is dropped.
+    """
+
+    backbone_prefix = "encoder."
+
+    def __init__(self, num_classes: int, encoder: Encoder, *, head: str, bn_pretrain: bool, dropout: float) -> None:
+        super().__init__()
+        self.num_classes, self.num_features, self.head = num_classes, CHANNELS, head
+        self.encoder = encoder
+        self.bn_pretrain = BatchNorm(encoder.channels[-1]) if bn_pretrain else None
+        read = encoder.channels if head == "daformer" else encoder.channels[-1:]
+        self.norms = nn.ModuleList([ChannelNorm(channels) for channels in read])
+        self.decoder: Head | DAFormerHead
+        if head == "daformer":
+            self.decoder = DAFormerHead(read, CHANNELS, num_classes, dilations=DILATIONS[head], dropout=dropout)
+        else:
+            self.decoder = Head(read[-1], CHANNELS, num_classes, dilations=DILATIONS[head], dropout=dropout)
+            initialise_as_released(self.decoder)
+        # Not part of the state dict: they belong to the encoder, not to what is learnt.
+        self.register_buffer("mean", torch.tensor(encoder.mean)[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor(encoder.deviation)[:, None, None], persistent=False)
+
+    def _scales(self, image: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+        """The maps of the encoder, and the height and width of the image that they are of, which was filled up."""
+        image = (image - self.get_buffer("mean")) / self.get_buffer("deviation")
+        height, width = image.shape[2:]
+        missing = [-side % self.encoder.multiple for side in (height, width)]
+        image = F.pad(image, (0, missing[1], 0, missing[0]))
+        if self.checkpoint_activations and not self.encoder.recomputes_stages:
+            *scales, x = checkpointed(self.encoder, image)
+        else:
+            *scales, x = self.encoder(image)
+        return [*scales, self.backbone_output(x)], (height + missing[0], width + missing[1])
+
+    def backbone_features(self, image: Tensor) -> Tensor:
+        return self._scales(image)[0][-1]
+
+    def forward(self, image: Tensor) -> Segmentation:
+        scales, filled = self._scales(image)
+        if self.bn_pretrain is not None:
+            scales[-1] = self.bn_pretrain(scales[-1])
+        size = self._output_size(scales)
+        read = [norm(x) for norm, x in zip(self.norms, scales[-len(self.norms) :], strict=True)]
+        del scales  # without gradients, nothing else keeps what the head does not read
+        if isinstance(self.decoder, DAFormerHead):
+            output = self.decoder(read, size)
+        else:
+            output = self.decoder(resize(read[0], size))
+        # What shows the image and not the filling; a row that shows both stays.
+        h, w = (-(-side * out // full) for side, out, full in zip(image.shape[2:], size, filled, strict=True))
+        return Segmentation(output.logits[:, :, :h, :w], output.features[:, :, :h, :w])
+
+    def _output_size(self, scales: list[Tensor]) -> tuple[int, int]:
+        """Height and width of the head's output for the filled image."""
+        height, width = (self.encoder.enlarge * side for side in scales[0].shape[2:])
+        return (height, width) if self.head == "daformer" else (height // 2, width // 2)
+
+    @property
+    def checkpoint_activations(self) -> bool:
+        return self.encoder.checkpoint_activations
+
+    @checkpoint_activations.setter
+    def checkpoint_activations(self, value: bool) -> None:
+        self.encoder.checkpoint_activations = value
+
+    def backbone_parts(self) -> tuple[nn.Module, ...]:
+        return (self.encoder,)
+
+    def backbone_layers(self) -> list[list[nn.Parameter]]:
+        return self.encoder.layers()
+
+    def head_parts(self) -> tuple[nn.Module, ...]:
+        parts = (self.norms, self.decoder)
+        return parts if self.bn_pretrain is None else (self.bn_pretrain, *parts)
+
+
+def on_encoder(make: Callable[[], Encoder]) -> Callable[..., EncoderDecoder]:
+    """A builder for ``BUILDERS``: the backbone is what ``make`` returns; the head is the one asked for."""
+    return partial(_build, make)
+
+
+def _build(make: Callable[[], Encoder], num_classes: int, **options: object) -> EncoderDecoder:
+    return EncoderDecoder(num_classes, make(), **options)  # type: ignore[arg-type] # those of build_network
