@@ -24,9 +24,9 @@ class EncoderDecoder(SegmentationNetwork):
 
     Takes RGB in 0..1, float [B, 3, H, W]; subtracts the encoder's mean and divides by its deviation; and fills the
     image up, at the right and at the bottom and with 0 (the mean colour), to sides that the encoder takes. Returns
-    :class:`Segmentation` at 1/4 of the image size with DAFormer's head, at 1/8 with ProDA's, rounded up. The norms are
-    those that ConvNeXt and Swin have for segmentation, and that DAFormer's own backbone has: scales of an encoder may
-    differ in size by orders of magnitude.
+    :class:`Segmentation` at 1/4 of the image size with DAFormer's head, at 1/8 with ProDA's, rounded up (where the
+    encoder's ``stride`` is 4). The norms are those that ConvNeXt and Swin have for segmentation, and DAFormer's own
+    backbone too: scales of an encoder may differ in size by orders of magnitude.
 
     Args:
         num_classes: K.
@@ -58,14 +58,24 @@ class EncoderDecoder(SegmentationNetwork):
     def _scales(self, image: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
         """The maps of the encoder, and the height and width of the image that they are of, which was filled up."""
         image = (image - self.get_buffer("mean")) / self.get_buffer("deviation")
-        height, width = image.shape[2:]
-        missing = [-side % self.encoder.multiple for side in (height, width)]
-        image = F.pad(image, (0, missing[1], 0, missing[0]))
+        # No negative numbers here and below: ONNX divides and rounds them in another way.
+        height, width = (self._filled(side) for side in image.shape[2:])
+        image = F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
         if self.checkpoint_activations and not self.encoder.recomputes_stages:
             *scales, x = checkpointed(self.encoder, image)
         else:
             *scales, x = self.encoder(image)
-        return [*scales, self.backbone_output(x)], (height + missing[0], width + missing[1])
+        return [*scales, self.backbone_output(x)], (height, width)
+
+    def _filled(self, side: int) -> int:
+        """Pixels of a side that the encoder takes."""
+        multiple = self.encoder.multiple
+        return (side + multiple - 1) // multiple * multiple
+
+    def _cells(self, side: int) -> int:
+        """Cells of the output for so many pixels, the last one perhaps in part."""
+        halves = int(2 * self.encoder.stride) * (1 if self.head == "daformer" else 2)  # of pixels in a cell
+        return (2 * side + halves - 1) // halves
 
     def backbone_features(self, image: Tensor) -> Tensor:
         return self._scales(image)[0][-1]
@@ -74,21 +84,15 @@ class EncoderDecoder(SegmentationNetwork):
         scales, filled = self._scales(image)
         if self.bn_pretrain is not None:
             scales[-1] = self.bn_pretrain(scales[-1])
-        size = self._output_size(scales)
+        size = (self._cells(filled[0]), self._cells(filled[1]))
         read = [norm(x) for norm, x in zip(self.norms, scales[-len(self.norms) :], strict=True)]
         del scales  # without gradients, nothing else keeps what the head does not read
         if isinstance(self.decoder, DAFormerHead):
             output = self.decoder(read, size)
         else:
             output = self.decoder(resize(read[0], size))
-        # What shows the image and not the filling; a row that shows both stays.
-        h, w = (-(-side * out // full) for side, out, full in zip(image.shape[2:], size, filled, strict=True))
+        h, w = (self._cells(side) for side in image.shape[2:])  # without those that show the filling alone
         return Segmentation(output.logits[:, :, :h, :w], output.features[:, :, :h, :w])
-
-    def _output_size(self, scales: list[Tensor]) -> tuple[int, int]:
-        """Height and width of the head's output for the filled image."""
-        height, width = (self.encoder.enlarge * side for side in scales[0].shape[2:])
-        return (height, width) if self.head == "daformer" else (height // 2, width // 2)
 
     @property
     def checkpoint_activations(self) -> bool:

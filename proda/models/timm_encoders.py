@@ -29,7 +29,7 @@ class Layout(NamedTuple):
     options: Mapping[str, bool]  # arguments of create_model
     indices: tuple[int, ...]  # of the maps that it returns
     multiple: int  # image sides have to be multiples of it
-    enlarge: int  # see Encoder
+    stride: float  # see Encoder
     trained: frozenset[str]  # names of the parameters that the maps depend on
 
 
@@ -59,7 +59,7 @@ class TimmEncoder(Encoder):
             parameter.requires_grad_(parameter_name in layout.trained)
         self.channels = self.model.feature_info.channels()
         self.channels_last = _gives_channels_last(self.model)
-        self.multiple, self.enlarge = layout.multiple, layout.enlarge
+        self.multiple, self.stride = layout.multiple, layout.stride
         if config is not None:
             self.mean, self.deviation = config.mean, config.std
         # timm's own recomputation would count the statistics of batch norm twice.
@@ -155,9 +155,9 @@ def _layout(name: str) -> Layout:
             model = _without_memory(name, features_only=True, **options)
             strides = [info["reduction"] for info in model.feature_info.info]
             plain, indices = len(set(strides)) == 1, _indices(name, strides)
-            multiple, enlarge = (strides[0], round(strides[0] / 4)) if plain else (32, 1)
+            multiple, stride = (strides[0], strides[0] / round(strides[0] / 4)) if plain else (32, 4.0)
             model = _without_memory(name, features_only=True, out_indices=indices, **options)
-            return Layout(options, indices, multiple, enlarge, _parameters_used(model, 2 * multiple, 3 * multiple))
+            return Layout(options, indices, multiple, stride, _parameters_used(model, 2 * multiple, 3 * multiple))
         except UserError:
             raise
         except Exception as error:  # whatever a model raises for an argument or an image size that it does not know

@@ -20,10 +20,13 @@ from proda.engines.supervised import supervised_trainer
 from proda.experiment.config import make_config
 from proda.experiment.launch import main
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
-from proda.models.build import BUILDERS, build_network
+from proda.models.build import build_network
 from proda.models.contrastive import ContrastiveNetwork
 from proda.models.discriminator import Discriminator
 from proda.models.network import parameter_groups
+from proda.models.weights import save_weights
+from proda.trained_model import load_model
+from proda.utils.errors import UserError
 from tests import small_runs, tiny
 from tests.tiny import PRECISION, B, H, K, W
 
@@ -56,7 +59,7 @@ def executed(section: str, **names) -> dict:
 
 def test_every_block_of_the_page_is_tried_here():
     tried = {"A handler of your own", "A handler that remembers something", "A new loss", "A new benchmark"}
-    tried |= {"A new backbone", "A stage of your own", "A loss with a forward pass of its own"}
+    tried |= {"A new backbone", "A network of your own", "A stage of your own", "A loss with a forward pass of its own"}
     assert {title for title, text in SECTIONS.items() if "```" in text} == tried
 
 
@@ -125,16 +128,39 @@ def test_a_description_of_a_benchmark_is_read(tmp_path):
     assert description.space.names == ["road", "building", "sky"] and set(description.splits) == {"train", "val"}
 
 
-def test_a_backbone_is_built_by_its_name_and_trained(monkeypatch):
-    monkeypatch.setattr("proda.models.build.BUILDERS", BUILDERS)
-    try:
-        executed("A new backbone")
-        network = build_network("plain", K)
-        assert network.backbone == "plain"
-        assert sum(len(group["params"]) for group in parameter_groups(network, 0.1)) == len(list(network.parameters()))
-        supervised_trainer(network, tiny.sgd(network), PRECISION).run([tiny.batch()])
-    finally:
-        BUILDERS.pop("plain", None)
+@pytest.mark.parametrize(
+    ("section", "head"), [("A new backbone", "daformer"), ("A new backbone", "deeplab"), ("A network of your own", "")]
+)
+def test_a_network_is_built_from_its_file_trained_saved_and_loaded(section, head, tmp_path):
+    file, weights = tmp_path / "my_network.py", tmp_path / "last.pt"
+    file.write_text(block(section))
+    network = build_network(str(file), K, head=head or "daformer")
+    assert (network.backbone, network.head) == ("my_network.py", head or "linear")
+    groups = parameter_groups(network, 0.1, layer_decay=0.5)
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    supervised_trainer(network, tiny.sgd(network), PRECISION).run([tiny.batch()])
+    save_weights(weights, network, class_names=[f"class {k}" for k in range(K)])
+    expected = r"last.pt: found weights of a network of your own; give its code with --backbone=my_network.py$"
+    with pytest.raises(UserError, match=expected):
+        load_model(weights)
+    found = load_model(weights, backbone=str(file))
+    assert found.predict(torch.rand(3, H + 1, W + 3)).shape == (H + 1, W + 3)
+    with pytest.raises(UserError, match=r"expected --backbone=other.py$"):
+        load_model(weights, backbone="other.py")
+
+
+def test_the_command_line_takes_the_file_of_a_backbone(tmp_path, capsys):
+    file, data = tmp_path / "my_encoder.py", small_runs.write_data(tmp_path / "streets")
+    file.write_text(block("A new backbone"))
+    line = block("A new backbone", "bash").split()
+    assert line[:3] == ["python", "run.py", "stage1_denoise"] and line[4] == "--head=daformer"
+    chosen = {"backbone": file, "head": "daformer"}
+    run = small_runs.flags("source_only", data, file, tmp_path / "run", iterations=1, **chosen | {"init": "random"})
+    assert main(["experiments/source_only.py", *(f"--{name}={value}" for name, value in run.items())]) == 0
+    stage = small_runs.flags(
+        "stage1_denoise", data, tmp_path / "run/last.pt", tmp_path / "next", iterations=1, **chosen
+    )
+    assert main(["experiments/stage1_denoise.py", *(f"--{name}={value}" for name, value in stage.items())]) == 0
 
 
 def test_a_stage_is_a_copy_with_a_flag_of_its_own(tmp_path, monkeypatch, capsys):

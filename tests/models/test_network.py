@@ -66,7 +66,9 @@ def test_parts_of_backbone_and_head_have_every_parameter_once():
 
 
 def test_unknown_backbone_is_refused_with_the_known_names():
-    with pytest.raises(UserError, match=r"^--backbone=resnet18: expected one of resnet101, .*, timm:NAME or a file NAME.py$"):
+    with pytest.raises(
+        UserError, match=r"^--backbone=resnet18: expected one of resnet101, .*, timm:NAME or a file NAME.py$"
+    ):
         build_network("resnet18", 19)
     with pytest.raises(UserError, match=r"^--head=fcn: expected one of deeplab, daformer$"):
         build_network("tiny", 19, head="fcn")
@@ -162,3 +164,57 @@ def test_a_repeated_backbone_has_its_own_group_even_at_the_rate_of_the_head():
     assert len(backbone["params"]) > 3 * len(set(backbone["params"]))
     assert set(backbone["params"]) | set(head["params"]) == set(model.parameters())
     assert not set(backbone["params"]) & set(head["params"])
+
+
+def by_rate_and_decay(groups: list[dict]) -> dict[int, tuple[float, float | None]]:
+    """Parameter -> its learning rate and weight decay; None: that of the optimiser."""
+    return {id(p): (group["lr"], group.get("weight_decay")) for group in groups for p in group["params"]}
+
+
+def test_layers_closer_to_the_image_learn_more_slowly():
+    model = smallest()
+    groups = parameter_groups(model, 1.0, head_factor=10.0, layer_decay=0.5)
+    found = by_rate_and_decay(groups)
+    assert len(found) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    stages = (model.conv1, model.bn1, model.layer1, model.layer2, model.layer3, model.layer4)
+    for depth, part in enumerate(reversed(stages)):
+        assert {found[id(p)] for p in part.parameters()} == {(0.5**depth, None)}
+    assert {found[id(p)] for p in model.layer5.parameters()} == {(10.0, None)}
+
+
+def test_norms_and_embeddings_do_not_decay_and_biases_do():
+    with torch.device("meta"):
+        model = build_network("swin_v2_t", 3, head="daformer")
+    groups = parameter_groups(model, 1.0, spare_norms=True)
+    found = by_rate_and_decay(groups)
+    assert len(found) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert {rate for rate, _ in found.values()} == {1.0, 10.0}
+    named = dict(model.named_parameters())
+    spared = {name for name, parameter in named.items() if found[id(parameter)][1] == 0.0}
+    norms = {
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        for part in ("weight", "bias")
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d)
+    }
+    embeddings = {name for name in named if "cpb_mlp" in name or "logit_scale" in name}
+    assert norms and embeddings and spared == norms | embeddings
+    decayed = named.keys() - spared
+    assert {"encoder.features.1.0.attn.qkv.bias", "decoder.head.1.bias", "decoder.projections.0.weight"} < decayed
+
+
+def test_scales_of_channels_tokens_and_positions_do_not_decay():
+    with torch.device("meta"):
+        model = build_network("convnext_tiny", 3)
+    found, named = by_rate_and_decay(parameter_groups(model, 1.0, spare_norms=True)), dict(model.named_parameters())
+    assert found[id(named["encoder.features.1.0.layer_scale"])] == (1.0, 0.0)
+    assert found[id(named["encoder.features.1.0.block.0.bias"])] == (1.0, None)
+
+
+def test_layer_decay_and_spared_norms_go_together():
+    with torch.device("meta"):
+        model = build_network("convnext_tiny", 3)
+    groups = parameter_groups(model, 1.0, head_factor=2.0, layer_decay=0.5, spare_norms=True)
+    assert [(group["lr"], group.get("weight_decay")) for group in groups] == [
+        (rate, decay) for rate in (0.125, 0.25, 0.5, 1.0, 2.0) for decay in (None, 0.0)
+    ]

@@ -1,0 +1,168 @@
+"""Encoders of timm, with random weights."""
+
+import sys
+
+import pytest
+import torch
+
+from proda.models.build import build_network
+from proda.models.pretrained import load_imagenet
+from proda.models.weights import load_network, save_weights
+from proda.utils.errors import MissingFileError, UserError
+
+timm = pytest.importorskip("timm")
+
+from proda.models.timm_encoders import TimmEncoder  # noqa: E402 # after the check that timm is there
+
+# Name -> pixels in a cell of the output. Hierarchical ones with layer norm, batch norm, and maps [B, H, W, C]; plain
+# ones with absolute and rotary positions.
+NAMES = {
+    "convnext_atto": 4,
+    "resnet18": 4,
+    "swin_tiny_patch4_window7_224": 4,
+    "swinv2_tiny_window8_256": 4,
+    "pvt_v2_b0": 4,
+    "vit_tiny_patch16_224": 4,
+    "vit_small_patch14_dinov2": 3.5,
+    "vit_small_patch14_reg4_dinov2": 3.5,
+    "eva02_tiny_patch14_224": 3.5,
+    "vit_small_patch16_dinov3": 4,
+}
+SMALL = ["convnext_atto", "resnet18", "vit_tiny_patch16_224", "eva02_tiny_patch14_224"]
+
+
+@pytest.mark.parametrize("head", ["deeplab", "daformer"])
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_sizes_give_maps_and_gradients(name, head):
+    with torch.device("meta"):
+        model = build_network(f"timm:{name}", 16, head=head)
+        output = model(torch.rand(2, 3, 65, 97))
+        (output.logits.sum() + output.features.sum()).backward()
+    stride = NAMES[name] * (1 if head == "daformer" else 2)
+    height, width = (int(-(-side // stride)) for side in (65, 97))
+    assert output.logits.shape == (2, 16, height, width) and output.features.shape == (2, 256, height, width)
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == []
+    layers, head_parts = model.backbone_layers(), model.head_parts()
+    found = [p for layer in layers for p in layer] + [p for part in head_parts for p in part.parameters()]
+    assert sorted(map(id, found)) == sorted(map(id, model.parameters()))
+    assert len(layers) > 4
+
+
+def test_a_plain_vit_gives_the_tokens_after_a_quarter_half_three_quarters_and_all_of_its_blocks():
+    encoder = TimmEncoder("vit_tiny_patch16_224").eval()
+    image = torch.rand(1, 3, 32, 48)
+    expected = encoder.model.model.forward_intermediates(image, indices=[2, 5, 8, 11], intermediates_only=True)
+    scales = encoder(image)
+    assert [x.shape for x in scales] == [(1, 192, 2, 3)] * 4
+    assert all(torch.equal(one, other) for one, other in zip(scales, expected, strict=True))
+    assert not torch.equal(scales[2], scales[3])
+
+
+def test_the_layers_of_a_vit_are_the_embedding_and_its_blocks():
+    encoder = TimmEncoder("vit_tiny_patch16_224")
+    layers, vit = encoder.layers(), encoder.model.model
+    assert len(layers) == 13
+    assert {id(vit.pos_embed), id(vit.cls_token)} < set(map(id, layers[0]))
+    assert set(map(id, layers[12])) == set(map(id, vit.blocks[11].parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"), [("vit_tiny_patch16_224", 0.5), ("vit_small_patch14_dinov2", 0.485), ("convnext_atto", 0.485)]
+)
+def test_the_normalisation_is_that_of_timms_weights(name, mean):
+    with torch.device("meta"):
+        assert TimmEncoder(name).mean[0] == mean
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_files_with_timms_names_fill_the_encoder_and_all_of_it(name, suffix, tmp_path):
+    torch.manual_seed(0)
+    whole, path = timm.create_model(name, num_classes=7), tmp_path / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save(whole.state_dict(), path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(whole.state_dict(), path)
+    network = build_network(f"timm:{name}", 3, head="daformer").eval()
+    line = load_imagenet(network, path)
+    number = len(network.encoder.state_dict())
+    assert f"{number} of the backbone's {number} tensors loaded" in line
+    image = torch.rand(1, 3, 224, 224)  # the only size that some of the classifiers take
+    expected = whole.eval().forward_intermediates(image, intermediates_only=True)[-1]
+    torch.testing.assert_close(network.encoder(image)[-1], expected)
+
+
+def test_a_file_of_another_model_is_refused_in_one_line(tmp_path):
+    torch.save(timm.create_model("convnext_atto").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"weights.pth: found \d+ of the \d+ tensors expected by the backbone") as error:
+        load_imagenet(build_network("timm:vit_tiny_patch16_224", 3), tmp_path / "weights.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_timms_own_weights_are_taken_from_the_cache_and_a_missing_one_is_one_line(monkeypatch):
+    create, network = timm.create_model, build_network("timm:convnext_atto", 3, head="daformer")
+    torch.manual_seed(1)
+    cached = create("convnext_atto")
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: cached)
+    load_imagenet(network)
+    assert torch.equal(network.encoder.model.stem_0.weight, cached.stem[0].weight)
+
+    def offline(name, **_options):
+        raise OSError("no network\nand more")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    expected = (
+        r"^--init=imagenet: the weights of timm:convnext_atto are not in the cache .* .OSError: no network.; give"
+    )
+    with pytest.raises(MissingFileError, match=expected):
+        load_imagenet(network)
+    without = min(set(timm.list_models()) - {name.split(".")[0] for name in timm.list_models(pretrained=True)})
+    network.backbone = f"timm:{without}"
+    with pytest.raises(UserError, match="timm has no pretrained weights of it; give --init_file"):
+        load_imagenet(network)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vit_smal_patch14_dinov2", "timm has no such model; nearest: vit_small_patch14_dinov2, "),
+        ("hf-hub:someone/something", "timm has no such model; nearest: "),  # would be looked up on the internet
+        ("convnext_atto.nothing", r"timm has no such weights; it has convnext_atto\.d2_in1k"),
+        ("levit_128s", "its maps are 1/16, 1/32, 1/64 of the image; expected 1/4, 1/8, 1/16 and 1/32, or a plain ViT"),
+        ("beit_base_patch16_224", "it does not take images of any size"),
+    ],
+)
+def test_names_that_cannot_be_used_are_refused_in_one_line(name, expected):
+    with pytest.raises(UserError, match=rf"^--backbone=timm:{name}: {expected}") as error:
+        build_network(f"timm:{name}", 3)
+    assert "\n" not in str(error.value)
+
+
+def test_without_timm_the_message_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r'^--backbone=timm:x: needs timm, .*: pip install -e "\.\[timm\]"$'):
+        build_network("timm:x", 3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_activations_computed_again_change_neither_output_nor_gradients_nor_statistics(name):
+    torch.manual_seed(0)
+    model, results, image = build_network(f"timm:{name}", 3, head="daformer", dropout=0.0), [], torch.rand(2, 3, 40, 65)
+    for again in (False, True):
+        twin = build_network(f"timm:{name}", 3, head="daformer", dropout=0.0)
+        twin.load_state_dict(model.state_dict())
+        twin.checkpoint_activations = again
+        output = twin(image)
+        (output.logits.square().sum() + output.features.square().sum()).backward()
+        results.append([output.logits, *(p.grad for p in twin.parameters()), *twin.buffers()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["convnext_atto.d2_in1k", "vit_tiny_patch16_224"])
+def test_weights_file_alone_builds_the_network_again(name, tmp_path):
+    network = build_network(f"timm:{name}", 2, head="daformer").eval()
+    save_weights(tmp_path / "last.pt", network, class_names=("road", "sky"))
+    loaded, image = load_network(tmp_path / "last.pt").eval(), torch.rand(1, 3, 40, 33)
+    assert (loaded.backbone, loaded.head) == (f"timm:{name}", "daformer")
+    assert torch.equal(loaded(image).logits, network(image).logits)
