@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from proda.models.daformer import DAFormerHead
 from proda.models.deeplab import DILATIONS, Head, initialise_as_released
 from proda.models.encoders import Encoder
-from proda.models.layers import BatchNorm, ChannelNorm, resize
+from proda.models.layers import BatchNorm, ChannelNorm, cropped, resize
 from proda.models.network import Segmentation, SegmentationNetwork, checkpointed
 
 CHANNELS = 256  # D
@@ -92,7 +92,7 @@ class EncoderDecoder(SegmentationNetwork):
         else:
             output = self.decoder(resize(read[0], size))
         h, w = (self._cells(side) for side in image.shape[2:])  # without those that show the filling alone
-        return Segmentation(output.logits[:, :, :h, :w], output.features[:, :, :h, :w])
+        return Segmentation(cropped(output.logits, h, w), cropped(output.features, h, w))
 
     @property
     def checkpoint_activations(self) -> bool:

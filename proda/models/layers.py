@@ -1,5 +1,6 @@
 """Layers that several networks share. B batch, C channels, H W height and width."""
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +34,14 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def cropped(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left part of maps [B, C, H, W]."""
+    if torch.compiler.is_exporting():  # a slice would make a condition of whether there is anything to cut off
+        rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
+    return x[:, :, :height, :width]
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
