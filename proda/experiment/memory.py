@@ -6,14 +6,15 @@ cost neither memory nor arithmetic. ``LiveBytes`` counts the bytes of the tensor
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 
@@ -61,6 +62,19 @@ def fake_tensors() -> Iterator[LiveBytes]:
     """
     with FakeTensorMode(), LiveBytes() as count, _FakeAsReal():
         yield count
+
+
+def built(build: Callable[[], nn.Module], device: torch.device) -> Any:
+    """What ``build()`` returns, on ``device``; within ``fake_tensors``, with tensors without data.
+
+    Libraries read numbers out of tensors when they build a network, so it is built outside of such a context then.
+    """
+    if detect_fake_mode() is None:
+        with device:
+            return build()
+    with _disable_current_modes(), torch.device("meta"):
+        network = build()
+    return network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
 
 
 class _FakeAsReal(TorchFunctionMode):

@@ -42,6 +42,7 @@ from proda.engines.options import (
 from proda.engines.supervised import supervised_trainer
 from proda.experiment.config import TrainConfig
 from proda.experiment.domains import view_settings
+from proda.experiment.memory import built
 from proda.experiment.networks import compile_network, make_optimizer, parallel
 from proda.experiment.parts import attach_parts
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
@@ -232,9 +233,12 @@ def _network(config: Any, sizes: Sizes, precision: Precision, flag: str = "") ->
     """
     backbone, head = sizes.teachers.get(flag, (config.backbone, config.head))
     bn_pretrain, dropout = getattr(config, "bn_pretrain", False), getattr(config, "dropout", 0.0)
-    with torch.device(precision.device):
-        network = build_network(backbone, sizes.num_classes, head=head, bn_pretrain=bn_pretrain, dropout=dropout)
-        he_initialise(network)
+
+    def build() -> SegmentationNetwork:
+        return build_network(backbone, sizes.num_classes, head=head, bn_pretrain=bn_pretrain, dropout=dropout)
+
+    network = built(build, precision.device)
+    he_initialise(network)
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, Bottleneck):  # with 1, and frozen batch norm, features would double in every block

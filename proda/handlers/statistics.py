@@ -1,5 +1,6 @@
 """Batch-norm running statistics: recomputed on the target (AdaBN), or averaged over the processes."""
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision, to_float
+
+log = logging.getLogger("proda")
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # the synchronised class derives from it too
 STATISTICS = ("running_mean", "running_var")
@@ -37,6 +40,8 @@ class AdaBN:
 
     def attach(self, engine: Engine, event: Any = Events.STARTED) -> None:
         """To the network's evaluator, or to a trainer at ``PSEUDO_LABELS_DUE`` if the network writes the labels."""
+        if not any(isinstance(module, BATCH_NORM) for module in self.network.modules()):
+            log.warning("--adabn has no effect: the network has no batch norm")
         engine.add_event_handler(event, self)
 
     @torch.no_grad()

@@ -205,7 +205,9 @@ def _layer_numbers(name: str) -> dict[str, int]:
 
 
 def _without_memory(name: str, **options: Any) -> Any:
-    """A model of timm on the meta device, and not counted where a plan counts memory."""
+    """A model of timm on the meta device. Not counted where a plan counts memory, nor made of its tensors without data,
+    out of which timm could not read the numbers that it needs.
+    """
     import timm
 
     with _disable_current_modes(), torch.device("meta"):

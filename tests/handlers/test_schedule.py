@@ -51,6 +51,18 @@ def test_the_first_iteration_has_the_base_rate_and_past_the_horizon_it_is_zero()
     assert found[0] == 2.0 and found[3:] == [0.0, 0.0]
 
 
+def test_a_linear_warm_up_multiplies_the_decay_whose_power_is_chosen():
+    optimizer, found = torch.optim.SGD([torch.zeros(1)], lr=2.0), []
+    engine = trainer_of(optimizer, found)
+    PolynomialDecay(optimizer, 10, power=1.0, warmup=4).attach(engine)
+    engine.run([None] * 12)
+    expected = [2.0 * min(1, (i + 1) / 4) * (1 - i / 10) for i in range(10)] + [0.0, 0.0]
+    assert found == pytest.approx(expected, rel=1e-12)
+    constant = torch.optim.SGD([torch.zeros(1)], lr=2.0)
+    schedule = PolynomialDecay(constant, 10, power=0.0).scheduler
+    assert [schedule.lr_lambdas[0](i) for i in (0, 9, 10)] == [1.0, 1.0, 0.0]
+
+
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_resumed_schedule_continues_where_it_was(at):
     assert rates(8, 8, resume_at=at) == pytest.approx(rates(8, 8), rel=1e-12)

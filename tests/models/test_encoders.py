@@ -138,7 +138,9 @@ def test_own_pretraining_fits_and_simclr_of_a_resnet_does_not(tmp_path):
     learnt = theirs.encoder.state_dict()
     assert all(torch.equal(value, learnt[key]) for key, value in network.encoder.state_dict().items())
     torch.save({"state_dict": {"conv1.weight": torch.ones(1)}}, tmp_path / "r101.pth")
-    with pytest.raises(UserError, match="r101.pth: found SimCLR weights of a ResNet, expected --backbone=resnet101 or"):
+    with pytest.raises(
+        UserError, match=r"r101.pth: found SimCLR weights of a ResNet, expected --backbone=resnet101 or"
+    ):
         load_simclr(network, tmp_path / "r101.pth")
 
 

@@ -93,6 +93,24 @@ def test_files_with_timms_names_fill_the_encoder_and_all_of_it(name, suffix, tmp
     torch.testing.assert_close(network.encoder(image)[-1], expected)
 
 
+def test_a_released_file_is_converted_as_timm_does_it(tmp_path):
+    """DINOv2 with registers: other names, a position more for the class token, and a token for masks."""
+    torch.manual_seed(0)
+    whole = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=518)
+    state = whole.state_dict()
+    released = {key: value for key, value in state.items() if key not in ("reg_token", "pos_embed")}
+    released |= {"register_tokens": torch.rand_like(state["reg_token"]), "mask_token": torch.zeros(1, 384)}
+    released["pos_embed"] = torch.cat([torch.zeros(1, 1, 384), torch.rand_like(state["pos_embed"])], dim=1)
+    torch.save(released, tmp_path / "dinov2_vits14_reg4_pretrain.pth")
+    network = build_network("timm:vit_small_patch14_reg4_dinov2", 3)
+    line = load_imagenet(network, tmp_path / "dinov2_vits14_reg4_pretrain.pth")
+    number = len(network.encoder.state_dict())
+    assert f"{number} of the backbone's {number} tensors loaded" in line
+    vit = network.encoder.model.model
+    assert torch.equal(vit.reg_token, released["register_tokens"])
+    assert torch.equal(vit.pos_embed, released["pos_embed"][:, 1:])
+
+
 def test_a_file_of_another_model_is_refused_in_one_line(tmp_path):
     torch.save(timm.create_model("convnext_atto").state_dict(), tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"weights.pth: found \d+ of the \d+ tensors expected by the backbone") as error:
