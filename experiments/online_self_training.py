@@ -22,7 +22,7 @@ from proda.experiment import training
 from proda.experiment.config import InitConfig, PseudoLabelConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
-from proda.experiment.networks import compile_network, initial_network, parallel, sgd
+from proda.experiment.networks import compile_network, initial_network, make_optimizer, parallel
 from proda.experiment.parts import attach_parts
 from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
@@ -99,7 +99,7 @@ def run(local_rank: int, config: Config) -> dict:
     # Networks: the mean teacher starts as a copy of the student.
     student = initial_network(config, data.classes, job.device)
     job.open(training.summary_lines(config, data, batches), data.fingerprints())
-    optimizer, student_ddp, precision = sgd(config, student), parallel(config, student), job.precision
+    optimizer, student_ddp, precision = make_optimizer(config, student), parallel(config, student), job.precision
     teacher = EMATeacher(student, config.teacher_momentum, start_as_mean=True)
     compile_network(config, teacher.ema_model)
 
@@ -119,7 +119,8 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
-    PolynomialDecay(optimizer, config.schedule_iterations or batches.iterations).attach(trainer)
+    length = config.schedule_iterations or batches.iterations
+    PolynomialDecay(optimizer, length, power=config.decay_power, warmup=config.warmup_iterations).attach(trainer)
     ClipGradients(student, config.grad_clip).attach(trainer)
     AverageStatistics(student).attach(trainer)
     StopOnNan().attach(trainer)

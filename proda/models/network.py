@@ -45,10 +45,6 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.backbone_output = nn.Identity()  # hooks on it see the output of the backbone
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone_output = nn.Identity()  # hooks on it see the output of the backbone
-
     def backbone_parts(self) -> tuple[nn.Module, ...]:
         """Everything that ImageNet or self-supervised weights can fill, in the order of the forward pass."""
         raise NotImplementedError

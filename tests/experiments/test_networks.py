@@ -46,13 +46,14 @@ def command(stage: str, *args, **more) -> int:
     return main([f"experiments/{stage}.py", *(f"--{name}={value}" for name, value in flags.items())])
 
 
-def trained(data: Path, tmp_path: Path, backbone: str, head: str, more: dict) -> None:
-    """Three iterations of stage 1; then what it leaves predicts in tiles, without a flag about the network."""
+def trained(stage: str, data: Path, tmp_path: Path, backbone: str, head: str, more: dict) -> None:
+    """Three iterations of a stage; then what it leaves predicts in tiles, without a flag about the network."""
     weights, run = weights_of(backbone, head, tmp_path / "warmup.pt"), tmp_path / "run"
-    assert command("stage1_denoise", data, weights, run, backbone=backbone, head=head, **more) == 0
+    assert command(stage, data, weights, run, backbone=backbone, head=head, **more) == 0
     before, after = load_weights(weights), load_weights(run / "last.pt")
     assert (after.info.backbone, after.info.head, after.info.iteration) == (backbone, head, 3)
-    assert after.prototypes.shape == (13, 32 if backbone == "tiny" else 256) and after.prototypes.isfinite().all()
+    if stage == "stage1_denoise":
+        assert after.prototypes.shape == (13, 32 if backbone == "tiny" else 256) and after.prototypes.isfinite().all()
     moved = [name for name, value in after.model.items() if not torch.equal(value, before.model[name])]
     assert len(moved) > 0.9 * sum(value.is_floating_point() for value in after.model.values())
     assert all(value.isfinite().all() for value in after.model.values())
@@ -63,13 +64,23 @@ def trained(data: Path, tmp_path: Path, backbone: str, head: str, more: dict) ->
 
 @pytest.mark.parametrize(("backbone", "head", "more"), SMALL, ids=[f"{b}-{h}" for b, h, _ in SMALL])
 def test_stage_1_trains_it_and_its_file_predicts(data, tmp_path, backbone, head, more):
-    trained(data, tmp_path, backbone, head, more)
+    trained("stage1_denoise", data, tmp_path, backbone, head, more)
+
+
+@pytest.mark.parametrize(("backbone", "head", "more"), SMALL[1:3], ids=[backbone for backbone, _, _ in SMALL[1:3]])
+def test_online_self_training_with_all_of_its_parts_trains_it(data, tmp_path, backbone, head, more):
+    parts = {"rare_class_sampling": True, "class_mix": True, "color_augmentation": True, "masked_consistency": 1.0}
+    parts |= {"feature_distance": 0.005, "mask_block": 8, "ignore_top": 0, "ignore_bottom": 0, "val_every": 3}
+    trained("online_self_training", data, tmp_path, backbone, head, more | parts)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "head", "more"), LARGE, ids=[f"{b}-{h}" for b, h, _ in LARGE])
-def test_stage_1_trains_a_network_of_usual_size(data, tmp_path, backbone, head, more):
-    trained(data, tmp_path, backbone, head, more)
+@pytest.mark.parametrize("stage", ["stage1_denoise", "online_self_training"])
+def test_a_stage_trains_a_network_of_usual_size(data, tmp_path, stage, backbone, head, more):
+    trained(
+        stage, data, tmp_path, backbone, head, more | ({"ignore_bottom": 0, "ignore_top": 0} if stage[0] == "o" else {})
+    )
 
 
 def test_a_vit_is_distilled_into_a_small_network_which_goes_on_as_its_own_teacher(data, tmp_path):
@@ -148,3 +159,14 @@ def test_statistics_of_a_network_without_batch_norm_are_said_to_be_none(data, tm
     assert command("warmup", data, weights, tmp_path / "run", **more) == 0
     assert "--adabn has no effect: the network has no batch norm" in (tmp_path / "run/train.log").read_text()
     assert json.loads((tmp_path / "run/summary.json").read_text())["iterations"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("backbone", ["convnext_tiny", "timm:vit_tiny_patch16_224", "timm:vit_small_patch14_dinov2"])
+def test_a_network_is_exported_with_free_height_and_width(tmp_path, backbone, format):
+    """``export`` compares the file with the network at three sizes before it gets its name."""
+    weights = weights_of(backbone, "daformer", tmp_path / "last.pt")
+    flags = [f"--weights={weights}", f"--format={format}", f"--output={tmp_path}", "--device=cpu", "--latency=False"]
+    assert main(["experiments/export.py", *flags]) == 0
+    assert (tmp_path / f"last.{format}").is_file()
