@@ -54,6 +54,9 @@ def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[
         lines["global batch"] += f", in {config.accumulate} parts"
     if factor != 1:
         lines["learning rate"] += f", head {factor * config.lr:g}"
+    if config.layer_decay != 1:
+        lines["learning rate"] += f", layers of the backbone {config.layer_decay:g} times that of the next"
+    lines["network"] = f"{config.backbone}, head {config.head}, {config.optimizer}"
     alike = config.freeze_bn or synchronises_batch_norm(config, idist.device())
     if idist.get_world_size() > 1 and not alike:
         lines["batch norm"] = "statistics of each process alone: results depend on the number of processes"

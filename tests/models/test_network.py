@@ -176,9 +176,9 @@ def test_layers_closer_to_the_image_learn_more_slowly():
     groups = parameter_groups(model, 1.0, head_factor=10.0, layer_decay=0.5)
     found = by_rate_and_decay(groups)
     assert len(found) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    stages = (model.conv1, model.bn1, model.layer1, model.layer2, model.layer3, model.layer4)
-    for depth, part in enumerate(reversed(stages)):
+    for depth, part in enumerate((model.layer4, model.layer3, model.layer2, model.layer1, model.conv1)):
         assert {found[id(p)] for p in part.parameters()} == {(0.5**depth, None)}
+    assert {found[id(p)] for p in model.bn1.parameters()} == {(0.5**4, None)}
     assert {found[id(p)] for p in model.layer5.parameters()} == {(10.0, None)}
 
 
