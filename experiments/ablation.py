@@ -167,13 +167,8 @@ def collect(config: Config) -> tuple[Results | None, str]:
 def command(config: Config, seeds: list[int]) -> str:
     """The command line that makes the runs of these seeds, without flags that change no result."""
     values: dict[str, Any] = {"table": config.table, "source": config.source, "num_classes": config.num_classes}
-    values |= {
-        "backbone": config.backbone,
-        "head": config.head,
-        "amp": config.amp,
-        "scale": config.scale,
-        "seed": seeds[0],
-    }
+    values |= {"backbone": config.backbone, "head": config.head, "amp": config.amp, "scale": config.scale}
+    values["seed"] = seeds[0]
     defaults = {name: getattr(Config(), name) for name in values} | STREETS_DATA
     text = "".join(f" --{name}={value}" for name, value in values.items() if value != defaults[name])
     return f"python run.py experiments/ablation.py{text} --seeds={seeds[-1] - seeds[0] + 1}"

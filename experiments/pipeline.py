@@ -32,18 +32,8 @@ STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
 # weights. It is small enough to train the oracle and the control of stage 1 for comparison, too.
 STREETS_STAGES = ("source_only", "warmup", CONTROL, *STAGES[1:], "oracle")
 PASSED_ON = (
-    *(
-        "preset",
-        "source",
-        "target",
-        "num_classes",
-        "backbone",
-        "head",
-        "val_batch_size",
-        "seed",
-        "device",
-        "num_workers",
-    ),
+    *("preset", "source", "target", "num_classes", "backbone", "head", "val_batch_size", "seed"),
+    *("device", "num_workers"),
     *("skip_bad", "labelled_only", "gta5_size_as_released"),
     *("amp", "deterministic", "data_root", "batch_size", "epochs", "mean_width", "crop_width", "crop_height"),
     "checkpoint_every",

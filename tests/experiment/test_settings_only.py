@@ -44,7 +44,7 @@ def test_an_experiment_is_whole_after_its_help(tmp_path, monkeypatch, capsys):
             monkeypatch.delitem(sys.modules, name)
             monkeypatch.delattr(sys.modules["experiments"], name.split(".")[1], raising=False)
     assert main(["mine.py", "--help"]) == 0 and main(["quickstart", "--help"]) == 0
-    assert load_experiment("mine.py").run.__globals__["load_network"]
+    assert load_experiment("mine.py").run.__globals__["load_teacher"]
     assert load_experiment("quickstart").pipeline.run_if_outdated
 
 
