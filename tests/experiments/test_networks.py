@@ -167,6 +167,12 @@ def test_statistics_of_a_network_without_batch_norm_are_said_to_be_none(data, tm
 def test_a_network_is_exported_with_free_height_and_width(tmp_path, backbone, format):
     """``export`` compares the file with the network at three sizes before it gets its name."""
     weights = weights_of(backbone, "daformer", tmp_path / "last.pt")
-    flags = [f"--weights={weights}", f"--format={format}", f"--output={tmp_path}", "--device=cpu", "--latency=False"]
+    flags = [
+        f"--weights={weights}",
+        f"--format={format}",
+        f"--output={tmp_path / 'exported'}",
+        "--device=cpu",
+        "--latency=False",
+    ]
     assert main(["experiments/export.py", *flags]) == 0
-    assert (tmp_path / f"last.{format}").is_file()
+    assert (tmp_path / f"exported/last.{format}").is_file()
