@@ -36,14 +36,14 @@ from proda.utils.options import Bounds, LengthFactor
 
 PASSED_ON = ("source", "num_classes", "backbone", "head", "device", "num_workers", "val_batch_size", "amp", "data_root")
 
+Table = Literal["parts", "init", "renewal", "quirks", "successors", "quickstart"]
+
 
 @dataclass
 class Config(DataConfig):
     # -- Recipe
     preset: str = "streets"  # the only preset: Streets, with schedules for it
-    table: Literal["parts", "init", "renewal", "quirks", "successors", "quickstart"] = (
-        "parts"  # rows to run and to compare
-    )
+    table: Table = "parts"  # rows to run and to compare
     seeds: Annotated[int, Bounds(1, 1000)] = 5  # number of runs of every row, with the seeds --seed, --seed + 1, ...
     # -- Length
     scale: LengthFactor = 1.0  # factor for the number of iterations of every run

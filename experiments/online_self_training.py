@@ -61,11 +61,16 @@ VIEWS = {"batch_size": 2, "mean_width": 1024, "source_width": 1280, "width_jitte
 MIXED = {**VIEWS, "class_mix": True, "color_augmentation": True}
 DAFORMER = {
     **MIXED,
+    "backbone": "convnext_base",
+    "head": "daformer",
     "rare_class_sampling": True,
     "feature_distance": 0.005,
     "iterations": 40_000,
+    "optimizer": "adamw",
     "lr": 6e-5,
     "weight_decay": 0.01,
+    "warmup_iterations": 1500,
+    "decay_power": 1.0,
 }
 PRESETS = {
     "gta5": {},

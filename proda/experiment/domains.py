@@ -235,7 +235,7 @@ class Domains:
     def _rare_classes(self, domain: str, images: LabelledFiles) -> RareClasses | None:
         """For ``--rare_class_sampling``. The pixels of each class are counted if that was not done before."""
         config = self.config
-        if not config.rare_class_sampling:
+        if not getattr(config, "rare_class_sampling", False):  # the pipeline, which checks the data, lacks the flag
             return None
         progress = partial(track, title=f"counting the classes of the {domain}, label map", show=idist.get_rank() == 0)
         with idist.one_rank_first():

@@ -44,7 +44,7 @@ def attach_parts(
 
 
 def check_parts(config: TrainConfig, class_names: Sequence[str]) -> None:
-    """Raises UserError if ``--feature_distance`` has no classes to cover or ``--thing_classes`` names an unknown one."""
+    """Raises UserError if ``--feature_distance`` has no classes to cover or ``--thing_classes`` is not some of them."""
     if config.feature_distance > 0 or config.thing_classes:
         thing_classes(config.thing_classes, class_names)
 

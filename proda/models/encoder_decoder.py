@@ -42,6 +42,8 @@ class EncoderDecoder(SegmentationNetwork):
         super().__init__()
         self.num_classes, self.num_features, self.head = num_classes, CHANNELS, head
         self.encoder = encoder
+        red, green, blue = encoder.mean
+        self.neutral_color = (red, green, blue)
         self.bn_pretrain = BatchNorm(encoder.channels[-1]) if bn_pretrain else None
         read = encoder.channels if head == "daformer" else encoder.channels[-1:]
         self.norms = nn.ModuleList([ChannelNorm(channels) for channels in read])

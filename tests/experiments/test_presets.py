@@ -216,3 +216,69 @@ def test_labels_and_prototypes_of_their_own_commands_equal_those_of_the_stages()
             assert alone["source"] == stage1["source"] and alone["weights"] == stage1["weights"]
         assert prototypes["passes"] == stage1["prototype_passes"]
         assert all(labels[name] == stage2[name] for name in ("flip", "scales", "label_with"))
+
+
+# Online self-training as DAFormer's code configures it; the backbone is ours.
+SUCCESSORS = {
+    "batch_size": 2,
+    "source_width": 1280,
+    "mean_width": 1024,
+    "width_jitter": 0.0,
+    "crop_width": 512,
+    "crop_height": 512,
+    "init": "imagenet",
+    "head_lr_factor": 10.0,
+    "confidence": 0.968,
+    "target_weight": 1.0,
+    "teacher_momentum": 0.001,
+    "teacher_mode": "train",
+    "class_mix": True,
+    "class_mix_as_released": False,
+    "color_augmentation": True,
+    "freeze_bn": False,
+}
+DAFORMER = {
+    "backbone": "convnext_base",
+    "head": "daformer",
+    "iterations": 40_000,
+    "optimizer": "adamw",
+    "lr": 6e-5,
+    "weight_decay": 0.01,
+    "warmup_iterations": 1500,
+    "decay_power": 1.0,
+    "ignore_top": 15,
+    "ignore_bottom": 120,
+    "rare_class_sampling": True,
+    "rare_class_temperature": 0.01,
+    "rare_class_pixels": 3000,
+    "feature_distance": 0.005,
+}
+MIC = {"masked_consistency": 1.0, "mask_ratio": 0.7, "mask_block": 32}
+DACS = {
+    "backbone": "resnet101",
+    "head": "deeplab",
+    "iterations": 250_000,
+    "optimizer": "sgd",
+    "lr": 2.5e-4,
+    "momentum": 0.9,
+    "decay_power": 0.9,
+    "ignore_top": 0,
+    "ignore_bottom": 0,
+    "rare_class_sampling": False,
+    "feature_distance": 0.0,
+}
+
+
+@pytest.mark.parametrize("source", ["gta5", "synthia"])
+@pytest.mark.parametrize(
+    ("preset", "recipe"),
+    [
+        ("dacs", DACS | {"masked_consistency": 0.0}),
+        ("daformer", DAFORMER | {"masked_consistency": 0.0}),
+        ("mic", DAFORMER | MIC),
+    ],
+)
+def test_the_presets_of_online_self_training_are_those_of_the_publications(preset, recipe, source):
+    found = resolved("online_self_training", preset=preset, source=source)
+    expected = SUCCESSORS | recipe | {"source": source}
+    assert {name: found[name] for name in expected} == expected
