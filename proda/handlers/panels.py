@@ -9,6 +9,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from proda.engines.events import ProdaEvents
+from proda.engines.target import TargetView
 from proda.visualization import confidence_picture, grid, image_picture, label_picture
 
 PANEL_ROWS = 4
@@ -20,7 +21,8 @@ class TrainingPanels:
 
     In pretraining, which has neither labels nor predictions, these are the pairs of views of both domains.
     Reads ``engine.state.batch``, and of ``engine.state.output`` those of ``source_logits``, ``target_logits``,
-    ``pseudo_labels`` and ``rectified_labels`` that the stage computes.
+    ``pseudo_labels`` and ``rectified_labels`` that the stage computes. Where handlers have mixed or augmented
+    ``engine.state.target``, its image and labels are shown too.
     """
 
     def __init__(self, writer: SummaryWriter, colors: np.ndarray) -> None:
@@ -34,12 +36,15 @@ class TrainingPanels:
             )
 
     def __call__(self, engine: Engine) -> None:
-        for name, titles, rows in self._panels(engine.state.batch, engine.state.output):
+        trained_on = getattr(engine.state, "target", None)
+        for name, titles, rows in self._panels(engine.state.batch, engine.state.output, trained_on):
             height, width = rows[0][0].shape[:2]
             panel = grid(rows, titles, (max(width, 160), max(width, 160) * height // width))
             self.writer.add_image(name, np.asarray(panel), engine.state.iteration, dataformats="HWC")
 
-    def _panels(self, batch: dict[str, Any], out: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list]]]:
+    def _panels(
+        self, batch: dict[str, Any], out: dict[str, Any], trained_on: TargetView | None = None
+    ) -> Iterator[tuple[str, list[str], list[list]]]:
         for domain, pairs in batch.items():
             if "views" in pairs:
                 rows = [[image_picture(view) for view in views] for views in pairs["views"][:PANEL_ROWS]]
@@ -56,8 +61,11 @@ class TrainingPanels:
             target, confidence = batch["target"], out["target_logits"].softmax(1)
             # The student's input is the strong view in stages 2 and 3, and the weak view in the other stages.
             seen = "strong_image" if "teacher_logits" in out else "image"
-            columns = {
-                seen.replace("_", " "): [image_picture(image) for image in target[seen]],
+            columns = {seen.replace("_", " "): [image_picture(image) for image in target[seen]]}
+            if trained_on is not None and trained_on.image is not target[seen]:
+                columns["trained on"] = [image_picture(image) for image in trained_on.image]
+                columns["its labels"] = [label_picture(labels, self.colors) for labels in trained_on.labels]
+            columns |= {
                 "prediction": [label_picture(labels, self.colors) for labels in confidence.argmax(1)],
                 "confidence": [confidence_picture(value) for value in confidence.amax(1)],
             }

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.inference import segmentation_evaluator
+from proda.engines.target import TargetView
 from proda.handlers.board import Board, losses
 from proda.handlers.panels import PANEL_ROWS, PANEL_SIZE, TrainingPanels, ValidationPanels
 from proda.handlers.teacher import EMATeacher
@@ -109,10 +110,10 @@ def test_panels_can_be_switched_off(tmp_path):
     assert board(tmp_path).Tags()["images"] == ["val/panel"]
 
 
-def panels(output: dict, batch: dict | None = None) -> dict[str, list[str]]:
+def panels(output: dict, batch: dict | None = None, target: TargetView | None = None) -> dict[str, list[str]]:
     """Name of each panel -> its column titles."""
     rows = {}
-    for name, titles, pictures in TrainingPanels(None, COLORS)._panels(batch or tiny.batch(), output):
+    for name, titles, pictures in TrainingPanels(None, COLORS)._panels(batch or tiny.batch(), output, target):
         assert len(pictures) == B and all(len(row) == len(titles) for row in pictures)
         rows[name] = titles
     return rows
@@ -127,6 +128,14 @@ def test_the_panel_of_stage_2_shows_the_strong_view_that_the_student_sees():
     out = stage1_output() | {"teacher_logits": torch.randn(B, K, H // 4, W // 4)}
     del out["rectified_labels"]
     assert panels(out)["train/target"] == ["strong image", "prediction", "confidence", "pseudo label"]
+
+
+def test_a_panel_shows_what_handlers_have_put_in_the_place_of_the_target():
+    batch, out = tiny.batch(), stage1_output()
+    same = TargetView(batch["target"]["image"], batch["source"]["labels"].long())
+    assert "trained on" not in panels(out, batch, same)["train/target"]
+    titles = panels(out, batch, same._replace(image=same.image.clone()))["train/target"]
+    assert titles[:4] == ["image", "trained on", "its labels", "prediction"]
 
 
 def test_source_training_has_only_a_source_panel():

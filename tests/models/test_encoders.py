@@ -57,6 +57,7 @@ def test_images_are_normalised_and_filled_up_with_the_mean_colour_inside_the_net
     seen = network.encoder.seen
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
     torch.testing.assert_close(seen[:, :, :13, :22], (image - mean) / deviation)
+    assert network.neutral_color == tuple(MEAN)  # what the encoder sees as zeros
     assert seen.shape == (1, 3, 16, 24) and not seen[:, :, 13:].any() and not seen[:, :, :, 22:].any()
     assert output.logits.shape == (1, 2, 4, 6)  # 13 / 4 and 22 / 4, rounded up
 
