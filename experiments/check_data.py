@@ -29,7 +29,7 @@ from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
 from proda.experiment.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
-from proda.utils.options import Pixels
+from proda.utils.options import PathText, Pixels
 from proda.utils.progress import track
 from proda.visualization import example_sheet, frequency_picture
 
@@ -39,6 +39,7 @@ PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("t
 @dataclass
 class Config(DataConfig):
     # -- Data
+    class_statistics: PathText = ""  # file of the pixels of each class to compare; if empty, beside the data
     parts: str = "source,train,val"  # parts to check: source, target training images, target validation images
     mean_width: Pixels = 2200  # mean width of views in training in pixels; images must be large enough for them
     crop_width: Pixels = 896  # width of the crops in pixels
@@ -115,8 +116,9 @@ def check(data: Domains, part: str, folder: Path) -> DatasetReport:
     if part == "train" and len(sizes) > 1:
         report.problems.append(f"{config.target}: training images of {len(sizes)} sizes; {SAME_SIZE_NEEDED}")
     stored = data.class_statistics_file(domain)
-    if part != "val" and stored.is_file() and len(report.class_pixels) == len(dataset):
-        counted = np.stack(list(report.class_pixels.values()))
+    if part != "val" and report.labelled and stored.is_file():
+        none = np.zeros(len(data.classes.names), np.int64)  # of an image without labels
+        counted = np.stack([report.class_pixels.get(name, none) for name in dataset.names])
         if problem := problem_of_stored(stored, dataset, data.classes.names, counted):
             report.problems.append(problem)
     if part == "source" and report.labelled and not report.frequencies.any():

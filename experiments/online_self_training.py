@@ -35,13 +35,15 @@ from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
-from proda.utils.options import NonNegativeInt, PositiveFraction
+from proda.utils.options import NonNegativeInt, PositiveFraction, Scale
 
 
 @dataclass
 class Config(OnlineOptions, InitConfig, PseudoLabelConfig):
     # -- Method
     teacher_momentum: PositiveFraction = 0.001  # weight of the student in the teacher's moving average, in the end
+    # -- Data
+    val_scale: Scale = 1.0  # factor by which validation images are resized
     # -- Output
     judge_teacher: bool = False  # validate the mean teacher as well as the student, and keep it as teacher.pt
     watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
@@ -56,11 +58,20 @@ class Config(OnlineOptions, InitConfig, PseudoLabelConfig):
             )
 
 
-# Images are resized to one size, so that crops of 512 pixels show half of a photograph's width.
-VIEWS = {"batch_size": 2, "mean_width": 1024, "source_width": 1280, "width_jitter": 0.0, "crop_width": 512}
+# All images are resized to one size, photographs to half of it: a crop of 512 x 512 pixels has their height.
+VIEWS = {
+    "batch_size": 2,
+    "mean_width": 1024,
+    "source_width": 1280,
+    "width_jitter": 0.0,
+    "crop_width": 512,
+    "val_scale": 0.5,
+}
 MIXED = {**VIEWS, "class_mix": True, "color_augmentation": True}
 DAFORMER = {
     **MIXED,
+    "ignore_top": 15,
+    "ignore_bottom": 120,
     "backbone": "convnext_base",
     "head": "daformer",
     "rare_class_sampling": True,
@@ -75,7 +86,7 @@ DAFORMER = {
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "dacs": {**MIXED, "iterations": 250_000, "ignore_top": 0, "ignore_bottom": 0},
+    "dacs": {**MIXED, "iterations": 250_000},
     "daformer": DAFORMER,
     "mic": {**DAFORMER, "masked_consistency": 1.0},
     "streets": {
@@ -86,8 +97,6 @@ PRESETS = {
         "iterations": 1200,
         "val_every": 400,
         "teacher_momentum": 0.02,
-        "ignore_top": 0,
-        "ignore_bottom": 0,
         "mask_block": 8,
         "judge_teacher": True,
         "watch_every": 5,
@@ -111,7 +120,8 @@ def run(local_rank: int, config: Config) -> dict:
     # Engines: training and validation. Config inherits the fields of OnlineOptions.
     trainer = online_trainer(student_ddp, teacher.ema_model, optimizer, precision, config)
     judged = {"student": student} | ({"teacher": teacher.ema_model} if config.judge_teacher else {})
-    evaluators = {name: segmentation_evaluator(network, precision) for name, network in judged.items()}
+    scales = (config.val_scale,)
+    evaluators = {name: segmentation_evaluator(network, precision, scales=scales) for name, network in judged.items()}
 
     # The method: ClassMix, colours, masks and feature distance as the flags say; the teacher after each step.
     attach_parts(config, trainer, student, precision, data.classes.names)

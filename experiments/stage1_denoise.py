@@ -88,11 +88,6 @@ class Config(DenoiseOptions, PseudoLabelConfig):
                 "--renew_prototypes needs --renew_labels_every, and losses that use prototypes (--rectification=True "
                 "or --structure_weight)"
             )
-        if self.adabn and self.teacher_mode == "eval":
-            yield (
-                "--teacher_mode=eval with --adabn: the teacher would normalise by statistics that are recomputed only "
-                "at validations; choose one of the two"
-            )
 
 
 RELEASED = {

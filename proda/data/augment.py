@@ -48,17 +48,19 @@ def draw_weak_view(
     crop_height: int = 512,
     crop_width: int = 896,
     jitter: float = 0.5,
+    flag: str = "mean_width",
 ) -> WeakView:
     """A resize to about ``mean_width`` that keeps the aspect, a random crop, a flip half of the time.
 
     The width is uniform between 1 - ``jitter`` and 1 + ``jitter`` times ``mean_width``. Fields are 0-dim tensors. Every
-    draw raises UserError if the smallest possible resize of an image of ``full_size`` is smaller than the crop.
+    draw raises UserError if the smallest possible resize of an image of ``full_size`` is smaller than the crop; its
+    message names the ``flag`` that ``mean_width`` comes from.
     """
     aspect = full_size[1] / full_size[0]
     smallest = int((1 - jitter) * mean_width)
     if smallest < crop_width or int(smallest / aspect) < crop_height:
         raise UserError(
-            f"--mean_width={mean_width} shrinks images of {full_size[1]}x{full_size[0]} to as little as "
+            f"--{flag}={mean_width} shrinks images of {full_size[1]}x{full_size[0]} to as little as "
             f"{smallest}x{int(smallest / aspect)}, expected at least the crop, "
             f"--crop_width={crop_width} x --crop_height={crop_height}"
         )

@@ -103,16 +103,17 @@ def load_or_count(
 
 
 def problem_of_stored(path: Path, dataset: LabelledFiles, class_names: Sequence[str], pixels: np.ndarray) -> str:
-    """Why stored statistics are not those of the data set, in one line; empty if they are.
+    """What is wrong with stored statistics, in one line; empty if nothing is.
 
-    ``pixels`` int64 [N, K]: newly counted ones.
+    ``pixels`` int64 [N, K]: newly counted ones. Statistics of other images, label files or classes are not wrong: the
+    next run counts again.
     """
     try:
         stored = _load(path)
     except UserError as error:
         return str(error)
     if any(stored[key] != value for key, value in _record(dataset, class_names).items()):
-        return f"{path}: counted for other images, label files or classes; the next run counts again"
+        return ""
     wrong = int((stored["pixels"] != pixels).any(1).sum())
     return f"{path}: the pixels of {wrong} images differ from those stored; delete the file" if wrong else ""
 

@@ -53,7 +53,8 @@ class ViewPairs(Dataset):
         color_strength: float = 0.5,
     ) -> None:
         self.dataset = dataset
-        self.region_settings = {"mean_width": mean_width, "crop_height": crop_height, "crop_width": crop_width}
+        sides = {"mean_width": mean_width, "crop_height": crop_height, "crop_width": crop_width}
+        self.region_settings: dict[str, Any] = sides
         self.smallest_view = smallest_view
         self.colors = color_augmentation(color_strength, (crop_height, crop_width))
 

@@ -20,13 +20,13 @@ from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.optimization import Precision, StudentUpdate, extend, resize, split, to_float
 from proda.engines.options import DenoiseOptions
 from proda.engines.supervised import source_backward, student_of, student_update
-from proda.engines.target import TargetView
+from proda.engines.target import TargetView, unweighted
 from proda.method import IGNORE
 from proda.method.losses import mrkld, structure_consistency, symmetric_cross_entropy
 from proda.method.prototypes import class_means, distances, prototype_weights
 from proda.method.pseudo_labels import hard_labels, rectify
 from proda.method.views import SCALE, crop_soft_label_batch, warp_to_strong_view, warp_to_weak_view
-from proda.models.network import Segmentation
+from proda.models.network import Segmentation, freeze_batch_norm
 
 
 def denoise_trainer(
@@ -78,6 +78,8 @@ def denoise_trainer(
         teacher_distances: Tensor | None = None  # needed by rectification and by structure learning
         if options.needs_teacher:
             teacher.train(options.teacher_mode == "train")
+            if options.freeze_bn:
+                freeze_batch_norm(teacher)
             teacher_distances = _teacher_distances(engine, teacher, prototypes, target, precision, options)
         soft_labels = target.get("soft_labels")
         if soft_labels is None and labeller is not None:
@@ -88,9 +90,9 @@ def denoise_trainer(
         engine.state.target = TargetView(target["image"], labels)
         engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
         engine.fire_event(ProdaEvents.TARGET_READY)
-        labels = engine.state.target.labels  # a handler may have mixed them
+        image, labels = unweighted(engine.state.target)  # a handler may have mixed them
 
-        views = {"image": engine.state.target.image, "labels": labels}
+        views = {"image": image, "labels": labels}
         pixels = {"labels": update.pixels((labels != IGNORE).sum())}
         if options.structure_weight > 0:
             assert teacher_distances is not None

@@ -16,7 +16,7 @@ from proda.engines.events import ProdaEvents, proda_engine
 from proda.engines.optimization import Precision, extend, resize, split, to_float
 from proda.engines.options import DistillOptions
 from proda.engines.supervised import source_backward, student_of, student_update
-from proda.engines.target import TargetView
+from proda.engines.target import TargetView, unweighted
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
 from proda.method.views import downscale_labels, warp_to_strong_view
@@ -64,7 +64,7 @@ def distill_trainer(
                 extend(out, teacher_logits=teacher(to_float(images)).logits)
         engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
 
-        image, labels, _ = engine.state.target  # a handler may have mixed them
+        image, labels = unweighted(engine.state.target)  # a handler may have mixed them
         pixels, size = update.pixels((labels != IGNORE).sum()), tuple(labels.shape[-2:])
         views = {"image": image, "labels": labels, "teacher_logits": out["teacher_logits"]}
         for part in update.parts(views):

@@ -1,8 +1,9 @@
 """Events within an iteration, in addition to Ignite's own, and the objects that an engine's checkpoints contain.
 
-Within one iteration the events fire in the order of the class body; a stage fires only the events that apply to it.
-Without target losses, ``FURTHER_LOSSES_DUE`` comes first and ``SOURCE_BACKWARD_DONE`` after ``LOSSES_READY``; in stages
-2 and 3 the teacher sees what ``TARGET_READY`` leaves.
+A stage fires only the events that apply to it, within one iteration in the order of the class body. There are two
+exceptions. Where there is no loss on the target, ``FURTHER_LOSSES_DUE`` comes first and ``SOURCE_BACKWARD_DONE`` after
+``LOSSES_READY``. In stages 2 and 3 ``TEACHER_FORWARD_DONE`` comes after ``TARGET_READY``, as the teacher sees what that
+leaves.
 ``engine.state.output`` is a dict that grows during the iteration: at each event it holds what has been computed so
 far, detached from the graph. The functions that create the trainers list its keys.
 """
@@ -25,9 +26,7 @@ class ProdaEvents(EventEnum):
     SOURCE_BACKWARD_DONE = "source_backward_done"  # the gradients of the source loss are computed
     TEACHER_FORWARD_DONE = "teacher_forward_done"  # the teacher's prediction for the target is computed
     LABELS_RECTIFIED = "labels_rectified"  # stage 1: pseudo labels are weighted by the prototypes
-    FURTHER_LOSSES_DUE = (
-        "further_losses_due"  # call ``engine.state.update.further_loss``: a loss with a pass of its own
-    )
+    FURTHER_LOSSES_DUE = "further_losses_due"  # for ``engine.state.update.further_loss``, with a pass of its own
     TARGET_READY = "target_ready"  # ``engine.state.target`` is what the target loss will use; mix or augment it here
     LOSSES_READY = "losses_ready"  # before the last backward pass: ``engine.state.losses["mine"] = weight * term``
     BACKWARD_DONE = "backward_done"  # all gradients are computed; clip or inspect them here

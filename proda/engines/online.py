@@ -18,7 +18,7 @@ from proda.engines.options import OnlineOptions
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.engines.target import TargetView
 from proda.method.online import pixel_weights, quality, weighted_cross_entropy
-from proda.models.network import disable_dropout
+from proda.models.network import disable_dropout, freeze_batch_norm
 
 
 def online_trainer(
@@ -58,7 +58,10 @@ def online_trainer(
         engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
         engine.fire_event(ProdaEvents.TARGET_READY)
 
-        for part in update.parts(engine.state.target):
+        target = engine.state.target
+        if target.weights is None:
+            target = target._replace(weights=torch.ones_like(target.labels, dtype=torch.float32))
+        for part in update.parts(target):
             with precision.autocast():
                 prediction = student(to_float(part.image))
             logits = resize(prediction.logits, size)
@@ -78,6 +81,8 @@ def _pseudo_labels(
 ) -> None:
     """Adds the teacher's arg-max, its probability, and the share of sure pixels to the output."""
     teacher.train(options.teacher_mode == "train")
+    if options.freeze_bn:
+        freeze_batch_norm(teacher)
     disable_dropout(teacher)
     for images in split(image, options.accumulate):
         with precision.autocast():

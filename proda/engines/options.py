@@ -24,7 +24,7 @@ class StudentOptions(Options):
 
     # -- Network
     sync_bn: bool = True  # batch statistics over all processes (GPU only)
-    freeze_bn: bool = False  # keep the initial statistics, scales and shifts of the student's batch norm
+    freeze_bn: bool = False  # keep the initial statistics, scales and shifts of batch norm
     # -- Machine
     accumulate: PositiveInt = 1  # each process's batch goes through the networks in this many parts, to save memory
 
@@ -74,13 +74,13 @@ class DistillOptions(StudentOptions):
 
 @dataclass
 class OnlineOptions(StudentOptions):
-    """Options of the trainer of online self-training. The defaults are DAFormer's."""
+    """Options of the trainer of online self-training."""
 
     # -- Method
     confidence: Fraction = 0.968  # a pixel is sure from this probability on; the share of sure pixels weights an image
     target_weight: NonNegativeFloat = 1.0  # weight of the cross entropy on the pseudo labels
-    ignore_top: NonNegativeInt = 15  # rows at the top of target crops whose pseudo labels have no weight
-    ignore_bottom: NonNegativeInt = 120  # rows at the bottom of target crops whose pseudo labels have no weight
+    ignore_top: NonNegativeInt = 0  # rows at the top of target crops whose pseudo labels have no weight
+    ignore_bottom: NonNegativeInt = 0  # rows at the bottom of target crops whose pseudo labels have no weight
     teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics, as published; never with dropout
 
 

@@ -171,7 +171,7 @@ class LoopConfig(DataConfig):
 
     # -- Data
     batch_size: PositiveInt = 4  # global batch size per domain in images, split over the processes
-    mean_width: Pixels = 2200  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped
+    mean_width: Pixels = 2200  # in pixels: images are resized to about this width (0.5 to 1.5 times), then cropped
     crop_width: Pixels = 896  # width of the crops in pixels
     crop_height: Pixels = 512  # height of the crops in pixels
     # -- Length
@@ -222,11 +222,16 @@ class TrainConfig(LoopConfig):
     class_statistics: PathText = ""  # file of the pixels of each class; written if missing; if empty, beside the data
     feature_distance: NonNegativeFloat = 0.0  # weight of the distance to the initial backbone's features; 0: none
     thing_classes: str = ""  # classes that it covers, separated by commas; if empty, the objects of the benchmarks
+
     # -- Machine
     checkpoint_activations: bool = False  # keep less in memory: compute the backbone's stages again in backward passes
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        if self.class_statistics and not self.rare_class_sampling:
+            yield "--class_statistics has no effect without --rare_class_sampling"
+        if self.thing_classes and not self.feature_distance:
+            yield "--thing_classes has no effect without --feature_distance"
         if self.repeat_backbone_parameters and (self.optimizer != "sgd" or self.layer_decay != 1):
             yield "--repeat_backbone_parameters is for --optimizer=sgd and --layer_decay=1, as released"
 
@@ -255,6 +260,16 @@ class PseudoLabelConfig(AdaptConfig):
     masked_consistency: NonNegativeFloat = 0.0  # weight of the loss on masked target images; 0: none
     mask_ratio: Fraction = 0.7  # probability with which a square of the image is masked
     mask_block: PositiveInt = 32  # side of these squares in pixels
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.class_mix_as_released and not self.class_mix:
+            yield "--class_mix_as_released has no effect without --class_mix"
+        if self.adabn and getattr(self, "teacher_mode", "train") == "eval":
+            yield (
+                "--teacher_mode=eval with --adabn: the teacher would normalise by statistics that are recomputed only "
+                "at validations; choose one of the two"
+            )
 
 
 InitKind = Literal["imagenet", "simclr", "random", "weights"]

@@ -210,8 +210,10 @@ class Domains:
 
     def check_views(self, sizes: Iterable[tuple[int, int]], domain: str = "target") -> None:
         """Raises UserError if images of these sizes (height, width) are too small for the crops."""
+        own_width = domain == "source" and getattr(self.config, "source_width", 0) > 0
+        flag = "source_width" if own_width else "mean_width"
         for size in sizes:
-            draw_weak_view(np.random.default_rng(0), size, **self._views(domain))
+            draw_weak_view(np.random.default_rng(0), size, **self._views(domain), flag=flag)
 
     def _check_same_size(self) -> None:
         """Raises UserError if target training images differ in size, according to the headers of all files."""

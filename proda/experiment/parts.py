@@ -29,6 +29,7 @@ def attach_parts(
 
     Call it after copies of the student were made.
     """
+    trainer.state.takes_parts = True
     if config.feature_distance > 0:
         things = thing_classes(config.thing_classes, class_names)
         FeatureDistance(student, precision, things, weight=config.feature_distance).attach(trainer)
@@ -41,6 +42,17 @@ def attach_parts(
         ClassMix(student.num_classes, as_released=config.class_mix_as_released).attach(trainer)
     if config.color_augmentation:
         ColorAugmentation().attach(trainer)  # of the mixed image
+
+
+def check_attached(config: TrainConfig, trainer: Engine) -> None:
+    """Raises UserError if flags ask for parts and the experiment has not called :func:`attach_parts`."""
+    flags = ("feature_distance", "masked_consistency", "class_mix", "color_augmentation")
+    asked = [name for name in flags if getattr(config, name, False)]
+    if asked and not getattr(trainer.state, "takes_parts", False):
+        raise UserError(
+            f"--{asked[0]}: this experiment does not call attach_parts of proda/experiment/parts.py, so the flag would "
+            "have no effect"
+        )
 
 
 def check_parts(config: TrainConfig, class_names: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from proda.data.loaders import TrainingBatches, to_device
 from proda.engines.labelling import averaged_probabilities
 from proda.engines.optimization import Precision, to_float
 from proda.engines.options import ContrastiveOptions, DenoiseOptions, DistillOptions, StudentOptions
-from proda.experiment.config import parse_scales
+from proda.experiment.config import TrainConfig, parse_scales
 from proda.experiment.domains import STATISTICS_BATCH, Domains, UnlabelledDomains
 from proda.experiment.memory import LiveBytes, fake_tensors, tensor_bytes
 from proda.experiment.networks import architecture
@@ -152,6 +152,8 @@ def list_data(config: Any, processes: int) -> Listing:
         UserError, MissingFileError: as the run would.
     """
     kind = stage_kind(config)
+    if isinstance(config, TrainConfig):
+        config = replace(config, rare_class_sampling=False, class_statistics="")  # a plan counts no classes
     data = UnlabelledDomains(config) if kind is ContrastiveOptions else Domains(config)
     source: Any
     target: Any

@@ -16,7 +16,7 @@ from proda.experiment.config import LoopConfig
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job, experiment_name, git_commit
 from proda.experiment.networks import synchronises_batch_norm
-from proda.experiment.parts import check_parts
+from proda.experiment.parts import check_attached, check_parts
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -56,7 +56,8 @@ def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[
         lines["learning rate"] += f", head {factor * config.lr:g}"
     if config.layer_decay != 1:
         lines["learning rate"] += f", layers of the backbone {config.layer_decay:g} times that of the next"
-    lines["network"] = f"{config.backbone}, head {config.head}, {config.optimizer}"
+    head = "" if config.backbone.endswith(".py") else f", head {config.head}"  # such a file may bring its own
+    lines["network"] = f"{config.backbone}{head}, {config.optimizer}"
     alike = config.freeze_bn or synchronises_batch_norm(config, idist.device())
     if idist.get_world_size() > 1 and not alike:
         lines["batch norm"] = "statistics of each process alone: results depend on the number of processes"
@@ -124,6 +125,7 @@ def run(
         UserError: the checkpoint to resume belongs to another experiment, or has epochs of another length.
     """
     config, state = job.config, trainer.state
+    check_attached(config, trainer)
     remember(trainer, stopwatch=job.stopwatch)
     start = checkpoints.resume(trainer) if config.resume else 0
     checkpoints.check(trainer)

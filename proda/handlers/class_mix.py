@@ -43,8 +43,8 @@ class ClassMix:
         labels, pasted = source["labels"].long(), pixels_of(chosen, source["labels"])
         image = paste(pasted, source["image"], target.image)
         if pasted.shape != target.labels.shape:  # stages 1 to 3 have labels at a quarter of the resolution
-            labels = downscale_labels(labels)
-            pasted = downscale_labels(pasted.long()) == 1
+            height, width = target.labels.shape[-2:]  # rounded down where a side is no multiple of 4
+            labels, pasted = (downscale_labels(maps)[:, :height, :width] for maps in (labels, pasted))
         weights = target.weights
         if weights is not None:
             weights = weights.masked_fill(pasted, 1.0)

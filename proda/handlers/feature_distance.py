@@ -4,13 +4,16 @@ import copy
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from ignite.engine import Engine
 from torch import Tensor
 
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision, to_float
+from proda.method import IGNORE
 from proda.method.feature_distance import feature_distance, mostly_one_of
 from proda.models.network import SegmentationNetwork
+from proda.utils.errors import UserError
 
 
 class FeatureDistance:
@@ -23,12 +26,17 @@ class FeatureDistance:
     Args:
         network: the student, without a DDP wrapper, with its initial weights.
         things: numbers of the classes.
+
+    Raises:
+        UserError: the network has no ``backbone_features``.
     """
 
     def __init__(
         self, network: SegmentationNetwork, precision: Precision, things: Sequence[int], *, weight: float = 0.005
     ) -> None:
         self.network, self.precision, self.things, self.weight = network, precision, list(things), weight
+        if type(network).backbone_features is SegmentationNetwork.backbone_features:
+            raise UserError(self._cannot("have backbone_features"))
         self.frozen = copy.deepcopy(network).requires_grad_(False).eval()
         self.features: Tensor | None = None  # [B, C, h, w] of the student's last pass with gradients
 
@@ -47,16 +55,25 @@ class FeatureDistance:
         self.features = None
 
     def __call__(self, engine: Engine) -> None:
-        """Raises RuntimeError if the network does not pass the output of its backbone through ``backbone_output``."""
+        """Raises UserError if the network does not pass the output of its backbone through ``backbone_output``."""
         features, graph = self.features, engine.state.graph
         if features is None:
-            name = type(self.network).__name__
-            raise RuntimeError(f"{name} does not pass the output of its backbone through backbone_output")
+            raise UserError(self._cannot("pass the output of its backbone through backbone_output"))
+        self.features = None
         with torch.no_grad():
             with self.precision.autocast():
                 frozen = self.frozen.backbone_features(to_float(graph["source_image"]))
-            size = (features.shape[-2], features.shape[-1])
-            counted = mostly_one_of(graph["source_labels"], self.things, size)
-            everywhere = mostly_one_of(engine.state.batch["source"]["labels"], self.things, size).sum()
+            counted = self._counted(graph["source_labels"], features)
+            everywhere = self._counted(engine.state.batch["source"]["labels"], features).sum()
         distance = feature_distance(features, frozen, counted, positions=engine.state.update.pixels(everywhere))
         engine.state.losses["feature_distance"] = self.weight * distance
+
+    def _counted(self, labels: Tensor, features: Tensor) -> Tensor:
+        """Positions of the features that are of an object, bool [B, h, w]."""
+        height, width = labels.shape[-2:]
+        filled = self.network.filled_size(height, width)
+        labels = F.pad(labels, (0, filled[1] - width, 0, filled[0] - height), value=IGNORE)
+        return mostly_one_of(labels, self.things, (features.shape[-2], features.shape[-1]))
+
+    def _cannot(self, what: str) -> str:
+        return f"--feature_distance: the network {type(self.network).__name__} does not {what}"

@@ -77,9 +77,8 @@ class LabelQuality:
         self.start = torch.zeros(0) if prototypes is None else prototypes.clone()  # of the prototypes
         self.sums: dict[str, Tensor] = {}  # over the iterations since the last report
         self.samples = 0  # number of these iterations
-        self.first = torch.zeros(
-            len(self.class_names) + 1, dtype=torch.int64
-        )  # pixels of each class in the first labels
+        # Pixels of each class in the first labels.
+        self.first = torch.zeros(len(self.class_names) + 1, dtype=torch.int64)
         self.renewed = False  # the labels before rectification are not the first ones any more
         self.missing: dict[str, int] = {}  # class -> iteration of the report that it was missing from
         self.died_out: list[dict[str, Any]] = []

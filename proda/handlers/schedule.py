@@ -16,7 +16,7 @@ POWER = 0.9
 class PolynomialDecay:
     """Sets lr(i) = base * (1 - i / iterations) ** power after i steps of the optimizer; 0 from ``iterations`` on.
 
-    As long as i is less than ``warmup``, this is multiplied by (i + 1) / warmup: a linear warm-up, as DAFormer has it.
+    As long as i is less than ``warmup``, this is multiplied by (i + 1) / warmup: a linear warm-up.
     """
 
     def __init__(self, optimizer: Optimizer, iterations: int, *, power: float = POWER, warmup: int = 0) -> None:

@@ -61,7 +61,7 @@ class EncoderDecoder(SegmentationNetwork):
         """The maps of the encoder, and the height and width of the image that they are of, which was filled up."""
         image = (image - self.get_buffer("mean")) / self.get_buffer("deviation")
         # No negative numbers here and below: ONNX divides and rounds them in another way.
-        height, width = (self._filled(side) for side in image.shape[2:])
+        height, width = self.filled_size(image.shape[2], image.shape[3])
         image = F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
         if self.checkpoint_activations and not self.encoder.recomputes_stages:
             *scales, x = checkpointed(self.encoder, image)
@@ -69,10 +69,9 @@ class EncoderDecoder(SegmentationNetwork):
             *scales, x = self.encoder(image)
         return [*scales, self.backbone_output(x)], (height, width)
 
-    def _filled(self, side: int) -> int:
-        """Pixels of a side that the encoder takes."""
+    def filled_size(self, height: int, width: int) -> tuple[int, int]:
         multiple = self.encoder.multiple
-        return (side + multiple - 1) // multiple * multiple
+        return (height + multiple - 1) // multiple * multiple, (width + multiple - 1) // multiple * multiple
 
     def _cells(self, side: int) -> int:
         """Cells of the output for so many pixels, the last one perhaps in part."""

@@ -38,9 +38,7 @@ class Encoder(nn.Module):
     mean: Sequence[float] = MEAN  # of RGB in 0..1: subtracted from images
     deviation: Sequence[float] = DEVIATION  # images are divided by it
     multiple: int = 32  # images are filled up to multiples of it
-    stride: float = (
-        4.0  # pixels in a cell of the output with DAFormer's head, a multiple of 0.5; ProDA's has twice that
-    )
+    stride: float = 4.0  # pixels in a cell of the output of DAFormer's head, a multiple of 0.5; ProDA's has twice that
     checkpoint_activations: bool = False  # keep fewer activations for the backward pass
     recomputes_stages: bool = False  # ``forward`` does so itself, stage by stage; otherwise for the encoder as a whole
 

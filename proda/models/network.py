@@ -18,9 +18,7 @@ class Segmentation(NamedTuple):
     """The output for a batch, at network stride; the caller upsamples."""
 
     logits: Tensor  # [B, K, h, w] before softmax
-    features: (
-        Tensor  # [B, D, h, w] after the head's dropout, before its last convolution; prototypes are means of these
-    )
+    features: Tensor  # [B, D, h, w] between the head's dropout and last convolution; prototypes are means of these
 
 
 class SegmentationNetwork(nn.Module):
@@ -54,8 +52,15 @@ class SegmentationNetwork(nn.Module):
         raise NotImplementedError
 
     def backbone_features(self, image: Tensor) -> Tensor:
-        """Output [B, C, h, w] of the backbone for images as ``forward`` takes them. Only pretraining needs it."""
+        """Output [B, C, h, w] of the backbone for images as ``forward`` takes them.
+
+        Only pretraining and the feature distance need it.
+        """
         raise NotImplementedError
+
+    def filled_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that the backbone's output covers: more than the image's where the network fills it up."""
+        return height, width
 
     def backbone_layers(self) -> list[list[nn.Parameter]]:
         """All parameters of the backbone, in layers from the image to the output, whose learning rates may differ."""

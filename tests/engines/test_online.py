@@ -109,6 +109,26 @@ def test_the_student_is_trained_on_what_a_handler_puts_in_the_place_of_the_targe
     )
 
 
+@pytest.mark.parametrize("freeze", [False, True])
+def test_batch_norm_of_the_teacher_is_frozen_with_that_of_the_student(freeze):
+    student, teacher = tiny.network(dropout=0.0), tiny.network(1)
+    trainer_of(student, teacher, freeze_bn=freeze).run([tiny.batch()])
+    assert teacher.bn1.training == student.bn1.training == (not freeze)
+    assert not teacher.layer5.head[0].training  # dropout
+
+
+def test_a_target_without_weights_counts_fully():
+    losses = []
+    for weights in (None, torch.ones(B, H, W)):
+        trainer = trainer_of()
+        trainer.add_event_handler(
+            ProdaEvents.TARGET_READY,
+            lambda e, w=weights: setattr(e.state, "target", e.state.target._replace(weights=w)),
+        )
+        losses.append(trainer.run([tiny.batch()]).output["loss_target"])
+    assert losses[0] == losses[1] > 0
+
+
 def test_the_teacher_starts_as_the_mean_of_all_students():
     student = tiny.network(dropout=0.0)
     teacher = EMATeacher(student, 0.01, start_as_mean=True)

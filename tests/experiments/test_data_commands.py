@@ -374,6 +374,11 @@ def test_runs_use_the_statistics_that_a_flag_names(inputs, tmp_path, capsys):
         (["--ignore_top=10", "--ignore_bottom=14"], "nothing is left of crops of 24 rows"),
         (["--rare_class_sampling", "--rare_class_pixels=2000000"], "no source image has so many pixels of any class"),
         (["--mask_block=0"], "--mask_block=0: expected a whole number above 0"),
+        (["--class_mix=False", "--class_mix_as_released"], "--class_mix_as_released has no effect without --class_mix"),
+        (["--feature_distance=0", "--thing_classes=car"], "--thing_classes has no effect without --feature_distance"),
+        (["--rare_class_sampling=False", "--class_statistics=x"], "no effect without --rare_class_sampling"),
+        (["--adabn", "--teacher_mode=eval"], "--teacher_mode=eval with --adabn"),
+        (["--source_width=60"], "--source_width=60 shrinks images of 96x48"),
     ],
 )
 def test_flags_of_parts_that_cannot_be_used_are_one_line(inputs, tmp_path, capsys, flags, message):

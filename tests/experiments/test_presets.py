@@ -224,6 +224,7 @@ SUCCESSORS = {
     "source_width": 1280,
     "mean_width": 1024,
     "width_jitter": 0.0,
+    "val_scale": 0.5,
     "crop_width": 512,
     "crop_height": 512,
     "init": "imagenet",

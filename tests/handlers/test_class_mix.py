@@ -84,3 +84,40 @@ def test_teacher_and_student_of_stage_2_see_the_mixed_image():
     with torch.no_grad():
         expected = tiny.network(1).eval()(seen[0].float() / 255).logits
     torch.testing.assert_close(output["teacher_logits"], expected)
+
+
+def test_crops_whose_sides_are_no_multiples_of_four():
+    batch = tiny.batch()
+    batch["source"] = {name: maps[..., :30, :62] for name, maps in batch["source"].items()}
+    batch["target"]["image"] = batch["target"]["image"][..., :30, :62]
+    _, after, output = mixed("online", batch)
+    assert output["pasted"].shape == (B, 30, 62) == after.labels.shape
+    trainer = trainer_of("online")
+    ClassMix(K).attach(trainer)
+
+    @trainer.on(ProdaEvents.FURTHER_LOSSES_DUE)
+    def quarter(engine):
+        engine.state.target = engine.state.target._replace(
+            labels=torch.zeros(B, 7, 15, dtype=torch.long), weights=torch.ones(B, 7, 15)
+        )
+
+    @trainer.on(ProdaEvents.TARGET_READY)
+    def seen(engine):
+        assert engine.state.target.labels.shape == (B, 7, 15) == engine.state.output["pasted"].shape
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):  # seen enough
+        trainer.run([batch])
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_stages_without_weights_refuse_those_of_a_handler(stage):
+    trainer = trainer_of(stage)
+
+    @trainer.on(ProdaEvents.TARGET_READY)
+    def weigh(engine):
+        target = engine.state.target
+        engine.state.target = target._replace(weights=torch.ones_like(target.labels, dtype=torch.float32))
+
+    with pytest.raises(ValueError, match="which this stage does not use"):
+        trainer.run([tiny.batch()])

@@ -7,8 +7,11 @@ from proda.engines.events import ProdaEvents
 from proda.engines.supervised import supervised_trainer
 from proda.handlers.feature_distance import FeatureDistance
 from proda.method.feature_distance import mostly_one_of
+from proda.models.build import build_network
+from proda.models.network import SegmentationNetwork
+from proda.utils.errors import UserError
 from tests import tiny
-from tests.tiny import PRECISION
+from tests.tiny import PRECISION, K
 
 THINGS = [0, 1]
 
@@ -78,7 +81,7 @@ def test_nothing_keeps_the_features_after_the_backward_pass():
     kept = []
     trainer.add_event_handler(ProdaEvents.SOURCE_LOSSES_READY, lambda _: kept.append(handler.features is not None))
     trainer.run([batch()])
-    assert kept == [True] and handler.features is None
+    assert kept == [False] and handler.features is None  # let go of at once: the teacher's pass comes next
 
 
 def test_evaluation_leaves_no_features():
@@ -94,5 +97,21 @@ def test_a_network_that_hides_its_backbone_is_named(monkeypatch):
     trainer, _ = trainer_of(network)
     monkeypatch.setattr(type(network), "forward", lambda self, x: self.layer5(torch.rand(len(x), 256, 9, 17)))
     monkeypatch.setattr(type(network), "num_features", 32, raising=False)
-    with pytest.raises(RuntimeError, match="DeepLab does not pass the output of its backbone through backbone_output"):
+    with pytest.raises(UserError, match="DeepLab does not pass the output of its backbone through backbone_output"):
         trainer.run([batch()])
+
+
+def test_a_network_without_features_of_its_backbone_is_named(monkeypatch):
+    network = tiny.network()
+    monkeypatch.setattr(type(network), "backbone_features", SegmentationNetwork.backbone_features)
+    with pytest.raises(UserError, match="the network DeepLab does not have backbone_features"):
+        FeatureDistance(network, PRECISION, THINGS)
+
+
+def test_labels_are_filled_up_as_the_network_fills_up_the_image():
+    """A crop of 40 x 72 pixels becomes 64 x 96: its last cells show the filling too."""
+    network = build_network("convnext_tiny", K, head="daformer", dropout=0.0)
+    handler = FeatureDistance(network, PRECISION, [1])
+    labels = torch.ones(1, 40, 72, dtype=torch.uint8)
+    counted = handler._counted(labels, torch.zeros(1, 768, 2, 3))
+    assert counted.tolist() == [[[True, True, False], [False, False, False]]]
