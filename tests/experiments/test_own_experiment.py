@@ -10,9 +10,12 @@ from tests import small_runs
 
 FILE = "tests/experiments/my_experiment.py"
 ITERATION = [
+    "source_losses_ready",
     "source_backward_done",
     "teacher_forward_done",
     "labels_rectified",
+    "further_losses_due",
+    "target_ready",
     "losses_ready",
     "backward_done",
     "optimizer_stepped",
