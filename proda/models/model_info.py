@@ -27,7 +27,7 @@ class ModelInfo:
     # Its input.
     normalisation: str = NORMALISATION
     size: tuple[int, int] | None = None  # width and height that every image was resized to; None: images as they are
-    mean_width: int = 0  # images were resized to 0.5 to 1.5 times this width for training, then cropped
+    mean_width: int = 0  # target images were resized to about this width for training, then cropped
     # The run.
     source: str = ""  # labelled domain: a benchmark, or the name of a description file
     target: str = ""  # unlabelled domain
