@@ -8,8 +8,9 @@ teacher becomes sure. One iteration is in proda/engines/online.py, and this file
 the --teacher of stage 2.
 
 Published, GTA5 -> Cityscapes (SYNTHIA, 16 classes), in mIoU: dacs (arXiv:2007.08702) 52.1 (48.3); daformer
-(arXiv:2111.14887) 68.3 (60.9) and mic (arXiv:2212.01322) on its network 70.6 (62.2). Both had the backbone MiT-B5,
-whose weights are not free for commercial use. The presets have ConvNeXt instead; nobody has measured them at full size.
+(arXiv:2111.14887) 68.3 (60.9); mic (arXiv:2212.01322) 75.9 (67.3) with HRDA's two resolutions, which are not offered.
+The last two had the backbone MiT-B5, whose weights are not free for commercial use. The presets have ConvNeXt instead;
+nobody has measured them at full size.
 """
 
 from collections.abc import Iterator

@@ -222,8 +222,12 @@ def rand_per_image(images: Tensor, *shape: int) -> Tensor:
     They are drawn for the global batch, of which each process has one contiguous part, so that they do not depend on
     the number of processes, whose generators are in the same state (see ``SeedIterations``).
     """
-    count = len(images)
-    draws = torch.rand(idist.get_world_size() * count, *shape, device=images.device)
+    return of_own_images(torch.rand(idist.get_world_size() * len(images), *shape, device=images.device))
+
+
+def of_own_images(draws: Any) -> Any:
+    """This process's part of numbers that were drawn for the global batch: a tensor or array, images first."""
+    count = len(draws) // idist.get_world_size()
     return draws[idist.get_rank() * count :][:count]
 
 

@@ -30,8 +30,8 @@ def initial_network(
     """
     if config.init == "weights":
         return load_network(config, classes, device, flag="init_file")
-    options = {"head": config.head, "bn_pretrain": bn_pretrain, "dropout": config.dropout}
-    network = build_network(config.backbone, len(classes.names), **options)  # type: ignore[arg-type] # each has its own
+    options: dict[str, Any] = {"head": config.head, "bn_pretrain": bn_pretrain, "dropout": config.dropout}
+    network = build_network(config.backbone, len(classes.names), **options)
     _fill_backbone(network, config)
     return _ready(network, config, device)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from proda.data.color import NUMBERS, change_colors, color_changes
 from proda.engines.events import ProdaEvents
+from proda.engines.optimization import of_own_images
 
 
 class ColorAugmentation:
@@ -29,6 +30,5 @@ def augmented(images: Tensor) -> Tensor:
     The random numbers are NumPy's, as they are needed on the CPU. They are drawn for the global batch, so that they do
     not depend on the number of processes (see ``rand_per_image``).
     """
-    draws = np.random.random((idist.get_world_size() * len(images), NUMBERS))
-    changes = color_changes(draws[idist.get_rank() * len(images) :][: len(images)])
+    changes = color_changes(of_own_images(np.random.random((idist.get_world_size() * len(images), NUMBERS))))
     return torch.stack([change_colors(image, change) for image, change in zip(images, changes, strict=True)])

@@ -9,7 +9,7 @@ from proda.engines.optimization import Precision, rand_per_image, resize, to_flo
 from proda.handlers.color_augmentation import augmented
 from proda.method import IGNORE
 from proda.method.masking import block_mask, mask_grid, masked
-from proda.method.online import quality, weighted_cross_entropy
+from proda.method.online import CONFIDENT, quality, weighted_cross_entropy
 from proda.models.network import SegmentationNetwork
 
 
@@ -33,7 +33,7 @@ class MaskedConsistency:
         weight: float = 1.0,
         ratio: float = 0.7,
         block: int = 32,
-        confidence: float = 0.968,
+        confidence: float = CONFIDENT,
     ) -> None:
         self.precision, self.weight, self.ratio, self.block = precision, weight, ratio, block
         self.confidence = confidence

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from proda.method.losses import divisor
+
 # Objects, which ImageNet has classes for, unlike road or sky.
 THINGS = (
     *("traffic_light", "traffic_sign", "person", "rider", "car"),
@@ -35,5 +37,5 @@ def feature_distance(features: Tensor, frozen: Tensor, counted: Tensor, *, posit
     of that of the counted ones.
     """
     distances = torch.linalg.vector_norm(features.float() - frozen.float(), dim=1)
-    count = counted.sum() if positions is None else positions
-    return distances.where(counted, 0.0).sum() / count.clamp(min=1e-6).where(count > 0, 1.0)
+    total = distances.where(counted, 0.0).sum()
+    return total / divisor(counted.sum() if positions is None else positions)

@@ -36,7 +36,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = Non
     whole = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
     total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction=whole).sum()
     pixels = (labels != IGNORE).sum() if pixels is None else pixels
-    return total / _divisor(pixels) + torch.where(pixels > 0, 0.0, empty)
+    return total / divisor(pixels) + torch.where(pixels > 0, 0.0, empty)
 
 
 def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = None) -> Tensor:
@@ -50,7 +50,7 @@ def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | No
     p_label = p.gather(1, labels.long().where(valid, 0).unsqueeze(1)).squeeze(1)
     # log q is 0 at the label and the same large negative number at every other class.
     per_pixel = -math.log(SMALLEST_LABEL) * (p.sum(1) - p_label)
-    return (per_pixel * valid).sum() / _divisor(valid.sum() if pixels is None else pixels)
+    return (per_pixel * valid).sum() / divisor(valid.sum() if pixels is None else pixels)
 
 
 def symmetric_cross_entropy(
@@ -108,7 +108,7 @@ def structure_consistency(
     teacher = (-temperature * teacher_distances.detach().float()).softmax(1)
     divergence = F.kl_div(log_student, teacher, reduction="none").sum(1)
     valid = valid.reshape(divergence.shape).bool()
-    pixels = _divisor(valid.sum() if pixels is None else pixels)
+    pixels = divisor(valid.sum() if pixels is None else pixels)
     return divergence.where(valid, 0).sum() / (pixels * student_distances.shape[1])
 
 
@@ -140,7 +140,7 @@ def discriminator_loss(disc_source: Tensor, disc_target: Tensor, *, kind: GanKin
     return _domain_loss(disc_source, 0.0, kind) + _domain_loss(disc_target, 1.0, kind)
 
 
-def _divisor(pixels: Tensor) -> Tensor:
+def divisor(pixels: Tensor) -> Tensor:
     """The number of pixels to divide by; 1 if there are none, because their sum is 0 anyway."""
     return torch.where(pixels > 0, pixels, 1).float()
 

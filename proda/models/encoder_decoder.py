@@ -5,6 +5,7 @@ B batch, K classes, D features, H W image height and width, h w those of the out
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -119,5 +120,5 @@ def on_encoder(make: Callable[[], Encoder]) -> Callable[..., EncoderDecoder]:
     return partial(_build, make)
 
 
-def _build(make: Callable[[], Encoder], num_classes: int, **options: object) -> EncoderDecoder:
-    return EncoderDecoder(num_classes, make(), **options)  # type: ignore[arg-type] # those of build_network
+def _build(make: Callable[[], Encoder], num_classes: int, **options: Any) -> EncoderDecoder:
+    return EncoderDecoder(num_classes, make(), **options)

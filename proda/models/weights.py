@@ -175,9 +175,9 @@ def load_network(
     if not count:
         raise UserError(f"{path}: its number of classes is unknown; set --source or --num_classes")
     made_head = next((name for name in (info.head, head) if name in HEADS), HEADS[0])
-    options = {"head": made_head, "bn_pretrain": _has_extra_norm(weights.model), "dropout": dropout}
+    options: dict[str, Any] = {"head": made_head, "bn_pretrain": _has_extra_norm(weights.model), "dropout": dropout}
     try:
-        network = build_network(backbone or made_with, count, **options)  # type: ignore[arg-type] # each has its own
+        network = build_network(backbone or made_with, count, **options)
     except UserError as error:
         if backbone:
             raise
