@@ -31,8 +31,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from proda.engines.optimization import Precision
-from proda.experiment.memory import fake_tensors
-from proda.experiment.plan import stage_memory
+from proda.experiment.live_bytes import fake_tensors
+from proda.experiment.memory import stage_memory
 from proda.experiment.workloads import batches, workload
 
 # Dense TFLOP/s from the makers' data sheets: half precision on tensor cores, TF32, and float32.

@@ -19,7 +19,7 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.stage1_denoise import Config
-from proda.experiment.plan import GB, stage_memory
+from proda.experiment.memory import GB, stage_memory
 from proda.experiment.tables import markdown_table
 from proda.experiment.workloads import Sizes
 from proda.models.build import build_network

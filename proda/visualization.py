@@ -37,10 +37,11 @@ def overlay(photo: np.ndarray, labels: np.ndarray, colors: np.ndarray, strength:
     return np.asarray(Image.blend(Image.fromarray(photo), Image.fromarray(colorize(labels, colors)), strength))
 
 
-def legend(names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
+def legend(names: Sequence[str], colors: Iterable[np.ndarray | None], width: int) -> Image.Image:
     """Classes with their colours in as many rows as they need, for a picture of this width in pixels.
 
-    The size of the text grows with the width. The legend is wider than asked for if a name would not fit.
+    A class without a colour is striped. The size of the text grows with the width. The legend is wider than asked for
+    if a name would not fit.
     """
     size = max(12, width // 64)
     font, gap = ImageFont.load_default(size), size // 2
@@ -55,7 +56,10 @@ def legend(names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
     sheet = Image.new("RGB", (width, y + line), "white")
     draw = ImageDraw.Draw(sheet)
     for name, color, (x, y) in zip(names, colors, places, strict=True):
-        draw.rectangle((x, y, x + size - 1, y + size - 1), fill=tuple(map(int, color)), outline="black")
+        if color is None:
+            sheet.paste(Image.fromarray(_stripes(size, size)), (x, y))
+        else:
+            draw.rectangle((x, y, x + size - 1, y + size - 1), fill=tuple(map(int, color)), outline="black")
         draw.text((x + size + gap // 2, y + size // 2), _words(name), fill="black", font=font, anchor="lm")
     return sheet
 
@@ -158,14 +162,15 @@ def example_sheet(
     """
     pictures = [(title, _named_overlay(image, labels, names, colors, width)) for title, image, labels in examples]
     height = max(picture.height for _, picture in pictures) + _LINE
-    legend = _legend(names, colors, columns * (width + GAP) - GAP)
+    numbered = [f"{k} {name}" for k, name in enumerate(names)]
+    key = legend([*numbered, "no label"], [*colors, None], columns * (width + GAP) - GAP)
     rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (legend.width, legend.height + rows * (height + GAP)), "white")
-    sheet.paste(legend, (0, 0))
+    sheet = Image.new("RGB", (key.width, key.height + rows * (height + GAP)), "white")
+    sheet.paste(key, (0, 0))
     draw = ImageDraw.Draw(sheet)
     for number, (title, picture) in enumerate(pictures):
         row, column = divmod(number, columns)
-        x, y = column * (width + GAP), legend.height + row * (height + GAP)
+        x, y = column * (width + GAP), key.height + row * (height + GAP)
         draw.text((x + 2, y + _LINE // 2), title, "black", _FONT, anchor="lm")
         sheet.paste(picture, (x, y + _LINE))
     return sheet
@@ -186,14 +191,14 @@ def _named_overlay(
         if shares[k] < _NAMED_SHARE:
             break
         place = _deepest_point(values == k)
-        left, top, right, bottom = draw.textbbox(place, names[k], _FONT, anchor="mm", stroke_width=2)
+        left, top, right, bottom = draw.textbbox(place, _words(names[k]), _FONT, anchor="mm", stroke_width=2)
         move = max(-left, 0) - max(right - size[0], 0), max(-top, 0) - max(bottom - size[1], 0)
         box = (left + move[0], top + move[1], right + move[0], bottom + move[1])
         if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             continue
         taken.append(box)
         middle = (place[0] + move[0], place[1] + move[1])
-        draw.text(middle, names[k], "white", _FONT, anchor="mm", stroke_width=2, stroke_fill="black")
+        draw.text(middle, _words(names[k]), "white", _FONT, anchor="mm", stroke_width=2, stroke_fill="black")
     return picture
 
 
@@ -216,24 +221,6 @@ def _deepest_point(mask: np.ndarray) -> tuple[int, int]:
         inside = smaller
     rows, columns = np.nonzero(inside)
     return int(columns[len(columns) // 2]) * scale, int(rows[len(rows) // 2]) * scale
-
-
-def _legend(names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
-    """Squares of the colours with the numbers and names of the classes, in as many lines as they need."""
-    entries = [f"{k} {name}" for k, name in enumerate(names)] + ["striped: no label"]
-    cell = max(_text_size(entry)[0] for entry in entries) + 34
-    columns = max(1, width // cell)
-    sheet = Image.new("RGB", (max(width, cell), -(-len(entries) // columns) * 20 + 6), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, entry in enumerate(entries):
-        row, column = divmod(number, columns)
-        x, y = column * cell + 4, row * 20 + 4
-        if number < len(names):
-            draw.rectangle((x, y, x + 16, y + 14), fill=tuple(map(int, colors[number])), outline="black")
-        else:
-            sheet.paste(Image.fromarray(_stripes(17, 15)), (x, y))
-        draw.text((x + 22, y + 8), entry, "black", _FONT, anchor="lm")
-    return sheet
 
 
 def _words(name: str) -> str:

@@ -1,113 +1,173 @@
-"""How much memory work on tensors takes, counted without doing it.
+"""The memory that a process of a training run takes, and the flags with which it fits a GPU.
 
-Under ``fake_tensors`` every tensor has a shape, a type and a device but no data, so networks and batches of any size
-cost neither memory nor arithmetic. ``LiveBytes`` counts the bytes of the tensors that exist, as it does for real ones.
+It is counted on tensors without data (:mod:`proda.experiment.live_bytes`), in an iteration of the run's own update
+(:mod:`proda.experiment.workloads`) and in what the run does besides. It does not depend on the machine that counts.
 """
 
-import contextlib
-import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
+from proda.engines.labelling import averaged_probabilities
+from proda.engines.optimization import Precision, to_float
+from proda.engines.options import ContrastiveOptions, DistillOptions
+from proda.experiment.config import parse_scales
+from proda.experiment.domains import STATISTICS_BATCH
+from proda.experiment.live_bytes import LiveBytes, fake_tensors, tensor_bytes
+from proda.experiment.workloads import Sizes, Workload, batches, stage_kind, workload
+from proda.handlers.statistics import AdaBN
+from proda.method.metrics import mutual_information
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations return within the context: ``live`` now, and their ``peak``.
+GB = 2**30  # of memory, as for GPUs; of disk space 1e9 bytes
+GPUS = (11, 16, 24, 80)  # GB of memory
+# What is not counted: the context of CUDA with its libraries, and gaps between blocks and work space of convolutions.
+CONTEXT, MARGIN = 0.6 * GB, 1.1
 
-    Each storage counts once, however many views of it exist, until the last of them is gone. What an operation
-    allocates and releases within itself is not seen: work space of convolutions, and copies inside fused kernels.
+
+class Memory(NamedTuple):
+    """Bytes of one process."""
+
+    networks: dict[str, int]  # parameters and buffers of each network
+    optimizers: int
+    gradients: int  # with several processes, the copies in DDP's buckets too
+    peaks: dict[str, int]  # phase of the run -> everything that is in memory at its peak
+    checkpoint: int  # bytes of a checkpoint file
+    model: int  # bytes of a file such as last.pt
+    parameters: dict[str, int]  # number of parameters of each network
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values())
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.peaks, key=self.peaks.__getitem__)
+
+    @property
+    def with_margin(self) -> float:
+        """What a GPU has to have: the peak, and an allowance for what is not counted."""
+        return MARGIN * self.peak + CONTEXT
+
+
+def stage_memory(config: Any, sizes: Sizes, processes: int = 1) -> Memory:
+    """The memory of a process, counted on tensors without data. It does not depend on this machine."""
+    config = replace(config, compile=False)
+    precision = Precision("cpu", "off" if config.amp == "off" else "bf16")  # fp16 has the same size
+    real = batches(config, sizes)
+    with fake_tensors() as count:
+        training, validation = (tree_map_only(torch.Tensor, _without_data, batch) for batch in real)
+        work = workload(config, sizes, precision, training, validation)
+        _fill_optimizers(work)
+        networks = {name: tensor_bytes(list(net.state_dict().values())) for name, net in work.networks.items()}
+        checkpoint = tensor_bytes([part.state_dict() for part in work.trainer.state.remembered.values()])
+        peaks = {"training": _peak(count, lambda: work.trainer.run([work.batch]))}
+        work.trainer.state.output = work.trainer.state.batch = None
+        trained = [parameter for net in work.networks.values() for parameter in net.parameters()]
+        gradients = tensor_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
+        for phase, run in _other_phases(config, sizes, precision, work):
+            peaks[phase] = _peak(count, run)
+        buckets = gradients if processes > 1 else 0  # DDP copies gradients into them
+        return Memory(
+            networks=networks,
+            optimizers=tensor_bytes([optimizer.state_dict()["state"] for optimizer in work.optimizers]),
+            gradients=gradients + buckets,
+            peaks={phase: peak + buckets for phase, peak in peaks.items()},
+            checkpoint=checkpoint,
+            model=networks["student"] + networks.get("discriminator", 0),
+            parameters={name: sum(p.numel() for p in net.parameters()) for name, net in work.networks.items()},
+        )
+
+
+def _without_data(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+
+
+def _fill_optimizers(work: Workload) -> None:
+    """Gives the optimisers the state that they have from their first step on."""
+    for optimizer in work.optimizers:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _peak(count: LiveBytes, run: Callable[[], Any]) -> int:
+    """The bytes in memory at the peak of ``run()``, with all that was there before."""
+    count.reset_peak()
+    run()
+    return count.peak
+
+
+def _other_phases(
+    config: Any, sizes: Sizes, precision: Precision, work: Workload
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What a run does besides training, where it may take more memory. Gradients are still there meanwhile."""
+    image = torch.zeros(config.val_batch_size, 3, *sizes.full_image, dtype=torch.uint8)
+
+    def validate() -> None:
+        output = work.evaluator._process_function(work.evaluator, work.validation_batch)
+        if isinstance(output, dict):  # pretraining has embeddings instead
+            mutual_information(output["logits"])
+
+    @torch.no_grad()
+    def write_hard_labels() -> None:
+        with precision.autocast():
+            flip, scales = averaged_over(config)
+            averaged_probabilities(work.labellers, to_float(image), flip=flip, scales=scales).max(1)
+
+    def statistics() -> None:
+        batch = {"image": torch.zeros(STATISTICS_BATCH, 3, *sizes.full_image, dtype=torch.uint8)}
+        work.networks["student"].train()
+        AdaBN(work.networks["student"], [batch], precision)(work.trainer)
+
+    yield "validation", validate
+    if stage_kind(config) is DistillOptions:  # soft labels take less than the validation, for lack of full-size maps
+        yield "pseudo labels", write_hard_labels
+    if getattr(config, "adabn", False):
+        yield "AdaBN", statistics
+
+
+def fitting(config: Any, sizes: Sizes, processes: int, memory: Memory) -> dict[int, tuple[dict[str, Any], Memory]]:
+    """GB of a GPU -> the first changes of flags with which a process fits it, and its memory then.
+
+    A GPU that none is enough for is missing. ``memory``: that of ``config`` itself.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()  # addresses of the storages that are alive
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._count, result)
-        return result
-
-    def reset_peak(self) -> None:
-        self.peak = self.live
-
-    def _count(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        address, size = storage._cdata, storage.nbytes()
-        if address not in self._known:
-            self._known.add(address)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._release, address, size)
-        return tensor
-
-    def _release(self, address: int, size: int) -> None:
-        self._known.discard(address)
-        self.live -= size
+    found: dict[int, tuple[dict[str, Any], Memory]] = {}
+    for changes in ladder(config, sizes, memory):
+        changed = stage_memory(replace(config, **changes), sizes, processes) if changes else memory
+        for size in GPUS:
+            if changed.with_margin <= size * GB:
+                found.setdefault(size, (changes, changed))
+        if len(found) == len(GPUS):
+            break
+    return found
 
 
-@contextlib.contextmanager
-def fake_tensors() -> Iterator[LiveBytes]:
-    """A context in which no tensor has data; gives the count of the bytes that real ones would take.
-
-    Tensors from outside cannot be used in it, and an operation whose result's shape depends on data raises. On a
-    machine without a GPU the fake tensors are those of the CPU, with the memory that CUDA's would take.
-    """
-    with FakeTensorMode(), LiveBytes() as count, _FakeAsReal():
-        yield count
-
-
-def built(build: Callable[[], nn.Module], device: torch.device) -> Any:
-    """What ``build()`` returns, on ``device``; within ``fake_tensors``, with tensors without data.
-
-    Libraries read numbers out of tensors when they build a network, so it is built outside of such a context then.
-    """
-    if detect_fake_mode() is None:
-        with device:
-            return build()
-    with _disable_current_modes(), torch.device("meta"):
-        network = build()
-    return network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+def ladder(config: Any, sizes: Sizes, memory: Memory) -> Iterator[dict[str, Any]]:
+    """Changes of flags that save more and more memory; those that change least come first. The first is none."""
+    known = {field.name for field in fields(config)}
+    changes: dict[str, Any] = {}
+    yield changes
+    if config.val_batch_size > 1 and memory.peak_phase != "training":
+        changes = changes | {"val_batch_size": 1}
+        yield changes
+    if config.amp == "off":
+        changes = changes | {"amp": "bf16"}
+        yield changes
+    if "checkpoint_activations" in known and not config.checkpoint_activations:
+        changes = changes | {"checkpoint_activations": True}
+        yield changes
+    if stage_kind(config) is not ContrastiveOptions:  # it compares all images of a batch with one another
+        for parts in sorted({2, sizes.images}):
+            if parts > config.accumulate and sizes.images % parts == 0:
+                changes = changes | {"accumulate": parts}
+                yield changes
 
 
-class _FakeAsReal(TorchFunctionMode):
-    """What fake tensors of the CPU would do otherwise than real ones on CUDA.
-
-    Autocast computes group norm in float32 on CUDA, and in half precision on the CPU; it treats no other operation of
-    the networks differently. Fake tensors cannot be deep-copied.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.group_norm and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return func(args[0].float(), *args[1:], **(kwargs or {}))
-        if func is Tensor.__deepcopy__:
-            return _deepcopy(*args)
-        return func(*args, **(kwargs or {}))
-
-
-def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
-    if id(tensor) not in memo:
-        copy = tensor.detach().clone()
-        memo[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
-    return memo[id(tensor)]
-
-
-def tensor_bytes(tensors: Any) -> int:
-    """Bytes of the different storages of all tensors in nested dicts, lists and tuples."""
-    storages: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage.nbytes()
-        return tensor
-
-    tree_map_only(Tensor, note, tensors)
-    return sum(storages.values())
+def averaged_over(config: Any) -> tuple[bool, tuple[float, ...]]:
+    """``--flip`` and ``--scales`` of an experiment that has these flags."""
+    return getattr(config, "flip", False), parse_scales(getattr(config, "scales", "1"))

@@ -42,7 +42,7 @@ from proda.engines.options import (
 from proda.engines.supervised import supervised_trainer
 from proda.experiment.config import TrainConfig
 from proda.experiment.domains import view_settings
-from proda.experiment.memory import built
+from proda.experiment.live_bytes import built
 from proda.experiment.networks import compile_network, make_optimizer, parallel
 from proda.experiment.parts import attach_parts
 from proda.handlers.prototypes import PrototypeEMA, Prototypes

@@ -1,93 +1,82 @@
-import copy
+from dataclasses import replace
 
 import pytest
-import torch
 
-from proda.experiment.memory import LiveBytes, fake_tensors, tensor_bytes
-from proda.models.build import build_network
-
-
-def forward(network: torch.nn.Module, device: str, amp: bool) -> torch.Tensor:
-    """Logits of a batch; autocast is set without asking whether the device exists, as torch.autocast would."""
-    image = torch.rand(2, 3, 256, 384, device=device)
-    torch.set_autocast_dtype(device, torch.bfloat16)
-    torch.set_autocast_enabled(device, amp)
-    try:
-        return network(image).logits
-    finally:
-        torch.set_autocast_enabled(device, False)
-        torch.clear_autocast_cache()
+from proda.engines.optimization import Precision
+from proda.experiment import memory, plan
+from proda.experiment.live_bytes import LiveBytes, tensor_bytes
+from proda.experiment.memory import GB, MARGIN
+from proda.experiment.workloads import batches, workload
+from tests import small_runs
+from tests.experiment.test_plan import SIZES, STAGES, config, memory_of
 
 
-def test_a_storage_counts_once_and_until_its_last_view_is_gone():
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_counted_peak_is_that_of_a_real_iteration(stage):
+    settings = config(stage)
+    counted = memory.stage_memory(settings, SIZES)
+    made_up = batches(settings, SIZES)
     with LiveBytes() as count:
-        numbers = torch.zeros(10, 10)
-        view = numbers[2:4]
-        assert (count.live, count.peak) == (400, 400)
-        del numbers
-        assert count.live == 400
-        more = view + 1
-        assert count.live == 480
-        del view, more
-    assert (count.live, count.peak) == (0, 480)
-
-
-def test_the_peak_is_that_since_its_last_reset():
-    with LiveBytes() as count:
-        torch.zeros(100)
-        assert (count.live, count.peak) == (0, 400)
-        kept = torch.zeros(10)
+        work = workload(settings, SIZES, Precision("cpu"), *made_up)
+        work.trainer.run([work.batch])  # gives the optimisers their state
         count.reset_peak()
-        assert count.peak == 40
-    assert len(kept) == 10
+        work.trainer.run([work.batch])
+    real = count.peak + tensor_bytes(made_up)  # the batches were made before the count began
+    assert counted.peaks["training"] == pytest.approx(real, rel=0.01)
 
 
-def test_a_fake_network_takes_no_memory_and_counts_what_a_real_one_does():
-    def count_one() -> list[int]:
-        network = build_network("tiny", 5)
-        found = [count.live]
-        count.reset_peak()
-        image = torch.rand(2, 3, 64, 96)
-        network(image).logits.sum().backward()
-        return [*found, count.live, count.peak]
-
-    with LiveBytes() as count:
-        real = count_one()
-    with fake_tensors() as count:
-        assert count_one() == real
-    assert real[0] > 0 and real[2] > 5 * real[0]
+@pytest.mark.parametrize("stage", ["warmup", "stage1_denoise"])
+def test_files_have_the_counted_sizes(stage, data, weights, tmp_path):
+    counted = memory.stage_memory(config(stage), SIZES)
+    small_runs.train(stage, data, weights, tmp_path, iterations=2)
+    assert (tmp_path / "checkpoint_2.pt").stat().st_size == pytest.approx(counted.checkpoint, rel=0.15)
+    assert (tmp_path / "last.pt").stat().st_size == pytest.approx(counted.model, rel=0.15)
 
 
-def test_half_precision_counts_as_on_cuda():
-    # Backward passes on fake CUDA tensors need a GPU, but forward passes and what they keep for it do not.
-    kept = {}
-    for device in ("cpu", "cuda"):
-        for amp in (False, True):
-            with fake_tensors() as count:
-                with torch.device(device):
-                    network = build_network("resnet50", 19)
-                before = count.live
-                output = forward(network, device, amp)
-                kept[device, amp] = count.live - before
-                assert output.dtype == (torch.bfloat16 if amp else torch.float32)
-                del output
-    assert kept["cpu", False] == kept["cuda", False]
-    assert kept["cpu", True] == pytest.approx(kept["cuda", True], rel=0.01)
-    assert kept["cpu", True] < 0.8 * kept["cpu", False]
+def test_flags_that_save_memory_do():
+    settings = replace(config("source_only"), mean_width=192, crop_width=96, crop_height=48)
+    peaks = []
+    for changes in ({}, {"amp": "bf16"}, {"checkpoint_activations": True}, {"accumulate": 4}):
+        settings = replace(settings, **changes)
+        peaks.append(memory.stage_memory(settings, SIZES).peaks["training"])
+    assert peaks == sorted(peaks, reverse=True) and peaks[-1] < 0.5 * peaks[0]
 
 
-def test_fake_networks_can_be_copied():
-    with fake_tensors():
-        network = build_network("tiny", 5).requires_grad_(False)
-        network.conv1.requires_grad_(True)
-        copied = copy.deepcopy(network)
-        assert {name: p.requires_grad for name, p in copied.named_parameters()} == {
-            name: p.requires_grad for name, p in network.named_parameters()
-        }
-        state = [network.state_dict(), copied.state_dict()]
-        assert tensor_bytes(state) == 2 * tensor_bytes(state[0])
+def test_processes_add_the_copies_of_the_gradients():
+    alone, one_of_two = (memory.stage_memory(config("source_only"), SIZES, processes) for processes in (1, 2))
+    assert alone.gradients > 0
+    assert one_of_two.gradients == 2 * alone.gradients
+    assert one_of_two.peak == alone.peak + alone.gradients
 
 
-def test_bytes_of_nested_tensors_count_shared_storages_once():
-    numbers = torch.zeros(10)
-    assert tensor_bytes({"a": [numbers, numbers[:2]], "b": (torch.zeros(3, dtype=torch.uint8), "text")}) == 43
+def test_the_ladder_goes_from_the_smallest_change_to_the_largest():
+    settings, base = config("stage2_distill"), memory_of(training=30, validation=1)
+    rungs = list(memory.ladder(settings, SIZES, base))
+    assert rungs == [
+        {},
+        {"amp": "bf16"},
+        {"amp": "bf16", "checkpoint_activations": True},
+        {"amp": "bf16", "checkpoint_activations": True, "accumulate": 2},
+        {"amp": "bf16", "checkpoint_activations": True, "accumulate": 4},
+    ]
+    already = replace(settings, amp="fp16", checkpoint_activations=True, accumulate=2)
+    assert list(memory.ladder(already, SIZES, base)) == [{}, {"accumulate": 4}]
+    assert list(memory.ladder(settings, SIZES._replace(images=1), base))[-1] == rungs[2]
+    large = list(memory.ladder(settings, SIZES, memory_of(training=1, validation=30)))
+    assert large[1] == {"val_batch_size": 1} and all("val_batch_size" in rung for rung in large[2:])
+    assert [rung for rung in memory.ladder(config("pretrain"), SIZES, base)] == [{}, {"amp": "bf16"}]
+
+
+def test_each_gpu_gets_the_first_flags_that_fit(monkeypatch):
+    peaks = {("off", 1): 40.0, ("bf16", 1): 20.0, ("bf16", 2): 9.5}
+
+    def counted(changed, sizes, processes):
+        return memory_of(training=peaks.get((changed.amp, changed.accumulate), 20))
+
+    monkeypatch.setattr(memory, "stage_memory", counted)
+    found = memory.fitting(config("warmup"), SIZES, 1, memory_of(training=40))
+    assert found[80][0] == {} and found[24][0] == {"amp": "bf16"}
+    assert found[16][0] == {"amp": "bf16", "checkpoint_activations": True, "accumulate": 2}
+    assert found[11][1].peak == 9.5 * GB if 11 in found else 9.5 * MARGIN + 0.6 > 11
+    text = "\n".join(plan._fitting_lines(config("warmup"), found))
+    assert "  11 GB" in text and "none: use more GPUs" in text and "--accumulate" in text
