@@ -23,7 +23,7 @@ from proda.data.labelled_files import read_skip_list
 from proda.data.media import Media, ReadableBatches, ReadableImages, batched, find_media, of_equal_size, sample
 from proda.data.videos import VideoFile, require_pyav, writing_video
 from proda.engines.prediction import prediction_engine
-from proda.engines.tiling import SMALLEST_TILE, automatic_tile
+from proda.engines.tiling import automatic_tile
 from proda.experiment.config import UseConfig, parse_scales
 from proda.experiment.domains import Domains
 from proda.experiment.job import Job
@@ -61,6 +61,8 @@ class Config(UseConfig):
 
     def problems(self) -> Iterator[str]:
         """One line for each invalid combination of flags."""
+        from proda.engines.tiling import SMALLEST_TILE  # imports torch, which --help does not need
+
         yield from super().problems()
         if 0 < self.tile < SMALLEST_TILE:
             yield f"--tile={self.tile}: expected 0 or at least {SMALLEST_TILE} pixels"

@@ -11,7 +11,6 @@ GTA5 -> Cityscapes: the released code reports 56.9 mIoU (SYNTHIA: 54.6 over 16 c
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from proda.data.label_store import check_threshold
 from proda.engines.distill import distill_trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.labelling import Averaging
@@ -56,6 +55,8 @@ class Config(DistillOptions, InitConfig, PseudoLabelConfig):
 
     def problems(self) -> Iterator[str]:
         """One line for each value that no run can use."""
+        from proda.data.label_store import check_threshold  # imports torch, which --help does not need
+
         yield from super().problems()
         check_threshold(self.threshold)
 

@@ -14,21 +14,23 @@ import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from proda import __version__
-from proda.experiment.config import RunConfig, default_output, make_config
+from proda.experiment.config import RunConfig, default_output, make_config, with_present_names
 from proda.experiment.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, with_recorded, wrapped
 from proda.experiment.settings_only import settings_only
 from proda.utils.errors import MissingFileError, UserError
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent  # the clone, or the folder of installed packages
 EXPERIMENTS = ROOT / "experiments"
 FOLDER_FLAGS = ("output", "pseudo_labels", "predictions")  # folders that experiments write to
@@ -56,11 +58,9 @@ def main(argv: list[str]) -> int:
         if argv[0] == "copy":
             return _copy(argv[1:])
         if {"-h", "--help"} & set(argv[1:]):
-            print(_help(argv[0]))
+            print(_with_settings_only(partial(_help, argv[0])))
             return 0
-        module = load_experiment(argv[0])
-        flags = parse_flags(argv[1:], getattr(module, "POSITIONAL", ""))
-        result = start(argv[0], with_recorded(flags, module.Config))
+        result = start(argv[0], _with_settings_only(partial(_flags, *argv)))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except SystemExit as end:
@@ -171,17 +171,33 @@ sys.meta_path.append(_ByPlace)
 
 
 def _help(experiment: str) -> str:
-    """The text of ``--help``, without importing what only ``run`` needs; that would take seconds."""
+    """The text of ``--help``."""
+    module = load_experiment(experiment)
+    return help_text(module.Config, module.__doc__ or "", getattr(module, "PRESETS", None))
 
-    def text() -> str:
-        module = load_experiment(experiment)
-        return help_text(module.Config, module.__doc__ or "", getattr(module, "PRESETS", None))
 
+def _flags(experiment: str, *arguments: str) -> dict[str, Any]:
+    """The flags of a command line under their present names.
+
+    Raises:
+        UserError: the experiment cannot use them.
+    """
+    module = load_experiment(experiment)
+    flags = with_recorded(parse_flags([*arguments], getattr(module, "POSITIONAL", "")), module.Config)
+    flags = with_present_names(flags, module.Config)
+    make_config(module.Config, flags, getattr(module, "PRESETS", None))
+    return flags
+
+
+def _with_settings_only(read: Callable[[], T]) -> T:
+    """``read()``, which loads an experiment, without importing what only ``run`` needs; that would take seconds."""
     try:
         with settings_only(_spec_of_experiment):
-            return text()
+            return read()
+    except UserError:
+        raise
     except Exception:  # a file that cannot be read in parts is imported whole; an error of its own is raised again
-        return text()
+        return read()
 
 
 def _spec_of_experiment(name: str, path: Any) -> ModuleSpec | None:

@@ -1,4 +1,4 @@
-"""Imports of an experiment only what its flags need, so that ``--help`` does not wait for PyTorch.
+"""Imports of an experiment only what its flags need: neither ``--help`` nor a wrong flag waits for PyTorch.
 
 An experiment file imports all that its ``run`` uses, which takes seconds. Its ``Config`` and ``PRESETS`` need little of
 that. Within ``settings_only``, an experiment is imported without the statements that neither of them refers to.
@@ -12,7 +12,8 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import CodeType
 from typing import Any
 
-WANTED = frozenset({"Config", "PRESETS", "run"})  # of run only the signature
+WANTED = frozenset({"Config", "PRESETS", "POSITIONAL", "run"})  # of run only the signature
+CALLED = "problems"  # the method of Config that checks its values
 Find = Callable[[str, Any], ModuleSpec | None]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Import = ast.Import | ast.ImportFrom
@@ -65,8 +66,8 @@ class _Loader(SourceFileLoader):
 def needed_by_settings(tree: ast.Module) -> ast.Module:
     """The statements of a module that define ``WANTED``, and those that these need.
 
-    Bodies of functions do not count, as they run later. Statements that are neither imports nor definitions are kept if
-    they mention anything needed, because they may change it.
+    Bodies of functions do not count, as they run later; that of ``problems`` does. Statements that are neither imports
+    nor definitions are kept if they mention anything needed, because they may change it.
     """
     needed: set[str] = set(WANTED)
     while True:
@@ -110,8 +111,8 @@ def _narrowed(statement: ast.stmt, needed: set[str]) -> ast.stmt:
 
 
 def _uses(node: ast.AST) -> set[str]:
-    """The names in a statement, without those in bodies of functions."""
-    if isinstance(node, Function):
+    """The names in a statement, without those in bodies of functions that run later."""
+    if isinstance(node, Function) and node.name != CALLED:
         return set().union(*map(_uses, [*node.decorator_list, node.args, *([node.returns] if node.returns else [])]))
     names = {node.id} if isinstance(node, ast.Name) else set()
     return names.union(*map(_uses, ast.iter_child_nodes(node)))

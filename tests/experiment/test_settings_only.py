@@ -28,6 +28,22 @@ def test_help_imports_neither_torch_nor_another_large_library():
     assert run.returncode == 0, run.stderr
 
 
+def test_a_wrong_flag_is_refused_before_torch_is_imported():
+    code = (
+        "import sys; from proda.experiment.launch import main\n"
+        f"for name in {EXPERIMENTS}: assert main([name, '--dvice=cpu']) == 2\n"
+        "assert main(['stage1_denoise', '--threshold=2']) == 2\n"
+        "assert main(['stage1_denoise', '--class_statistics=x']) == 2\n"  # found by Config.problems
+        "assert main(['report', 'one', '--runs=two']) == 2\n"
+        "sys.exit(', '.join({'torch', 'ignite', 'torchvision', 'numpy'} & set(sys.modules)) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    lines = run.stderr.splitlines()
+    assert len(lines) == len(EXPERIMENTS) + 3 and all(line.startswith("error: ") for line in lines)
+    assert "--threshold=2: expected" in lines[-3] and "--class_statistics has no effect" in lines[-2]
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_help_is_that_of_the_whole_file(experiment, capsys):
     assert main([experiment, "--help"]) == 0
