@@ -5,10 +5,11 @@
     python run.py experiments/ablation.py --seed=3 --seeds=2     # seeds 3 and 4; others may run at the same time
     python run.py experiments/ablation.py --table=quirks --scale=0.5
 
-Tables: parts of the method, each added to those before, as in the paper; init, the initial weights of the student of
-stage 2; renewal of the pseudo labels during stage 1; quirks of the released code, one at a time and all of them;
-successors, the parts of later methods over online self-training and over stage 1; quickstart, its stages. The rows are
-in proda/experiment/ablation_rows.py. Tables share the runs that are in both.
+Tables: parts of the method, each added to those before, as in the paper; longer, the main ones after twice as many
+iterations of source training; init, the initial weights of the student of stage 2; renewal of the pseudo labels during
+stage 1; quirks of the released code, one at a time and all of them; successors, the parts of later methods over online
+self-training and over stage 1; quickstart, its stages. The rows are in proda/experiment/ablation_rows.py. Tables share
+the runs that are in both.
 
 The results of all seeds in OUTPUT that are complete are written after every run: OUTPUT/ablation.md and
 OUTPUT/ablation.json, or the table's own name instead of ablation. The same command again continues where an earlier one
@@ -36,7 +37,7 @@ from proda.utils.options import Bounds, LengthFactor
 
 PASSED_ON = ("source", "num_classes", "backbone", "head", "device", "num_workers", "val_batch_size", "amp", "data_root")
 
-Table = Literal["parts", "init", "renewal", "quirks", "successors", "quickstart"]
+Table = Literal["parts", "longer", "init", "renewal", "quirks", "successors", "quickstart"]
 
 
 @dataclass
