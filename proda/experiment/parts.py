@@ -45,7 +45,10 @@ def attach_parts(
 
 
 def check_attached(config: TrainConfig, trainer: Engine) -> None:
-    """Raises UserError if flags ask for parts and the experiment has not called :func:`attach_parts`."""
+    """Raises UserError if flags would have no effect, because the experiment does not pass them on.
+
+    These are the flags of parts without :func:`attach_parts`, and those of ``PolynomialDecay``.
+    """
     flags = ("feature_distance", "masked_consistency", "class_mix", "color_augmentation")
     asked = [name for name in flags if getattr(config, name, False)]
     if asked and not getattr(trainer.state, "takes_parts", False):
@@ -53,6 +56,13 @@ def check_attached(config: TrainConfig, trainer: Engine) -> None:
             f"--{asked[0]}: this experiment does not call attach_parts of proda/experiment/parts.py, so the flag would "
             "have no effect"
         )
+    for name, value in getattr(trainer.state, "schedule_flags", {}).items():
+        if getattr(config, name, value) != value:
+            argument = {"decay_power": "power", "warmup_iterations": "warmup"}[name]
+            raise UserError(
+                f"--{name}={getattr(config, name)}: the schedule of this experiment has {value}; it should be "
+                f"PolynomialDecay(..., {argument}=config.{name})"
+            )
 
 
 def check_parts(config: TrainConfig, class_names: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ class PolynomialDecay:
                 return 0.0
             return (1 - i / iterations) ** power * ((i + 1) / warmup if i < warmup else 1.0)
 
+        self.flags = {"decay_power": power, "warmup_iterations": warmup}  # the flags that the values should come from
         # Not torch's PolynomialLR, whose recursive formula accumulates rounding errors over 90,000 iterations.
         self.scheduler = LambdaLR(optimizer, factor)
 
@@ -32,6 +33,8 @@ class PolynomialDecay:
         """``event``: fires after each step of the optimizer. ``name``: key of the schedule in the checkpoint."""
         trainer.add_event_handler(event, self)
         remember(trainer, **{name: self.scheduler})
+        if name == "schedule":
+            trainer.state.schedule_flags = self.flags
 
     def __call__(self, _: Engine) -> None:
         self.scheduler.step()

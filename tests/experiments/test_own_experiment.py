@@ -5,7 +5,8 @@ import json
 import pytest
 
 from proda.engines.events import ProdaEvents
-from proda.experiment.launch import main
+from proda.experiment.launch import main, start
+from proda.utils.errors import UserError
 from tests import small_runs
 
 FILE = "tests/experiments/my_experiment.py"
@@ -56,3 +57,18 @@ def test_its_flags_are_checked_and_explained_as_any_others(capsys):
     assert "unknown flag --wieghts; the nearest is --weights" in capsys.readouterr().err
     assert main([FILE, "--help"]) == 0
     assert "first student, first teacher" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("feature_distance", 0.1, "--feature_distance: this experiment does not call attach_parts"),
+        ("decay_power", 1.0, "--decay_power=1.0: the schedule of this experiment has 0.9"),
+        ("warmup_iterations", 2, "it should be PolynomialDecay\\(..., warmup=config.warmup_iterations\\)"),
+    ],
+)
+def test_a_flag_that_an_experiment_does_not_pass_on_is_refused(flag, value, message, data, weights, tmp_path):
+    values = small_runs.flags("stage1_denoise", data, weights, tmp_path / "run", **{flag: value})
+    del values["adabn"], values["watch_every"]  # flags that it does not have
+    with pytest.raises(UserError, match=message):
+        start(FILE, values)
