@@ -2,14 +2,14 @@
 
     python run.py experiments/ablation.py --dry                  # lists the runs and says which of them are done
     python run.py experiments/ablation.py                        # 5 seeds
+    python run.py experiments/ablation.py --source_length=2      # the same after longer training on the source
     python run.py experiments/ablation.py --seed=3 --seeds=2     # seeds 3 and 4; others may run at the same time
     python run.py experiments/ablation.py --table=quirks --scale=0.5
 
-Tables: parts of the method, each added to those before, as in the paper; longer, the main ones after twice as many
-iterations of source training; init, the initial weights of the student of stage 2; renewal of the pseudo labels during
-stage 1; quirks of the released code, one at a time and all of them; successors, the parts of later methods over online
-self-training and over stage 1; quickstart, its stages. The rows are in proda/experiment/ablation_rows.py. Tables share
-the runs that are in both.
+Tables: parts of the method, each added to those before, as in the paper; init, the initial weights of the student of
+stage 2; renewal of the pseudo labels during stage 1; quirks of the released code, one at a time and all of them;
+successors, the parts of later methods over online self-training and over stage 1; quickstart, its stages. The rows are
+in proda/experiment/ablation_rows.py. Tables share the runs that are in both.
 
 The results of all seeds in OUTPUT that are complete are written after every run: OUTPUT/ablation.md and
 OUTPUT/ablation.json, or the table's own name instead of ablation. The same command again continues where an earlier one
@@ -37,7 +37,7 @@ from proda.utils.options import Bounds, LengthFactor
 
 PASSED_ON = ("source", "num_classes", "backbone", "head", "device", "num_workers", "val_batch_size", "amp", "data_root")
 
-Table = Literal["parts", "longer", "init", "renewal", "quirks", "successors", "quickstart"]
+Table = Literal["parts", "init", "renewal", "quirks", "successors", "quickstart"]
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Config(DataConfig):
     seeds: Annotated[int, Bounds(1, 1000)] = 5  # number of runs of every row, with the seeds --seed, --seed + 1, ...
     # -- Length
     scale: LengthFactor = 1.0  # factor for the number of iterations of every run
+    source_length: LengthFactor = 1.0  # further factor for those of source-only and of the oracle
     # -- Output
     dry: bool = False  # list the runs as commands, without running any
     overwrite: bool = False  # replace runs in the output folder that used other settings
@@ -97,6 +98,8 @@ def flags(config: Config, row: str, seed: int) -> dict[str, Any]:
     values |= {flag: str(folder / model) for flag, model in recipe.start.items()} | recipe.flags
     preset = {**module.PRESETS["streets"], **recipe.flags}
     values |= scaled(preset, config.scale)
+    if recipe.experiment == "source_only":
+        values["iterations"] = max(1, round(config.source_length * values["iterations"]))
     return {
         name: round(value.factor * values["iterations"]) if isinstance(value, Lengths) else value
         for name, value in values.items()
@@ -169,7 +172,7 @@ def command(config: Config, seeds: list[int]) -> str:
     """The command line that makes the runs of these seeds, without flags that change no result."""
     values: dict[str, Any] = {"table": config.table, "source": config.source, "num_classes": config.num_classes}
     values |= {"backbone": config.backbone, "head": config.head, "amp": config.amp, "scale": config.scale}
-    values["seed"] = seeds[0]
+    values |= {"source_length": config.source_length, "seed": seeds[0]}
     defaults = {name: getattr(Config(), name) for name in values} | STREETS_DATA
     text = "".join(f" --{name}={value}" for name, value in values.items() if value != defaults[name])
     return f"python run.py experiments/ablation.py{text} --seeds={seeds[-1] - seeds[0] + 1}"

@@ -67,15 +67,6 @@ ROWS = {
     "renewed_with_prototypes": Row("stage1_denoise", {**BY_TEACHER, "renew_prototypes": True}, WARMUP),
 }
 
-# The same after twice as many iterations of source training: is there a gain that longer training does not give?
-LONGER = ("source_only", "warmup", "control", "self_training", "moving_prototypes", "oracle")
-LONGER_FLAGS = {"iterations": 4200}  # of source-only and oracle: twice the preset's
-for _name in LONGER:
-    _row = ROWS[_name]
-    _flags = LONGER_FLAGS if _row.experiment == "source_only" else {}
-    _start = {flag: f"longer_{model}" for flag, model in _row.start.items()}
-    ROWS[f"longer_{_name}"] = Row(_row.experiment, {**_row.flags, **_flags}, _start)
-
 # Parts of ProDA's successors (docs/parts.md), each over plain online self-training and over stage 1.
 ADDED: dict[str, dict[str, Any]] = {
     "mixed": {"class_mix": True, "color_augmentation": True},
@@ -188,29 +179,6 @@ PARTS = ResultTable(
         GapShare("second_distillation", "warmup", "oracle", at_least=1 / 3),
     ),
 )
-LONGER_TABLE = ResultTable(
-    {
-        "source_only": "source only",
-        "longer_source_only": "source only, twice as long",
-        "longer_warmup": "warm-up from it",
-        "longer_control": "control: no target loss",
-        "longer_self_training": "conventional self-training",
-        "longer_moving_prototypes": "denoising, moving prototypes",
-        "longer_oracle": "oracle, twice as long",
-    },
-    (
-        Difference("longer_source_only", "source_only", "within", 1),
-        Difference("longer_control", "longer_warmup", "within", 1),
-        Difference("longer_self_training", "longer_control", "above", 0),
-        Difference("longer_moving_prototypes", "longer_self_training", "at least", 2, interval_above_zero=True),
-        Difference("longer_moving_prototypes", "longer_control", "at least", 4, interval_above_zero=True),
-        Difference("longer_oracle", "longer_warmup", "at least", 15),
-    ),
-    (
-        GapShare("longer_moving_prototypes", "longer_source_only", "longer_oracle", at_least=1 / 2),
-        GapShare("longer_moving_prototypes", "longer_warmup", "longer_oracle", at_least=1 / 3),
-    ),
-)
 QUICKSTART = ResultTable(
     {
         "source_only": "source only",
@@ -290,7 +258,6 @@ SUCCESSORS = ResultTable(
 # Value of --table, and name of the files of results -> table.
 TABLES = {
     "parts": PARTS,
-    "longer": LONGER_TABLE,
     "init": INIT,
     "renewal": RENEWAL,
     "quirks": QUIRKS_TABLE,
