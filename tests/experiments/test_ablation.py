@@ -50,6 +50,19 @@ def test_the_parts_differ_in_what_their_names_say():
     assert (source.train_on, oracle.train_on) == ("source", "target") and source.iterations == oracle.iterations
 
 
+def test_the_source_may_be_trained_for_longer():
+    def iterations(row: str, **flags) -> int:
+        return resolved(row, **flags).iterations
+
+    for row in ("source_only", "oracle"):
+        assert iterations(row, source_length=2.0) == 2 * iterations(row)
+        assert iterations(row, source_length=2.0, scale=0.5) == iterations(row)
+    assert resolved("source_only", source_length=2.0).val_every == resolved("source_only").val_every
+    assert iterations("warmup", source_length=2.0) == iterations("warmup")
+    assert "--source_length=2.0" in ablation.command(config(source_length=2.0), [0])
+    assert "--source_length" not in ablation.command(config(), [0])
+
+
 def test_the_quickstart_has_the_same_runs():
     rows = dict(zip(pipeline.STREETS_STAGES, TABLES["quickstart"].rows, strict=True))
     quickstart = make_config(pipeline.Config, {"preset": "streets", "output": "o"}, pipeline.PRESETS)
