@@ -1,8 +1,8 @@
 """What a training run will take: ``--plan`` prints it and ends before anything is written.
 
-Memory is counted for one process (:mod:`proda.experiment.memory`). The time of an iteration is
-measured on this machine with made-up images of the right sizes (:mod:`proda.experiment.workloads`). Only the listing of
-the data is read, and a few of its images; files of weights need not exist.
+Memory is counted for one process (:mod:`proda.experiment.memory`). The time of an iteration is measured on this machine
+with made-up images of the right sizes (:mod:`proda.experiment.workloads`). Only the listing of the data is read, and a
+few of its images; files of weights need not exist.
 """
 
 import math
