@@ -35,7 +35,10 @@ from proda.utils.errors import UserError
 from proda.utils.files import atomic_write
 from proda.utils.options import Bounds, LengthFactor
 
-PASSED_ON = ("source", "num_classes", "backbone", "head", "device", "num_workers", "val_batch_size", "amp", "data_root")
+PASSED_ON = (
+    *("source", "target", "num_classes", "backbone", "head", "val_batch_size", "skip_bad", "labelled_only"),
+    *("device", "num_workers", "amp", "compile", "deterministic", "data_root"),
+)
 
 Table = Literal["parts", "init", "renewal", "quirks", "successors", "quickstart"]
 

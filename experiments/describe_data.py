@@ -43,6 +43,8 @@ def run(local_rank: int, config: Config) -> dict:
         raise UserError(f"--description={path}: expected a name that ends with .toml")
     if path.exists():
         raise UserError(f"--description={path}: the file exists; delete it or name another")
+    if not path.parent.is_dir():
+        raise UserError(f"--description={path}: the folder {path.parent} does not exist; create it, or name another")
     if not config.images:
         raise UserError("--images is missing: expected a folder, a zip file or a pattern of images")
     images, labels = (relative_to(path.parent, place) for place in (config.images, config.labels))

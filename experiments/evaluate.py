@@ -28,6 +28,7 @@ from proda.handlers.predictions import SavePredictions
 from proda.handlers.progress import show_progress
 from proda.metrics import report
 from proda.models.weights import read_weights
+from proda.utils.errors import UserError
 from proda.utils.options import PathText
 from proda.visualization import confusion_picture
 
@@ -52,6 +53,8 @@ def run(local_rank: int, config: Config) -> dict:
     names, scales = data.classes.names, parse_scales(config.scales, "scales")
     labelled = data.own_target.has_labels(config.split) if data.own_target else config.split != "test"
     images = data.whole_images(data.images(config.split, with_labels=labelled))
+    if len(images.dataset) < idist.get_world_size():
+        raise UserError(f"fewer images than processes ({idist.get_world_size()}): start fewer processes")
     network = load_network(config, data.classes, job.device, file=trained)
     job.open(
         {

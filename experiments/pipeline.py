@@ -35,8 +35,8 @@ PASSED_ON = (
     *("preset", "source", "target", "num_classes", "backbone", "head", "val_batch_size", "seed"),
     *("device", "num_workers"),
     *("skip_bad", "labelled_only", "gta5_size_as_released"),
-    *("amp", "deterministic", "data_root", "batch_size", "epochs", "mean_width", "crop_width", "crop_height"),
-    "checkpoint_every",
+    *("amp", "compile", "deterministic", "data_root", "batch_size", "epochs", "checkpoint_every"),
+    *("mean_width", "crop_width", "crop_height"),
 )
 
 
@@ -67,6 +67,13 @@ class Config(DataConfig):
         yield from super().problems()
         if self.scale != 1 and self.preset != "streets":
             yield "--scale is for --preset=streets; elsewhere --epochs or --iterations set the length"
+        if self.preset == "streets":
+            for name in ("init_file", "simclr", "stage2_init", "epochs"):
+                if getattr(self, name) != getattr(Config, name):
+                    yield (
+                        f"--{name} has no effect with --preset=streets, in which each stage starts from the one before "
+                        "and --scale or --iterations set the length"
+                    )
 
 
 PRESETS = {
@@ -172,6 +179,8 @@ def flags(config: Config, stage: str) -> dict:
     elif stage == "warmup":
         start = folder / "source_only" / "last.pt"
         values["init_file"] = str(start) if config.preset == "streets" else config.init_file
+        if config.preset != "streets" and config.head == "daformer":
+            values["freeze_bn"] = False  # the batch norm of a fresh head has to learn
     elif stage == "stage2_distill":
         values["init"] = config.stage2_init
         values["bn_pretrain"] = config.stage2_init == "simclr"  # needed only for the scale of self-supervised features

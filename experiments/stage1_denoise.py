@@ -127,7 +127,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Data: labelled source crops; target photographs as weak, strong and whole views, with their soft labels.
     warmup, student = (load_network(config, data.classes, job.device) for _ in range(2))
-    data.check_training(full_image=True)  # before the label store writes to its folder
+    training.check_training(config, data, full_image=True)  # before the label store writes to its folder
     store = None
     if not config.online_soft_labels:
         flip = {"flip": True} if config.flip else {}  # manifests of labels without it do not mention it

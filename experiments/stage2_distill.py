@@ -104,7 +104,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
     averaging = Averaging(config.flip, parse_scales(config.scales), others)
-    data.check_training()  # before the label store writes to its folder
+    training.check_training(config, data)  # before the label store writes to its folder
     store = data.label_store("hard", job.folder / "pseudo_labels", teacher, **averaging.settings())
     confident = {"threshold": config.threshold, "threshold_as_released": config.threshold_as_released}
     target = data.target_views(strong=True, pseudo_labels=store, **confident)

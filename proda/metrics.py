@@ -92,8 +92,14 @@ class LabelFreeScore(Metric):
         self._entropy = self._entropy + entropy.to(self._device)
         self._images = self._images + len(output[0])
 
-    @sync_all_reduce("_mean", "_entropy", "_images")
     def compute(self) -> float:
+        """The score. It is NaN without any image; a process may lack images that others have."""
+        classes = int(idist.all_reduce(self._mean.numel(), "MAX"))
+        self._mean = self._mean.expand(classes)
+        return self._of_all()
+
+    @sync_all_reduce("_mean", "_entropy", "_images")
+    def _of_all(self) -> float:
         mean, entropy = self._mean / self._images, self._entropy / self._images
         return float(-(mean * mean.clamp_min(1e-12).log()).sum() - entropy)
 

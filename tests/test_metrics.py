@@ -1,7 +1,9 @@
 """Scores of a run."""
 
 import math
+from pathlib import Path
 
+import ignite.distributed as idist
 import pytest
 import torch
 from ignite.exceptions import NotComputableError
@@ -69,6 +71,20 @@ def test_the_label_free_score_is_that_of_all_images_together_however_they_are_ba
     probabilities = logits.double().softmax(1)
     mean, entropy = probabilities.mean((0, 2, 3)), -(probabilities * probabilities.log()).sum(1).mean()
     assert found == pytest.approx([(-(mean * mean.log()).sum() - entropy).item()] * 3, abs=1e-6)
+
+
+def _label_free(rank: int, folder: Path) -> None:
+    score = LabelFreeScore()
+    if rank == 0:
+        score.update((torch.arange(24.0).reshape(1, 3, 2, 4).sin(), None))
+    (folder / f"{rank}.txt").write_text(repr(score.compute()))
+
+
+def test_the_label_free_score_of_processes_of_which_one_has_no_image(tmp_path):
+    _label_free(0, tmp_path)
+    alone = (tmp_path / "0.txt").read_text()
+    idist.spawn("gloo", _label_free, args=(tmp_path,), nproc_per_node=2, start_method="spawn")
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == [alone] * 2
 
 
 def run_summary(miou: float, **figures: float | None) -> dict:

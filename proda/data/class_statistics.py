@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from proda.data.labelled_files import LabelledFiles
@@ -122,7 +123,10 @@ def count_classes(
     dataset: LabelledFiles, *, num_workers: int = 0, progress: Callable[[Iterable], Iterable] = iter
 ) -> ClassStatistics:
     """Reads every label map, in ``num_workers`` processes. An image without one has no pixels of any class."""
-    loader: Any = DataLoader(_LabelCounts(dataset), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
+    own = torch.Generator()  # a loader draws from it; drawing from the global one would change the weights of the run
+    loader: Any = DataLoader(
+        _LabelCounts(dataset), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=own
+    )
     counts = list(progress(loader))
     return ClassStatistics(np.stack([pixels for pixels, _ in counts]), np.array([area for _, area in counts]))
 

@@ -82,13 +82,16 @@ def remember(engine: Engine, **parts: Any) -> None:
 def average_losses(output: dict[str, Any] | None) -> None:
     """Replaces each loss in ``output`` by its mean over the processes.
 
-    Numbers become tensors, and a loss with several elements is replaced by their mean.
+    Numbers become tensors, and a loss with several elements is replaced by their mean. In a single process the losses
+    stay on their device, which need not be the one that Ignite would choose.
     """
     names = sorted(name for name in output or {} if name.startswith("loss"))
     if output is None or not names:
         return
+    devices = [output[name].device for name in names if isinstance(output[name], Tensor)]
+    device = idist.device() if idist.get_world_size() > 1 else next(iter(devices), torch.device("cpu"))
     for name in names:
-        output[name] = torch.as_tensor(output[name], device=idist.device()).detach()
+        output[name] = torch.as_tensor(output[name], device=device).detach()
         if output[name].ndim:
             output[name] = output[name].float().mean()
     if idist.get_world_size() > 1:

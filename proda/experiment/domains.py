@@ -55,9 +55,13 @@ class Domains:
         if self.own_source is not None and self.own_target is None:
             raise UserError(f"--source={config.source} needs --target=NAME.toml, a description of the target images")
         self.classes = self._classes()
-        self.root = data_root(config, trained)
 
     # Images on disk
+
+    @cached_property
+    def root(self) -> Path:
+        """The folder of the data sets. The first use draws Streets if they are missing, so all processes need it."""
+        return data_root(self.config, self.trained)
 
     @cached_property
     def source(self) -> LabelledFiles:
@@ -194,7 +198,12 @@ class Domains:
         return self.whole_images(self.validation)
 
     def statistics_batches(self) -> DataLoader:
-        """Whole target training images spread evenly over the set, the same on every process."""
+        """Whole target training images spread evenly over the set, the same on every process.
+
+        Raises:
+            UserError: they differ in size, so that they cannot form batches.
+        """
+        self._check_same_size()
         images = EvaluationSamples(_some(self.target))
         return evaluation_loader(images, batch_size=STATISTICS_BATCH, num_workers=self.config.num_workers)
 

@@ -24,7 +24,7 @@ from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json, sha256
 from proda.utils.lock import FolderLock
 from proda.utils.progress import LOGGER, ConsoleHandler
-from proda.utils.run_files import all_run_files, earlier_run
+from proda.utils.run_files import RECORD, all_run_files, earlier_run
 
 # Flags that are not compared between runs: they change neither weights nor scores.
 UNCOMPARED_FLAGS = {
@@ -64,8 +64,10 @@ class Job:
         refuse_other_run(self.folder, config)
         if getattr(config, "overwrite", False):
             keep_inputs(self.folder, config)
-            if self.folder.is_dir():
-                self.lock.acquire()  # now: opening the label store deletes labels of the run to overwrite
+            # The lock is taken now, since opening the label store deletes labels of the run to overwrite. All processes
+            # look for the folder before one of them can make it.
+            if idist.all_reduce(int(self.folder.is_dir()), "MAX"):
+                self.lock.acquire()
 
     def open(self, lines: dict[str, Any] | None = None, data: Mapping[str, str] | None = None) -> None:
         """Locks the folder, opens ``train.log``, writes ``config.json`` and prints the start-up summary.
@@ -244,7 +246,11 @@ def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
         return [f"{folder / 'config.json'} is missing or damaged: the settings of the run to resume are unknown"]
     before = with_present_names(before, type(config), quiet=True)
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
-    return changes_at_resume({**defaults, **before}, record, folder)
+    before = {**defaults, **before}
+    changes = changes_at_resume(before, record, folder)
+    if any(before.get(name) != record[name] for name in (RESUMABLE_FLAGS - UNCOMPARED_FLAGS) & record.keys()):
+        (folder / RECORD).unlink(missing_ok=True)  # it describes another result
+    return changes
 
 
 def changes_at_resume(before: dict[str, Any], now: dict[str, Any], folder: Path) -> list[str]:

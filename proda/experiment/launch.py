@@ -255,6 +255,8 @@ def _copy(arguments: list[str]) -> int:
     source, target = _find(arguments[0]), Path(arguments[1])
     if target.exists():
         raise UserError(f"{target}: this file exists already; choose another name for the copy")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: the folder {target.parent} does not exist; create it, or choose another place")
     shutil.copyfile(source, target)
     print(f"{target}: copied from {source}")
     return 0

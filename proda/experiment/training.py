@@ -34,13 +34,7 @@ def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[
     ``config`` has the fields of ``TrainConfig`` and of ``StudentOptions``.
     """
     factor, own = config.head_lr_factor, data.own_target
-    check_parts(config, data.classes.names)
-    share = config.batch_size // idist.get_world_size()
-    if share % config.accumulate:
-        raise UserError(
-            f"--accumulate={config.accumulate}: each process has {share} images of a batch, which cannot be split into "
-            f"{config.accumulate} equal parts"
-        )
+    check_flags(config, data)
     lines = {
         "preset": config.preset,
         "source -> target": f"{config.source} -> {config.target}, {len(data.classes.names)} classes",
@@ -64,6 +58,26 @@ def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[
     if own is not None and not own.has_labels("val"):
         lines["validation"] = f"label-free score only: {config.target} has no labels under [val]"
     return lines
+
+
+def check_flags(config: Any, data: Domains) -> None:
+    """Raises UserError for flags that do not fit the classes of ``data`` or the number of processes."""
+    check_parts(config, data.classes.names)
+    share = config.batch_size // idist.get_world_size()
+    if share % config.accumulate:
+        raise UserError(
+            f"--accumulate={config.accumulate}: each process has {share} images of a batch, which cannot be split into "
+            f"{config.accumulate} equal parts"
+        )
+
+
+def check_training(config: Any, data: Domains, **parts: Any) -> None:
+    """Raises UserError if no training run could use these flags and images; ``parts`` as in ``Domains.target_views``.
+
+    For stages that open a label store, which writes to its folder, before they have their batches.
+    """
+    data.check_training(**parts)
+    check_flags(config, data)
 
 
 def loop_lines(config: LoopConfig, batches: TrainingBatches) -> dict[str, Any]:

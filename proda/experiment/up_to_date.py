@@ -20,9 +20,8 @@ from proda.models.weights import prototypes_record
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json, sha256
 from proda.utils.lock import FolderLock
-from proda.utils.run_files import all_run_files, earlier_run
+from proda.utils.run_files import RECORD, all_run_files, earlier_run
 
-RECORD = "inputs.json"
 VERSION = 1  # of the record; older records have no version and other fingerprints of the data
 PARTS = ("configuration", "files", "data")  # of the record
 
@@ -119,8 +118,8 @@ def _given(prototypes: str) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Deletes a run from its folder, the record of its inputs first: a partly deleted run is never seen as complete."""
-    for path in [folder / RECORD, *all_run_files(folder)]:
+    """Deletes a run from its folder."""
+    for path in all_run_files(folder):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / "pseudo_labels", ignore_errors=True)
 

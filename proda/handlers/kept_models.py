@@ -59,9 +59,10 @@ class KeptModels:
 
     def __call__(self, trainer: Engine) -> None:
         """Saves what this process has not saved yet; a resumed run may have been interrupted while saving."""
-        result = self.validation.results[-1]
-        if result["iteration"] != trainer.state.iteration:
-            return  # training ended without a validation, so this network has no scores
+        results = self.validation.results
+        if not results or results[-1]["iteration"] != trainer.state.iteration:
+            return  # training ended without a validation, or a signal ended that, so this network has no scores
+        result = results[-1]
         for name in self.names(result):
             if self.saved.get(name) != result["iteration"]:
                 self._save(name, result)

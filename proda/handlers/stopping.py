@@ -42,6 +42,7 @@ class StopRequests:
     def __init__(self, trainer: Engine, *, after: int = 0) -> None:
         self.trainer, self.after = trainer, after
         self.signal = 0  # number of the signal that this process received
+        self.interrupted = False  # by Ctrl-C; the launcher then sends SIGTERM as well
         self.ending = 0  # request of a handler here: 1 terminate(), 2 terminate(skip_completed=True)
         self.stopped, self.status = False, 0
         self._previous: dict[int, Any] = {}
@@ -127,6 +128,6 @@ class StopRequests:
                 self._previous[number] = signal.signal(number, self._hear)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
-        if self.signal == signal.SIGINT == number:
+        if self.interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal, self.interrupted = number, self.interrupted or number == signal.SIGINT

@@ -50,6 +50,13 @@ def test_every_class_is_counted_in_every_image(dataset):
     assert statistics.shares == pytest.approx(np.array([2328, 800, 12]) / 3140)
 
 
+def test_counting_leaves_the_random_numbers_of_the_run_alone(dataset):
+    """Otherwise the weights of a run would depend on whether the numbers were stored before."""
+    before = torch.get_rng_state()
+    count_classes(dataset)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_numbers_are_stored_and_used_again(dataset, tmp_path, monkeypatch):
     path = tmp_path / "statistics.npz"
     first = load_or_count(path, dataset, NAMES)

@@ -193,6 +193,17 @@ def test_losses_may_be_numbers_and_maps():
     average_losses({"logits": 1})
 
 
+def test_losses_of_one_process_stay_on_their_device(monkeypatch):
+    """Ignite's device is a GPU wherever there is one, although ``--device=cpu`` may ask for the CPU."""
+    monkeypatch.setattr("proda.engines.events.idist.device", lambda: torch.device("meta"))
+    output = {"loss": torch.tensor(1.0), "loss_mine": 0.25}
+    average_losses(output)
+    assert {value.device.type for value in output.values()} == {"cpu"}
+    output = {"loss": torch.ones((), device="meta"), "loss_mine": 0.25}
+    average_losses(output)
+    assert {value.device.type for value in output.values()} == {"meta"}
+
+
 def _average(rank: int, folder) -> None:
     output = {"loss_mine": float(rank), "loss_map": torch.full((2, 2), 1.0 + rank), "loss": torch.tensor(2.0 * rank)}
     average_losses(output)

@@ -5,10 +5,13 @@ import json
 import logging
 import os
 import subprocess
+import time
 from dataclasses import dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import pytest
 import torch
 
@@ -366,3 +369,19 @@ def test_settings_that_cannot_be_read_are_said_to_be_unknown(tmp_path, capsys, c
         (tmp_path / "config.json").write_text(content)
     resume(training(tmp_path, resume=True, lr=9.0))
     assert "config.json is missing or damaged: the settings of the run to resume are unknown" in capsys.readouterr().out
+
+
+def _overwrite(rank: int, folder: Path) -> None:
+    patience = time.monotonic() + 3
+    while rank == 1 and not folder.is_dir() and time.monotonic() < patience:
+        time.sleep(0.01)  # time for rank 0 to make the folder
+    job = Job(training(folder, overwrite=True))
+    job.open()
+    job.finish({})
+
+
+def test_processes_agree_on_whether_there_is_a_folder_to_overwrite(tmp_path):
+    """Rank 1 comes late. If rank 0 had made the folder by then, rank 1 alone would wait for the lock, for ever."""
+    options = {"nproc_per_node": 2, "start_method": "spawn", "timeout": timedelta(seconds=60)}
+    idist.spawn("gloo", _overwrite, args=(tmp_path / "run",), **options)
+    assert (tmp_path / "run/summary.json").exists()

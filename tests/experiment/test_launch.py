@@ -380,6 +380,7 @@ def test_an_experiment_is_copied(capsys, tmp_path):
     for arguments, message in (
         (["stage1_denoise", "mine.py"], "mine.py: this file exists already"),
         (["stage1_denoise"], "copy: expected an experiment and a new file"),
+        (["stage1_denoise", "no/mine.py"], "no/mine.py: the folder no does not exist"),
         (["stage9", "other.py"], "stage9: no such experiment file"),
     ):
         assert main(["copy", *arguments]) == 2

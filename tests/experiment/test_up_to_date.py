@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 
 from proda.experiment import up_to_date
+from proda.experiment.config import make_config
 from proda.experiment.domains import Domains
-from proda.experiment.job import read_summary
+from proda.experiment.job import Job, read_summary
+from proda.experiment.launch import load_experiment
 from proda.utils import lock
 from proda.utils.errors import UserError
 from proda.utils.files import sha256
@@ -306,6 +309,26 @@ def test_what_is_done_anew_goes_record_first_so_that_half_of_it_is_never_taken_f
     up_to_date.clear(step.folder)
     assert deleted[0] == "inputs.json" and {"summary.json", "last.pt", "checkpoint_1.pt"} <= set(deleted)
     assert read_summary(step.folder)["start"] == 1  # nothing went, so the list is of what would
+
+
+def test_a_run_that_a_command_of_its_own_changed_is_not_up_to_date(step):
+    """Its ``--overwrite`` and a longer ``--resume`` delete the record, which describes another result."""
+    flags = {"output": str(step.folder), "weights": str(step.weights), "device": "cpu"}
+    module = load_experiment(EXPERIMENT)
+    for change, unchanged in (
+        ({"overwrite": True, "seed": 7}, False),
+        ({"resume": True, "iterations": 9}, False),
+        ({"resume": True}, True),
+    ):
+        step.complete(device="cpu", overwrite=True)
+        settings = make_config(module.Config, flags, module.PRESETS)
+        (step.folder / "config.json").write_text(json.dumps(asdict(settings)))
+        job = Job(replace(settings, **change))
+        try:
+            job.open()
+        finally:
+            job.lock.release()
+        assert (step.folder / "inputs.json").exists() == unchanged
 
 
 def test_a_finished_run_counts_with_its_own_flags_and_weights_alone(step):

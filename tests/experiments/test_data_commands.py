@@ -221,6 +221,16 @@ def test_weights_trained_on_streets_are_evaluated_on_streets(inputs, tmp_path, m
     assert main(["evaluate", "--weights=last.pt", "--data_root=elsewhere", "--output=other"]) == 2
 
 
+def test_a_prediction_by_weights_trained_on_streets_draws_no_streets(inputs, tmp_path, monkeypatch):
+    content = torch.load(inputs[1], weights_only=True)
+    torch.save({**content, "recipe": "streets"}, tmp_path / "last.pt")
+    monkeypatch.delenv("PRODA_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: pytest.fail("drawn"))
+    images = inputs[0] / "gta5/images/00001.png"
+    assert main(["predict", "--weights=last.pt", f"--images={images}", "--num_workers=0", "--output=run"]) == 0
+
+
 def test_own_classes_of_a_weights_file_need_no_description_of_the_source(inputs, tmp_path, capsys):
     """Only the images need one where there are labels; the classes and their ids are in the file."""
     network = build_network("tiny", 2)

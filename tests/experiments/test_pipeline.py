@@ -9,7 +9,7 @@ from PIL import Image
 from experiments import pipeline
 from proda.experiment import domains
 from proda.experiment.config import make_config
-from proda.experiment.launch import main, start
+from proda.experiment.launch import load_experiment, main, start
 from proda.experiment.recipes import NO_TARGET_LOSS
 from proda.utils.files import sha256
 from tests import small_runs
@@ -161,6 +161,8 @@ def test_a_stage_that_cannot_start_writes_nothing(data, tmp_path, capsys):
         ({"from_stage": "stage3", "until": "warmup"}, "--from_stage=stage3 comes after --until=warmup"),
         ({"from_stage": "stage2"}, "stage1_denoise/last.pt: no such file"),
         ({"preset": "gta5"}, "--simclr=: no such file; stage 2 needs"),
+        ({"stage2_init": "random"}, "--stage2_init has no effect with --preset=streets"),
+        ({"epochs": 3}, "--epochs has no effect with --preset=streets"),
         (
             {"preset": "gta5", "stage2_init": "swav"},
             "--stage2_init=swav: expected one of 'simclr', 'imagenet', 'random'",
@@ -187,6 +189,17 @@ def test_on_real_data_the_stages_get_preset_downloads_and_the_model_it_keeps(pre
     assert found["stage2_distill"]["teacher"] == f"o/stage1_denoise/{kept}"
     assert found["stage2_distill"]["bn_pretrain"] is True
     assert found["stage3_distill"]["teacher"] == found["stage3_distill"]["init_file"] == f"o/stage2_distill/{kept}"
+
+
+@pytest.mark.parametrize("head", ["deeplab", "daformer"])
+def test_every_stage_accepts_the_flags_of_the_pipeline(head):
+    given = {"preset": "gta5", "simclr": "s.pth", "head": head, "compile": True, "output": "o"}
+    config = make_config(pipeline.Config, given, pipeline.PRESETS)
+    for stage in pipeline.STAGES:
+        module = load_experiment(pipeline.experiment_file(stage))
+        found = make_config(module.Config, pipeline.flags(config, stage), module.PRESETS)
+        assert found.head == head and found.compile
+        assert stage != "warmup" or found.freeze_bn == (head == "deeplab")
 
 
 def test_a_student_of_stage_2_that_starts_from_imagenet_has_no_batch_norm_for_simclr():

@@ -124,6 +124,14 @@ def test_a_second_ctrl_c_interrupts_at_once_and_a_second_sigterm_does_not():
     assert training.trainer.state.iteration == 3 and training.events == ["TERMINATE"]
 
 
+def test_a_second_ctrl_c_interrupts_although_the_launcher_sends_sigterm_after_each():
+    training = Training()
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGINT)
+    training.trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: [ask(number) for number in signals])
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+
+
 def test_stop_after_and_the_trainer_is_as_before():
     training = Training(after=3)
     with pytest.raises(Stopped) as end:

@@ -175,6 +175,12 @@ def test_an_interrupted_validation_is_discarded_and_repeated_when_the_run_is_res
     assert seen == [2, 4] and again.validation.results[0]["miou"] < again.validation.results[1]["miou"]
 
 
+def test_a_first_validation_that_a_signal_ends_after_the_last_iteration_saves_no_model(tmp_path):
+    run = Run(tmp_path, Interrupted((1, 0.1), (2, 0.2), (3, 0.3)), every=9)
+    run.trainer.run([None] * 2)
+    assert run.validation.results == [] and not kept(tmp_path)
+
+
 def test_a_teacher_is_judged_beside_the_student_and_kept_as_it_was_last(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("proda.handlers.validation.log.propagate", True)
     caplog.set_level("INFO", logger="proda")
