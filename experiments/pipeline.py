@@ -163,6 +163,8 @@ def flags(config: Config, stage: str) -> dict:
         values["iterations"] = config.iterations
     elif config.preset == "streets":
         values |= scaled(module.PRESETS["streets"], config.scale)
+    if stage == "warmup" and config.head == "daformer":
+        values["freeze_bn"] = False  # the batch norm of a fresh head has to learn
     preset = make_config(module.Config, values, module.PRESETS)
     if stage == CONTROL:
         values |= {**NO_TARGET_LOSS, "weights": str(folder / "warmup" / "last.pt")}
@@ -179,8 +181,6 @@ def flags(config: Config, stage: str) -> dict:
     elif stage == "warmup":
         start = folder / "source_only" / "last.pt"
         values["init_file"] = str(start) if config.preset == "streets" else config.init_file
-        if config.preset != "streets" and config.head == "daformer":
-            values["freeze_bn"] = False  # the batch norm of a fresh head has to learn
     elif stage == "stage2_distill":
         values["init"] = config.stage2_init
         values["bn_pretrain"] = config.stage2_init == "simclr"  # needed only for the scale of self-supervised features
