@@ -364,11 +364,11 @@ def test_a_file_in_the_working_folder_comes_before_ours(tmp_path):
     assert start("experiments/warmup.py", {}) == "mine"
 
 
-@pytest.mark.parametrize("name", ["pipeline", "quickstart"])
-def test_experiments_that_start_others_find_them_from_every_folder(name):
+@pytest.mark.parametrize(("name", "more"), [("pipeline", {"simclr": "here.pt"}), ("quickstart", {})])
+def test_experiments_that_start_others_find_them_from_every_folder(name, more):
     """They come as far as the first stage's missing data."""
     Path("here.pt").touch()
-    flags = {"data_root": "nowhere", "source": "own.toml", "num_classes": 0, "simclr": "here.pt", "device": "cpu"}
+    flags = {"data_root": "nowhere", "source": "own.toml", "num_classes": 0, "device": "cpu", **more}
     with pytest.raises(FileNotFoundError, match=r"own\.toml: no such file"):
         start(name, flags)
 
