@@ -24,7 +24,7 @@ from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json, sha256
 from proda.utils.lock import FolderLock
 from proda.utils.progress import LOGGER, ConsoleHandler
-from proda.utils.run_files import RECORD, all_run_files, checkpoint_files, earlier_run
+from proda.utils.run_files import RECORD, all_run_files, earlier_run
 
 # Flags that are not compared between runs: they change neither weights nor scores.
 UNCOMPARED_FLAGS = {
@@ -246,9 +246,7 @@ def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
         return [f"{folder / 'config.json'} is missing or damaged: the settings of the run to resume are unknown"]
     before = with_present_names(before, type(config), quiet=True)
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
-    before, length = {**defaults, **before}, getattr(config, "iterations", 0)
-    if 0 < length < (reached := max(checkpoint_files(folder), default=0)):
-        raise UserError(f"--iterations={length}: the run in {folder} has already been trained for {reached} iterations")
+    before = {**defaults, **before}
     changes = changes_at_resume(before, record, folder)
     if any(before.get(name) != record[name] for name in (RESUMABLE_FLAGS - UNCOMPARED_FLAGS) & record.keys()):
         (folder / RECORD).unlink(missing_ok=True)  # it describes another result

@@ -276,13 +276,6 @@ def test_another_length_is_said_and_so_is_the_horizon_that_moves_with_it(tmp_pat
         assert (f"--{flag} was {began[flag]}, is {now[flag]}" in out) == (now[flag] != began[flag])
 
 
-def test_fewer_iterations_than_it_has_been_trained_for_are_refused(tmp_path):
-    begin(tmp_path, iterations=9)
-    (tmp_path / "checkpoint_7.pt").write_text("x")
-    assert "--iterations=6: the run in" in refuses(tmp_path, training(tmp_path, resume=True, iterations=6))
-    resume(training(tmp_path, resume=True, iterations=7))
-
-
 def test_the_content_of_a_weights_file_counts_and_not_its_place(tmp_path, capsys):
     folder, file = tmp_path / "run", tmp_path / "a.pt"
     folder.mkdir()
