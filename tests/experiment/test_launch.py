@@ -186,6 +186,17 @@ def test_settings_that_do_not_fit_the_data(stage, more, message, data, capsys, t
     assert status == 2 and message in error
 
 
+@pytest.mark.parametrize("stage", ["stage1_denoise", "stage2_distill"])
+def test_an_overwrite_that_is_refused_deletes_no_label(stage, data, capsys, tmp_path):
+    flags = flags_of(stage, data, str(small_runs.write_weights(tmp_path / "before.pt")), iterations=1)
+    assert main([f"experiments/{stage}.py", *flags]) == 0
+    before = sorted(Path("run/pseudo_labels").rglob("*"))
+    for wrong in ("--accumulate=3", "--feature_distance=1 --thing_classes=unicorn"):
+        assert main([f"experiments/{stage}.py", *flags, "--overwrite", *wrong.split()]) == 2
+        assert f"error: {wrong.split()[-1].partition('=')[0]}" in capsys.readouterr().err
+        assert sorted(Path("run/pseudo_labels").rglob("*")) == before and len(before) > 1
+
+
 def test_a_run_can_be_made_again_from_its_config(data, tmp_path):
     weights = small_runs.write_weights(tmp_path / "before.pt")
     flags = flags_of("source_only", data, str(weights), iterations=2, seed=3)
