@@ -17,7 +17,7 @@ stopped.
 """
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,10 +35,8 @@ from proda.utils.errors import UserError
 from proda.utils.files import atomic_write
 from proda.utils.options import Bounds, LengthFactor
 
-PASSED_ON = (
-    *("source", "target", "num_classes", "backbone", "head", "val_batch_size", "skip_bad", "labelled_only"),
-    *("device", "num_workers", "amp", "compile", "deterministic", "data_root"),
-)
+NOT_PASSED_ON = ("preset", "seed", "output", "nproc_per_node", "backend")  # set for each run, or not used
+PASSED_ON = [field.name for field in fields(DataConfig) if field.name not in NOT_PASSED_ON]
 
 Table = Literal["parts", "init", "renewal", "quirks", "successors", "quickstart"]
 

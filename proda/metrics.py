@@ -95,11 +95,11 @@ class LabelFreeScore(Metric):
     def compute(self) -> float:
         """The score. It is NaN without any image; a process may lack images that others have."""
         classes = int(idist.all_reduce(self._mean.numel(), "MAX"))
-        self._mean = self._mean.expand(classes)
-        return self._of_all()
+        self._mean = self._mean.expand(classes)  # a single zero until the first image
+        return self._score_of_all_processes()
 
     @sync_all_reduce("_mean", "_entropy", "_images")
-    def _of_all(self) -> float:
+    def _score_of_all_processes(self) -> float:
         mean, entropy = self._mean / self._images, self._entropy / self._images
         return float(-(mean * mean.clamp_min(1e-12).log()).sum() - entropy)
 

@@ -201,7 +201,7 @@ class Domains:
         """Whole target training images spread evenly over the set, the same on every process.
 
         Raises:
-            UserError: they differ in size, so that they cannot form batches.
+            UserError: target training images differ in size, so they cannot be put into batches.
         """
         self._check_same_size()
         images = EvaluationSamples(_some(self.target))
@@ -228,10 +228,15 @@ class Domains:
         """Raises UserError if target training images differ in size, according to the headers of all files."""
         if self.target.size is not None:
             return  # all images are resized to this size
-        sizes = {image_size(path): path for path in self.target.images}
-        if len(sizes) > 1:
-            found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in list(sizes.items())[:2])
+        if len(self._target_sizes) > 1:
+            two = list(self._target_sizes.items())[:2]
+            found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in two)
             raise UserError(f"{self.config.target}: found training images of {found}; {SAME_SIZE_NEEDED}")
+
+    @cached_property
+    def _target_sizes(self) -> dict[tuple[int, int], Path]:
+        """(width, height) of target training images -> one that has it. Every file's header is read, once."""
+        return {image_size(path): path for path in self.target.images}
 
     def class_statistics_file(self, domain: str) -> Path:
         """Where the statistics of the classes of ``domain``, "source" or "target", are stored: beside its data."""

@@ -24,7 +24,7 @@ from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json, sha256
 from proda.utils.lock import FolderLock
 from proda.utils.progress import LOGGER, ConsoleHandler
-from proda.utils.run_files import RECORD, all_run_files, earlier_run
+from proda.utils.run_files import INPUTS_FILE, all_run_files, earlier_run
 
 # Flags that are not compared between runs: they change neither weights nor scores.
 UNCOMPARED_FLAGS = {
@@ -249,7 +249,7 @@ def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
     before = {**defaults, **before}
     changes = changes_at_resume(before, record, folder)
     if any(before.get(name) != record[name] for name in (RESUMABLE_FLAGS - UNCOMPARED_FLAGS) & record.keys()):
-        (folder / RECORD).unlink(missing_ok=True)  # it describes another result
+        (folder / INPUTS_FILE).unlink(missing_ok=True)  # it describes another result
     return changes
 
 

@@ -20,7 +20,7 @@ from proda.models.weights import prototypes_record
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json, sha256
 from proda.utils.lock import FolderLock
-from proda.utils.run_files import RECORD, all_run_files, earlier_run
+from proda.utils.run_files import INPUTS_FILE, all_run_files, earlier_run
 
 VERSION = 1  # of the record; older records have no version and other fingerprints of the data
 PARTS = ("configuration", "files", "data")  # of the record
@@ -46,7 +46,7 @@ def run_if_outdated(experiment: str, flags: dict[str, Any], *, overwrite: bool =
         print_once(f"{folder}: up to date, skipped")
         return read_summary(folder)
     if used and not same and not overwrite:
-        found = f"with different inputs ({_shortened(changes)})" if before else f"without a readable {RECORD}"
+        found = f"with different inputs ({_shortened(changes)})" if before else f"without a readable {INPUTS_FILE}"
         raise UserError(f"{folder} holds a run {found}: repeat it with --overwrite, or set another --output")
     if used and not same:
         keep_inputs(folder, config, folder / "pseudo_labels")
@@ -54,12 +54,12 @@ def run_if_outdated(experiment: str, flags: dict[str, Any], *, overwrite: bool =
         if idist.get_rank() == 0:
             if not same:
                 clear(folder)
-            save_json(now, folder / RECORD)
+            save_json(now, folder / INPUTS_FILE)
         idist.barrier()
     try:
         start(experiment, {**flags, "resume": same and used})
     except BaseException:
-        if idist.get_rank() == 0 and folder.is_dir() and [path.name for path in folder.iterdir()] == [RECORD]:
+        if idist.get_rank() == 0 and folder.is_dir() and [path.name for path in folder.iterdir()] == [INPUTS_FILE]:
             shutil.rmtree(folder)  # the run failed before it wrote anything
         raise
     idist.barrier()  # rank 0 writes the summary
@@ -135,7 +135,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
     Records of an older version have other fingerprints of the data, so their data are not compared.
     """
     try:
-        content = json.loads((folder / RECORD).read_text())
+        content = json.loads((folder / INPUTS_FILE).read_text())
     except (FileNotFoundError, ValueError):
         return {}
     if isinstance(content, dict) and "version" not in content:
@@ -144,7 +144,9 @@ def _recorded(folder: Path) -> dict[str, Any]:
     if not whole or not isinstance(content["version"], int):
         return {}
     if content["version"] > VERSION:
-        raise UserError(f"{folder / RECORD}: written by a newer version of proda; use that one, or another --output")
+        raise UserError(
+            f"{folder / INPUTS_FILE}: written by a newer version of proda; use that one, or another --output"
+        )
     return content
 
 
@@ -164,7 +166,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any], config: Any) -> list[s
         f"content of --{n} changed" for n in sorted(files.keys() | now["files"]) if files.get(n) != now["files"].get(n)
     ]
     if not data and now["data"]:
-        print_once(f"{RECORD} was written by an older version: the data cannot be compared")
+        print_once(f"{INPUTS_FILE} was written by an older version: the data cannot be compared")
     return changes + [
         f"{name} changed" for name in sorted(data.keys() & now["data"]) if data[name] != now["data"][name]
     ]

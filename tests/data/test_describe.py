@@ -192,3 +192,5 @@ def test_the_command_writes_a_source_and_a_target_that_a_run_can_open(tmp_path, 
     assert main(source) == 2  # nothing that a person has edited is lost
     assert "--description=below/sim.toml: the file exists" in capsys.readouterr().err
     assert Path("below/sim.toml").read_text() == before + "# edited\n"
+    assert main([*command, "--images=photos", "--description=new/photos.toml"]) == 2
+    assert "--description=new/photos.toml: the folder new does not exist" in capsys.readouterr().err

@@ -236,6 +236,7 @@ def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold
         )
     else:
         assert len(Domains(settings).target_views(full_image=True)) == 2
+    assert "80x40 (a.jpg) and 90x40 (b.jpg)" in error_of(lambda: Domains(settings).statistics_batches())  # for AdaBN
 
 
 def test_a_file_name_that_no_prediction_could_have_is_told_before_work(tmp_path, capsys):

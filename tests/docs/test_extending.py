@@ -155,8 +155,9 @@ def test_the_command_line_takes_the_file_of_a_backbone(tmp_path, capsys):
     line = block("A new backbone", "bash").split()
     assert line[:3] == ["python", "run.py", "stage1_denoise"] and line[4] == "--head=daformer"
     chosen = {"backbone": file, "head": "daformer"}
-    run = small_runs.flags("source_only", data, file, tmp_path / "run", iterations=1, **chosen | {"init": "random"})
-    assert main(["experiments/source_only.py", *(f"--{name}={value}" for name, value in run.items())]) == 0
+    fresh = {"init": "random", "init_file": "", "freeze_bn": False}
+    run = small_runs.flags("warmup", data, file, tmp_path / "run", iterations=1, **chosen | fresh)
+    assert main(["experiments/warmup.py", *(f"--{name}={value}" for name, value in run.items())]) == 0
     stage = small_runs.flags(
         "stage1_denoise", data, tmp_path / "run/last.pt", tmp_path / "next", iterations=1, **chosen
     )

@@ -176,6 +176,13 @@ def test_a_run_that_finishes_while_results_are_written_is_in_them(data, tmp_path
     assert collect[0][0].seeds == [0] and report["results"] == whole == read_results(tmp_path / "ablation.json")
 
 
+def test_flags_of_data_and_machine_reach_every_run():
+    given = {"compile": True, "deterministic": True, "skip_bad": "bad.txt", "labelled_only": True, "target": "my.toml"}
+    for row in ablation.needed_rows("quickstart"):
+        found = resolved(row, **given)
+        assert {name: getattr(found, name) for name in given} == given
+
+
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert main(["experiments/ablation.py", "--dry", f"--output={tmp_path / 'o'}", "--table=quirks", "--seeds=2"]) == 0
     out = capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments import evaluate
 from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.labelled_files import read_skip_list
@@ -23,6 +24,7 @@ from proda.experiment.launch import load_experiment, main
 from proda.models.build import build_network
 from proda.models.weights import save_weights
 from proda.trained_model import load_model
+from proda.utils.errors import UserError
 from tests import small_runs
 
 VIEWS = ["--mean_width=96", "--crop_width=48", "--crop_height=24"]
@@ -142,6 +144,15 @@ def test_evaluation_reports_mistakes_in_one_line_and_writes_nothing(inputs, tmp_
     assert command("evaluate", data, tmp_path / "run", *flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_by_more_processes_than_there_are_images_is_one_line(inputs, tmp_path, monkeypatch):
+    flags = {"weights": str(inputs[1]), "data_root": str(inputs[0]), "output": str(tmp_path / "run"), "device": "cpu"}
+    config = make_config(evaluate.Config, {**flags, "num_workers": 0})
+    monkeypatch.setattr("experiments.evaluate.idist.get_world_size", lambda: 9)
+    with pytest.raises(UserError, match=r"^fewer images than processes \(9\): start fewer processes$"):
+        evaluate.run(0, config)
     assert not list(tmp_path.iterdir())
 
 
