@@ -20,6 +20,7 @@ from proda.experiment.config import DataConfig, make_config
 from proda.experiment.domains import Domains
 from proda.experiment.job import device_of, read_summary
 from proda.experiment.launch import load_experiment
+from proda.experiment.networks import network_to_pretrain
 from proda.experiment.recipes import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
 from proda.experiment.tables import CONTROL, control_sentence, stage_table
 from proda.experiment.up_to_date import print_once, run_if_outdated
@@ -96,6 +97,7 @@ def run_stages(config: Config) -> dict:
     if config.init_file and not Path(config.init_file).is_file():
         raise MissingFileError(f"--init_file={config.init_file}: no such file; expected ImageNet weights")
     check_data(config)
+    check_initial_weights(config, todo)
     for number, stage in enumerate(todo, 1):
         print_once(f"\n[{number}/{len(todo)}] {stage}")
         run_if_outdated(experiment_file(stage), flags(config, stage), overwrite=config.overwrite)
@@ -148,6 +150,17 @@ def check_stage2_init(config: Config) -> None:
             f"--simclr={config.simclr}: no such file; stage 2 needs the converted SimCLRv2 r101 1x weights "
             "(alternatively, set --stage2_init=imagenet or --until=stage1)"
         )
+
+
+def check_initial_weights(config: Config, stages: list[str]) -> None:
+    """Raises UserError now if a file of initial weights does not fit the backbone of its stage."""
+    if config.preset == "streets":
+        return  # each stage starts from the one before
+    for stage in ("warmup", "stage2_distill"):
+        module = load_experiment(experiment_file(stage))
+        values = make_config(module.Config, flags(config, stage), module.PRESETS)
+        if stage in stages and values.init_file:
+            network_to_pretrain(values)
 
 
 def experiment_file(stage: str) -> str:

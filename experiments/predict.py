@@ -81,8 +81,8 @@ def run(local_rank: int, config: Config) -> dict:
     lines = {"weights": config.weights, "network": trained.info}
     lines |= {"images": len(media.images), "videos": len(media.videos), "tiles": f"above {options['tile']} pixels"}
     job.open(lines)
-    for files in media.left_out:
-        job.log.warning("left out: %s", files)
+    for line in [*(f"left out: {files}" for files in media.left_out), *media.warnings]:
+        job.log.warning("%s", line)
     if idist.get_rank() == 0:
         legend_picture(names, colors, 480).save(job.folder / "legend.png")
     process = {"rank": idist.get_rank(), "world_size": idist.get_world_size()}
@@ -127,12 +127,20 @@ def media_to_predict(config: Config, folder: Path) -> Media:
     media = find_media(config.images)
     if config.skip_bad:
         skipped = read_skip_list(config.skip_bad, "images")
+        if unknown := sorted(skipped - media.images.keys() - media.videos.keys()):
+            media.warnings.append(f"names in {config.skip_bad} that match no image: {len(unknown)}, the first is {unknown[0]}")
         media.images = {name: path for name, path in media.images.items() if name not in skipped}
         media.videos = {name: path for name, path in media.videos.items() if name not in skipped}
         if not media.images and not media.videos:
             raise MissingFileError(f"--images={config.images}: none is left; all are listed in {config.skip_bad}")
     for name in (*media.images, *media.videos):
         safe_path(folder, name, ".png")  # raises now rather than when the image is written
+    for kind, names in {"labels": media.images, "videos": media.videos}.items():
+        if others := sorted({path.stem for path in (folder / kind).glob("*") if path.is_file()} - names.keys()):
+            media.warnings.append(
+                f"{folder / kind}: results of files that are not among --images stay there: {len(others)}, the first is "
+                f"{others[0]}"
+            )
     if media.videos:
         require_pyav(next(iter(media.videos.values())))
     return media

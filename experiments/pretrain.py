@@ -93,7 +93,8 @@ def run(local_rank: int, config: Config) -> dict:
     network = ContrastiveNetwork(backbone, hidden=config.projection_width, dimensions=config.projection_dimensions)
     network.to(job.device).to(memory_format=torch.channels_last)
     images = {"images": f"{len(data.source)} of {config.source}, {len(data.target)} of {config.target}"}
-    job.open({"preset": config.preset, **images, **training.loop_lines(config, batches)}, data.fingerprints())
+    lines = {"preset": config.preset, **images, **data.skip_lines(), **training.loop_lines(config, batches)}
+    job.open(lines, data.fingerprints())
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     network_ddp, precision = parallel(config, network), job.precision

@@ -38,7 +38,7 @@ def load_model(
     """
     if 0 != tile < SMALLEST_TILE:
         raise ValueError(f"tile={tile}, expected 0 or at least {SMALLEST_TILE} pixels")
-    weights = read_weights(path, flag="path")
+    weights = read_weights(path, flag="")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     network = load_network(weights, backbone=backbone, dropout=0.0).to(device).to(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from proda.data.labelled_files import LabelledFiles
 from proda.utils.errors import UserError
+from proda.utils.words import counted
 
 SHOWN = 20  # problems that a report prints; its summary has all
 
@@ -95,7 +96,7 @@ class DatasetReport:
         """Number of images and labels."""
         labels = f"{self.labelled} with labels, {100 * self.ignored:.1f}% of their pixels ignored"
         labels = labels if self.labelled else "none with labels"
-        return f"{self.images} images; {labels}"
+        return f"{counted(self.images, 'image')}; {labels}"
 
     def lines(self, class_names: list[str], *, details: Path) -> Iterator[str]:
         """Sizes, classes that are in no image, and the first problems; ``details`` is the file that has them all."""
@@ -110,7 +111,7 @@ class DatasetReport:
         for problem in self.problems[:SHOWN]:
             yield f"  PROBLEM {problem}"
         if len(self.problems) > SHOWN:
-            yield f"  and {len(self.problems) - SHOWN} problems more: {details}"
+            yield f"  and {len(self.problems) - SHOWN} more; all are in {details}"
 
     def summary(self, class_names: list[str]) -> dict[str, Any]:
         """The entry of the data set in ``summary.json``."""

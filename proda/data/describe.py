@@ -16,6 +16,7 @@ from proda.data.listing import FoundFiles, list_files
 from proda.data.own_data import MAX_CLASSES
 from proda.data.videos import VIDEO_SUFFIXES
 from proda.utils.errors import MissingFileError, UserError
+from proda.utils.words import counted
 
 LOOKED_AT = 16  # label maps that decide what label maps hold
 _NO_LABEL = 255  # by convention, an id for pixels without a label
@@ -191,16 +192,16 @@ def _class_values(findings: Findings) -> list[int]:
 
 def _head(places: Places, findings: Findings) -> str:
     if places.are_videos:
-        return f"{len(places.image_files)} videos."
+        return f"{counted(len(places.image_files), 'video')}."
     sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in findings.sizes.most_common(5))
     more = f", and {len(findings.sizes) - 5} other sizes" if len(findings.sizes) > 5 else ""
-    head = f"{len(places.image_files)} images ({sizes or 'none can be read'}{more})."
+    head = f"{counted(len(places.image_files), 'image')} ({sizes or 'none can be read'}{more})."
     if not places.labels:
         return head
     kind = "ids, one channel" if findings.labels_are == "ids" else "colors"
     if findings.palette:
         kind = "ids: the values, not the colors of the palette, which all files share"
-    return f"{head} {findings.label_maps} label maps of {kind}."
+    return f"{head} {counted(findings.label_maps, 'label map')} of {kind}."
 
 
 def _remarks(places: Places, findings: Findings) -> list[str]:
@@ -209,12 +210,12 @@ def _remarks(places: Places, findings: Findings) -> list[str]:
     bare = [key for key in places.image_files if key not in places.label_files]
     alone = [key for key in places.label_files if key not in places.image_files]
     if places.labels and bare:
-        lines.append(f"{len(bare)} images have no label map, such as {_plain(bare[0])}: train with --labelled_only.")
+        lines.append(f"Images without a label map: {len(bare)}, such as {_plain(bare[0])}. Train with --labelled_only.")
     if alone:
-        lines.append(f"{len(alone)} label maps have no image, such as {_plain(alone[0])}: they are not used.")
+        lines.append(f"Label maps without an image: {len(alone)}, such as {_plain(alone[0])}. They are not used.")
     if findings.problems:
         first = _plain(findings.problems[0])
-        lines.append(f"{len(findings.problems)} files cannot be used; check_data lists them. The first: {first}")
+        lines.append(f"Files that cannot be used: {len(findings.problems)}. check_data lists them. The first: {first}")
     lines += [f"Left out: {_plain(line)}" for line in (*places.image_files.left_out, *places.label_files.left_out)]
     if _like_cityscapes(findings):
         lines.append("The ids look like the labelIds of Cityscapes; the comments below say what they mean there.")

@@ -299,7 +299,7 @@ def _read_bytes(path: Path, what: str) -> bytes:
     try:
         return read_bytes(path)
     except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such {what}; it was there when the files were listed") from None
+        raise MissingFileError(f"{path}: no such {what}; it may have been moved or deleted") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -73,8 +73,8 @@ class LabelledFiles(Dataset[Example]):
             raise ValueError(f"one label map per image is needed, got {len(labels)} for {len(images)} images")
         kept = list(range(len(images)))
         if skip:
-            skipped = frozenset(skip)
-            kept = [i for i in kept if names[i] not in skipped]
+            skip = frozenset(skip)
+            kept = [i for i in kept if names[i] not in skip]
         if labelled_only:
             kept = [i for i in kept if labels is not None and labels[i] is not None]
         if images and not kept:
@@ -92,6 +92,7 @@ class LabelledFiles(Dataset[Example]):
         self.size_tolerance = size_tolerance
         self.size = size
         self.optional_labels = optional_labels
+        self.skipped = {name for name in names if name in skip}
         self.left_out: list[str] = []  # files in the folders that are not used, in words; see FoundFiles
 
     def __len__(self) -> int:
@@ -210,24 +211,38 @@ def write_skip_list(path: Path, names: dict[str, Iterable[str]]) -> None:
 def read_skip_list(path: str | Path, part: str) -> set[str]:
     """Names of images of ``part`` (source, train or val) to leave out, from a list as ``check_data`` writes it.
 
-    A line without ``PART/`` applies to every part. Empty lines and lines that begin with # are ignored.
+    A line without ``PART/`` applies to every part. Raises as ``read_skip_entries``.
+    """
+    return {name for of_part, name in read_skip_entries(path) if of_part in ("", part)}
+
+
+def read_skip_entries(path: str | Path) -> list[tuple[str, str]]:
+    """(part, name) of each line of a list of images to leave out; the part is empty in a line without ``PART/``.
+
+    Empty lines and lines that begin with # are ignored.
 
     Raises:
         MissingFileError: the file does not exist.
-        UserError: the file is not text.
+        UserError: the file is not text, or a name in quotation marks is not valid JSON.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such file; expected a list of images, as check_data writes it") from None
+        raise MissingFileError(
+            f"--skip_bad={path}: no such file; expected a list of images, as check_data writes it"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a list of images ({error})") from None
-    names = set()
-    for line in lines:
-        of_part, slash, name = line.strip().rpartition("/")
-        if name and not line.startswith("#") and (not slash or of_part == part):
-            names.add(json.loads(name) if name.startswith('"') else name)
-    return names
+        raise UserError(f"--skip_bad={path}: cannot be read as a list of images ({error})") from None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        part, _, name = line.strip().rpartition("/")
+        if not name or line.startswith("#"):
+            continue
+        try:
+            entries.append((part, json.loads(name) if name.startswith('"') else name))
+        except ValueError:
+            raise UserError(f"{path}, line {number}: found {name}, expected a name or a name in JSON") from None
+    return entries
 
 
 def _ids_of_colors(path: Path, table: ColorTable) -> np.ndarray:

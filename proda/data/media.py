@@ -28,12 +28,16 @@ NONE = f"found none; expected {', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))} fi
 
 @dataclass
 class Media:
-    """What was found: names, which are unique, and files. ``problems`` has a line for each place without any."""
+    """What was found: names, which are unique, and files.
+
+    ``problems`` has a line for each place without any, ``warnings`` one for whatever else the user should know.
+    """
 
     images: dict[str, Path] = field(default_factory=dict)
     videos: dict[str, Path] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  # files in the folders that are neither; see FoundFiles
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def find_media(places: str) -> Media:

@@ -19,7 +19,7 @@ from proda.data.check import spot_check
 from proda.data.class_statistics import RareClasses, load_or_count
 from proda.data.image_files import image_size
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, open_store
-from proda.data.labelled_files import LabelledFiles, read_skip_list
+from proda.data.labelled_files import LabelledFiles, read_skip_entries, read_skip_list
 from proda.data.labels import LabelSpace, benchmark_labels, benchmark_names, stored_labels
 from proda.data.loaders import SAME_SIZE_NEEDED, TrainingBatches, evaluation_loader
 from proda.data.own_data import Description, read_description
@@ -283,6 +283,25 @@ class Domains:
                 f"{own.path}: no classes = [...], and {trained.path}, of an older version, does not say the ids of "
                 "its classes; list the classes, or set --source"
             )
+
+    def skip_lines(self) -> dict[str, str]:
+        """How many images of a training run ``--skip_bad`` leaves out, for the start-up summary; empty without it.
+
+        Warns of lines of the list that match no image, which may be misspelt.
+        """
+        if not self.config.skip_bad:
+            return {}
+        parts = {"source": self.source, "train": self.target, "val": self.validation}
+        skipped = {part: images.skipped for part, images in parts.items() if isinstance(images, LabelledFiles)}
+        line = ", ".join(f"{len(names)} of {part}" for part, names in skipped.items())
+        unknown = [
+            f"{part}/{name}" if part else name
+            for part, name in read_skip_entries(self.config.skip_bad)
+            if not any(name in names for of_part, names in skipped.items() if part in ("", of_part))
+        ]
+        if unknown:
+            line += f"  WARNING: lines of the list that match no image: {len(unknown)}, the first is {unknown[0]}"
+        return {"skipped images": line}
 
     # What the results depend on
 

@@ -38,6 +38,7 @@ def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[
     lines = {
         "preset": config.preset,
         "source -> target": f"{config.source} -> {config.target}, {len(data.classes.names)} classes",
+        **data.skip_lines(),
         **loop_lines(config, batches),
     }
     if config.batch_size != PUBLISHED_BATCH_SIZE:

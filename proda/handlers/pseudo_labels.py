@@ -104,7 +104,7 @@ class PseudoLabels:
             )
             engine.state.pseudo_label_scores = scores
             if scores:
-                log.info("pseudo labels against ground truth: mIoU %.4f", scores["miou"])
+                log.info("pseudo labels against ground truth: mIoU %.2f %%", 100 * scores["miou"])
         engine.fire_event(ProdaEvents.PSEUDO_LABELS_REFRESHED)
 
     def renew(self, engine: Engine) -> None:

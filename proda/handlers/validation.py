@@ -86,8 +86,8 @@ class Validation:
         """The scores of the last result in words, for the log."""
         labelled, parts = not math.isnan(scores["miou"]), []
         for prefix in self.evaluators:
-            best = "" if prefix else f" (best {self.best()['miou']:.4f})"
-            miou = f"mIoU {scores[f'{prefix}miou']:.4f}{best}" if labelled else "no labels"
+            best = "" if prefix else f" (best {100 * self.best()['miou']:.2f} %)"
+            miou = f"mIoU {100 * scores[f'{prefix}miou']:.2f} %{best}" if labelled else "no labels"
             name = prefix and "teacher: "
             parts.append(f"{name}{miou}, label-free score {scores[f'{prefix}label_free']:.4f}")
         return "; ".join(parts)

@@ -189,9 +189,10 @@ def load_network(
 
 
 def read_weights(path: str | Path, *, flag: str = "weights") -> Weights:
-    """As :func:`load_weights`; the message about a missing file names the flag that named it."""
+    """As :func:`load_weights`; the message about a missing file names the flag that named it, if one did."""
     if not Path(path).is_file():
-        raise MissingFileError(f"--{flag}={path}: no such file; expected weights, as a stage leaves in last.pt")
+        named = f"--{flag}={path}" if flag else str(path)
+        raise MissingFileError(f"{named}: no such file; expected weights, as a stage leaves in last.pt")
     return load_weights(path)
 
 

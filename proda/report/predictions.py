@@ -22,6 +22,7 @@ from proda.method.metrics import scores
 from proda.models.weights import load_network
 from proda.report.runs import Run
 from proda.utils.errors import UserError
+from proda.utils.words import counted
 from proda.visualization import image_picture
 
 MODEL = "last.pt"
@@ -155,7 +156,7 @@ def data_counts(run: Run, data: Domains) -> list[tuple[str, str]]:
     for part in ("source", "target", "validation"):
         try:
             images = getattr(data, part)
-            text = f"{len(images):,} images"
+            text = counted(len(images), "image")
             fingerprint = recorded.get(f"{part} images")
             if isinstance(images, LabelledFiles) and fingerprint and images.fingerprint() != fingerprint:
                 text += "; not the files of the run, which have been changed since or are elsewhere"

@@ -71,7 +71,7 @@ def test_a_missing_or_damaged_member_is_named_in_one_line(tmp_path):
         f"{path}/b.png: cannot be read from the zip file (Bad CRC-32 for file 'b.png')"
     )
     assert error_of(MissingFileError, lambda: read_ids(path / "e.png")) == (
-        f"{path}/e.png: no such label map; it was there when the files were listed"
+        f"{path}/e.png: no such label map; it may have been moved or deleted"
     )
 
 

@@ -106,9 +106,9 @@ def test_names_without_a_partner_and_bad_files_are_counted(tmp_path):
     photo(tmp_path / "rgb/x.jpg"), save(tmp_path / "labels/y.png", np.array([[5]]))
     (tmp_path / "labels/2.png").write_bytes(b"\x89PNG")
     text, own = described(tmp_path, labels="labels")
-    assert "# 1 images have no label map, such as x: train with --labelled_only.\n" in text
-    assert "# 1 label maps have no image, such as y: they are not used.\n" in text
-    assert f"# 1 files cannot be used; check_data lists them. The first: {tmp_path}/labels/2.png: " in text
+    assert "# Images without a label map: 1, such as x. Train with --labelled_only.\n" in text
+    assert "# Label maps without an image: 1, such as y. They are not used.\n" in text
+    assert f"# Files that cannot be used: 1. check_data lists them. The first: {tmp_path}/labels/2.png: " in text
     assert own.space.names == ["class_1", "class_2"]  # not the 5
     assert len(own.open("train", own.space, with_labels=True, labelled_only=True)) == 3
 
@@ -143,7 +143,7 @@ def test_videos_are_described_with_every_tenth_frame(tmp_path):
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips/a.mp4").write_bytes(b"")
     text, own = described(tmp_path, "clips")
-    assert own.every == {"train": 10} and "# 1 videos." in text
+    assert own.every == {"train": 10} and "# 1 video." in text
 
 
 @pytest.mark.parametrize(

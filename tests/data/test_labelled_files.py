@@ -158,6 +158,9 @@ def test_a_list_of_bad_files_holds_any_name_and_tells_the_parts_apart(tmp_path):
     assert read_skip_list(tmp_path / "mine.txt", "train") == {"both", "one"}
     with pytest.raises(MissingFileError, match=r"none\.txt: no such file"):
         read_skip_list(tmp_path / "none.txt", "train")
+    (tmp_path / "wrong.txt").write_text('one\ntrain/"two\n')
+    with pytest.raises(UserError, match=r'wrong\.txt, line 2: found "two, expected a name or a name in JSON'):
+        read_skip_list(tmp_path / "wrong.txt", "train")
 
 
 def describe(folder: Path, text: str, name: str = "own.toml") -> Path:

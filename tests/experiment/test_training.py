@@ -1,5 +1,6 @@
 """What every training run shares: its length, the order of its handlers, clipping."""
 
+from dataclasses import replace
 from functools import wraps
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from proda.data.loaders import TrainingBatches
 from proda.engines.supervised import supervised_trainer
 from proda.experiment import training
 from proda.experiment.config import make_config
+from proda.experiment.domains import Domains
 from proda.experiment.launch import load_experiment
 from proda.handlers.checkpoints import NewestFiles
 from proda.handlers.nan import StopOnNan
@@ -43,7 +45,7 @@ def test_images_that_make_no_batch_are_refused(source, target, short):
 def test_the_summary_says_where_batch_norm_depends_on_the_number_of_processes(monkeypatch, processes, flags, told):
     module = load_experiment("experiments/stage1_denoise.py")
     config = make_config(module.Config, {"preset": "streets", **flags}, module.PRESETS)
-    data = SimpleNamespace(own_target=None, classes=SimpleNamespace(names=["road"]))
+    data = SimpleNamespace(own_target=None, classes=SimpleNamespace(names=["road"]), skip_lines=dict)
     batches = TrainingBatches(range(8), range(8), batch_size=4, epochs=1)
     monkeypatch.setattr(training.idist, "get_world_size", lambda: processes)
     lines = training.summary_lines(config, data, batches)
@@ -103,3 +105,15 @@ def test_gradients_are_clipped_to_their_largest_norm_between_backward_and_step(l
         norms[limit] = torch.stack([p.grad.norm() for p in network.parameters()]).norm().item()
     assert norms[largest] == pytest.approx(0.01 if clipped else norms[0.0], rel=1e-3)
     assert norms[0.0] > 0.01
+
+
+def test_the_summary_counts_the_images_that_skip_bad_leaves_out(tmp_path):
+    data = small_runs.write_data(tmp_path / "data")
+    listed = tmp_path / "bad.txt"
+    listed.write_text("source/00001\nsource/00002\nval/00001\ntrain/aachen_misspelt\nwrong/00001\nnowhere\n")
+    module = load_experiment("experiments/stage1_denoise.py")
+    config = make_config(module.Config, {"data_root": str(data), "num_classes": 13, "skip_bad": str(listed)}, {})
+    assert Domains(replace(config, skip_bad="")).skip_lines() == {}
+    lines = Domains(config).skip_lines()["skipped images"]
+    assert lines.startswith("2 of source, 0 of train, 0 of val  WARNING: lines of the list that match no image: 4, ")
+    assert lines.endswith("the first is val/00001")

@@ -289,10 +289,22 @@ def test_prediction_leaves_out_the_photographs_on_a_list(inputs, tmp_path, capsy
     flags = [f"--weights={weights}", "--backbone=tiny", f"--images={photos}"]
     assert command("predict", data, tmp_path / "named", *flags) == 1
     assert f"not predicted: {photos / '00003.png'}: not a complete image" in capsys.readouterr().out
-    listed.write_text("images/00003\n00005\ntrain/00006\n")
+    listed.write_text("images/00003\n00005\ntrain/00006\n0007\n")
     assert command("predict", data, tmp_path / "goes_on", *flags, f"--skip_bad={listed}") == 0
+    assert f"names in {listed} that match no image: 1, the first is 0007" in capsys.readouterr().out
     names = {path.stem for path in (tmp_path / "goes_on/labels").iterdir()}
     assert names == {path.stem for path in photos.iterdir()} - {"00003", "00005"} and len(names) == 6
+
+
+def test_results_of_other_images_in_the_folder_are_told(inputs, tmp_path, capsys):
+    data, weights = inputs
+    flags, images = [f"--weights={weights}", "--backbone=tiny"], data / "gta5/images"
+    assert command("predict", data, tmp_path / "out", *flags, f"--images={images / '00003.png'}") == 0
+    assert command("predict", data, tmp_path / "out", *flags, f"--images={images / '00003.png'}") == 0
+    assert "stay there" not in capsys.readouterr().out
+    assert command("predict", data, tmp_path / "out", *flags, f"--images={images / '00005.png'}") == 0
+    line = f"{tmp_path}/out/labels: results of files that are not among --images stay there: 1, the first is 00003"
+    assert line in capsys.readouterr().out
 
 
 def test_a_prediction_of_images_and_videos_of_any_size(inputs, tmp_path, capsys):

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from PIL import Image
 
 from experiments import pipeline
@@ -174,6 +176,16 @@ def test_mistakes_are_reported_before_any_work(data, tmp_path, capsys, flags, wo
     assert command(data, tmp_path, **flags) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_stage_2_that_fit_no_backbone_are_refused_before_the_warm_up(data, tmp_path, capsys):
+    simclr = tmp_path / "simclr.pth"
+    network = torchvision.models.resnet50(num_classes=1)
+    torch.save({"state_dict": network.state_dict()}, simclr)
+    flags = {"preset": "gta5", "num_classes": 13, "simclr": simclr, "num_workers": 0, "output": tmp_path / "run"}
+    assert command(data, **flags) == 2
+    assert f"{simclr}: " in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("preset", "kept"), [("synthia", "last.pt"), ("synthia_released", "best.pt")])
