@@ -128,7 +128,8 @@ def media_to_predict(config: Config, folder: Path) -> Media:
     if config.skip_bad:
         skipped = read_skip_list(config.skip_bad, "images")
         if unknown := sorted(skipped - media.images.keys() - media.videos.keys()):
-            media.warnings.append(f"names in {config.skip_bad} that match no image: {len(unknown)}, the first is {unknown[0]}")
+            line = f"names in {config.skip_bad} that match no image: {len(unknown)}, the first is {unknown[0]}"
+            media.warnings.append(line)
         media.images = {name: path for name, path in media.images.items() if name not in skipped}
         media.videos = {name: path for name, path in media.videos.items() if name not in skipped}
         if not media.images and not media.videos:
@@ -138,8 +139,8 @@ def media_to_predict(config: Config, folder: Path) -> Media:
     for kind, names in {"labels": media.images, "videos": media.videos}.items():
         if others := sorted({path.stem for path in (folder / kind).glob("*") if path.is_file()} - names.keys()):
             media.warnings.append(
-                f"{folder / kind}: results of files that are not among --images stay there: {len(others)}, the first is "
-                f"{others[0]}"
+                f"{folder / kind}: results of files that are not among --images stay there: {len(others)}, the first "
+                f"is {others[0]}"
             )
     if media.videos:
         require_pyav(next(iter(media.videos.values())))

@@ -188,7 +188,8 @@ def test_a_teacher_is_judged_beside_the_student_and_kept_as_it_was_last(tmp_path
     run.trainer.add_event_handler(ProdaEvents.VALIDATED, lambda engine: seen.append(dict(engine.state.metrics)))
     run.trainer.run([None] * 2)
     assert caplog.messages[-1] == (
-        "iteration 2: mIoU 80.00 % (best 90.00 %), label-free score 0.4000; teacher: mIoU 60.00 %, label-free score 0.3000"
+        "iteration 2: mIoU 80.00 % (best 90.00 %), label-free score 0.4000; "
+        "teacher: mIoU 60.00 %, label-free score 0.3000"
     )
     assert kept(tmp_path) == {"last": 2, "best": 1, "label_free": 1, "teacher": 2}
     assert torch.load(tmp_path / "teacher.pt", weights_only=True)["miou"] == pytest.approx(0.6)
