@@ -155,7 +155,7 @@ class ContrastiveScores(Metric):
 
 def _of_all_processes(values: Tensor) -> Tensor:
     """The values [n, ...] of all processes, whose n may differ, in the order of the ranks."""
-    sizes = torch.as_tensor(idist.all_gather(torch.tensor([len(values)], device=idist.device()))).tolist()
+    sizes = torch.as_tensor(idist.all_gather(torch.tensor([len(values)], device=values.device))).tolist()
     padded = values.new_zeros(max(sizes), *values.shape[1:])
     padded[: len(values)] = values
     gathered = torch.as_tensor(idist.all_gather(padded)).split(max(sizes))

@@ -108,9 +108,8 @@ def _soft_labels(network: nn.Module, images: Tensor, *, flip: bool) -> Tensor:
 def missing_labels(store: SoftLabelStore | HardLabelStore, names: Sequence[str]) -> list[str]:
     """The ``names`` that the store does not contain, as rank 0 sees it before any process writes."""
     missing = set(store.missing(names)) if idist.get_rank() == 0 else set()
-    mask = torch.tensor([name in missing for name in names], dtype=torch.uint8, device=idist.device())
-    absent: Any = idist.broadcast(mask, src=0)
-    return [name for name, is_absent in zip(names, absent.tolist(), strict=True) if is_absent]
+    mask: Any = idist.broadcast("".join("01"[name in missing] for name in names), src=0)
+    return [name for name, absent in zip(names, mask, strict=True) if absent == "1"]
 
 
 def _finish(store: SoftLabelStore | HardLabelStore) -> None:

@@ -92,6 +92,11 @@ def load_teacher(
     """
     file = weights.read_weights(getattr(config, flag), flag=flag)
     backbone, head = architecture(file.info, config)
+    if is_file(file.info.backbone) and not backbone:
+        raise UserError(
+            f"{file.path}: found weights of {file.info.backbone}, a network of your own; its student has to have the "
+            f"same --backbone, found --backbone={config.backbone}"
+        )
     return _loaded(file, config, classes, device, backbone, head, flag)
 
 

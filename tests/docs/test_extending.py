@@ -162,6 +162,11 @@ def test_the_command_line_takes_the_file_of_a_backbone(tmp_path, capsys):
         "stage1_denoise", data, tmp_path / "run/last.pt", tmp_path / "next", iterations=1, **chosen
     )
     assert main(["experiments/stage1_denoise.py", *(f"--{name}={value}" for name, value in stage.items())]) == 0
+    other = small_runs.flags("stage2_distill", data, tmp_path / "next/last.pt", tmp_path / "other", init="random")
+    other["init_file"] = ""
+    assert main(["experiments/stage2_distill.py", *(f"--{name}={value}" for name, value in other.items())]) == 2
+    line = "found weights of my_encoder.py, a network of your own; its student has to have the same --backbone"
+    assert line in capsys.readouterr().err
 
 
 def test_a_stage_is_a_copy_with_a_flag_of_its_own(tmp_path, monkeypatch, capsys):
