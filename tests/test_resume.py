@@ -235,6 +235,11 @@ def test_a_handler_that_ends_the_run_early_is_in_the_summary(data, weights, tmp_
     assert summary["iterations"] == 2 and summary["images_per_second"] > 0
 
 
+def test_a_flag_that_is_missing_at_resume_is_named_before_weights_are_looked_for(complete, data, weights):
+    with pytest.raises(UserError, match=r"--init was weights, is simclr, --init_file was .*, is \):"):
+        train("source_only", data, weights, complete, resume=True, init="simclr", init_file="")
+
+
 def test_resuming_another_stage_is_one_clear_line(complete, data, weights):
     with pytest.raises(UserError, match=r"holds a run of source_only, not of stage1_denoise") as error:
         train("stage1_denoise", data, weights, complete, resume=True)

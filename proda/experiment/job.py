@@ -62,6 +62,7 @@ class Job:
         torch.use_deterministic_algorithms(config.deterministic)
         torch.backends.cudnn.benchmark = not config.deterministic  # the fastest kernels; image sizes hardly change
         refuse_other_run(self.folder, config)
+        refuse_other_settings(self.folder, config)
         if getattr(config, "overwrite", False):
             keep_inputs(self.folder, config)
             # The lock is taken now, since opening the label store deletes labels of the run to overwrite. All processes
@@ -219,6 +220,25 @@ def refuse_other_run(folder: Path, config: Any) -> None:
         )
 
 
+def refuse_other_settings(folder: Path, config: Any) -> None:
+    """UserError if a flag of the run to resume has another value, before networks and data are read with that value.
+
+    Files of weights and descriptions of data are compared later, by their content.
+    """
+    if not getattr(config, "resume", False) or not earlier_run(folder):
+        return
+    before = _recorded_settings(folder, config)
+    if not before:
+        return  # the run is resumed with a warning
+    _refuse_other_experiment(before, experiment_name(config), folder)
+    refused = []
+    for name, value in json.loads(json.dumps(asdict(config))).items():
+        by_content = all(str(path).endswith((*WEIGHTS_FILES, ".toml")) for path in (before.get(name), value))
+        if before.get(name) != value and name not in RESUMABLE_FLAGS and not by_content:
+            refused.append(_changed(name, before, value))
+    _refuse(refused, folder)
+
+
 def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
     """Makes sure that files of two runs do not mix in ``folder``.
 
@@ -238,19 +258,25 @@ def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
         return []
     if not resume or not there:
         return []
+    before = _recorded_settings(folder, config)
+    if not before:
+        return [f"{folder / 'config.json'} is missing or damaged: the settings of the run to resume are unknown"]
+    changes = changes_at_resume(before, record, folder)
+    if any(before.get(name) != record[name] for name in (RESUMABLE_FLAGS - UNCOMPARED_FLAGS) & record.keys()):
+        (folder / INPUTS_FILE).unlink(missing_ok=True)  # it describes another result
+    return changes
+
+
+def _recorded_settings(folder: Path, config: Any) -> dict[str, Any]:
+    """``config.json`` of the run in ``folder``, with the defaults of flags that did not exist yet; empty if damaged."""
     try:
         before = json.loads((folder / "config.json").read_text())
         if not isinstance(before, dict):
             raise ValueError
     except (FileNotFoundError, ValueError):
-        return [f"{folder / 'config.json'} is missing or damaged: the settings of the run to resume are unknown"]
-    before = with_present_names(before, type(config), quiet=True)
+        return {}
     defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING}
-    before = {**defaults, **before}
-    changes = changes_at_resume(before, record, folder)
-    if any(before.get(name) != record[name] for name in (RESUMABLE_FLAGS - UNCOMPARED_FLAGS) & record.keys()):
-        (folder / INPUTS_FILE).unlink(missing_ok=True)  # it describes another result
-    return changes
+    return {**defaults, **with_present_names(before, type(config), quiet=True)}
 
 
 def changes_at_resume(before: dict[str, Any], now: dict[str, Any], folder: Path) -> list[str]:
@@ -262,16 +288,11 @@ def changes_at_resume(before: dict[str, Any], now: dict[str, Any], folder: Path)
         UserError: a setting changes that must stay the same within a run (see ``RESUMABLE_FLAGS``).
     """
     old, new = before.get("run", {}), now["run"]
-    if old.get("format", 0) > FORMAT:
-        raise UserError(f"{folder / 'config.json'}: written by a newer version of proda; use that version to resume")
-    if old.get("experiment", new["experiment"]) != new["experiment"]:
-        raise UserError(
-            f"{folder} holds a run of {old['experiment']}, not of {new['experiment']}; set another --output"
-        )
+    _refuse_other_experiment(before, new["experiment"], folder)
     told, refused = [], []
     files, data = old.get("files", {}), old.get("data", {})
     for name, value in json.loads(json.dumps(now)).items():
-        changed = f"--{name} was {before.get(name)}, is {value}"
+        changed = _changed(name, before, value)
         if name in files.keys() & new["files"].keys():
             if files[name] != new["files"][name]:
                 refused.append(f"the content of --{name}={value} has changed")
@@ -288,12 +309,7 @@ def changes_at_resume(before: dict[str, Any], now: dict[str, Any], folder: Path)
     refused += [
         f"{name} changed" for name in sorted(data.keys() & new["data"].keys()) if data[name] != new["data"][name]
     ]
-    if refused:
-        more = f" and {len(refused) - 3} more changes" if len(refused) > 3 else ""
-        raise UserError(
-            f"{folder}: a run can only be resumed with its own settings ({', '.join(refused[:3])}{more}): "
-            "restore them, or set another --output"
-        )
+    _refuse(refused, folder)
     horizons = [_horizon(settings) for settings in (before, now)]
     if horizons[0] != horizons[1]:
         told.append("the learning rate now reaches zero at {1} instead of {0}".format(*horizons))
@@ -304,6 +320,29 @@ def changes_at_resume(before: dict[str, Any], now: dict[str, Any], folder: Path)
     ]
     gone = sorted(before.keys() - now.keys())
     return told + [f"--{name}={before[name]} of the run is not a flag any more; it is ignored" for name in gone]
+
+
+def _refuse_other_experiment(before: dict[str, Any], experiment: str, folder: Path) -> None:
+    run = before.get("run", {})
+    if run.get("format", 0) > FORMAT:
+        raise UserError(f"{folder / 'config.json'}: written by a newer version of proda; use that version to resume")
+    if run.get("experiment", experiment) != experiment:
+        raise UserError(f"{folder} holds a run of {run['experiment']}, not of {experiment}; set another --output")
+
+
+def _changed(name: str, before: dict[str, Any], value: Any) -> str:
+    return f"--{name} was {before.get(name)}, is {value}"
+
+
+def _refuse(changes: list[str], folder: Path) -> None:
+    """Raises UserError if there are changes that a resumed run must not have."""
+    if not changes:
+        return
+    more = f" and {len(changes) - 3} more changes" if len(changes) > 3 else ""
+    raise UserError(
+        f"{folder}: a run can only be resumed with its own settings ({', '.join(changes[:3])}{more}): restore them, or "
+        "set another --output"
+    )
 
 
 def _horizon(settings: dict[str, Any]) -> str:
