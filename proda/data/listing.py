@@ -56,7 +56,9 @@ class FoundFiles(dict[str, Path]):
         return [f"{reason} ({len(paths)}, such as {min(paths)})" for reason, paths in sorted(self._left_out.items())]
 
 
-def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> FoundFiles:
+def list_files(
+    root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, one_per_key: bool = True
+) -> FoundFiles:
     """Files of a folder or pattern by the part of their path that distinguishes them, sorted by path.
 
     ``place`` is relative to ``root``. A folder means all files in and below it, and a file's key is its path from
@@ -69,26 +71,29 @@ def list_files(root: Path, place: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXE
     ``photos.zip``, ``photos.zip/train/*.png``, ``*_images.zip/*.png``. If everything in ``photos.zip`` lies in a folder
     ``photos``, the place ``photos.zip`` means that folder. Zip files that the place does not name are left out.
 
+    ``one_per_key``: two files with one key are an error, since a label map could not be assigned; otherwise the key of
+    the second one keeps its suffix.
+
     Links are followed, but not to a folder that contains them. Hidden files, other suffixes and broken links are left
     out and counted. Keys are in Unicode's normal form NFC; a Mac writes names in NFD.
 
     Raises:
-        UserError: a folder or zip file cannot be listed, or two files have one key.
+        UserError: a folder or zip file cannot be listed, or two files have one key and may not.
     """
     parts = Path(os.path.expanduser(place)).parts  # without ./ and //
     number = next((n for n, part in enumerate(parts) if part.lower().endswith(ARCHIVE_SUFFIX)), None)
     if number is None:
-        return _in_folders(root, parts, suffixes)
+        return _in_folders(root, parts, suffixes, one_per_key)
     outer, inner, files = parts[: number + 1], list(parts[number + 1 :]), FoundFiles()
     several = any("*" in part for part in outer)
     if not several and _existing(root, outer).is_dir():  # a folder of that name
-        return _in_folders(root, parts, suffixes)
-    for key, archive in _in_folders(root, outer, (ARCHIVE_SUFFIX,)).items():
-        files.merge(_in_archive(archive, inner, suffixes), f"{key}/" if several else "")
+        return _in_folders(root, parts, suffixes, one_per_key)
+    for key, archive in _in_folders(root, outer, (ARCHIVE_SUFFIX,), one_per_key=True).items():
+        files.merge(_in_archive(archive, inner, suffixes, one_per_key), f"{key}/" if several else "")
     return files
 
 
-def _in_folders(root: Path, parts: tuple[str, ...], suffixes: tuple[str, ...]) -> FoundFiles:
+def _in_folders(root: Path, parts: tuple[str, ...], suffixes: tuple[str, ...], one_per_key: bool) -> FoundFiles:
     files = FoundFiles()
     fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
     base, pattern = _existing(root, parts[:fixed]), list(parts[fixed:])
@@ -101,10 +106,10 @@ def _in_folders(root: Path, parts: tuple[str, ...], suffixes: tuple[str, ...]) -
     if not base.is_dir():
         return files
     pattern = _of_files(pattern)
-    return _matching(_walk(str(base), pattern, files, suffixes), base, pattern, files)
+    return _matching(_walk(str(base), pattern, files, suffixes), base, pattern, files, one_per_key)
 
 
-def _in_archive(archive: Path, parts: list[str], suffixes: tuple[str, ...]) -> FoundFiles:
+def _in_archive(archive: Path, parts: list[str], suffixes: tuple[str, ...], one_per_key: bool) -> FoundFiles:
     """The same below a place in a zip file."""
     files = FoundFiles()
     try:
@@ -126,7 +131,7 @@ def _in_archive(archive: Path, parts: list[str], suffixes: tuple[str, ...]) -> F
             below["/".join(name.split("/")[base.count("/") + 1 if base else 0 :])] = name
     found = _walk_archive(archive, below, pattern, files, suffixes)
     inside = next((name[: -len(rest)] for rest, name in below.items()), "")
-    return _matching(found, archive / inside, pattern, files)
+    return _matching(found, archive / inside, pattern, files, one_per_key)
 
 
 def _of_files(pattern: list[str]) -> list[str]:
@@ -134,16 +139,18 @@ def _of_files(pattern: list[str]) -> list[str]:
     return [*pattern, "*"] if pattern[-1] == "**" else pattern
 
 
-def _matching(found: Iterable[str], base: Path, pattern: list[str], files: FoundFiles) -> FoundFiles:
-    """``files`` with those found below ``base`` that match the pattern; UserError if two have one key."""
+def _matching(found: Iterable[str], base: Path, pattern: list[str], files: FoundFiles, one_per_key: bool) -> FoundFiles:
+    """``files`` with those found below ``base`` that match the pattern; see :func:`list_files`."""
     match = _matcher(pattern)
     for name in sorted(found):
         key = match(_normal(name))
         if key is None:
             continue
         path = base / name
-        if key in files:
+        if key in files and one_per_key:
             raise UserError(f"{files[key]} and {path} have the same name {key!r}; image and label map share one name")
+        if key in files:
+            key += path.suffix
         files[key] = path
     return files
 

@@ -54,7 +54,9 @@ def find_media(places: str) -> Media:
     found = Media()
     keys: dict[Path, str] = {}
     for place in _listed(places):
-        pictures, clips = (list_files(Path(), place, suffixes) for suffixes in (IMAGE_SUFFIXES, VIDEO_SUFFIXES))
+        pictures, clips = (
+            list_files(Path(), place, suffixes, one_per_key=False) for suffixes in (IMAGE_SUFFIXES, VIDEO_SUFFIXES)
+        )
         pictures.do_not_count(set(clips.values()))
         for key, path in (*pictures.items(), *clips.items()):
             keys.setdefault(path, key)

@@ -47,6 +47,13 @@ def test_names_are_no_longer_than_needed_to_differ(tmp_path, monkeypatch):
     assert list(find_media("x/ulm/1.png,y/ulm/1.png").images) == ["x-ulm-1-png", "y-ulm-1-png"]
 
 
+def test_files_that_differ_in_suffix_alone_have_names_of_their_own(tmp_path):
+    for name in ("photos/one.jpg", "photos/one.webp", "photos/two.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(find_media(str(tmp_path / "photos")).images) == ["one", "one.webp", "two"]
+
+
 def test_batches_are_of_one_size_and_files_that_cannot_be_read_are_in_none(tmp_path):
     sizes = {"a": (8, 4), "b": (6, 6), "c": (8, 4), "e": (8, 4)}
     for name, size in sizes.items():
