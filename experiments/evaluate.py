@@ -52,15 +52,15 @@ def run(local_rank: int, config: Config) -> dict:
     data = Domains(config, trained)
     names, scales = data.classes.names, parse_scales(config.scales, "scales")
     labelled = data.own_target.has_labels(config.split) if data.own_target else config.split != "test"
-    images = data.whole_images(data.images(config.split, with_labels=labelled))
-    if len(images.dataset) < idist.get_world_size():
+    images = data.images(config.split, with_labels=labelled)
+    if len(images) < idist.get_world_size():
         raise UserError(f"fewer images than processes ({idist.get_world_size()}): start fewer processes")
     network = load_network(config, data.classes, job.device, file=trained)
     job.open(
         {
             "weights": config.weights,
             "network": trained.info,
-            "images": f"{len(images.dataset)} {config.target} {config.split}",
+            "images": f"{len(images)} {config.target} {config.split}",
         }
     )
 
@@ -69,7 +69,7 @@ def run(local_rank: int, config: Config) -> dict:
         folder = Path(config.predictions)
         SavePredictions(folder, suffix="_pred_labelIds.png", ids=data.classes.ids).attach(evaluator)
     show_progress(evaluator, "evaluation, batch")
-    evaluator.run(images)
+    evaluator.run(data.whole_images(images))
 
     metrics = evaluator.state.metrics
     result = report(metrics["confusion"], names) | {"label_free": metrics["label_free"]}

@@ -87,7 +87,7 @@ DAFORMER = {
 PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
-    "dacs": {**MIXED, "iterations": 250_000},
+    "dacs": {**MIXED, "iterations": 250_000, "weight_decay": 5e-4},
     "daformer": DAFORMER,
     "mic": {**DAFORMER, "masked_consistency": 1.0},
     "streets": {

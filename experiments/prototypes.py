@@ -39,11 +39,11 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job, data = Job(config), Domains(config)
-    network, images = load_network(config, data.classes, job.device), data.whole_target()
-    job.open({"weights": config.weights, "images": len(images.dataset)})
+    network = load_network(config, data.classes, job.device)
+    job.open({"weights": config.weights, "images": len(data.target)})
 
     prototypes = Prototypes(network.num_classes, network.num_features, job.device)
-    initial_prototypes(prototypes, network, images, job.precision, passes=config.passes)
+    initial_prototypes(prototypes, network, data.whole_target(), job.precision, passes=config.passes)
     if idist.get_rank() == 0:
         made_from = {**data.made_from(network), "passes": config.passes}
         save_prototypes(job.folder / "prototypes.pt", prototypes.values, prototypes.counts, made_from=made_from)

@@ -126,7 +126,7 @@ def as_tensor(image: str | Path | Image.Image | np.ndarray | Tensor) -> Tensor:
         raise ValueError(f"{found}, expected floats in 0..1 or bytes, of shape [3, H, W]")
     if image.is_floating_point() and image.numel() and not 0 <= image.min() <= image.max() <= 1:
         raise ValueError(f"a tensor of values from {image.min():g} to {image.max():g}, expected values in 0..1")
-    return image
+    return image.float() if image.is_floating_point() else image
 
 
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -43,6 +43,8 @@ def test_every_kind_of_image_gives_the_same_labels(weights, picture, tmp_path):
     expected = model.predict(picture)
     for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(picture), tensor, tensor.float() / 255):
         assert np.array_equal(model.predict(image), expected)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert model.predict((tensor / 255).to(dtype)).shape == expected.shape
     averaged = model.probabilities(picture, flip=True, scales=(0.5, 1))
     assert averaged.shape == (13, 48, 96) and np.allclose(averaged.sum(0), 1, atol=1e-5)
     assert np.allclose(
@@ -84,6 +86,7 @@ def test_classes_are_those_of_the_file_or_of_the_benchmark_of_as_many(weights, t
 def test_images_are_resized_as_in_training_and_label_maps_are_of_the_images_size(weights, picture, tmp_path):
     network = load_network(weights)
     save_weights(tmp_path / "small.pt", network, class_names=class_names(13), size=(64, 32))
+    assert load_model(tmp_path / "small.pt").predict(torch.zeros(3, 48, 96, dtype=torch.bfloat16)).shape == (48, 96)
     resized = Image.fromarray(picture).resize((64, 32), Image.Resampling.BILINEAR)
     with torch.no_grad():
         image = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None].float() / 255

@@ -246,9 +246,13 @@ def leave_signals_to_the_trainer(_: int) -> None:
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:
-    """Moves every tensor in dicts and NamedTuples, without waiting where memory is pinned; the rest stays."""
+    """Moves every tensor in dicts and NamedTuples; the rest stays.
+
+    To a GPU it does so without waiting, where memory is pinned. To the CPU it waits, since the values may be read at
+    once.
+    """
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, non_blocking=torch.device(device).type != "cpu")
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

@@ -61,6 +61,24 @@ def resized_logits(network: nn.Module, image: Tensor, size: tuple[int, int]) -> 
     return resize(network(image).logits.float().contiguous(), size)
 
 
+def classes_and_logits(
+    network: nn.Module,
+    image: Tensor,
+    size: tuple[int, int],
+    *,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+) -> tuple[Tensor, Tensor]:
+    """The most probable classes, long [B, *size], and logits [B, K, *size] whose softmax is that of ``predict``."""
+    averaged = flip or tuple(scales) != (1.0,)
+    if averaged:
+        scores = predict(network, image, size, flip=flip, scales=scales)
+    else:
+        scores = resized_logits(network, image, size)
+    classes = scores.max(1).indices  # argmax(1) takes three times as long on a CPU
+    return classes, scores.log_() if averaged else scores
+
+
 def segmentation_evaluator(
     network: SegmentationNetwork,
     precision: Precision,
@@ -80,7 +98,6 @@ def segmentation_evaluator(
     previous mode. An output is released before the next batch and after the run, because full-size logits are the
     largest tensors of a run.
     """
-    averaged = flip or tuple(scales) != (1.0,)
 
     @torch.no_grad()
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -90,12 +107,7 @@ def segmentation_evaluator(
         image = batch["image"]
         size = tuple(image.shape[-2:])
         with precision.autocast():
-            if averaged:
-                scores = predict(network, to_float(image), size, flip=flip, scales=scales)
-            else:
-                scores = resized_logits(network, to_float(image), size)
-        predicted = scores.max(1).indices  # argmax(1) takes three times as long on a CPU
-        logits = scores.log_() if averaged else scores
+            predicted, logits = classes_and_logits(network, to_float(image), size, flip=flip, scales=scales)
         labels = batch["labels"].long() if "labels" in batch else torch.full_like(image[:, 0], IGNORE).long()
         return {"predicted": predicted, "logits": logits, "labels": labels}
 

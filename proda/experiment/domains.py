@@ -42,15 +42,16 @@ class Domains:
 
     ``config`` may be that of any experiment. Training also needs the fields of ``TrainConfig``, and pseudo labels need
     ``pseudo_labels``. ``classes`` holds the names and colours of the source's classes and their ids in the target's
-    label files. ``trained`` is the content of a weights file, whose classes apply if ``--source`` is empty.
+    label files. ``trained`` is the content of a weights file, whose classes apply if ``--source`` is empty. ``alone``:
+    only one process of several uses it, so it must not wait for the others.
 
     Raises:
         UserError: source, target and ``--num_classes`` do not agree, or files are missing in a folder.
     """
 
-    def __init__(self, config: DataConfig, trained: Weights | None = None) -> None:
+    def __init__(self, config: DataConfig, trained: Weights | None = None, *, alone: bool = False) -> None:
         self.config: Any = config
-        self.trained = trained
+        self.trained, self.alone = trained, alone
         self.own_source, self.own_target = own_data(config.source), own_data(config.target)
         if self.own_source is not None and self.own_target is None:
             raise UserError(f"--source={config.source} needs --target=NAME.toml, a description of the target images")
@@ -123,7 +124,7 @@ class Domains:
         if own is not None:
             space = (own.space if is_source else None) or self.classes
             # One process extracts the frames of videos.
-            with idist.one_rank_first() if own.has_videos(split) else nullcontext():
+            with idist.one_rank_first() if own.has_videos(split) and not self.alone else nullcontext():
                 return own.open(split, space, with_labels=with_labels, **options)
         name = config.source if is_source else config.target
         if name == "gta5" and config.gta5_size_as_released:

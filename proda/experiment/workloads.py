@@ -133,7 +133,7 @@ def workload(
     if isinstance(student, ContrastiveNetwork):
         evaluator = contrastive_evaluator(student, precision, config)
     else:
-        evaluator = segmentation_evaluator(student, precision)
+        evaluator = segmentation_evaluator(student, precision, scales=(getattr(config, "val_scale", 1.0),))
     return Workload(trainer, training_batch, networks, optimizers, evaluator, validation_batch, labellers)
 
 
@@ -191,7 +191,7 @@ def _distill(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
 def _online(config: Any, sizes: Sizes, precision: Precision) -> _Parts:
     student = _network(config, sizes, precision)
     optimizer, student_ddp = make_optimizer(config, student), parallel(config, student)
-    teacher = EMATeacher(student)
+    teacher = EMATeacher(student, start_as_mean=True)
     compile_network(config, teacher.ema_model)
     trainer = online_trainer(student_ddp, teacher.ema_model, optimizer, precision, config)
     _attach_parts(config, trainer, student, precision)

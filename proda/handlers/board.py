@@ -65,7 +65,8 @@ class Board:
             board.attach_output_handler(trainer, regularly, tag="train", state_attributes=["ema_momentum"])
         for name, optimizer in self.optimizers.items():  # before the step: the next rate is set right after it
             board.attach_opt_params_handler(trainer, before_step, optimizer, tag=name)
-        if torch.cuda.is_available():
+        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+        if any(parameter.is_cuda for group in groups for parameter in group["params"]):
             trainer.add_event_handler(regularly, self.write_gpu_memory)
         # Flushed each time, so that a killed run loses no point before its last checkpoint.
         trainer.add_event_handler(regularly, lambda: board.writer.flush())

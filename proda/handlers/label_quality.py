@@ -43,7 +43,7 @@ DEAD = 0.01  # a class has died out where less than this part of its share is le
 # Maps of classes whose pairs are counted.
 PAIRS = (
     *(("before", "rectified"), ("student", "labels"), ("teacher", "labels"), ("student", "teacher")),
-    *(("truth", name) for name in ("before", "labels", "student", "teacher")),
+    *(("truth", name) for name in ("before", "rectified", "labels", "student", "teacher")),
 )
 
 
@@ -245,7 +245,7 @@ class LabelQuality:
         if self.prototypes is not None:
             yield "prototypes_moved", movements(self.prototypes, self._start()).nanmean().item()
             yield "prototypes_nearest", nearest_distances(self.prototypes).nanmean().item()
-        for name in ("before", "labels", "student", "teacher"):
+        for name in ("before", "rectified", "labels", "student", "teacher"):
             if f"truth {name}" in sums:
                 yield f"miou_{name}", scores(sums[f"truth {name}"][:-1, :-1]).mean_iou.item()
         if "corrections" in sums:

@@ -182,7 +182,7 @@ def prepare_prototypes(
     """
     prototypes = Prototypes(network.num_classes, network.num_features, precision.device)
     made_from = {**made_from, "passes": passes}
-    if not file.is_file():
+    if not idist.broadcast(int(file.is_file()), src=0):  # other processes may see a new file on a shared disk later
         log.info("computing prototypes into %s", file)
         initial_prototypes(prototypes, network, batches, precision, passes=passes)
         if idist.get_rank() == 0:

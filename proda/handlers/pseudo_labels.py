@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from proda.data.label_store import HardLabelStore, SoftLabelStore, open_store, read_manifest
-from proda.data.loaders import TrainingBatches
+from proda.data.loaders import TrainingBatches, prefetched
 from proda.engines.events import ProdaEvents, remember
 from proda.engines.labelling import missing_labels, write_pseudo_labels
 from proda.engines.optimization import Precision
@@ -112,7 +112,7 @@ class PseudoLabels:
             return  # the end of training: new labels would not be used
         self.prepare(engine)
         if self.batches is not None:
-            engine.set_data(self.batches.loader(start=engine.state.iteration))
+            engine.set_data(prefetched(self.batches.loader(start=engine.state.iteration), self.precision.device))
 
     def state_dict(self) -> dict[str, Any]:
         return {"renewed": self.renewed}

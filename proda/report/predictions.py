@@ -13,7 +13,7 @@ from proda.data.labelled_files import LabelledFiles
 from proda.data.labels import LabelSpace
 from proda.data.loaders import evaluation_loader, to_device
 from proda.data.samples import EvaluationSamples
-from proda.engines.inference import resized_logits
+from proda.engines.inference import classes_and_logits
 from proda.engines.optimization import Precision, to_float
 from proda.experiment.config import DataConfig, make_config
 from proda.experiment.domains import Domains
@@ -57,14 +57,16 @@ class Predictions:
 
 
 def open_data(run: Run, data_root: str = "") -> Domains:
-    """The data of a run, from where it read them, or from ``data_root``. Nothing is drawn or written.
+    """The data of a run, from where it read them, or from ``data_root``; for one process of several.
+
+    No data set is drawn.
 
     Raises:
         UserError: a flag of the run or a description of data cannot be used.
     """
     wanted = {field.name for field in fields(DataConfig)} - {"preset"}  # the preset streets would draw missing data
     values = {name: value for name, value in run.config.items() if name in wanted}
-    return Domains(make_config(DataConfig, values | ({"data_root": data_root} if data_root else {})))
+    return Domains(make_config(DataConfig, values | ({"data_root": data_root} if data_root else {})), alone=True)
 
 
 @torch.no_grad()
@@ -91,7 +93,7 @@ def look_at_predictions(
     names = data.classes.names
     network = load_network(run.folder / MODEL, class_names=names)  # what a folder names is not executed
     network.to(device).to(memory_format=torch.channels_last).eval()
-    precision = Precision(device, run.config.get("amp", "off"))
+    precision, scales = Precision(device, run.config.get("amp", "off")), (run.config.get("val_scale", 1.0),)
     total, kept = torch.zeros(len(names), len(names), dtype=torch.int64), list[ImageResult]()
     for batch in evaluation_loader(
         EvaluationSamples(Subset(images, chosen.tolist())),
@@ -100,8 +102,8 @@ def look_at_predictions(
     ):
         inputs = to_device(batch["image"], device)
         with precision.autocast():
-            logits = resized_logits(network, to_float(inputs), tuple(inputs.shape[-2:]))
-        predictions = logits.max(1).indices.byte().cpu()
+            predicted, _ = classes_and_logits(network, to_float(inputs), tuple(inputs.shape[-2:]), scales=scales)
+        predictions = predicted.byte().cpu()
         for name, image, truth, predicted in zip(
             batch["name"], batch["image"], batch["labels"], predictions, strict=True
         ):

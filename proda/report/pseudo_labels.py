@@ -96,14 +96,16 @@ def label_sentences(run: Run) -> list[str]:
     reports = max(1, len(run.curves["labels_percent/kept"]) // 4)
     over = f"Mean of the last {reports} reports" if reports > 1 else "In the last report"
     found = []
-    before, after = late.get("truth_percent/miou_before"), late.get("truth_percent/miou_labels")
-    if after is None:
+    before, labels_ = late.get("truth_percent/miou_before"), late.get("truth_percent/miou_labels")
+    # On all pixels, as before it; the labels lack those below the threshold. Older runs have only the labels.
+    after = late.get("truth_percent/miou_rectified", labels_)
+    if labels_ is None or after is None:
         found.append(
             "The target's training images have no ground truth, so nothing here can say whether the labels are right; "
             "the curves without ground truth show whether they are sure, stable and complete."
         )
     elif before is None:
-        found.append(f"{over}: the labels that the student is trained on reach {after:.1f} % mIoU.")
+        found.append(f"{over}: the labels that the student is trained on reach {labels_:.1f} % mIoU.")
     else:
         gain = after - before
         verdict = "Rectification hardly changes how good the labels are"
@@ -123,8 +125,12 @@ def label_sentences(run: Run) -> list[str]:
             text += f"; of these, {right:.1f} % become right, and {wrong:.1f} % were right before"
         found.append(f"{text}.")
     kept = late["labels_percent/kept"]
-    found.append(f"{kept:.1f} % of the pixels keep a label." if kept < 99.95 else "All pixels keep a label.")
-    student, labels_ = late.get("truth_percent/miou_student"), late.get("truth_percent/miou_labels")
+    if kept < 99.95:
+        reached = f"; these labels reach {labels_:.1f} % mIoU" if labels_ is not None and before is not None else ""
+        found.append(f"{kept:.1f} % of the pixels keep a label{reached}.")
+    else:
+        found.append("All pixels keep a label.")
+    student = late.get("truth_percent/miou_student")
     if student is not None and labels_ is not None:
         gap = student - labels_
         found.append(

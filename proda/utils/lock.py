@@ -65,6 +65,8 @@ class FolderLock:
         self.release()
 
     def _take(self) -> None:
+        if self._released is not None:
+            return  # this process holds it already
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while not self._create():
             text = self._text()

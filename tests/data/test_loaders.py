@@ -284,3 +284,12 @@ def test_to_device_moves_tensors_wherever_they_are_and_keeps_the_rest():
     tensors = [value for value in flat(moved).values() if torch.is_tensor(value)]
     assert len(tensors) > 10 and all(tensor.device.type == "meta" for tensor in tensors)
     assert moved["source"]["name"] == batch["source"]["name"]
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cpu", True), (torch.device("cpu"), True), ("cuda:1", False)])
+def test_values_that_go_to_the_cpu_are_waited_for(device, waits, monkeypatch):
+    """A copy from a GPU that is not waited for leaves values in the CPU's memory that are not there yet."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device, *, non_blocking: asked.append(non_blocking))
+    to_device({"image": torch.zeros(1)}, device)
+    assert asked == [not waits]

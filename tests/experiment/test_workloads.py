@@ -17,7 +17,7 @@ from proda.experiment.workloads import Sizes, batches, stage_kind, workload
 from proda.utils.errors import UserError
 from tests import small_runs
 
-STAGES = ("source_only", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill", "pretrain")
+STAGES = (*small_runs.STAGES, "pretrain")
 SIZES = Sizes(13, (48, 96), (48, 96), 4)  # those of tests/small_runs.py
 
 

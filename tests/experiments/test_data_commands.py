@@ -1,6 +1,7 @@
 """check_data, evaluate and predict on small data."""
 
 import csv
+import re
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -154,6 +155,15 @@ def test_evaluation_by_more_processes_than_there_are_images_is_one_line(inputs, 
     with pytest.raises(UserError, match=r"^fewer images than processes \(9\): start fewer processes$"):
         evaluate.run(0, config)
     assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_by_as_many_processes_as_there_are_images_is_not_refused(inputs, tmp_path, monkeypatch, capsys):
+    flags = {"weights": str(inputs[1]), "data_root": str(inputs[0]), "output": str(tmp_path / "run"), "device": "cpu"}
+    config = make_config(evaluate.Config, {**flags, "num_workers": 0, "num_classes": 13, "backbone": "tiny"})
+    count = len(list((inputs[0] / "cityscapes/leftImg8bit/val").rglob("*.png")))
+    monkeypatch.setattr("experiments.evaluate.idist.get_world_size", lambda: count)  # so this process has one image
+    evaluate.run(0, config)
+    assert re.search(rf"images +{count} cityscapes val", capsys.readouterr().out)
 
 
 def test_an_error_has_its_own_line_next_to_an_open_progress_bar(inputs, tmp_path, capsys):

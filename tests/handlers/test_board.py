@@ -189,3 +189,9 @@ def test_a_validation_panel_has_a_row_for_each_of_the_first_images(batches):
         trainer.fire_event(ProdaEvents.VALIDATED)
     rows = [len(picture) // PANEL_SIZE[1] for picture in writer.pictures]
     assert rows == [min(batches * B, PANEL_ROWS)] * 2
+
+
+def test_a_run_on_the_cpu_of_a_machine_with_a_gpu_has_no_gpu_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: pytest.fail("asked for the memory of a GPU"))
+    run(tmp_path, stage1_output)

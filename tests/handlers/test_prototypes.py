@@ -8,7 +8,7 @@ from torch import nn
 from proda.engines.events import ProdaEvents, proda_engine
 from proda.handlers.prototypes import PrototypeEMA, Prototypes, RenewPrototypes, initial_prototypes, prepare_prototypes
 from proda.models.network import Segmentation
-from proda.utils.errors import UserError
+from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import sha256_of_tensors
 from tests import tiny
 from tests.tiny import PRECISION
@@ -149,6 +149,13 @@ def test_prototypes_are_computed_once_and_then_read(tmp_path):
     read = prepare(file, network)
     assert torch.equal(read.values, computed.values) and read.values.any()
     assert not read.counts.any() and not computed.counts.any()
+
+
+def test_the_first_process_says_whether_prototypes_are_there(tmp_path, monkeypatch):
+    """Another one that computed them, because it does not see the file yet, would wait for the first one forever."""
+    monkeypatch.setattr("proda.handlers.prototypes.idist.broadcast", lambda seen, *, src: 1)
+    with pytest.raises(MissingFileError, match=r"prototypes\.pt"):
+        prepare(tmp_path / "prototypes.pt", batches=whole_images())
 
 
 @pytest.mark.parametrize(

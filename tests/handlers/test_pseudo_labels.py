@@ -193,6 +193,15 @@ def test_the_student_renews_them_every_so_many_epochs_but_not_after_the_last(tmp
     torch.testing.assert_close(store.read("a"), expected[0], atol=2e-3, rtol=0)
 
 
+def test_the_batches_after_a_renewal_are_copied_ahead_like_those_before(tmp_path, monkeypatch):
+    ahead = []
+    monkeypatch.setattr(
+        "proda.handlers.pseudo_labels.prefetched", lambda batches, device: ahead.append(device) or batches
+    )
+    run(labels_of(soft_store(tmp_path)), iterations=8, every=2, student=tiny.network(1), batches=Batches())
+    assert ahead == [PRECISION.device]
+
+
 def test_renewed_labels_carry_the_checksum_of_the_student(tmp_path):
     manifests = []
     for seed in (1, 2):

@@ -13,7 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from proda.data.own_data import Description
+from proda.engines.inference import segmentation_evaluator
+from proda.engines.optimization import Precision
 from proda.experiment.launch import main
+from proda.models.weights import load_network
 from proda.report.curves import Point
 from proda.report.page import _jpeg, _png, report_page
 from proda.report.predictions import look_at_predictions, open_data
@@ -138,6 +142,28 @@ def test_predictions_are_those_of_the_last_validation(runs):
     assert some.images == 2 and len(some.worst) == 2
 
 
+def test_predictions_have_the_scale_of_the_validations_of_the_run(runs):
+    run = read_group(runs / "other").result
+    data, confusions = open_data(run), []
+    run.config["val_scale"] = 0.5
+    seen = look_at_predictions(run, data, CPU)
+    for scale in (0.5, 1.0):
+        network = load_network(run.folder / "last.pt")
+        evaluator = segmentation_evaluator(network, Precision(CPU), scales=(scale,))
+        confusions.append(evaluator.run(data.validation_batches()).metrics["confusion"])
+    assert torch.equal(seen.confusion, confusions[0]) and not torch.equal(seen.confusion, confusions[1])
+
+
+def test_data_of_a_run_are_opened_without_waiting_for_other_processes(runs, tmp_path, monkeypatch):
+    run, data = read_group(runs / "other").result, Path(read_group(runs / "other").result.config["data_root"])
+    photos = tmp_path / "photos.toml"
+    photos.write_text(f'[train]\nimages = "{data}/cityscapes/leftImg8bit/train"\n')
+    run.config["target"] = str(photos)
+    monkeypatch.setattr(Description, "has_videos", lambda *_: True)
+    monkeypatch.setattr("proda.experiment.domains.idist.one_rank_first", lambda: pytest.fail("waits for the others"))
+    assert len(open_data(run).open("target", "train", with_labels=False)) == 8
+
+
 def test_what_is_not_there_is_said_in_a_sentence(runs, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(runs / "other", folder)
@@ -249,6 +275,10 @@ def test_labels_without_ground_truth_and_labels_that_get_worse(tmp_path):
         "Rectification makes the labels worse. In the last report: mIoU 50.0 % before, 49.0 % after it "
         "(\N{MINUS SIGN}1.0 points)."
     )
+    # With a threshold, the labels that are left are compared with nothing: the pixels differ.
+    run.curves["truth_percent/miou_rectified"] = curve(60, 52)
+    assert label_sentences(run)[0].startswith("Rectification makes the labels better. In the last report: mIoU 50.0 %")
+    assert "40.0 % of the pixels keep a label; these labels reach 49.0 % mIoU." in label_sentences(run)
 
 
 @pytest.mark.parametrize(

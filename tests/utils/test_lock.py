@@ -96,6 +96,15 @@ def test_a_process_may_take_what_it_holds(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_taking_it_twice_needs_one_release_and_one_thread(tmp_path):
+    threads = threading.active_count()
+    lock = FolderLock(tmp_path).acquire()
+    lock.acquire()
+    assert threading.active_count() == threads + 1
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("elsewhere", [{"host": "other"}, {"machine": "another boot, another container"}])
 def test_an_owner_elsewhere_that_renews_its_lock_is_alive(tmp_path, monkeypatch, elsewhere):
     monkeypatch.setattr(module, "PATIENCE", 5.0)
