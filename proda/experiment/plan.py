@@ -32,6 +32,7 @@ from proda.handlers.checkpoints import KEPT
 from proda.models.build import build_network
 from proda.models.weights import read_weights
 from proda.utils.errors import UserError
+from proda.utils.words import counted
 
 LARGE = 2 * GB  # on a CPU, an iteration that takes more is measured with one image
 SLOW = 30.0  # seconds; an iteration that takes longer is not measured a second time
@@ -318,7 +319,7 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"the CPU, {threads} thread{'s' * (threads > 1)}"
+    return f"the CPU, {counted(threads, 'thread')}"
 
 
 def _physical_memory() -> int:
@@ -339,6 +340,7 @@ def _disk(size: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+    """An estimate, in one unit."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from proda.models.layers import BatchNorm, Dropout, resize
+from proda.models.layers import BatchNorm, Dropout, resize_half_pixel
 from proda.models.network import Segmentation
 
 
@@ -60,7 +60,7 @@ class DAFormerHead(nn.Module):
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Segmentation:
         """``maps``: one for each scale. ``size``: height and width of the output, and of the fusion."""
         projected = [project(x) for project, x in zip(self.projections, maps, strict=True)]
-        x = torch.cat([resize(x, size) for x in projected], dim=1)
+        x = torch.cat([resize_half_pixel(x, size) for x in projected], dim=1)
         x = self.fusion(torch.cat([branch(x) for branch in self.branches], dim=1))
         dropout, classifier = self.head
         features = dropout(x)

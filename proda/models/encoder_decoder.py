@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from proda.models.daformer import DAFormerHead
 from proda.models.deeplab import DILATIONS, Head, initialise_as_released
 from proda.models.encoders import Encoder
-from proda.models.layers import BatchNorm, ChannelNorm, cropped, resize
+from proda.models.layers import BatchNorm, ChannelNorm, cropped, resize_half_pixel
 from proda.models.network import Segmentation, SegmentationNetwork, checkpointed
 
 CHANNELS = 256  # D
@@ -92,7 +92,7 @@ class EncoderDecoder(SegmentationNetwork):
         if isinstance(self.decoder, DAFormerHead):
             output = self.decoder(read, size)
         else:
-            output = self.decoder(resize(read[0], size))
+            output = self.decoder(resize_half_pixel(read[0], size))
         h, w = (self._cells(side) for side in image.shape[2:])  # without those that show the filling alone
         return Segmentation(cropped(output.logits, h, w), cropped(output.features, h, w))
 

@@ -44,6 +44,6 @@ def cropped(x: Tensor, height: int, width: int) -> Tensor:
     return x[:, :, :height, :width]
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_half_pixel(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps [B, C, H, W] brought to (height, width) of ``size``, bilinearly; the centres of pixels keep their places."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

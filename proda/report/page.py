@@ -27,10 +27,11 @@ from proda.report.predictions import (
 from proda.report.pseudo_labels import denoising
 from proda.report.runs import Group, read_group
 from proda.report.scores import classes, differences, headline, scores, tiles
-from proda.report.texts import NONE, duration, full_title, labels, percent, points
+from proda.report.texts import NONE, full_title, labels, percent, points
 from proda.report.training import repeating, running
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write
+from proda.utils.words import duration
 
 TEMPLATES = Path(__file__).parent / "templates"
 PICTURE_WIDTH = 512  # pixels; wider pictures are made smaller

@@ -13,7 +13,6 @@ from proda.experiment.tables import CONTROL
 from proda.report.runs import Group, Run, differing_flags
 from proda.report.texts import (
     difference,
-    duration,
     full_title,
     labels,
     listed,
@@ -23,6 +22,7 @@ from proda.report.texts import (
     spoken,
     upper,
 )
+from proda.utils.words import duration
 
 COLUMNS = {  # of the table of scores: title -> score in summary.json; those that no run has are left out
     "mIoU": "miou",

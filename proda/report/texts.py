@@ -44,15 +44,6 @@ def points(value: float | None) -> str:
     return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
-def duration(seconds: float) -> str:
-    """Time in the two largest units: ``45 s``, ``2 min 58 s``, ``3 h 05 min``, ``2 d 04 h``."""
-    whole = round(seconds)
-    for size, unit, part, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part:02d} {name}"
-    return f"{whole} s"
-
-
 def plain(value: Any) -> str:
     """A value of a flag as text; a flag that a run does not have is a dash."""
     if value is None:

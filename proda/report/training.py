@@ -13,8 +13,9 @@ from proda.experiment.job import PACKAGES
 from proda.report.charts import Chart, line_chart
 from proda.report.curves import Curve, Point, chosen, rates
 from proda.report.runs import Group, Run, changed_flags
-from proda.report.texts import duration, full_title, plain
+from proda.report.texts import full_title, plain
 from proda.utils.errors import UserError
+from proda.utils.words import duration
 
 
 def running(groups: Sequence[Group]) -> list[dict[str, Any]]:

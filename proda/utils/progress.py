@@ -9,15 +9,15 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from itertools import pairwise
 from typing import TypeVar
 
 from tqdm import tqdm
 
+from proda.utils.words import duration
+
 LOGGER = "proda.progress"
 LINE_SECONDS, LINE_SHARE, LONGEST_SILENCE = 30.0, 0.05, 600.0
 BAR_SECONDS = 1.0  # between two drawings of a bar; to draw the loss, the program has to wait for a GPU
-UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed} elapsed, {remaining} left{postfix}"
 
 log = logging.getLogger(LOGGER)
@@ -109,12 +109,3 @@ class ConsoleHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units: ``40 s``, ``1 min 40 s``, ``2 h 5 min`` or ``3 d 4 h``."""
-    whole = round(seconds)
-    for (size, name), (small_size, small_name) in pairwise(UNITS):
-        if whole >= size:
-            return f"{whole // size} {name} {whole % size // small_size} {small_name}"
-    return f"{whole} s"

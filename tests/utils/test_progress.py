@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from proda.utils.progress import LOGGER, ConsoleHandler, Progress, duration, track
+from proda.utils.progress import LOGGER, ConsoleHandler, Progress, track
 
 
 @pytest.fixture
@@ -119,18 +119,3 @@ def shown(text: str) -> str:
             line = rows[row].ljust(column)
             rows[row], column = line[:column] + letter + line[column + 1 :], column + 1
     return "\n".join(line.rstrip() for line in rows).strip()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.4, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (100, "1 min 40 s"),
-        (7500, "2 h 5 min"),
-        (3 * 86400 + 5 * 3600 - 1, "3 d 4 h"),
-    ],
-)
-def test_a_duration_has_its_two_largest_units(seconds, text):
-    assert duration(seconds) == text
