@@ -26,7 +26,7 @@ from proda.experiment.networks import load_network
 from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SavePredictions
 from proda.handlers.progress import show_progress
-from proda.metrics import report
+from proda.metrics import named_scores
 from proda.models.weights import read_weights
 from proda.utils.errors import UserError
 from proda.utils.options import PathText
@@ -72,7 +72,7 @@ def run(local_rank: int, config: Config) -> dict:
     evaluator.run(data.whole_images(images))
 
     metrics = evaluator.state.metrics
-    result = report(metrics["confusion"], names) | {"label_free": metrics["label_free"]}
+    result = named_scores(metrics["confusion"], names) | {"label_free": metrics["label_free"]}
     if labelled:
         if idist.get_rank() == 0:
             confusion_picture(metrics["confusion"].cpu().numpy(), names).save(job.folder / "confusion.png")

@@ -16,7 +16,7 @@ from proda.method.label_quality import contingency
 from proda.method.metrics import mutual_information, rank_correlation, scores
 
 
-def report(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+def named_scores(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
     """Scores of a confusion matrix [K, K] by their names in ``summary.json``: fractions, or NaN where undefined."""
     result = scores(confusion)
     values = {

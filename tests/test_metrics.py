@@ -11,14 +11,14 @@ from ignite.metrics import ConfusionMatrix
 
 from proda.data.labels import class_names
 from proda.method import IGNORE
-from proda.metrics import LabelConfusion, LabelFreeScore, correlations, figures_of_run, flatten, report
+from proda.metrics import LabelConfusion, LabelFreeScore, correlations, figures_of_run, flatten, named_scores
 
 CLASSES = ["road", "sky", "train"]
 CONFUSION = torch.tensor([[8, 0, 0], [2, 8, 0], [0, 0, 0]], dtype=torch.float64)  # the last class is absent
 
 
 def test_an_absent_class_is_no_zero():
-    result = report(CONFUSION, CLASSES)
+    result = named_scores(CONFUSION, CLASSES)
     assert result["iou"]["road"] == 8 / 10 and result["iou"]["sky"] == 8 / 10
     assert math.isnan(result["iou"]["train"])
     assert result["miou"] == pytest.approx(0.8)
@@ -27,10 +27,10 @@ def test_an_absent_class_is_no_zero():
 def test_sixteen_classes_have_a_thirteen_class_score_beside_them():
     matrix = torch.eye(16, dtype=torch.float64)
     matrix[3, 3], matrix[3, 0] = 0, 1  # wall is wrong: it is not among the thirteen, but takes half of road
-    result = report(matrix, class_names(16))
+    result = named_scores(matrix, class_names(16))
     assert result["miou"] == pytest.approx((14 + 0.5) / 16)
     assert result["miou_13"] == pytest.approx((12 + 0.5) / 13)
-    assert "miou_13" not in report(torch.eye(3), CLASSES)
+    assert "miou_13" not in named_scores(torch.eye(3), CLASSES)
 
 
 def test_flat_scores_leave_out_what_is_undefined():

@@ -13,7 +13,7 @@ from proda.data.loaders import to_device
 from proda.engines.inference import predict
 from proda.engines.optimization import Precision, resize, to_float
 from proda.method.pseudo_labels import flip_averaged
-from proda.metrics import LabelConfusion, report
+from proda.metrics import LabelConfusion, named_scores
 from proda.models.network import SegmentationNetwork, evaluation_mode
 from proda.utils.lock import FolderLock
 from proda.utils.progress import track
@@ -54,7 +54,7 @@ def write_pseudo_labels(
     afterwards each module returns to its previous mode.
 
     Returns:
-        Scores of the labels (see ``report``) if the batches contain ground truth, which is used for this report only;
+        Scores of the labels (see ``named_scores``) if the batches contain ground truth, which is used for nothing else;
         an empty dict otherwise.
     """
     confusion = LabelConfusion(len(class_names), device=precision.device)
@@ -85,7 +85,7 @@ def write_pseudo_labels(
         _finish(store)
     # compute() sums over all processes, so a process without any image has to call it, too
     labelled = bool(idist.all_reduce(int(has_labels)))
-    return report(confusion.compute(), class_names) if labelled else {}
+    return named_scores(confusion.compute(), class_names) if labelled else {}
 
 
 def averaged_probabilities(

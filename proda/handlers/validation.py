@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from proda.engines.events import ProdaEvents, remember
 from proda.handlers.nan import REMEDY
 from proda.handlers.progress import show_progress
-from proda.metrics import flatten, report
+from proda.metrics import flatten, named_scores
 from proda.utils.errors import UserError
 
 log = logging.getLogger("proda")
@@ -20,7 +20,7 @@ log = logging.getLogger("proda")
 class Validation:
     """Runs the evaluator at regular intervals and at the end of training, and keeps the results.
 
-    ``results`` contains the scores of each validation (see ``report``) with its ``iteration``, and is saved in the
+    ``results`` has the scores of each validation (see ``named_scores``) with its ``iteration``, and is saved in the
     checkpoint. When ``VALIDATED`` fires, the scores of the last validation are in ``trainer.state.scores``, and
     flattened in ``trainer.state.metrics``. If there is a ``teacher``, the evaluator of a mean teacher, it runs after
     that of the student, and the names of its scores begin with ``teacher_``. A run that was stopped during a validation
@@ -80,7 +80,7 @@ class Validation:
     def scores(self, evaluator: Engine) -> dict[str, Any]:
         """The scores of an evaluator's last run."""
         metrics = evaluator.state.metrics
-        return {"label_free": metrics["label_free"], **report(metrics["confusion"], self.class_names)}
+        return {"label_free": metrics["label_free"], **named_scores(metrics["confusion"], self.class_names)}
 
     def describe(self, scores: dict[str, Any]) -> str:
         """The scores of the last result in words, for the log."""

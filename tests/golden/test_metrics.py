@@ -7,7 +7,7 @@ import torch
 
 from proda.data.labels import class_names
 from proda.method.metrics import scores
-from proda.metrics import LabelConfusion, report
+from proda.metrics import LabelConfusion, named_scores
 from tests.golden.arrays import DATA, assert_golden
 
 GOLDEN = json.loads((DATA / "metrics.json").read_text())
@@ -53,5 +53,5 @@ def test_scores(case):
 def test_thirteen_of_sixteen_classes():
     case = next(case for case in GOLDEN["cases"] if case["n_class"] == 16)
     expected = THIRTEEN["mean_iou_13"]
-    assert report(confusion_of(case), class_names(16))["miou_13"] == pytest.approx(expected, rel=REL)
+    assert named_scores(confusion_of(case), class_names(16))["miou_13"] == pytest.approx(expected, rel=REL)
     assert scores(confusion_of(case)).iou[THIRTEEN["class_ids"]].mean().item() == pytest.approx(expected, rel=REL)
