@@ -96,7 +96,7 @@ def run_stages(config: Config) -> dict:
         check_stage2_init(config)
     if config.init_file and not Path(config.init_file).is_file():
         raise MissingFileError(f"--init_file={config.init_file}: no such file; expected ImageNet weights")
-    check_data(config)
+    check_data(config, todo)
     check_initial_weights(config, todo)
     for number, stage in enumerate(todo, 1):
         print_once(f"\n[{number}/{len(todo)}] {stage}")
@@ -136,11 +136,16 @@ def chosen(config: Config) -> list[str]:
     return list(stages[ends[0] : ends[1] + 1])
 
 
-def check_data(config: Config) -> None:
+def check_data(config: Config, stages: list[str]) -> None:
     """Raises UserError now if a later stage could not train on the data; that stage may start only days later."""
     data = Domains(config)
     data.check_training(full_image=True)
     data.validation_batches()
+    if "oracle" in stages:
+        try:
+            data.oracle_crops()
+        except UserError as error:
+            raise UserError(f"{error} (by the oracle; --until=stage3 leaves it out)") from None
 
 
 def check_stage2_init(config: Config) -> None:

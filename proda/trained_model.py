@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from proda.data.image_files import read_image
+from proda.data.image_files import picture_as_rgb, read_image
 from proda.data.labels import stored_labels
 from proda.data.samples import image_tensor
 from proda.engines.optimization import to_float
@@ -17,6 +17,7 @@ from proda.engines.tiling import SMALLEST_TILE, automatic_tile
 from proda.models.model_info import ModelInfo
 from proda.models.network import SegmentationNetwork
 from proda.models.weights import load_network, read_weights
+from proda.utils.options import SCALES
 
 
 def load_model(
@@ -91,7 +92,7 @@ class TrainedModel:
 
         Raises:
             MissingFileError, UserError: the file cannot be read.
-            ValueError: an array or tensor of another type or shape.
+            ValueError: an array or tensor of another type or shape, or a scale outside 0.1..10.
         """
         return torch.cat([row[0].cpu() for row in self._rows(image, flip, scales)], dim=1).numpy()
 
@@ -100,7 +101,11 @@ class TrainedModel:
         self, image: str | Path | Image.Image | np.ndarray | Tensor, flip: bool, scales: Sequence[float]
     ) -> Iterator[Tensor]:
         """Class probabilities [1, K, h, W] on the network's device, in strips from top to bottom."""
+        if not scales or not all(SCALES[0] <= scale <= SCALES[1] for scale in scales):
+            raise ValueError(f"scales={tuple(scales)}, expected numbers from {SCALES[0]} to {SCALES[1]}")
         pixels = as_tensor(image)
+        if not pixels.numel():
+            raise ValueError(f"an image of shape {list(pixels.shape)}, expected at least one pixel")
         size = (pixels.shape[-2], pixels.shape[-1])
         if self.info.size is not None and size != self.info.size[::-1]:  # as images were resized in training
             pixels = _resized(pixels, self.info.size)
@@ -114,11 +119,11 @@ def as_tensor(image: str | Path | Image.Image | np.ndarray | Tensor) -> Tensor:
     if isinstance(image, str | Path):
         image = read_image(Path(image))
     if isinstance(image, Image.Image):
-        return image_tensor(image.convert("RGB"))
+        return image_tensor(picture_as_rgb(image))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an array of type {image.dtype} and shape {image.shape}, expected uint8 [H, W, 3]")
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if not isinstance(image, Tensor):
         raise ValueError(f"found {type(image).__name__}, expected a file, a picture, an array or a tensor")
     if image.ndim != 3 or image.shape[0] != 3 or not (image.is_floating_point() or image.dtype == torch.uint8):

@@ -14,7 +14,7 @@ from proda.engines.inference import predict
 from proda.engines.optimization import resize
 from proda.models.build import build_network
 from proda.models.weights import load_network, save_weights
-from proda.trained_model import load_model
+from proda.trained_model import as_tensor, load_model
 from proda.utils.errors import MissingFileError
 from tests import small_runs
 
@@ -52,6 +52,22 @@ def test_every_kind_of_image_gives_the_same_labels(weights, picture, tmp_path):
     )
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_a_picture_of_16_bits_is_scaled_like_its_file(weights, picture, tmp_path, mode):
+    file = tmp_path / ("grey.png" if mode == "I;16" else "grey.tif")
+    grey = np.asarray(Image.fromarray(picture).convert("L")).astype(np.uint16 if mode == "I;16" else np.int32) * 257
+    Image.fromarray(grey).save(file)
+    with Image.open(file) as opened:
+        assert opened.mode == mode
+        assert torch.equal(as_tensor(opened), as_tensor(file)) and as_tensor(opened).unique().numel() > 10
+
+
+@pytest.mark.parametrize("scales", [(), (0,), (1, 20)])
+def test_scales_that_no_image_can_have_are_refused(weights, picture, scales):
+    with pytest.raises(ValueError, match=r"^scales=.*, expected numbers from 0.1 to 10$"):
+        load_model(weights).predict(picture, scales=scales)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -60,6 +76,7 @@ def test_every_kind_of_image_gives_the_same_labels(weights, picture, tmp_path):
         (torch.zeros(1, 3, 8, 8), r"shape \[1, 3, 8, 8\], expected floats in 0..1 or bytes, of shape \[3, H, W\]"),
         (torch.full((3, 8, 8), 255.0), r"values from 255 to 255, expected values in 0..1"),
         (7, "found int, expected a file"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \[3, 0, 4\], expected at least one pixel"),
     ],
 )
 def test_what_is_no_image_is_refused(weights, image, message):

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +84,7 @@ class Findings:
     values: Counter[int] = field(default_factory=Counter)
     files_with: Counter[int] = field(default_factory=Counter)
     label_maps: int = 0  # that could be read
+    mixed: tuple[Path, Path] | None = None  # a label map of colours, and one of ids beside it
     problems: list[str] = field(default_factory=list)
 
 
@@ -96,7 +97,8 @@ def look(places: Places, *, num_workers: int = 0, progress: Callable[[Iterable],
         return Findings("")
     label_files = [places.label_files[key] for key in places.pairs]
     findings = _kind(label_files) if label_files else Findings("")
-    files = _Files(list(places.image_files.values()), label_files, findings.labels_are)
+    labelled = {places.label_files[key]: places.image_files[key] for key in places.pairs}
+    files = _Files(list(places.image_files.values()), labelled, findings.labels_are)
     for size, values, problem in progress(DataLoader(files, batch_size=None, num_workers=num_workers)):
         if problem:
             findings.problems.append(problem)
@@ -129,8 +131,9 @@ def write_description(places: Places, findings: Findings) -> str:
 class _Files(Dataset):
     """Item: size of an image, or values of a label map with their pixels, or a problem."""
 
-    def __init__(self, images: Sequence[Path], labels: Sequence[Path], labels_are: str) -> None:
-        self.images, self.labels, self.labels_are = images, labels, labels_are
+    def __init__(self, images: Sequence[Path], labelled: Mapping[Path, Path], labels_are: str) -> None:
+        """``labelled``: label map -> its image."""
+        self.images, self.labels, self.labelled, self.labels_are = images, list(labelled), labelled, labels_are
 
     def __len__(self) -> int:
         return len(self.images) + len(self.labels)
@@ -141,6 +144,9 @@ class _Files(Dataset):
                 return list(image_size(self.images[index])), {}, ""
             path = self.labels[index - len(self.images)]
             pixels = np.asarray(read_ids(path)) if self.labels_are == "ids" else read_colors(path)
+            (width, height), (rows, columns) = image_size(self.labelled[path]), pixels.shape[:2]
+            if (columns, rows) != (width, height):
+                raise UserError(f"{path}: label map of {columns}x{rows} pixels, expected {width}x{height}")
         except UserError as error:
             return [], {}, str(error)
         values, counts = np.unique(pixels, return_counts=True)
@@ -150,25 +156,30 @@ class _Files(Dataset):
 
 
 def _kind(label_files: Sequence[Path]) -> Findings:
-    """Whether label maps hold ids or colours, from some of them all over the set.
+    """Whether label maps hold ids or colours, from some of them all over the set; most of them decide.
 
     Values of a palette are ids if the palettes agree: programs that save colours with a palette order it anew in each
     file.
     """
-    palettes: list[dict[int, int] | None] = []
+    palettes: dict[Path, dict[int, int] | None] = {}
     problems: list[str] = []
     for index in np.unique(np.linspace(0, len(label_files) - 1, LOOKED_AT).astype(int)):
         try:
-            palettes.append(label_palette(label_files[index]))
+            palettes[label_files[index]] = label_palette(label_files[index])
         except UserError as error:
             problems.append(str(error))
     if not palettes:
         raise UserError(f"no label map can be read: {problems[0]}")
+    colored = [path for path, palette in palettes.items() if palette is None]
+    others = [path for path, palette in palettes.items() if palette is not None]
+    mixed = (colored[0], others[0]) if colored and others else None
+    if len(colored) > len(others):
+        return Findings("colors", mixed=mixed)
     common: dict[int, int] = {}
-    for palette in palettes:
-        if palette is None or any(common.setdefault(value, color) != color for value, color in palette.items()):
-            return Findings("colors")
-    return Findings("ids", common)
+    for path in others:
+        if any(common.setdefault(value, color) != color for value, color in (palettes[path] or {}).items()):
+            return Findings("colors", mixed=mixed)
+    return Findings("ids", common, mixed=mixed)
 
 
 def _check_values(findings: Findings, labels: str) -> None:
@@ -213,6 +224,12 @@ def _remarks(places: Places, findings: Findings) -> list[str]:
         lines.append(f"Images without a label map: {len(bare)}, such as {_plain(bare[0])}. Train with --labelled_only.")
     if alone:
         lines.append(f"Label maps without an image: {len(alone)}, such as {_plain(alone[0])}. They are not used.")
+    if findings.mixed:
+        color, one = map(str, findings.mixed)
+        lines.append(
+            f"Label maps differ: {_plain(color)} has colors, {_plain(one)} one channel. They are taken for "
+            f"{findings.labels_are}."
+        )
     if findings.problems:
         first = _plain(findings.problems[0])
         lines.append(f"Files that cannot be used: {len(findings.problems)}. check_data lists them. The first: {first}")

@@ -226,6 +226,13 @@ def _decode_image(path: Path, data: bytes) -> Image.Image:
     return image.transpose(upright) if upright is not None else image
 
 
+def picture_as_rgb(picture: Image.Image) -> Image.Image:
+    """An opened picture as RGB of 8 bits, scaled like a file. UserError for values that are none of an image."""
+    if picture.mode.startswith(("I", "F")):  # Pillow would cut off what is above 255
+        return _as_rgb(Path(getattr(picture, "filename", "") or "a picture"), np.asarray(picture), b"")
+    return picture.convert("RGB")
+
+
 def _upright(image: Image.Image) -> Image.Transpose | None:
     """The transposition that makes an image upright; None if it is upright or its metadata cannot be read.
 

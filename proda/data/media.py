@@ -3,6 +3,7 @@
 A file that cannot be read does not stop the others: it is noted, with the line that says why.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
+from proda.data.archives import ARCHIVE_SUFFIX
 from proda.data.image_files import IMAGE_SUFFIXES, read_image
 from proda.data.listing import list_files
 from proda.data.loaders import leave_signals_to_the_trainer
@@ -48,22 +50,27 @@ def find_media(places: str) -> Media:
     without folder and suffix, or as much of its path as makes the names unique.
 
     Raises:
-        MissingFileError: there is no image and no video in any place.
-        UserError: a folder cannot be listed, or a list is not text.
+        MissingFileError: there is no image and no video in any place, or none that can be listed.
+        UserError: a list is not text.
     """
     found = Media()
     keys: dict[Path, str] = {}
     for place in _listed(places):
-        pictures, clips = (
-            list_files(Path(), place, suffixes, one_per_key=False) for suffixes in (IMAGE_SUFFIXES, VIDEO_SUFFIXES)
-        )
+        try:
+            pictures, clips = (
+                list_files(Path(), place, suffixes, one_per_key=False) for suffixes in (IMAGE_SUFFIXES, VIDEO_SUFFIXES)
+            )
+        except UserError as error:
+            found.problems.append(str(error))
+            continue
         pictures.do_not_count(set(clips.values()))
         for key, path in (*pictures.items(), *clips.items()):
             keys.setdefault(path, key)
         found.left_out += pictures.left_out
         if not pictures and not clips:
             aside = "".join(f"; left out: {line}" for line in pictures.left_out)
-            found.problems.append(f"{place}: {NONE}{aside}")
+            reason = "no such file or folder" if _is_missing(place) else NONE + aside
+            found.problems.append(f"{place}: {reason}")
     if not keys:
         raise MissingFileError(f"--images={'; '.join(found.problems) or f'{places}: {NONE}'}")
     videos = {path: key for path, key in keys.items() if path.suffix.lower() in VIDEO_SUFFIXES}
@@ -77,6 +84,7 @@ def unique_names(keys: Mapping[Path, str]) -> dict[str, Path]:
     candidates = [[path.stem for path in keys], [key.replace("/", "-") for key in keys.values()]]
     plain = [path.absolute().with_name(f"{path.stem}-{path.suffix[1:]}") for path in keys]
     candidates += [["-".join(path.parts[1:][-depth:]) for path in plain] for depth in range(1, longest(plain) + 1)]
+    candidates.append([f"{path.stem}-{number}" for number, path in enumerate(keys, 1)])  # a-b/c and a/b-c are a-b-c
     names = next(names for names in candidates if len(set(names)) == len(names))
     return dict(zip(names, keys, strict=True))
 
@@ -164,9 +172,14 @@ def photos(batch: dict[str, Any]) -> list[np.ndarray]:
     return [image.permute(1, 2, 0).cpu().numpy() for image in images]
 
 
+def _is_missing(place: str) -> bool:
+    """Whether a place that is no pattern, and in no zip file, does not exist."""
+    return "*" not in place and ARCHIVE_SUFFIX not in place.lower() and not os.path.exists(os.path.expanduser(place))
+
+
 def _listed(places: str) -> list[str]:
     """The places that a flag names."""
-    if not places or Path(places).exists():  # a name may hold commas
+    if not places or os.path.exists(places):  # a name may hold commas
         listed = [places] if places else []
     else:
         listed = [place.strip() for place in places.split(",") if place.strip()]

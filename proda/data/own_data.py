@@ -55,6 +55,11 @@ class Description(NamedTuple):
             MissingFileError: no such split, images or labels in the description, or no files where it points.
             UserError: two images have the same name.
         """
+        if split not in _SPLITS:
+            raise UserError(
+                f"{self.path}: a description has [train] and [val], no [{split}]; write one for these images, with "
+                "them under [val]"
+            )
         if split not in self.splits:
             raise MissingFileError(f"{self.path}: no [{split}]; expected a table [{split}] with images = ...")
         images = self._find_frames(split) if split in self.every else self._find(split, "images", IMAGE_SUFFIXES)

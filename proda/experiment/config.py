@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from proda.utils.errors import UserError
 from proda.utils.options import (
+    SCALES,
     Bounds,
     Fraction,
     FractionBelowOne,
@@ -394,8 +395,8 @@ def parse_scales(text: str, flag: str = "scales") -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if not values or not all(0.1 <= value <= 10 for value in values):
-        raise UserError(f"--{flag}={text}: expected numbers from 0.1 to 10, separated by commas")
+    if not values or not all(SCALES[0] <= value <= SCALES[1] for value in values):
+        raise UserError(f"--{flag}={text}: expected numbers from {SCALES[0]} to {SCALES[1]}, separated by commas")
     return values
 
 

@@ -450,7 +450,10 @@ def _label_space(
     else:
         space = source.space
     if config.num_classes not in (0, len(space.names)):
-        raise UserError(f"--num_classes={config.num_classes}: {config.source} has {len(space.names)} classes")
+        raise UserError(
+            f"--num_classes={config.num_classes}: {config.source} has {len(space.names)} classes; --num_classes=0 "
+            "takes them all, whatever a preset sets"
+        )
     if target is not None and target.space is not None:
         if trained is not None and not trained.info.class_names and len(target.space.names) == len(space.names):
             space = target.space  # a file that does not name its classes

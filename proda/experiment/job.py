@@ -249,6 +249,7 @@ def _claim(folder: Path, config: Any, record: dict[str, Any]) -> list[str]:
     if resume is None or overwrite is None:  # not a training run
         if there:
             raise UserError(f"{folder} holds a training run ({there[-1].name}); set another --output")
+        (folder / "summary.json").unlink(missing_ok=True)  # of an earlier command, whose settings are replaced now
         return []
     refuse_other_run(folder, config)
     if overwrite:

@@ -38,7 +38,7 @@ RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # above 0 afte
 # Errors caused by the machine. Other errors of the operating system, such as a missing file, may be bugs.
 MACHINE_TROUBLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPIPE, errno.ETIMEDOUT),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPIPE, errno.ETIMEDOUT, errno.ENAMETOOLONG),
 )
 
 
@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
             return 0
         result = start(argv[0], _with_settings_only(partial(_flags, *argv)))
     except KeyboardInterrupt:
+        tqdm.write("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

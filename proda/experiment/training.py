@@ -87,7 +87,7 @@ def loop_lines(config: LoopConfig, batches: TrainingBatches) -> dict[str, Any]:
     if 0 < zero < batches.iterations:
         rate += f"  WARNING: 0 from iteration {zero} on (--schedule_iterations), so nothing is learnt afterwards"
     if (warmup := getattr(config, "warmup_iterations", 0)) >= batches.iterations:
-        rate += f"  WARNING: not reached within the {warmup} iterations of --warmup_iterations"
+        rate += f"  WARNING: not reached before the end, as --warmup_iterations={warmup}"
     return {
         "global batch": f"{config.batch_size} ({config.batch_size // idist.get_world_size()} per process)",
         "iterations": f"{batches.iterations} ({batches.epoch_length} per epoch)",
@@ -163,6 +163,7 @@ def run(
                     prefetched(batches.loader(start), job.device), max_epochs=epochs, epoch_length=batches.epoch_length
                 )
         else:
+            job.log.info("nothing to train: the run already has %d of %d iterations", start, batches.iterations)
             trainer.fire_event(Events.COMPLETED)
             checkpoints.save(trainer)  # with the validation that had been interrupted
     finally:

@@ -134,6 +134,7 @@ class ClassShares:
         self.rows: list[list[str]] = []
 
     def attach(self, engine: Engine) -> None:
+        self.path.unlink(missing_ok=True)  # of an earlier run: if this one is interrupted, there is no table
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.write)
 

@@ -117,7 +117,7 @@ class StopRequests:
     def _stop(self, asked: int, where: str) -> None:
         self.stopped, self.status = True, 128 + asked if asked else 0
         reason = signal.Signals(asked).name if asked else f"--stop_after={self.after}"
-        log.info("%s: stopping %s; continue with --resume", reason, where)
+        log.info("%s: stopping %s; continue with --resume, a pipeline by the same command", reason, where)
 
     def _ask_to_end(self, skip_completed: bool = False) -> None:
         self.ending = max(self.ending, 2 if skip_completed else 1)

@@ -51,7 +51,8 @@ FractionBelowOne = Annotated[float, Bounds(0, below=1)]  # where 1 would leave n
 LearningRate = Annotated[float, Bounds(above=0, high=1000)]
 Temperature = Annotated[float, Bounds(0.001, 1000)]
 ProcessCount = Annotated[int, Bounds(0, 1024)]
-Scale = Annotated[float, Bounds(0.1, 10)]  # of the sides of an image
+SCALES = (0.1, 10)  # lowest and highest factor for the sides of an image
+Scale = Annotated[float, Bounds(*SCALES)]  # of the sides of an image
 LengthFactor = Annotated[float, Bounds(0.001, 100)]
 Pixels = Annotated[int, Bounds(4, 20_000)]  # a side of an image; maps have a quarter of it
 PassCount = Annotated[int, Bounds(1, 100)]  # passes over a data set

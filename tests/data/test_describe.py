@@ -101,6 +101,21 @@ def test_ids_of_cityscapes_are_recognised(tmp_path):
     assert "Cityscapes" not in text
 
 
+def test_label_maps_of_another_kind_or_size_are_named(tmp_path):
+    data(tmp_path, *[[[1, 2]]] * 4)
+    save(tmp_path / "labels/1.png", np.array([[[9, 0, 0], [1, 2, 3]]]))
+    save(tmp_path / "labels/2.png", np.array([[1, 2, 5]]))
+    text, own = described(tmp_path, labels="labels")
+    assert own.space.names == ["class_1", "class_2"]
+    line = (
+        f"# Label maps differ: {tmp_path}/labels/1.png has colors, {tmp_path}/labels/0.png one channel. They are taken"
+    )
+    assert f"{line} for ids.\n" in text
+    assert "# Files that cannot be used: 2. check_data lists them. The first: " in text
+    findings = look(find_places(tmp_path, "rgb", "labels"))
+    assert f"{tmp_path}/labels/2.png: label map of 3x1 pixels, expected 2x1" in findings.problems
+
+
 def test_names_without_a_partner_and_bad_files_are_counted(tmp_path):
     data(tmp_path, [[1, 2]], [[1, 2]], [[1, 2]])
     photo(tmp_path / "rgb/x.jpg"), save(tmp_path / "labels/y.png", np.array([[5]]))

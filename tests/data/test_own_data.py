@@ -210,6 +210,7 @@ def test_a_description_or_a_folder_that_is_not_there_is_named(tmp_path):
         lambda: own.open("train", space, with_labels=False), FileNotFoundError
     )
     assert "no [val]" in error_of(lambda: own.open("val", space, with_labels=False), FileNotFoundError)
+    assert "has [train] and [val], no [test]" in error_of(lambda: own.open("test", space, with_labels=False), UserError)
 
 
 def test_images_without_label_maps_are_counted_and_one_is_named(tmp_path):

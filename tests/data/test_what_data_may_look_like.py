@@ -690,7 +690,8 @@ def test_predict(row, data, weights, capsys):
     if "have the same name" in refused:  # only a label map has to know which of them it belongs to
         refused, row = "", row._replace(images=4)
     if refused.startswith(("no images", "left out")):
-        named, refused = None, f"--images={data / images}: found none"
+        what = "found none" if (data / images).exists() or "*" in images else "no such file or folder"
+        named, refused = None, f"--images={data / images}: {what}"
     flags = {"target": f"{data}/photos.toml", "weights": weights, "images": data / images}
     uses("predict", row, named, data, capsys, refused=refused, said=row.reported, **flags)
 

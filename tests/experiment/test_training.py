@@ -57,7 +57,11 @@ def test_the_summary_says_where_batch_norm_depends_on_the_number_of_processes(mo
     [
         ("stage1_denoise", {"schedule_iterations": 1}, "WARNING: 0 from iteration 1 on (--schedule_iterations)"),
         ("stage1_denoise", {"schedule_iterations": 90_000}, ""),
-        ("pretrain", {"warmup_iterations": 4}, "WARNING: not reached within the 4 iterations of --warmup_iterations"),
+        (
+            "pretrain",
+            {"warmup_iterations": 4},
+            "WARNING: not reached before the end, as --warmup_iterations=4",
+        ),
         ("pretrain", {"warmup_iterations": 1}, ""),
     ],
 )

@@ -22,6 +22,7 @@ from proda.experiment.config import make_config
 from proda.experiment.domains import Domains
 from proda.experiment.job import read_summary
 from proda.experiment.launch import load_experiment, main
+from proda.handlers.predictions import SaveConfidence
 from proda.models.build import build_network
 from proda.models.weights import save_weights
 from proda.trained_model import load_model
@@ -209,7 +210,7 @@ def test_prediction_takes_a_folder_or_a_pattern_and_says_when_it_finds_nothing(i
     assert command("predict", data, tmp_path / "file", *flags[:2], f"--images={images}/00002.png") == 0
     assert [path.name for path in (tmp_path / "file/overlays").iterdir()] == ["00002.jpg"]
     assert command("predict", data, tmp_path / "none", *flags[:2], f"--images={tmp_path}/nowhere") == 2
-    assert "found none; expected .png" in capsys.readouterr().err
+    assert f"--images={tmp_path}/nowhere: no such file or folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["with all it says", "of an older version", "released"])
@@ -306,6 +307,20 @@ def test_prediction_leaves_out_the_photographs_on_a_list(inputs, tmp_path, capsy
     assert names == {path.stem for path in photos.iterdir()} - {"00003", "00005"} and len(names) == 6
 
 
+def test_an_interrupted_prediction_leaves_no_figures_of_the_one_before(inputs, tmp_path, monkeypatch, capsys):
+    def stop(self, engine) -> None:
+        raise KeyboardInterrupt
+
+    data, weights = inputs
+    flags = [f"--weights={weights}", "--backbone=tiny", f"--images={data / 'gta5/images'}"]
+    assert command("predict", data, tmp_path / "out", *flags) == 0
+    assert (tmp_path / "out/shares.csv").exists() and (tmp_path / "out/summary.json").exists()
+    monkeypatch.setattr(SaveConfidence, "__call__", stop)
+    assert command("predict", data, tmp_path / "out", *flags) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert not (tmp_path / "out/shares.csv").exists() and not (tmp_path / "out/summary.json").exists()
+
+
 def test_results_of_other_images_in_the_folder_are_told(inputs, tmp_path, capsys):
     data, weights = inputs
     flags, images = [f"--weights={weights}", "--backbone=tiny"], data / "gta5/images"
@@ -333,7 +348,11 @@ def test_a_prediction_of_images_and_videos_of_any_size(inputs, tmp_path, capsys)
     flags = [f"--weights={inputs[1]}", f"--images={media},{tmp_path}/nowhere", "--val_batch_size=2", "--tile=128"]
     assert main(["predict", *flags, "--num_workers=0", f"--output={tmp_path}/run"]) == 1
     out, run = capsys.readouterr().out, tmp_path / "run"
-    for line in (f"{tmp_path}/nowhere: found none", f"{media}/cut.png: not a comp", f"{media}/cut.mp4: cannot be dec"):
+    for line in (
+        f"{tmp_path}/nowhere: no such file",
+        f"{media}/cut.png: not a comp",
+        f"{media}/cut.mp4: cannot be dec",
+    ):
         assert f"not predicted: {line}" in out
     summary = read_summary(run)
     assert (summary["images"], summary["videos"], len(summary["not_predicted"])) == (3, 2, 3)

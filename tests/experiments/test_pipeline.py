@@ -178,6 +178,15 @@ def test_mistakes_are_reported_before_any_work(data, tmp_path, capsys, flags, wo
     assert not list(tmp_path.iterdir())
 
 
+def test_labels_that_the_oracle_lacks_are_missed_before_the_first_stage(data, tmp_path, capsys):
+    photos = tmp_path / "photos.toml"
+    images = data / "cityscapes/leftImg8bit/train"
+    photos.write_text(f'[train]\nimages = "{images}"\n')
+    assert command(data, tmp_path / "run", target=photos, num_workers=0) == 2
+    assert "labels are needed here (by the oracle; --until=stage3 leaves it out)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_of_stage_2_that_fit_no_backbone_are_refused_before_the_warm_up(data, tmp_path, capsys):
     simclr = tmp_path / "simclr.pth"
     network = torchvision.models.resnet50(num_classes=1)
