@@ -184,7 +184,7 @@ def test_a_signal_to_all_processes_of_a_job_does_not_end_the_loaders_first(sent,
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_launcher_stops_all_processes_after_one_iteration(sent, data, weights, tmp_path):
-    flags = {"nproc_per_node": 2, "dropout": 0.0, "freeze_bn": True, "iterations": 400}
+    flags = {"nproc_per_node": 2, "dropout": 0.0, "freeze_bn": True, "iterations": 4000, "val_every": 4000}
     run = small_runs.launch(small_runs.command("source_only", data, weights, tmp_path, **flags))
     _wait_for(tmp_path / "checkpoint_2.pt", run)
     run.send_signal(sent)

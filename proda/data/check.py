@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from proda.data.labelled_files import LabelledFiles
+from proda.data.workers import leave_signals_to_the_trainer
 from proda.utils.errors import UserError
 from proda.utils.words import counted
 
@@ -158,7 +159,13 @@ def inspect_files(
 ) -> None:
     """Reads every example into ``report``, in ``num_workers`` processes; ``progress`` wraps them as tqdm does."""
     report.left_out += dataset.left_out
-    loader: Any = DataLoader(InspectedFiles(dataset), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
+    loader: Any = DataLoader(
+        InspectedFiles(dataset),
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=leave_signals_to_the_trainer,
+    )
     for inspection in progress(loader):
         report.add(inspection)
 

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from proda.data.labelled_files import LabelledFiles
+from proda.data.workers import leave_signals_to_the_trainer
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write, sha256_of_json
 
@@ -125,7 +126,12 @@ def count_classes(
     """Reads every label map, in ``num_workers`` processes. An image without one has no pixels of any class."""
     own = torch.Generator()  # a loader draws from it; drawing from the global one would change the weights of the run
     loader: Any = DataLoader(
-        _LabelCounts(dataset), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, generator=own
+        _LabelCounts(dataset),
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        generator=own,
+        worker_init_fn=leave_signals_to_the_trainer,
     )
     counts = list(progress(loader))
     return ClassStatistics(np.stack([pixels for pixels, _ in counts]), np.array([area for _, area in counts]))

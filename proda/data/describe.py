@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +15,7 @@ from proda.data.labels import CLASSES, TRANSPARENT, color_code, generated_colors
 from proda.data.listing import FoundFiles, list_files
 from proda.data.own_data import MAX_CLASSES
 from proda.data.videos import VIDEO_SUFFIXES
+from proda.data.workers import leave_signals_to_the_trainer
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.words import counted
 
@@ -99,7 +100,10 @@ def look(places: Places, *, num_workers: int = 0, progress: Callable[[Iterable],
     findings = _kind(label_files) if label_files else Findings("")
     labelled = {places.label_files[key]: places.image_files[key] for key in places.pairs}
     files = _Files(list(places.image_files.values()), labelled, findings.labels_are)
-    for size, values, problem in progress(DataLoader(files, batch_size=None, num_workers=num_workers)):
+    loader: Any = DataLoader(
+        files, batch_size=None, num_workers=num_workers, worker_init_fn=leave_signals_to_the_trainer
+    )
+    for size, values, problem in progress(loader):
         if problem:
             findings.problems.append(problem)
         elif size:

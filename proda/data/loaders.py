@@ -5,9 +5,6 @@ batch), and the order of an epoch from (seed, domain, epoch). So the batches of 
 of processes and workers and after a resume at any iteration, and no state has to be saved.
 """
 
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from proda.data.samples import SampleIndex
+from proda.data.workers import leave_signals_to_the_trainer
 from proda.utils.errors import UserError
 
 # First number of every seed. NumPy takes (1, 2) and (1, 2, 0) for the same seed, so the kinds must not share it.
@@ -223,26 +221,6 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         if len(sizes) < 2:
             raise
         raise UserError(f"found images of {' and '.join(sizes)}; {SAME_SIZE_NEEDED}") from error
-
-
-def leave_signals_to_the_trainer(_: int) -> None:
-    """Initialises a loader process: only the training process handles a SIGTERM or SIGINT sent to all processes.
-
-    The training process finishes its iteration, which needs the loaders. It then ends them by its own SIGTERM, the only
-    one that they obey.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    parent = os.getppid()
-
-    def heed() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=heed, daemon=True).start()
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from proda.data.archives import ARCHIVE_SUFFIX
 from proda.data.image_files import IMAGE_SUFFIXES, read_image
 from proda.data.listing import list_files
-from proda.data.loaders import leave_signals_to_the_trainer
 from proda.data.samples import image_tensor
 from proda.data.videos import VIDEO_SUFFIXES
+from proda.data.workers import leave_signals_to_the_trainer
 from proda.utils.errors import MissingFileError, UserError
 
 LIST_SUFFIX = ".txt"
