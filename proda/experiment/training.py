@@ -17,6 +17,7 @@ from proda.experiment.domains import Domains
 from proda.experiment.job import Job, experiment_name, git_commit
 from proda.experiment.networks import synchronises_batch_norm
 from proda.experiment.parts import check_attached, check_parts
+from proda.experiment.processes import TIMEOUT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -156,7 +157,7 @@ def run(
         if start < batches.iterations:
             epochs = math.ceil(batches.iterations / batches.epoch_length)
             state.max_iters, state.max_epochs = None, epochs if start else None
-            with StopRequests(trainer, after=config.stop_after) as stop:
+            with StopRequests(trainer, after=config.stop_after, timeout=TIMEOUT) as stop:
                 for evaluator in validation.evaluators.values():
                     stop.attach_to(evaluator)
                 trainer.run(

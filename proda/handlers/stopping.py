@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -37,9 +38,10 @@ class StopRequests:
 
     Args:
         after: stop after this iteration, if the run is longer; 0: never.
+        timeout: how long a process waits for the others at the end of an iteration; None: as long as torch does.
     """
 
-    def __init__(self, trainer: Engine, *, after: int = 0) -> None:
+    def __init__(self, trainer: Engine, *, after: int = 0, timeout: timedelta | None = None) -> None:
         self.trainer, self.after = trainer, after
         self.signal = 0  # number of the signal that this process received
         self.interrupted = False  # by Ctrl-C; the launcher then sends SIGTERM as well
@@ -48,7 +50,7 @@ class StopRequests:
         self._previous: dict[int, Any] = {}
         # The processes agree in every iteration. Over NCCL they would wait for their GPUs to do so.
         nccl = dist.is_initialized() and dist.get_backend() == "nccl"
-        self._group: Any = dist.new_group(backend="gloo") if nccl else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if nccl else None
 
     def attach_to(self, evaluator: Engine) -> None:
         """Lets a signal end a run of ``evaluator`` after the current batch, the same one on all processes.

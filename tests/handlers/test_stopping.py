@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import timedelta
 
 import ignite.distributed as idist
 import pytest
@@ -138,6 +139,15 @@ def test_stop_after_and_the_trainer_is_as_before():
         training.run()
     assert end.value.code == 0 and training.trainer.state.iteration == 3
     assert training.trainer.terminate == Engine.terminate.__get__(training.trainer)
+
+
+def test_processes_with_nccl_agree_without_their_gpus_and_wait_as_long_as_for_anything_else(monkeypatch):
+    made = []
+    monkeypatch.setattr("proda.handlers.stopping.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("proda.handlers.stopping.dist.get_backend", lambda: "nccl")
+    monkeypatch.setattr("proda.handlers.stopping.dist.new_group", lambda **settings: made.append(settings))
+    StopRequests(Engine(lambda *_: None), timeout=timedelta(hours=1))
+    assert made == [{"backend": "gloo", "timeout": timedelta(hours=1)}]
 
 
 def _many(rank: int, folder: str, case: str) -> None:
