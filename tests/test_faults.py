@@ -197,7 +197,7 @@ def test_a_loader_that_dies_ends_the_run_in_one_line(clean_data, weights, tmp_pa
     _, err = run.communicate(timeout=60)
     assert time.monotonic() - began < 30 and run.returncode == 2
     lines = [line for line in err.splitlines() if line.startswith("error")]
-    assert len(lines) == 1 and "DataLoader worker" in lines[0] and "--resume continues" in lines[0], err
+    assert len(lines) == 1 and "DataLoader worker" in lines[0] and "continue with --resume" in lines[0], err
     # torch raises in a signal handler: where that hits a callback of a fork, Python itself prints and drops it
     assert "Traceback" not in err or "Exception ignored" in err, err
 

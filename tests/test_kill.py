@@ -208,7 +208,8 @@ def test_the_death_of_one_process_ends_the_others_within_30_seconds(data, weight
     assert time.monotonic() - began < 30
     assert run.returncode not in (0, None)
     assert [line for line in err.splitlines() if line.startswith("error: ")] == [
-        "error: a process was killed (signal 9): memory may have run out; --resume continues"
+        "error: a process was killed (signal 9): memory may have run out; continue with --resume, a pipeline by the"
+        " same command"
     ], out + err
     _assert_files_are_whole(tmp_path)
 

@@ -5,8 +5,10 @@ beside the frame that was asked for in many files. Training reads its images in 
 to a folder once, as JPEGs of high quality, and are files like any others from then on.
 """
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,16 +52,35 @@ def _frames(video: Path, key: str, every: int, folder: Path) -> list[Path]:
     identity = json.dumps([state.st_size, state.st_mtime_ns, every])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     folder = safe_path(folder, key.replace("/", "-"), f"-every{every}-{digest}")
-    record = folder / _RECORD
-    if not record.is_file():
+    found = _complete(folder, every)
+    if found is None:
         try:
-            count = _extract(video, every, folder)
-            save_json({"video": video.name, "bytes": state.st_size, "every": every, "frames": count}, record)
-        except PermissionError:
+            decoded, announced = _extract(video, every, folder)
+            found = {"frames": -(-decoded // every), "decoded": decoded, "announced": announced}
+            save_json({"video": video.name, "bytes": state.st_size, "every": every, **found}, folder / _RECORD)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise UserError(
-                f"{folder}: cannot be written; frames = ... in the description sets another folder"
+                f"{folder}: cannot be written ({error.strerror}); frames = ... in the description sets another folder"
             ) from None
-    count = json.loads(record.read_text())["frames"]
+    decoded, announced = found.get("decoded", 0), found.get("announced", 0)  # records of older versions have neither
+    if decoded < announced:
+        warn_once(f"{video}: only {decoded} of {announced} frames could be decoded; the others are left out")
+    return _files(folder, found["frames"], every)
+
+
+def _complete(folder: Path, every: int) -> dict[str, int] | None:
+    """The record of a folder of frames; None if it is missing or cannot be read, or if a frame is missing."""
+    try:
+        record = json.loads((folder / _RECORD).read_text())
+        there = set(os.listdir(folder))
+        return record if all(file.name in there for file in _files(folder, record["frames"], every)) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _files(folder: Path, count: int, every: int) -> list[Path]:
     return [_file(folder, number) for number in range(0, count * every, every)]
 
 
@@ -67,8 +88,8 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:07}.jpg"
 
 
-def _extract(path: Path, every: int, folder: Path) -> int:
-    """Writes the frames of a video that are not there yet; returns how many there are."""
+def _extract(path: Path, every: int, folder: Path) -> tuple[int, int]:
+    """Writes every n-th frame that is not there yet; returns how many frames were decoded, and how many announced."""
     video = VideoFile(path)
     shown = Progress(f"{path.name}, frame", video.count) if video.count else None
     for number, picture in video.frames(every):
@@ -80,6 +101,4 @@ def _extract(path: Path, every: int, folder: Path) -> int:
             shown.update(number + 1)
     if shown is not None:
         shown.close()
-    if video.decoded < video.count:
-        warn_once(f"{path}: only {video.decoded} of {video.count} frames could be decoded; the others are left out")
-    return -(-video.decoded // every)
+    return video.decoded, video.count

@@ -329,7 +329,11 @@ class Domains:
                 ),
                 palette=self.classes.colors,
                 overwrite=own_folder and getattr(self.config, "overwrite", False),
-                remedy="delete the folder or set another --pseudo_labels",
+                remedy=(
+                    "a run can only be resumed with its own settings and data: restore them, or set another --output"
+                    if own_folder and getattr(self.config, "resume", False)
+                    else "delete the folder or set another --pseudo_labels"
+                ),
             )
 
     def fingerprints(self) -> dict[str, str]:

@@ -112,7 +112,10 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, OSError) and error.errno in MACHINE_TROUBLE:
         line = text
     elif isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
-        line = f"{first} Memory may have run out: use fewer --num_workers; --resume continues from the last checkpoint"
+        line = (
+            f"{first} Memory may have run out: use fewer --num_workers, and continue with --resume, a pipeline by the "
+            "same command"
+        )
     elif isinstance(error, out_of_memory):
         line = f"{first} Try a smaller --batch_size, more processes, or --amp=bf16"
     elif isinstance(error, MemoryError):

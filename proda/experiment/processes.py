@@ -156,7 +156,8 @@ def _spawn(run: Callable[[int], Any], number: int, backend: str | None, threads:
             idist.Parallel(
                 backend=backend, nproc_per_node=number, master_port=port, join=False, timeout=TIMEOUT
             ) as many,
-        ):
+            _sigint_blocked(),
+        ):  # as long as the processes import modules; they inherit it
             many.run(_child, run, threads, explain, reports)
         children += set(multiprocessing.active_children()) - older
         if received:  # before the processes existed
@@ -176,10 +177,23 @@ def _spawn(run: Callable[[int], Any], number: int, backend: str | None, threads:
             f"error: a process was ended by signal {-code}" for code in codes if code < 0 and code != -signal.SIGKILL
         ]
         if not lines and -signal.SIGKILL in codes:
-            lines = ["error: a process was killed (signal 9): memory may have run out; --resume continues"]
+            lines = [
+                "error: a process was killed (signal 9): memory may have run out; continue with --resume, a pipeline "
+                "by the same command"
+            ]
         lines = lines or [line for line, _ in said]
         print("\n".join(dict.fromkeys(lines)), file=sys.stderr, flush=True)
         raise SystemExit(max(code if code > 0 else 1 for code in codes if code))
+
+
+@contextlib.contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Delays Ctrl-C, also in processes that are started within the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait_for(children: list) -> None:
@@ -196,6 +210,10 @@ def _wait_for(children: list) -> None:
 
 def _child(local_rank: int, run: Callable[[int], Any], threads: int | None, explain: Explain, reports: Any) -> None:
     """Body of one spawned process."""
+    launcher = multiprocessing.parent_process()
+    if launcher is not None and os.getppid() != launcher.pid:
+        os._exit(1)  # killed while this process was starting; from now on torch ends this one with it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if threads and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     with _quiet_ignite():

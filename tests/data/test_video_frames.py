@@ -79,12 +79,21 @@ def test_frames_that_are_there_are_not_written_again_and_missing_ones_are(tmp_pa
     frames = list(video_frames(videos, 10, tmp_path / "frames").values())
     before = [path.stat().st_mtime_ns for path in frames]
     assert list(video_frames(videos, 10, tmp_path / "frames").values()) == frames
-    (frames[0].parent / "frames.json").unlink()  # as if interrupted
-    frames[2].unlink()
-    assert list(video_frames(videos, 10, tmp_path / "frames").values()) == frames
-    assert [path.stat().st_mtime_ns for path in frames[:2]] == before[:2] and right(frames[2]) == pytest.approx(
-        200, abs=4
-    )
+    record = frames[0].parent / "frames.json"
+    for content in (None, "", "[]", record.read_text()):  # interrupted, damaged by a crash, or the frame alone deleted
+        record.write_text(content) if content is not None else record.unlink()
+        frames[2].unlink()
+        assert list(video_frames(videos, 10, tmp_path / "frames").values()) == frames
+        assert [path.stat().st_mtime_ns for path in frames[:2]] == before[:2]
+        assert right(frames[2]) == pytest.approx(200, abs=4)
+
+
+@pytest.mark.parametrize("place", ["file", "/proc/nowhere"])
+def test_a_folder_for_frames_that_cannot_be_made_is_one_line(tmp_path, place):
+    (tmp_path / "file").touch()
+    videos = {"v": film(tmp_path / "v.mp4", 2)}
+    found = error_of(UserError, lambda: video_frames(videos, 1, tmp_path / place))
+    assert "cannot be written (" in found and found.endswith("frames = ... in the description sets another folder")
 
 
 def test_a_complete_folder_needs_no_decoder(tmp_path, monkeypatch):
@@ -119,6 +128,9 @@ def test_a_cut_video_gives_the_frames_that_it_has_and_a_warning(tmp_path, monkey
     frames = video_frames({"v": path}, 10, tmp_path / "frames")
     assert 0 < len(frames) < 3
     assert len(lines) == 1 and re.fullmatch(rf"{path}: only \d+ of 25 frames could be decoded; .*", lines[0])
+    warn_once.cache_clear()  # another command, which finds the frames there
+    assert video_frames({"v": path}, 10, tmp_path / "frames") == frames
+    assert lines == lines[:1] * 2
 
 
 def described(folder: Path, text: str) -> Path:

@@ -1,14 +1,16 @@
 """Where a process finds its place, and which backend and how many processes a machine can have."""
 
 import datetime
+import multiprocessing
 import os
+from types import SimpleNamespace
 
 import ignite.distributed as idist
 import pytest
 import torch
 
 from proda.experiment.config import RunConfig
-from proda.experiment.processes import _group_variables, run_in_group
+from proda.experiment.processes import _child, _group_variables, run_in_group
 from proda.utils.errors import UserError
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NTASKS": "2"}
@@ -65,3 +67,15 @@ def test_one_process_is_run_here_and_its_environment_put_back():
     before = dict(os.environ)
     assert run_in_group(lambda local_rank: local_rank + 7, RunConfig(device="cpu"), str) == 7
     assert dict(os.environ) == before
+
+
+def _orphan(folder) -> None:
+    multiprocessing.parent_process = lambda: SimpleNamespace(pid=-1)
+    _child(0, lambda rank: (folder / "trained").touch(), 1, str, None)
+
+
+def test_a_process_whose_launcher_was_killed_while_it_started_trains_nothing(tmp_path):
+    child = multiprocessing.get_context("fork").Process(target=_orphan, args=(tmp_path,))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 1 and not (tmp_path / "trained").exists()

@@ -1,6 +1,7 @@
 """Every experiment file runs some iterations from the command line and writes the documented files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,16 @@ def test_prototypes_of_their_own_command_equal_those_of_stage_1(runs, data, weig
     assert list(found["images_with_class"]) == class_names(13)
     ours, theirs = (load_prototypes(folder / "prototypes.pt") for folder in (tmp_path, runs / "stage1_denoise"))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_labels_that_do_not_fit_at_resume_are_not_to_be_deleted(runs, data, weights, tmp_path, capsys):
+    folder = shutil.copytree(runs / "stage1_denoise", tmp_path / "run")
+    manifest = folder / "pseudo_labels/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "of other images"}))
+    assert command("stage1_denoise", data, weights, folder, resume=True) == 2
+    error = capsys.readouterr().err
+    assert "stale: " in error and "a run can only be resumed with its own settings and data" in error
+    assert "delete" not in error
 
 
 def test_labels_and_prototypes_of_another_network_are_refused(runs, data, tmp_path, capsys):
