@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from proda.data.labelled_files import LabelledFiles
-from proda.data.workers import leave_signals_to_the_trainer
+from proda.data.workers import single_items
 from proda.utils.errors import UserError
 from proda.utils.words import counted
 
@@ -159,16 +159,5 @@ def inspect_files(
 ) -> None:
     """Reads every example into ``report``, in ``num_workers`` processes; ``progress`` wraps them as tqdm does."""
     report.left_out += dataset.left_out
-    loader: Any = DataLoader(
-        InspectedFiles(dataset),
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=leave_signals_to_the_trainer,
-    )
-    for inspection in progress(loader):
+    for inspection in progress(single_items(InspectedFiles(dataset), num_workers)):
         report.add(inspection)
-
-
-def _as_it_is(inspection: Any) -> Any:
-    return inspection

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from proda.data.labelled_files import LabelledFiles
-from proda.data.workers import leave_signals_to_the_trainer
+from proda.data.workers import single_items
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write, sha256_of_json
 
@@ -124,16 +123,7 @@ def count_classes(
     dataset: LabelledFiles, *, num_workers: int = 0, progress: Callable[[Iterable], Iterable] = iter
 ) -> ClassStatistics:
     """Reads every label map, in ``num_workers`` processes. An image without one has no pixels of any class."""
-    own = torch.Generator()  # a loader draws from it; drawing from the global one would change the weights of the run
-    loader: Any = DataLoader(
-        _LabelCounts(dataset),
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        generator=own,
-        worker_init_fn=leave_signals_to_the_trainer,
-    )
-    counts = list(progress(loader))
+    counts = list(progress(single_items(_LabelCounts(dataset), num_workers)))
     return ClassStatistics(np.stack([pixels for pixels, _ in counts]), np.array([area for _, area in counts]))
 
 
@@ -149,10 +139,6 @@ class _LabelCounts(Dataset[tuple[np.ndarray, int]]):
         if labels is None:
             return np.zeros(self.dataset.num_classes, np.int64), 1
         return np.bincount(labels.reshape(-1), minlength=256)[: self.dataset.num_classes], labels.size
-
-
-def _as_it_is(counts: Any) -> Any:
-    return counts
 
 
 def _record(dataset: LabelledFiles, class_names: Sequence[str]) -> dict[str, str]:

@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_size, label_palette, read_colors, read_ids
 from proda.data.labels import CLASSES, TRANSPARENT, color_code, generated_colors
 from proda.data.listing import FoundFiles, list_files
 from proda.data.own_data import MAX_CLASSES
 from proda.data.videos import VIDEO_SUFFIXES
-from proda.data.workers import leave_signals_to_the_trainer
+from proda.data.workers import single_items
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.words import counted
 
@@ -85,7 +85,7 @@ class Findings:
     values: Counter[int] = field(default_factory=Counter)
     files_with: Counter[int] = field(default_factory=Counter)
     label_maps: int = 0  # that could be read
-    mixed: tuple[Path, Path] | None = None  # a label map of colours, and one of ids beside it
+    mixed: tuple[Path, Path] | None = None  # a label map of colours and one of ids, if there are both
     problems: list[str] = field(default_factory=list)
 
 
@@ -100,10 +100,7 @@ def look(places: Places, *, num_workers: int = 0, progress: Callable[[Iterable],
     findings = _kind(label_files) if label_files else Findings("")
     labelled = {places.label_files[key]: places.image_files[key] for key in places.pairs}
     files = _Files(list(places.image_files.values()), labelled, findings.labels_are)
-    loader: Any = DataLoader(
-        files, batch_size=None, num_workers=num_workers, worker_init_fn=leave_signals_to_the_trainer
-    )
-    for size, values, problem in progress(loader):
+    for size, values, problem in progress(single_items(files, num_workers)):
         if problem:
             findings.problems.append(problem)
         elif size:

@@ -1,9 +1,13 @@
-"""Processes of data loaders: what they do with signals, and when they end."""
+"""Processes of data loaders: what they do with signals, when they end, and a loader of single items."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 PARENT_CHECK_SECONDS = 5.0  # between two looks of a loader process at whether the training process is there
 
@@ -13,7 +17,7 @@ def leave_signals_to_the_trainer(_: int) -> None:
 
     The training process finishes its iteration, which needs the loaders. It then ends them by its own SIGTERM, the only
     one that they obey. If it is gone, they end themselves. torch's loaders do that only if it dies after they have
-    started; otherwise they would wait forever, and whoever reads the output of the run would wait for them.
+    started; otherwise they would wait forever, and keep the output of the run open.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     trainer = multiprocessing.parent_process()
@@ -32,3 +36,23 @@ def leave_signals_to_the_trainer(_: int) -> None:
         os._exit(0)
 
     threading.Thread(target=heed, daemon=True).start()
+
+
+def single_items(dataset: Dataset, num_workers: int) -> DataLoader:
+    """Loads the items of a dataset one by one, in order and unchanged, in ``num_workers`` processes; 0: in this one.
+
+    A loader draws a random number. This one does not draw it from torch's global generator, which would change the
+    initial weights of a run.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),
+        worker_init_fn=leave_signals_to_the_trainer,
+    )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

@@ -156,8 +156,8 @@ def _spawn(run: Callable[[int], Any], number: int, backend: str | None, threads:
             idist.Parallel(
                 backend=backend, nproc_per_node=number, master_port=port, join=False, timeout=TIMEOUT
             ) as many,
-            _sigint_blocked(),
-        ):  # as long as the processes import modules; they inherit it
+            _sigint_blocked(),  # the processes inherit that, and import modules undisturbed
+        ):
             many.run(_child, run, threads, explain, reports)
         children += set(multiprocessing.active_children()) - older
         if received:  # before the processes existed
@@ -212,7 +212,7 @@ def _child(local_rank: int, run: Callable[[int], Any], threads: int | None, expl
     """Body of one spawned process."""
     launcher = multiprocessing.parent_process()
     if launcher is not None and os.getppid() != launcher.pid:
-        os._exit(1)  # killed while this process was starting; from now on torch ends this one with it
+        os._exit(1)  # the launcher was killed while this process was starting; from now on torch ends both together
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if threads and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
