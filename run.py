@@ -2,7 +2,7 @@
 
 import sys
 
-from proda.experiment.launch import main
+from proda.cli.launch import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

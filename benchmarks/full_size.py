@@ -31,7 +31,7 @@ from loaders import street, write_example
 from store import enlarged
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from proda.experiment.job import read_summary
+from proda.run.job import read_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill", "evaluate")

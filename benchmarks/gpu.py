@@ -8,7 +8,7 @@
     python benchmarks/gpu.py --device=cpu --tiny      # the same on tiny sizes, without a GPU
 
 Iterations are those of the stages with the preset gta5, on networks with random weights and made-up images
-(``proda/experiment/workloads.py``): ResNet-101, batch 4, crops of 896 x 512, whole images of 2048 x 1024. FLOPs are
+(``proda/run/workloads.py``): ResNet-101, batch 4, crops of 896 x 512, whole images of 2048 x 1024. FLOPs are
 counted on tensors without data. Writes OUTPUT/gpu.json and OUTPUT/gpu.md.
 """
 
@@ -31,9 +31,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from proda.engines.optimization import Precision
-from proda.experiment.live_bytes import fake_tensors
-from proda.experiment.memory import stage_memory
-from proda.experiment.workloads import batches, workload
+from proda.run.live_bytes import fake_tensors
+from proda.run.memory import stage_memory
+from proda.run.workloads import batches, workload
 
 # Dense TFLOP/s from the makers' data sheets: half precision on tensor cores, TF32, and float32.
 PEAKS = {

@@ -16,14 +16,14 @@ import torch
 from ignite.engine import Events
 from ignite.utils import manual_seed
 
+from proda.cli.launch import load_experiment
 from proda.data.loaders import to_device
 from proda.engines.optimization import Precision
-from proda.experiment.config import make_config
-from proda.experiment.launch import load_experiment
-from proda.experiment.networks import compile_network
-from proda.experiment.workloads import Sizes, Workload, batches, workload
 from proda.handlers.nan import StopOnNan
 from proda.models.network import SegmentationNetwork
+from proda.run.networks import compile_network
+from proda.run.workloads import Sizes, Workload, batches, workload
+from proda.settings.config import make_config
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("source_only", "warmup", "stage1_denoise", "stage2_distill")  # stage 3 is computed as stage 2

@@ -28,7 +28,7 @@ from proda.models.build import build_network
 
 BATCH = 4
 REPEATS = 15
-SIZES = {  # height and width of whole images and of crops, mean width, classes, --watch_every of the presets
+SIZES = {  # height and width of whole images and of crops, mean width, classes, --label_report_every of the presets
     "Streets": ((128, 256), (64, 112), 275, 13, 5),
     "published": ((1024, 2048), (512, 896), 2200, 19, 25),
 }
@@ -108,7 +108,7 @@ def main() -> None:
     chosen = parser.parse_args().published
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print("sizes     | stage       | watched iteration | of which files | training iteration | share at --watch_every")
+    print("sizes     | stage       | watched iteration | of which files | training iteration | share")
     for size, (whole, crop, mean_width, classes, every) in SIZES.items():
         if size == "published" and not chosen:
             continue

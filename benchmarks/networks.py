@@ -19,10 +19,10 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.stage1_denoise import Config
-from proda.experiment.memory import GB, stage_memory
-from proda.experiment.tables import markdown_table
-from proda.experiment.workloads import Sizes
 from proda.models.build import build_network
+from proda.run.memory import GB, stage_memory
+from proda.run.workloads import Sizes
+from proda.studies.tables import markdown_table
 
 NETWORKS = (
     ("resnet101", "deeplab"),

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.optimization import Precision, resize
+from proda.engines.optimization import Precision
+from proda.method.tensors import resize
 from proda.models.network import Segmentation
 
 K = 19

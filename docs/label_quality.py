@@ -16,8 +16,8 @@ from statistics import fmean, median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from proda.experiment.tables import markdown_table  # noqa: E402
 from proda.metrics import correlations, figures_of_run  # noqa: E402
+from proda.studies.tables import markdown_table  # noqa: E402
 
 STAGE1 = ("self_training", "symmetric", "fixed_prototypes", "moving_prototypes", "structure")
 DEVELOPMENT = {

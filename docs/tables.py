@@ -19,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from proda.experiment.ablation_rows import TABLES  # noqa: E402
-from proda.experiment.results import read_results  # noqa: E402
-from proda.experiment.tables import caption, findings_table, gains_table, rows_table  # noqa: E402
+from proda.studies.results import read_results  # noqa: E402
+from proda.studies.rows import TABLES  # noqa: E402
+from proda.studies.tables import caption, findings_table, gains_table, rows_table  # noqa: E402
 from proda.utils.errors import UserError  # noqa: E402
 from proda.utils.files import atomic_write  # noqa: E402
 

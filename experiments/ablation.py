@@ -9,7 +9,7 @@
 Tables: parts of the method, each added to those before, as in the paper; init, the initial weights of the student of
 stage 2; renewal of the pseudo labels during stage 1; quirks of the released code, one at a time and all of them;
 successors, the parts of later methods over online self-training and over stage 1; quickstart, its stages. The rows are
-in proda/experiment/ablation_rows.py. Tables share the runs that are in both.
+in proda/studies/rows.py. Tables share the runs that are in both.
 
 The results of all seeds in OUTPUT that are complete are written after every run: OUTPUT/ablation.md and
 OUTPUT/ablation.json, or the table's own name instead of ablation. The same command again continues where an earlier one
@@ -23,17 +23,17 @@ from typing import Annotated, Any, Literal
 
 import ignite.distributed as idist
 
-from proda.experiment.ablation_rows import FILES, ROWS, TABLES, Lengths
-from proda.experiment.config import DataConfig, make_config
-from proda.experiment.job import read_provenance
-from proda.experiment.launch import load_experiment
-from proda.experiment.recipes import STREETS_DATA, scaled
-from proda.experiment.results import Results
-from proda.experiment.tables import caption, findings_table, rows_table
-from proda.experiment.up_to_date import finished_summary, run_if_outdated
+from proda.cli.launch import load_experiment
+from proda.run.job import read_provenance
+from proda.settings.config import DataConfig, make_config
+from proda.settings.options import Bounds, LengthFactor
+from proda.settings.presets import STREETS_DATA, scaled
+from proda.studies.results import Results
+from proda.studies.rows import FILES, ROWS, TABLES, Lengths
+from proda.studies.tables import caption, findings_table, rows_table
+from proda.studies.up_to_date import finished_summary, run_if_outdated
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write
-from proda.utils.options import Bounds, LengthFactor
 
 NOT_PASSED_ON = ("preset", "seed", "output", "nproc_per_node", "backend")  # set for each run, or not used
 PASSED_ON = [field.name for field in fields(DataConfig) if field.name not in NOT_PASSED_ON]

@@ -22,14 +22,14 @@ from proda.data.class_statistics import problem_of_stored
 from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
 from proda.data.labels import LabelSpace
 from proda.data.loaders import SAME_SIZE_NEEDED
-from proda.experiment.config import DataConfig
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.recipes import EVALUATION_PRESETS, STREETS
-from proda.experiment.tables import markdown_table
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.settings.config import DataConfig
+from proda.settings.options import PathText, Pixels
+from proda.settings.presets import EVALUATION_PRESETS, STREETS
+from proda.studies.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
-from proda.utils.options import PathText, Pixels
 from proda.utils.progress import track
 from proda.visualization import example_sheet, frequency_picture
 

@@ -19,17 +19,17 @@ from typing import Literal
 import ignite.distributed as idist
 
 from proda.engines.inference import segmentation_evaluator
-from proda.experiment.config import UseConfig, parse_scales
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import load_network
-from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import SavePredictions
 from proda.handlers.progress import show_progress
 from proda.metrics import named_scores
 from proda.models.weights import read_weights
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import load_network
+from proda.settings.config import UseConfig, parse_scales
+from proda.settings.options import PathText
+from proda.settings.presets import EVALUATION_PRESETS, STREETS_DATA
 from proda.utils.errors import UserError
-from proda.utils.options import PathText
 from proda.visualization import confusion_picture
 
 

@@ -19,18 +19,18 @@ import ignite.distributed as idist
 import torch
 
 from proda.engines.tiling import automatic_tile
-from proda.experiment.config import RunConfig
-from proda.experiment.job import Job, git_commit
-from proda.experiment.tables import markdown_table
 from proda.export.formats import FORMATS, require_packages
 from proda.export.latency import Latency, compiled, eager, measure_all
 from proda.export.program import ImageProgram, metadata
 from proda.export.verification import BOUNDS, street_scenes, verify
 from proda.models.model_info import ModelInfo
 from proda.models.weights import load_network, read_weights
+from proda.run.job import Job, git_commit
+from proda.settings.config import RunConfig
+from proda.settings.options import NonNegativeInt, PathText
+from proda.studies.tables import markdown_table
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write
-from proda.utils.options import NonNegativeInt, PathText
 
 
 @dataclass

@@ -19,13 +19,6 @@ from dataclasses import dataclass
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.online import online_trainer
 from proda.engines.options import OnlineOptions
-from proda.experiment import training
-from proda.experiment.config import InitConfig, PseudoLabelConfig
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import compile_network, initial_network, make_optimizer, parallel
-from proda.experiment.parts import attach_parts
-from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -36,7 +29,14 @@ from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
-from proda.utils.options import NonNegativeInt, PositiveFraction, Scale
+from proda.run import fit
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import compile_network, initial_network, make_optimizer, parallel
+from proda.run.successors import attach_successors
+from proda.settings.config import InitConfig, PseudoLabelConfig
+from proda.settings.options import NonNegativeInt, PositiveFraction, Scale
+from proda.settings.presets import STREETS_ADAPT
 
 
 @dataclass
@@ -46,8 +46,8 @@ class Config(OnlineOptions, InitConfig, PseudoLabelConfig):
     # -- Data
     val_scale: Scale = 1.0  # factor by which validation images are resized
     # -- Output
-    judge_teacher: bool = False  # validate the mean teacher as well as the student, and keep it as teacher.pt
-    watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
+    validate_teacher: bool = False  # validate the mean teacher as well as the student, and keep it as teacher.pt
+    label_report_every: NonNegativeInt = 25  # iterations between those whose labels are evaluated (docs/watching.md)
 
     def problems(self) -> Iterator[str]:
         """One line for each value that no run can use."""
@@ -99,8 +99,8 @@ PRESETS = {
         "val_every": 400,
         "teacher_momentum": 0.02,
         "mask_block": 8,
-        "judge_teacher": True,
-        "watch_every": 5,
+        "validate_teacher": True,
+        "label_report_every": 5,
     },
 }
 
@@ -113,25 +113,25 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Networks: the mean teacher starts as a copy of the student.
     student = initial_network(config, data.classes, job.device)
-    job.open(training.summary_lines(config, data, batches), data.fingerprints())
+    job.open(fit.summary_lines(config, data, batches), data.fingerprints())
     optimizer, student_ddp, precision = make_optimizer(config, student), parallel(config, student), job.precision
     teacher = EMATeacher(student, config.teacher_momentum, start_as_mean=True)
     compile_network(config, teacher.ema_model)
 
     # Engines: training and validation. Config inherits the fields of OnlineOptions.
     trainer = online_trainer(student_ddp, teacher.ema_model, optimizer, precision, config)
-    judged = {"student": student} | ({"teacher": teacher.ema_model} if config.judge_teacher else {})
+    judged = {"student": student} | ({"teacher": teacher.ema_model} if config.validate_teacher else {})
     scales = (config.val_scale,)
     evaluators = {name: segmentation_evaluator(network, precision, scales=scales) for name, network in judged.items()}
 
     # The method: ClassMix, colours, masks and feature distance as the flags say; the teacher after each step.
-    attach_parts(config, trainer, student, precision, data.classes.names)
+    attach_successors(config, trainer, student, precision, data.classes.names)
     teacher.attach(trainer)
     if config.adabn:
         for name, network in judged.items():
             AdaBN(network, data.statistics_batches(), precision).attach(evaluators[name])
     watch = LabelQuality(data.classes.names, truth=data.target_truth())
-    watch.attach(trainer, every=config.watch_every)
+    watch.attach(trainer, every=config.label_report_every)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
@@ -147,8 +147,8 @@ def run(local_rank: int, config: Config) -> dict:
     )
     validation.attach(trainer, every=config.val_every)
     kept = {"teacher": judged.get("teacher")}
-    models = KeptModels(validation, student, training.model_info(job, data), job.folder, **kept)
+    models = KeptModels(validation, student, fit.model_info(job, data), job.folder, **kept)
     models.attach(trainer)
     board = Board(job.folder, evaluators["student"], {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
-    return training.run(job, trainer, batches, checkpoints, validation, models, board)
+    return fit.run(job, trainer, batches, checkpoints, validation, models, board)

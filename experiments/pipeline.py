@@ -16,17 +16,17 @@ from typing import Literal
 
 import ignite.distributed as idist
 
-from proda.experiment.config import DataConfig, make_config
-from proda.experiment.domains import Domains
-from proda.experiment.job import device_of, read_summary
-from proda.experiment.launch import load_experiment
-from proda.experiment.networks import network_to_pretrain
-from proda.experiment.recipes import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
-from proda.experiment.tables import CONTROL, control_sentence, stage_table
-from proda.experiment.up_to_date import print_once, run_if_outdated
+from proda.cli.launch import load_experiment
+from proda.run.domains import Domains
+from proda.run.job import device_of, read_summary
+from proda.run.networks import network_to_pretrain
+from proda.settings.config import DataConfig, make_config
+from proda.settings.options import LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt
+from proda.settings.presets import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
+from proda.studies.tables import CONTROL, control_sentence, stage_table
+from proda.studies.up_to_date import print_once, run_if_outdated
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json
-from proda.utils.options import LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
 # Streets needs no downloads: the source-only model replaces ImageNet weights, and the stage-1 model replaces SimCLR

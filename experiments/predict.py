@@ -24,11 +24,6 @@ from proda.data.media import Media, ReadableBatches, ReadableImages, batched, fi
 from proda.data.videos import VideoFile, require_pyav, writing_video
 from proda.engines.prediction import prediction_engine
 from proda.engines.tiling import automatic_tile
-from proda.experiment.config import UseConfig, parse_scales
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import load_network
-from proda.experiment.recipes import EVALUATION_PRESETS, STREETS_DATA
 from proda.handlers.predictions import (
     AddToVideo,
     ClassShares,
@@ -39,9 +34,14 @@ from proda.handlers.predictions import (
 )
 from proda.metrics import LabelFreeOfTerms
 from proda.models.weights import read_weights
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import load_network
+from proda.settings.config import UseConfig, parse_scales
+from proda.settings.options import NonNegativeInt, PathText
+from proda.settings.presets import EVALUATION_PRESETS, STREETS_DATA
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
-from proda.utils.options import NonNegativeInt, PathText
 from proda.utils.progress import Progress
 from proda.visualization import legend as legend_picture
 

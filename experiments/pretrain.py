@@ -16,12 +16,6 @@ import torch
 
 from proda.engines.contrastive import contrastive_evaluator, contrastive_trainer
 from proda.engines.options import ContrastiveOptions
-from proda.experiment import training
-from proda.experiment.config import LoopConfig
-from proda.experiment.domains import UnlabelledDomains
-from proda.experiment.job import Job
-from proda.experiment.networks import network_to_pretrain, parallel
-from proda.experiment.recipes import STREETS_DATA, STREETS_VIEWS
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.nan import StopOnNan
@@ -30,7 +24,13 @@ from proda.handlers.schedule import ClipGradients, WarmupCosine
 from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AverageStatistics
 from proda.models.contrastive import ContrastiveNetwork
-from proda.utils.options import Bounds, Fraction, LearningRate, NonNegativeInt, PathText, Pixels, PositiveInt
+from proda.run import fit
+from proda.run.domains import UnlabelledDomains
+from proda.run.job import Job
+from proda.run.networks import network_to_pretrain, parallel
+from proda.settings.config import LoopConfig
+from proda.settings.options import Bounds, Fraction, LearningRate, NonNegativeInt, PathText, Pixels, PositiveInt
+from proda.settings.presets import STREETS_DATA, STREETS_VIEWS
 
 
 @dataclass
@@ -93,7 +93,7 @@ def run(local_rank: int, config: Config) -> dict:
     network = ContrastiveNetwork(backbone, hidden=config.projection_width, dimensions=config.projection_dimensions)
     network.to(job.device).to(memory_format=torch.channels_last)
     images = {"images": f"{len(data.source)} of {config.source}, {len(data.target)} of {config.target}"}
-    lines = {"preset": config.preset, **images, **data.skip_lines(), **training.loop_lines(config, batches)}
+    lines = {"preset": config.preset, **images, **data.skip_lines(), **fit.loop_lines(config, batches)}
     job.open(lines, data.fingerprints())
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
@@ -116,4 +116,4 @@ def run(local_rank: int, config: Config) -> dict:
     models.attach(trainer)
     board = Board(job.folder, None, {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
-    return training.run(job, trainer, batches, checkpoints, validation, models, board)
+    return fit.run(job, trainer, batches, checkpoints, validation, models, board)

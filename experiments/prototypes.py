@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import ignite.distributed as idist
 
-from proda.experiment.config import DataConfig
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import load_network
-from proda.experiment.recipes import STREETS_DATA
 from proda.handlers.prototypes import Prototypes, initial_prototypes
 from proda.models.weights import save_prototypes
-from proda.utils.options import PassCount, PathText
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import load_network
+from proda.settings.config import DataConfig
+from proda.settings.options import PassCount, PathText
+from proda.settings.presets import STREETS_DATA
 
 
 @dataclass

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proda.engines.labelling import Averaging, missing_labels, write_pseudo_labels
-from proda.experiment.config import DataConfig, parse_scales
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import load_network
-from proda.experiment.recipes import STREETS_DATA
-from proda.utils.options import PathText
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import load_network
+from proda.settings.config import DataConfig, parse_scales
+from proda.settings.options import PathText
+from proda.settings.presets import STREETS_DATA
 
 
 @dataclass
@@ -45,8 +45,8 @@ def run(local_rank: int, config: Config) -> dict:
     network, targets = load_network(config, data.classes, job.device), data.target.names
     averaging, settings = Averaging(), {}
     if config.kind == "hard":
-        others = [load_network(config, data.classes, job.device, flag="label_with")] if config.label_with else []
-        averaging = Averaging(config.flip, parse_scales(config.scales), others)
+        ensemble = [load_network(config, data.classes, job.device, flag="label_with")] if config.label_with else []
+        averaging = Averaging(config.flip, parse_scales(config.scales), ensemble)
         settings = averaging.settings()
     store = data.label_store(config.kind, job.folder / "pseudo_labels", network, **settings)
     job.open({"weights": config.weights, "images": len(targets)})

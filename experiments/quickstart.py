@@ -19,11 +19,11 @@ from torch.utils.data import Subset
 
 from experiments import pipeline
 from proda.engines.inference import predict
-from proda.engines.optimization import to_float
-from proda.experiment.domains import Domains
+from proda.method.tensors import to_float
 from proda.models.weights import load_network
+from proda.run.domains import Domains
+from proda.settings.options import Bounds
 from proda.utils.errors import UserError
-from proda.utils.options import Bounds
 from proda.visualization import grid, image_picture, label_picture
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import ignite.distributed as idist
 
-from proda.experiment.config import RunConfig
-from proda.experiment.job import device_of
 from proda.report.page import write_report
+from proda.run.job import device_of
+from proda.settings.config import RunConfig
+from proda.settings.options import NonNegativeInt, PathText
 from proda.utils.errors import UserError
-from proda.utils.options import NonNegativeInt, PathText
 
 POSITIONAL = "runs"  # the flag whose value may also be given as words without a name
 

@@ -12,13 +12,6 @@ from typing import Literal
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.options import StudentOptions
 from proda.engines.supervised import supervised_trainer
-from proda.experiment import training
-from proda.experiment.config import InitConfig
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import initial_network, make_optimizer, parallel
-from proda.experiment.parts import attach_parts
-from proda.experiment.recipes import STREETS
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -27,6 +20,13 @@ from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AverageStatistics
 from proda.handlers.validation import Validation
+from proda.run import fit
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import initial_network, make_optimizer, parallel
+from proda.run.successors import attach_successors
+from proda.settings.config import InitConfig
+from proda.settings.presets import STREETS
 
 
 @dataclass
@@ -51,11 +51,11 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Network and engines: training and validation.
     student = initial_network(config, data.classes, job.device)
-    job.open(training.summary_lines(config, data, batches), data.fingerprints())
+    job.open(fit.summary_lines(config, data, batches), data.fingerprints())
     optimizer, student_ddp, precision = make_optimizer(config, student), parallel(config, student), job.precision
     trainer = supervised_trainer(student_ddp, optimizer, precision, config)
     evaluator = segmentation_evaluator(student, precision)
-    attach_parts(config, trainer, student, precision, data.classes.names)
+    attach_successors(config, trainer, student, precision, data.classes.names)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
@@ -68,8 +68,8 @@ def run(local_rank: int, config: Config) -> dict:
     checkpoints.attach(trainer, every=config.checkpoint_every)
     validation = Validation(evaluator, data.validation_batches(), data.classes.names)
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, student, training.model_info(job, data), job.folder)
+    models = KeptModels(validation, student, fit.model_info(job, data), job.folder)
     models.attach(trainer)
     board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
-    return training.run(job, trainer, batches, checkpoints, validation, models, board)
+    return fit.run(job, trainer, batches, checkpoints, validation, models, board)

@@ -17,13 +17,6 @@ from proda.engines.denoise import denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.options import DenoiseOptions
-from proda.experiment import training
-from proda.experiment.config import PseudoLabelConfig
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import compile_network, load_network, make_optimizer, parallel
-from proda.experiment.parts import attach_parts
-from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -36,7 +29,13 @@ from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
-from proda.utils.options import (
+from proda.run import fit
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import compile_network, load_network, make_optimizer, parallel
+from proda.run.successors import attach_successors
+from proda.settings.config import PseudoLabelConfig
+from proda.settings.options import (
     Fraction,
     LearningRate,
     NonNegativeFloat,
@@ -45,6 +44,7 @@ from proda.utils.options import (
     PathText,
     PositiveFraction,
 )
+from proda.settings.presets import STREETS_ADAPT
 
 
 @dataclass
@@ -67,14 +67,14 @@ class Config(DenoiseOptions, PseudoLabelConfig):
     renew_labels_from: Literal["student", "teacher"] = "student"  # network that writes the renewed soft labels
     renew_prototypes: bool = False  # compute new prototypes from its predictions, too; otherwise the moving ones stay
     # -- Output
-    judge_teacher: bool = False  # validate the mean teacher as well as the student, and keep it as teacher.pt
-    watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
+    validate_teacher: bool = False  # validate the mean teacher as well as the student, and keep it as teacher.pt
+    label_report_every: NonNegativeInt = 25  # iterations between those whose labels are evaluated (docs/watching.md)
 
     @property
     def moves_teacher(self) -> bool:
         """Whether anything uses the teacher: the losses, the validation or the renewal of the labels."""
         writes_labels = self.renew_labels_every > 0 and self.renew_labels_from == "teacher"
-        return self.needs_teacher or self.judge_teacher or writes_labels
+        return self.needs_teacher or self.validate_teacher or writes_labels
 
     def problems(self) -> Iterator[str]:
         """One line for each invalid combination of flags."""
@@ -106,8 +106,8 @@ PRESETS = {
         "lr": 0.06,
         "iterations": 800,
         "val_every": 400,
-        "judge_teacher": True,
-        "watch_every": 5,
+        "validate_teacher": True,
+        "label_report_every": 5,
         # 800 iterations are 1/78 of the published number, so teacher and prototypes need faster moving averages
         "teacher_momentum": 0.02,
         "prototype_momentum": 0.01,
@@ -127,14 +127,14 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Data: labelled source crops; target photographs as weak, strong and whole views, with their soft labels.
     warmup, student = (load_network(config, data.classes, job.device) for _ in range(2))
-    training.check_training(config, data, full_image=True)  # before the label store writes to its folder
+    fit.check_training(config, data, full_image=True)  # before the label store writes to its folder
     store = None
     if not config.online_soft_labels:
         flip = {"flip": True} if config.flip else {}  # manifests of labels without it do not mention it
         store = data.label_store("soft", job.folder / "pseudo_labels", warmup, **flip)
     target = data.target_views(full_image=True, strong=True, soft_labels=store)
     batches = data.training_batches(data.source_crops(), target)
-    job.open(training.summary_lines(config, data, batches), data.fingerprints())
+    job.open(fit.summary_lines(config, data, batches), data.fingerprints())
 
     # Networks: student, mean teacher and prototypes all start from the warm-up model.
     optimizer, student_ddp, precision = make_optimizer(config, student), parallel(config, student), job.precision
@@ -146,7 +146,7 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Engines: training and validation. Config inherits the fields of DenoiseOptions.
     trainer = denoise_trainer(student_ddp, teacher.ema_model, prototypes.values, optimizer, precision, config, warmup)
-    judged = {"student": student} | ({"teacher": teacher.ema_model} if config.judge_teacher else {})
+    judged = {"student": student} | ({"teacher": teacher.ema_model} if config.validate_teacher else {})
     evaluators = {name: segmentation_evaluator(network, precision) for name, network in judged.items()}
 
     # The method: soft labels before the first iteration; after each step, the prototypes (equation 6) and the teacher.
@@ -156,7 +156,7 @@ def run(local_rank: int, config: Config) -> dict:
     if config.adabn:
         for name, network in judged.items():
             AdaBN(network, data.statistics_batches(), precision).attach(evaluators[name])
-        AdaBN(labeller, data.statistics_batches(), precision).attach(trainer, ProdaEvents.PSEUDO_LABELS_DUE)
+        AdaBN(labeller, data.statistics_batches(), precision).attach(trainer, ProdaEvents.BEFORE_LABELS_WRITTEN)
     if config.renew_prototypes:  # after AdaBN
         renewal = RenewPrototypes(prototypes, labeller, data.whole_target(), precision, passes=config.prototype_passes)
         renewal.attach(trainer)
@@ -164,9 +164,9 @@ def run(local_rank: int, config: Config) -> dict:
         PrototypeEMA(prototypes, config.prototype_momentum).attach(trainer)
     if config.moves_teacher:
         teacher.attach(trainer)
-    attach_parts(config, trainer, student, precision, data.classes.names)
+    attach_successors(config, trainer, student, precision, data.classes.names)
     watch = LabelQuality(data.classes.names, prototypes=prototypes.values, truth=data.target_truth())
-    watch.attach(trainer, every=config.watch_every)
+    watch.attach(trainer, every=config.label_report_every)
 
     # Every training run: random numbers, learning rate and gradients; then stop on NaN, save, validate and log.
     SeedIterations(config.seed).attach(trainer)
@@ -182,8 +182,8 @@ def run(local_rank: int, config: Config) -> dict:
     )
     validation.attach(trainer, every=config.val_every)
     parts = {"prototypes": prototypes.values, "teacher": judged.get("teacher")}
-    models = KeptModels(validation, student, training.model_info(job, data), job.folder, **parts)
+    models = KeptModels(validation, student, fit.model_info(job, data), job.folder, **parts)
     models.attach(trainer)
     board = Board(job.folder, evaluators["student"], {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
-    return training.run(job, trainer, batches, checkpoints, validation, models, board)
+    return fit.run(job, trainer, batches, checkpoints, validation, models, board)

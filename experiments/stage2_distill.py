@@ -15,13 +15,6 @@ from proda.engines.distill import distill_trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.labelling import Averaging
 from proda.engines.options import DistillOptions
-from proda.experiment import training
-from proda.experiment.config import InitConfig, InitKind, PseudoLabelConfig, parse_scales
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import initial_network, load_teacher, make_optimizer, parallel
-from proda.experiment.parts import attach_parts
-from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -32,7 +25,14 @@ from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.validation import Validation
-from proda.utils.options import FractionBelowOne, LearningRate, NonNegativeInt, PathText
+from proda.run import fit
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import initial_network, load_teacher, make_optimizer, parallel
+from proda.run.successors import attach_successors
+from proda.settings.config import InitConfig, InitKind, PseudoLabelConfig, parse_scales
+from proda.settings.options import FractionBelowOne, LearningRate, NonNegativeInt, PathText
+from proda.settings.presets import STREETS_ADAPT
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Config(DistillOptions, InitConfig, PseudoLabelConfig):
     threshold: FractionBelowOne = 0.95  # pseudo labels whose confidence is not above this are ignored
     threshold_as_released: bool = False  # compare confidences in float16
     # -- Output
-    watch_every: NonNegativeInt = 25  # iterations between those whose labels are judged (docs/watching.md); 0: none
+    label_report_every: NonNegativeInt = 25  # iterations between those whose labels are evaluated (docs/watching.md)
 
     def problems(self) -> Iterator[str]:
         """One line for each value that no run can use."""
@@ -89,7 +89,7 @@ PRESETS = {
         "lr": 0.005,
         "iterations": 500,
         "val_every": 250,
-        "watch_every": 5,
+        "label_report_every": 5,
     },
 }
 
@@ -99,17 +99,17 @@ def run(local_rank: int, config: Config) -> dict:
 
     # Networks: the student starts from self-supervised weights (stage 2) or from its teacher (stage 3).
     teacher = load_teacher(config, data.classes, job.device)
-    others = [load_teacher(config, data.classes, job.device, flag="label_with")] if config.label_with else []
+    ensemble = [load_teacher(config, data.classes, job.device, flag="label_with")] if config.label_with else []
     student = initial_network(config, data.classes, job.device, bn_pretrain=config.bn_pretrain)
 
     # Data: labelled source crops; strong views of target photographs with the teacher's confident labels.
-    averaging = Averaging(config.flip, parse_scales(config.scales), others)
-    training.check_training(config, data)  # before the label store writes to its folder
+    averaging = Averaging(config.flip, parse_scales(config.scales), ensemble)
+    fit.check_training(config, data)  # before the label store writes to its folder
     store = data.label_store("hard", job.folder / "pseudo_labels", teacher, **averaging.settings())
     confident = {"threshold": config.threshold, "threshold_as_released": config.threshold_as_released}
     target = data.target_views(strong=True, pseudo_labels=store, **confident)
     batches = data.training_batches(data.source_crops(), target)
-    job.open(training.summary_lines(config, data, batches), data.fingerprints())
+    job.open(fit.summary_lines(config, data, batches), data.fingerprints())
 
     # Engines: training and validation. Config inherits the fields of DistillOptions.
     optimizer, student_ddp, precision = make_optimizer(config, student), parallel(config, student), job.precision
@@ -119,9 +119,9 @@ def run(local_rank: int, config: Config) -> dict:
     # The method: hard labels of the teacher before the first iteration; the teacher does not change.
     names = data.classes.names
     PseudoLabels(store, teacher, data.whole_target, precision, names, **averaging._asdict()).attach(trainer)
-    attach_parts(config, trainer, student, precision, names)
+    attach_successors(config, trainer, student, precision, names)
     watch = LabelQuality(names, truth=data.target_truth(), replay_as_released=config.replay_as_released)
-    watch.attach(trainer, every=config.watch_every)
+    watch.attach(trainer, every=config.label_report_every)
     if config.adabn:
         AdaBN(student, data.statistics_batches(), precision).attach(evaluator)
 
@@ -136,8 +136,8 @@ def run(local_rank: int, config: Config) -> dict:
     checkpoints.attach(trainer, every=config.checkpoint_every)
     validation = Validation(evaluator, data.validation_batches(), data.classes.names)
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, student, training.model_info(job, data), job.folder)
+    models = KeptModels(validation, student, fit.model_info(job, data), job.folder)
     models.attach(trainer)
     board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
-    return training.run(job, trainer, batches, checkpoints, validation, models, board)
+    return fit.run(job, trainer, batches, checkpoints, validation, models, board)

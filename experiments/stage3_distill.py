@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from experiments.stage2_distill import PRESETS as STAGE2_PRESETS
 from experiments.stage2_distill import Config as Stage2Config
 from experiments.stage2_distill import run
-from proda.experiment.config import InitKind
-from proda.utils.options import PathText
+from proda.settings.config import InitKind
+from proda.settings.options import PathText
 
 __all__ = ["PRESETS", "Config", "run"]
 

@@ -15,13 +15,6 @@ from proda.engines.adversarial import adversarial_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.options import AdversarialOptions
-from proda.experiment import training
-from proda.experiment.config import AdaptConfig, InitConfig
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import initial_network, make_optimizer, parallel
-from proda.experiment.parts import attach_parts
-from proda.experiment.recipes import STREETS_ADAPT
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -31,7 +24,14 @@ from proda.handlers.seeding import SeedIterations
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.validation import Validation
 from proda.models.discriminator import Discriminator
-from proda.utils.options import LearningRate
+from proda.run import fit
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import initial_network, make_optimizer, parallel
+from proda.run.successors import attach_successors
+from proda.settings.config import AdaptConfig, InitConfig
+from proda.settings.options import LearningRate
+from proda.settings.presets import STREETS_ADAPT
 
 
 @dataclass
@@ -67,7 +67,7 @@ def run(local_rank: int, config: Config) -> dict:
     # Networks: the segmentation network, and a discriminator that classifies the domain of its predictions.
     student = initial_network(config, data.classes, job.device)
     critic = Discriminator(len(data.classes.names)).to(job.device)
-    job.open(training.summary_lines(config, data, batches), data.fingerprints())
+    job.open(fit.summary_lines(config, data, batches), data.fingerprints())
     optimizer, student_ddp, precision = make_optimizer(config, student), parallel(config, student), job.precision
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
 
@@ -77,7 +77,7 @@ def run(local_rank: int, config: Config) -> dict:
     evaluator = segmentation_evaluator(student, precision)
 
     # The method: the discriminator's learning rate decays with its own steps.
-    attach_parts(config, trainer, student, precision, data.classes.names)
+    attach_successors(config, trainer, student, precision, data.classes.names)
     schedule = PolynomialDecay(critic_optimizer, config.schedule_iterations or batches.iterations)
     schedule.attach(trainer, ProdaEvents.DISCRIMINATOR_STEPPED, name="discriminator_schedule")
     if config.adabn:
@@ -94,8 +94,8 @@ def run(local_rank: int, config: Config) -> dict:
     checkpoints.attach(trainer, every=config.checkpoint_every)
     validation = Validation(evaluator, data.validation_batches(), data.classes.names)
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, student, training.model_info(job, data), job.folder, discriminator=critic)
+    models = KeptModels(validation, student, fit.model_info(job, data), job.folder, discriminator=critic)
     models.attach(trainer)
     board = Board(job.folder, evaluator, {"student": optimizer, "discriminator": critic_optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
-    return training.run(job, trainer, batches, checkpoints, validation, models, board)
+    return fit.run(job, trainer, batches, checkpoints, validation, models, board)

@@ -5,7 +5,7 @@ import sys
 if __name__ == "__main__" and not sys.flags.safe_path:
     sys.path.append(sys.path.pop(0))  # the working folder: a queue.py in it must not hide the standard library's
 
-from proda.experiment.launch import main
+from proda.cli.launch import main
 
 
 def run() -> None:

@@ -11,13 +11,13 @@ from torch import Tensor
 from proda.data.image_files import picture_as_rgb, read_image
 from proda.data.labels import stored_labels
 from proda.data.samples import image_tensor
-from proda.engines.optimization import to_float
 from proda.engines.prediction import probability_rows
 from proda.engines.tiling import SMALLEST_TILE, automatic_tile
+from proda.method.tensors import to_float
 from proda.models.model_info import ModelInfo
 from proda.models.network import SegmentationNetwork
 from proda.models.weights import load_network, read_weights
-from proda.utils.options import SCALES
+from proda.settings.options import SCALES
 
 
 def load_model(

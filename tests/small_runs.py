@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from proda.cli.launch import start
 from proda.data.labels import class_names
-from proda.experiment.launch import start
 from proda.models.build import build_network
 from proda.models.weights import weights_content
 from proda.streets import write_streets
@@ -71,9 +71,9 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
         values["teacher"] = str(weights)
         values["threshold"] = 0.2  # an untrained teacher is never sure
     if stage.startswith("stage") or stage == "online_self_training":
-        values["watch_every"] = 1
+        values["label_report_every"] = 1
     if stage == "online_self_training":
-        values |= PARTS | {"ignore_top": 2, "ignore_bottom": 3, "judge_teacher": True}
+        values |= PARTS | {"ignore_top": 2, "ignore_bottom": 3, "validate_teacher": True}
     if stage == "pretrain":
         values |= {"projection_width": 16, "projection_dimensions": 8, "warmup_iterations": 2, "init": "random"}
         del values["init_file"]

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from proda.experiment.config import make_config
-from proda.experiment.launch import load_experiment, parse_flags
+from proda.cli.launch import load_experiment, parse_flags
+from proda.settings.config import make_config
 from tests.small_runs import ROOT
 
 

@@ -15,8 +15,8 @@ import torch
 from ignite.engine import Engine
 from PIL import Image
 
+from proda.cli.launch import main
 from proda.data.label_store import HardLabelStore, SoftLabelStore
-from proda.experiment.launch import main
 from proda.handlers.checkpoints import Checkpoints, damage
 from proda.handlers.predictions import SaveOverlays, SavePredictions
 from proda.handlers.stopping import Stopped

@@ -18,8 +18,8 @@ import torch
 from ignite.engine import Engine
 from PIL import Image
 
+from proda.cli.launch import main
 from proda.data.label_store import SoftLabelStore
-from proda.experiment.launch import main
 from proda.handlers.checkpoints import damage
 from proda.handlers.stopping import Stopped, StopRequests
 from proda.models.build import build_network
@@ -158,7 +158,7 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return value
 
-    monkeypatch.setattr(StopRequests, "_highest", exchange)
+    monkeypatch.setattr(StopRequests, "_all_reduce_max", exchange)
     with pytest.raises(Stopped) as end, StopRequests(trainer):
         trainer.run(range(10), max_iters=10)
     assert trainer.state.iteration == 4 and end.value.code == 128 + signal.SIGTERM

@@ -11,11 +11,11 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from proda.experiment.config import UserError
-from proda.experiment.launch import start
+from proda.cli.launch import start
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.stopping import Stopped
 from proda.handlers.validation import Validation
+from proda.settings.config import UserError
 from proda.utils.run_files import MODELS
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, scalars, train
@@ -52,7 +52,7 @@ def test_loader_processes_and_several_stops_change_nothing(stage, data, weights,
 @pytest.mark.parametrize("k", [2, 3], ids=["at a renewal", "between two"])
 @pytest.mark.parametrize(
     "more",
-    [{}, {"renew_labels_from": "teacher", "renew_prototypes": True, "judge_teacher": True, "flip": True}],
+    [{}, {"renew_labels_from": "teacher", "renew_prototypes": True, "validate_teacher": True, "flip": True}],
     ids=["by the student", "by the teacher"],
 )
 def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(k, data, weights, tmp_path, more):
@@ -60,7 +60,7 @@ def test_a_run_whose_soft_labels_are_renewed_resumes_exactly(k, data, weights, t
 
 
 def test_a_run_stopped_while_its_teacher_is_validated_resumes_exactly(data, weights, tmp_path, monkeypatch):
-    attach, flags = Validation.attach, {"judge_teacher": True, "iterations": 3}
+    attach, flags = Validation.attach, {"validate_teacher": True, "iterations": 3}
 
     def attach_and_ask(self, trainer, **settings) -> None:
         attach(self, trainer, **settings)
@@ -82,7 +82,7 @@ def test_two_processes_resume_exactly_and_save_the_network_that_they_have_judged
     """Also where batch norm learns and cannot be synchronised, as on CPUs."""
     teacher = stage == "stage1_denoise"
     for folder, extra in (("whole", {}), ("cut", {"stop_after": 3}), ("cut", {"resume": True})):
-        extra |= {"judge_teacher": True} if teacher else {}
+        extra |= {"validate_teacher": True} if teacher else {}
         flags = {"nproc_per_node": 2, "backend": "gloo", "checkpoint_every": 1, "sync_bn": False, **extra}
         run = small_runs.launch(small_runs.command(stage, data, weights, tmp_path / folder, **flags))
         _, error = run.communicate(timeout=120)

@@ -11,7 +11,7 @@ from PIL import Image
 import proda
 from proda.data.labels import class_names
 from proda.engines.inference import predict
-from proda.engines.optimization import resize
+from proda.method.tensors import resize
 from proda.models.build import build_network
 from proda.models.weights import load_network, save_weights
 from proda.trained_model import as_tensor, load_model

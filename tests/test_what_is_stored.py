@@ -22,16 +22,16 @@ from torch import nn
 
 from experiments import source_only, stage1_denoise, stage2_distill
 from proda.engines.events import proda_engine
-from proda.experiment import job as job_module
-from proda.experiment import up_to_date
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import load_network
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.prototypes import prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.models.build import build_network
 from proda.models.weights import save_weights
+from proda.run import job as job_module
+from proda.studies import up_to_date
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import load_network
 from proda.streets import files as streets
 from proda.streets import write_streets
 from proda.utils.errors import UserError

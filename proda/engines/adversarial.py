@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, extend, parts, resize, to_float
+from proda.engines.optimization import Precision, append_slice, micro_batches
 from proda.engines.options import AdversarialOptions
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.method.losses import discriminator_loss, generator_loss
+from proda.method.tensors import resize, to_float
 
 
 def adversarial_trainer(
@@ -51,16 +52,16 @@ def adversarial_trainer(
         update.start(engine)
 
         source_backward(engine, update, batch["source"])
-        engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
+        engine.fire_event(ProdaEvents.EXTRA_LOSSES)
 
         # The student is trained to make the discriminator classify target predictions as source predictions.
         discriminator.requires_grad_(False)
-        for images in update.parts(target):
+        for images in update.micro_batches(target):
             with precision.autocast():
                 target_logits = student(to_float(images)).logits
             target_logits = resize(target_logits, target.shape[-2:])
             fooled = generator_loss(discriminator(target_logits.softmax(1)), kind=options.gan)
-            extend(out, target_logits=target_logits.detach())
+            append_slice(out, target_logits=target_logits.detach())
             losses = {"adversarial": options.adversarial_weight * fooled}
             update.backward(engine, losses, {"target_logits": target_logits})
         update.step(engine)
@@ -70,8 +71,8 @@ def adversarial_trainer(
         discriminator.requires_grad_(True)
         discriminator_optimizer.zero_grad(set_to_none=True)
         both = {"source": out["source_logits"], "target": out["target_logits"]}
-        for part in parts(discriminator, both, options.accumulate):
-            logits = torch.cat([part["source"], part["target"]])
+        for micro_batch in micro_batches(discriminator, both, options.accumulate):
+            logits = torch.cat([micro_batch["source"], micro_batch["target"]])
             loss = discriminator_loss(*discriminator(logits.softmax(1)).chunk(2), kind=options.gan)
             loss = loss / options.accumulate
             loss.backward()

@@ -20,10 +20,11 @@ from torch.autograd.function import once_differentiable
 
 from proda.data.loaders import to_device
 from proda.engines.events import proda_engine
-from proda.engines.optimization import Precision, to_float
+from proda.engines.optimization import Precision
 from proda.engines.options import ContrastiveOptions
 from proda.engines.supervised import student_of, student_update
 from proda.method.contrastive import nt_xent
+from proda.method.tensors import to_float
 from proda.metrics import ContrastiveScores
 from proda.models.contrastive import ContrastiveNetwork, Embeddings
 

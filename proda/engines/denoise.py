@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, StudentUpdate, extend, resize, split, to_float
+from proda.engines.optimization import Precision, StudentUpdate, append_slice, split
 from proda.engines.options import DenoiseOptions
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.engines.target import TargetView, unweighted
@@ -25,6 +25,7 @@ from proda.method import IGNORE
 from proda.method.losses import mrkld, structure_consistency, symmetric_cross_entropy
 from proda.method.prototypes import class_means, distances, prototype_weights
 from proda.method.pseudo_labels import hard_labels, rectify
+from proda.method.tensors import resize, to_float
 from proda.method.views import SCALE, crop_soft_label_batch, warp_to_strong_view, warp_to_weak_view
 from proda.models.network import Segmentation, freeze_batch_norm
 
@@ -88,26 +89,26 @@ def denoise_trainer(
         labels = _rectified_labels(engine, soft_labels, teacher_distances, precision, options)
 
         engine.state.target = TargetView(target["image"], labels)
-        engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
+        engine.fire_event(ProdaEvents.EXTRA_LOSSES)
         engine.fire_event(ProdaEvents.TARGET_READY)
         image, labels = unweighted(engine.state.target)  # a handler may have mixed them
 
         views = {"image": image, "labels": labels}
-        pixels = {"labels": update.pixels((labels != IGNORE).sum())}
+        denominator = {"labels": update.loss_denominator((labels != IGNORE).sum())}
         if options.structure_weight > 0:
             assert teacher_distances is not None
             moved, valid = precision.compiled(warp_to_strong_view)(
                 teacher_distances, target["strong_view"], released=options.replay_as_released
             )
             views |= {"strong_image": target["strong_image"], "teacher_distances": moved, "valid": valid}
-            pixels["valid"] = update.pixels(valid.sum())
-        for part in update.parts(views):
-            weak, strong_features = _student_views(update, part, options)
-            losses, graph = _weak_view_losses(weak, part["labels"], pixels["labels"], precision, options)
-            extend(out, target_logits=graph["target_logits"].detach())
+            denominator["valid"] = update.loss_denominator(valid.sum())
+        for micro_batch in update.micro_batches(views):
+            weak, strong_features = _student_views(update, micro_batch, options)
+            losses, graph = _weak_view_losses(weak, micro_batch["labels"], denominator["labels"], precision, options)
+            append_slice(out, target_logits=graph["target_logits"].detach())
             if strong_features is not None:
                 structure, graph["strong_features"] = _structure_loss(
-                    strong_features, part, prototypes, pixels["valid"], precision, options
+                    strong_features, micro_batch, prototypes, denominator["valid"], precision, options
                 )
                 losses["structure"] = options.structure_weight * structure
             update.backward(engine, losses, graph)
@@ -134,13 +135,13 @@ def _teacher_distances(
     size, found = _map_size(target["full_image"]), []
     crop = (target["image"].shape[-2], target["image"].shape[-1])
     views = {"image": target["full_image"], "weak_view": target["weak_view"]}
-    for part in split(views, options.accumulate):
+    for micro_batch in split(views, options.accumulate):
         with precision.autocast():
-            full = teacher(to_float(part["image"]))
+            full = teacher(to_float(micro_batch["image"]))
         features = resize(full.features, size)
         means = precision.compiled(class_means)(features, resize(full.logits, size))
-        extend(engine.state.output, class_means=means.means, class_present=means.present, full_logits=full.logits)
-        features = precision.compiled(warp_to_weak_view)(features, part["weak_view"], size=crop)
+        append_slice(engine.state.output, class_means=means.means, class_present=means.present, full_logits=full.logits)
+        features = precision.compiled(warp_to_weak_view)(features, micro_batch["weak_view"], size=crop)
         found.append(precision.compiled(distances)(features, prototypes))
     engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
     return torch.cat(found)
@@ -168,10 +169,10 @@ def _rectified_labels(
 
 
 def _student_views(
-    update: StudentUpdate, part: dict[str, Tensor], options: DenoiseOptions
+    update: StudentUpdate, micro_batch: dict[str, Tensor], options: DenoiseOptions
 ) -> tuple[Segmentation, Tensor | None]:
     """The student's prediction for the weak view, and its features of the strong view if that is used."""
-    images = [part[name] for name in ("image", "strong_image") if name in part]
+    images = [micro_batch[name] for name in ("image", "strong_image") if name in micro_batch]
     with update.precision.autocast():
         if len(images) == 1 or not options.joint_views:
             weak, *strong = [update.student(to_float(view)) for view in images]
@@ -183,7 +184,7 @@ def _student_views(
 
 
 def _weak_view_losses(
-    prediction: Segmentation, labels: Tensor, pixels: Tensor, precision: Precision, options: DenoiseOptions
+    prediction: Segmentation, labels: Tensor, denominator: Tensor, precision: Precision, options: DenoiseOptions
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weighted symmetric cross entropy on the labels and the weighted regulariser, and the tensors behind them.
 
@@ -191,7 +192,7 @@ def _weak_view_losses(
     """
     logits = resize(prediction.logits, tuple(labels.shape[-2:]))
     symmetric = precision.compiled(symmetric_cross_entropy)(
-        logits, labels, ce_weight=options.ce_weight, rce_weight=options.rce_weight, pixels=pixels
+        logits, labels, ce_weight=options.ce_weight, rce_weight=options.rce_weight, denominator=denominator
     )
     losses = {"target": symmetric, "mrkld": options.mrkld_weight * precision.compiled(mrkld)(logits)}
     return losses, {"target_logits": logits, "target_features": prediction.features}
@@ -199,9 +200,9 @@ def _weak_view_losses(
 
 def _structure_loss(
     features: Tensor,
-    part: dict[str, Tensor],
+    micro_batch: dict[str, Tensor],
     prototypes: Tensor,
-    pixels: Tensor,
+    denominator: Tensor,
     precision: Precision,
     options: DenoiseOptions,
 ) -> tuple[Tensor, Tensor]:
@@ -209,15 +210,15 @@ def _structure_loss(
 
     Returns the loss and the student's features [B, D, h, w] of the strong view.
     """
-    moved = part["teacher_distances"]
+    moved = micro_batch["teacher_distances"]
     features = resize(features, tuple(moved.shape[-2:]))
     compiled = precision.compiled
     loss = compiled(structure_consistency)(
         compiled(distances)(features, prototypes),
         moved,
-        part["valid"],
+        micro_batch["valid"],
         temperature=options.temperature,
-        pixels=pixels,
+        denominator=denominator,
     )
     return loss, features
 

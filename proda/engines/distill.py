@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, extend, resize, split, to_float
+from proda.engines.optimization import Precision, append_slice, split
 from proda.engines.options import DistillOptions
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.engines.target import TargetView, unweighted
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
+from proda.method.tensors import resize, to_float
 from proda.method.views import downscale_labels, warp_to_strong_view
 
 
@@ -55,30 +56,30 @@ def distill_trainer(
 
         out.update(pseudo_labels=_labels_of_strong_view(target, options))
         engine.state.target = TargetView(target["strong_image"], out["pseudo_labels"])
-        engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
+        engine.fire_event(ProdaEvents.EXTRA_LOSSES)
         engine.fire_event(ProdaEvents.TARGET_READY)
 
         teacher.eval()
         for images in split(engine.state.target.image, options.accumulate):
             with torch.no_grad(), precision.autocast():
-                extend(out, teacher_logits=teacher(to_float(images)).logits)
+                append_slice(out, teacher_logits=teacher(to_float(images)).logits)
         engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)
 
         image, labels = unweighted(engine.state.target)  # a handler may have mixed them
-        pixels, size = update.pixels((labels != IGNORE).sum()), tuple(labels.shape[-2:])
+        denominator, size = update.loss_denominator((labels != IGNORE).sum()), tuple(labels.shape[-2:])
         views = {"image": image, "labels": labels, "teacher_logits": out["teacher_logits"]}
-        for part in update.parts(views):
+        for micro_batch in update.micro_batches(views):
             with precision.autocast():
-                prediction = student(to_float(part["image"]))
+                prediction = student(to_float(micro_batch["image"]))
             logits = resize(prediction.logits, size)
             divergence = precision.compiled(distillation)(
-                logits, resize(part["teacher_logits"], size), as_released=options.distillation_as_released
+                logits, resize(micro_batch["teacher_logits"], size), as_released=options.distillation_as_released
             )
             losses = {
-                "target": precision.compiled(cross_entropy)(logits, part["labels"], pixels=pixels),
+                "target": precision.compiled(cross_entropy)(logits, micro_batch["labels"], denominator=denominator),
                 "distillation": options.distillation_weight * divergence,
             }
-            extend(out, target_logits=logits.detach())
+            append_slice(out, target_logits=logits.detach())
             update.backward(engine, losses, {"target_logits": logits, "target_features": prediction.features})
         update.step(engine)
         return out

@@ -1,7 +1,7 @@
 """Events within an iteration, in addition to Ignite's own, and the objects that an engine's checkpoints contain.
 
 A stage fires only the events that apply to it, within one iteration in the order of the class body. There are two
-exceptions. Where there is no loss on the target, ``FURTHER_LOSSES_DUE`` comes first and ``SOURCE_BACKWARD_DONE`` after
+exceptions. Where there is no loss on the target, ``EXTRA_LOSSES`` comes first and ``SOURCE_BACKWARD_DONE`` after
 ``LOSSES_READY``. In stages 2 and 3 ``TEACHER_FORWARD_DONE`` comes after ``TARGET_READY``, as the teacher sees what that
 leaves.
 ``engine.state.output`` is a dict that grows during the iteration: at each event it holds what has been computed so
@@ -20,21 +20,21 @@ from torch import Tensor
 class ProdaEvents(EventEnum):
     """Attach with ``@trainer.on(ProdaEvents.LABELS_RECTIFIED)``; filters (``every=``, ``once=``) count iterations."""
 
-    PSEUDO_LABELS_DUE = "pseudo_labels_due"  # student or teacher is about to write new labels (between iterations)
+    BEFORE_LABELS_WRITTEN = "before_labels_written"  # new labels are about to be written (between iterations)
     PSEUDO_LABELS_REFRESHED = "pseudo_labels_refreshed"  # the target's labels are on disk (between iterations)
     SOURCE_LOSSES_READY = "source_losses_ready"  # before the source's backward pass; add terms as at ``LOSSES_READY``
     SOURCE_BACKWARD_DONE = "source_backward_done"  # the gradients of the source loss are computed
     TEACHER_FORWARD_DONE = "teacher_forward_done"  # the teacher's prediction for the target is computed
     LABELS_RECTIFIED = "labels_rectified"  # stage 1: pseudo labels are weighted by the prototypes
-    FURTHER_LOSSES_DUE = "further_losses_due"  # for ``engine.state.update.further_loss``, with a pass of its own
+    EXTRA_LOSSES = "extra_losses"  # for ``engine.state.update.extra_loss``, with a pass of its own
     TARGET_READY = "target_ready"  # ``engine.state.target`` is what the target loss will use; mix or augment it here
     LOSSES_READY = "losses_ready"  # before the last backward pass: ``engine.state.losses["mine"] = weight * term``
     BACKWARD_DONE = "backward_done"  # all gradients are computed; clip or inspect them here
     OPTIMIZER_STEPPED = "optimizer_stepped"  # the student's weights have changed; not fired when fp16 skips the step
     PROTOTYPES_UPDATED = "prototypes_updated"  # stage 1: the prototypes have changed
     DISCRIMINATOR_STEPPED = "discriminator_stepped"  # warm-up: the discriminator's weights have changed
-    WEIGHTS_DUE = "weights_due"  # the weights are about to be validated or saved (between iterations)
-    LABELS_JUDGED = "labels_judged"  # new figures are in ``engine.state.label_quality`` (between iterations)
+    BEFORE_WEIGHTS_USED = "before_weights_used"  # the weights are about to be validated or saved (between iterations)
+    LABELS_REPORTED = "labels_reported"  # new figures are in ``engine.state.label_quality`` (between iterations)
     VALIDATED = "validated"  # new scores are in ``engine.state.metrics`` (between iterations)
 
 

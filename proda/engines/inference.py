@@ -9,9 +9,10 @@ from ignite.metrics import Metric
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
-from proda.engines.optimization import Precision, resize, to_float
+from proda.engines.optimization import Precision
 from proda.method import IGNORE
 from proda.method.pseudo_labels import flip_averaged
+from proda.method.tensors import resize, to_float
 from proda.metrics import LabelConfusion, LabelFreeScore
 from proda.models.network import SegmentationNetwork
 

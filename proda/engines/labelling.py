@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.data.loaders import to_device
 from proda.engines.inference import predict
-from proda.engines.optimization import Precision, resize, to_float
+from proda.engines.optimization import Precision
 from proda.method.pseudo_labels import flip_averaged
+from proda.method.tensors import resize, to_float
 from proda.metrics import LabelConfusion, named_scores
 from proda.models.network import SegmentationNetwork, evaluation_mode
 from proda.utils.lock import FolderLock
@@ -24,13 +25,13 @@ class Averaging(NamedTuple):
 
     flip: bool = False  # the image and its mirror image
     scales: Sequence[float] = (1.0,)  # scales of the image
-    others: Sequence[SegmentationNetwork] = ()  # networks beside the one that the labels are named after
+    ensemble: Sequence[SegmentationNetwork] = ()  # networks beside the one that the labels are named after
 
     def settings(self) -> dict[str, Any]:
         """The settings for the manifest of the labels. A single scale and a single network are not mentioned."""
         settings: dict[str, Any] = {"flip": self.flip}
         settings |= {"scales": self.scales} if tuple(self.scales) != (1.0,) else {}
-        return settings | ({"others": [network.origin for network in self.others]} if self.others else {})
+        return settings | ({"ensemble": [network.origin for network in self.ensemble]} if self.ensemble else {})
 
 
 @torch.no_grad()
@@ -43,14 +44,14 @@ def write_pseudo_labels(
     class_names: Sequence[str],
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
-    others: Sequence[nn.Module] = (),
+    ensemble: Sequence[nn.Module] = (),
 ) -> dict[str, Any]:
     """Writes the network's predictions on ``batches`` to ``store``.
 
     ``batches``: ``{"image", "name"}``; each image is on one process only. Soft labels are probabilities [K, h, w] at
     network resolution. Hard labels are the arg-max of the probabilities at image size, with their confidence. With
     ``flip`` the probabilities are averaged over the image and its mirror image. Those of hard labels are averaged over
-    the ``scales`` of the image, too, and over the network and ``others``. The networks predict in evaluation mode;
+    the ``scales`` of the image, too, and over the network and ``ensemble``. The networks predict in evaluation mode;
     afterwards each module returns to its previous mode.
 
     Returns:
@@ -60,7 +61,7 @@ def write_pseudo_labels(
     confusion = LabelConfusion(len(class_names), device=precision.device)
     has_labels = False
     with FolderLock(store.folder), ExitStack() as modes:
-        for labeller in (network, *others):
+        for labeller in (network, *ensemble):
             modes.enter_context(evaluation_mode(labeller))
         for batch in track(batches, "pseudo labels, batch", show=idist.get_rank() == 0):
             batch = to_device(batch, precision.device)
@@ -70,7 +71,7 @@ def write_pseudo_labels(
                 if isinstance(store, SoftLabelStore):
                     probabilities = _soft_labels(network, image, flip=flip)
                 else:
-                    probabilities = averaged_probabilities((network, *others), image, flip=flip, scales=scales)
+                    probabilities = averaged_probabilities((network, *ensemble), image, flip=flip, scales=scales)
             if isinstance(store, SoftLabelStore):
                 for name, soft in zip(batch["name"], probabilities, strict=True):
                     store.write(name, soft.cpu())

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, extend, resize, split, to_float
+from proda.engines.optimization import Precision, append_slice, split
 from proda.engines.options import OnlineOptions
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.engines.target import TargetView
-from proda.method.online import pixel_weights, quality, weighted_cross_entropy
+from proda.method.online import confident_fraction, pixel_weights, weighted_cross_entropy
+from proda.method.tensors import resize, to_float
 from proda.models.network import disable_dropout, freeze_batch_norm
 
 
@@ -33,8 +34,8 @@ def online_trainer(
     Batches: ``{"source": {"image", "labels"}, "target": {"image"}}``.
 
     Output: ``loss`` and its parts ``loss_source`` and ``loss_target`` (weighted): scalars; ``pseudo_labels`` long
-    [B, H, W] and their ``confidence`` float32 [B, H, W], of the teacher on the target crop; ``quality`` float32 [B];
-    ``target_logits`` [B, K, H, W] of the student; ``source_logits`` [B, K, H, W].
+    [B, H, W] and their ``confidence`` float32 [B, H, W], of the teacher on the target crop;
+    ``confident_fraction`` float32 [B]; ``target_logits`` [B, K, H, W] of the student; ``source_logits`` [B, K, H, W].
     A handler of ``TARGET_READY`` may replace ``engine.state.target``: the crop, its labels and the weights of its
     pixels, which the student is trained on. ``engine.state.graph`` at ``LOSSES_READY``: ``target_logits`` [B, K, H, W]
     and ``target_features`` [B, D, h', w'] (network stride) of the student.
@@ -54,19 +55,21 @@ def online_trainer(
         _pseudo_labels(engine, teacher, image, precision, options)
         size = (image.shape[-2], image.shape[-1])
         rows = {"ignore_top": options.ignore_top, "ignore_bottom": options.ignore_bottom}
-        engine.state.target = TargetView(image, out["pseudo_labels"], pixel_weights(out["quality"], size, **rows))
-        engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
+        engine.state.target = TargetView(
+            image, out["pseudo_labels"], pixel_weights(out["confident_fraction"], size, **rows)
+        )
+        engine.fire_event(ProdaEvents.EXTRA_LOSSES)
         engine.fire_event(ProdaEvents.TARGET_READY)
 
         target = engine.state.target
         if target.weights is None:
             target = target._replace(weights=torch.ones_like(target.labels, dtype=torch.float32))
-        for part in update.parts(target):
+        for micro_batch in update.micro_batches(target):
             with precision.autocast():
-                prediction = student(to_float(part.image))
+                prediction = student(to_float(micro_batch.image))
             logits = resize(prediction.logits, size)
-            loss = precision.compiled(weighted_cross_entropy)(logits, part.labels, part.weights)
-            extend(out, target_logits=logits.detach())
+            loss = precision.compiled(weighted_cross_entropy)(logits, micro_batch.labels, micro_batch.weights)
+            append_slice(out, target_logits=logits.detach())
             graph = {"target_logits": logits, "target_features": prediction.features}
             update.backward(engine, {"target": options.target_weight * loss}, graph)
         update.step(engine)
@@ -88,6 +91,8 @@ def _pseudo_labels(
         with precision.autocast():
             logits = teacher(to_float(images)).logits
         confidence, labels = resize(logits, image.shape[-2:]).softmax(1).max(1)
-        extend(engine.state.output, confidence=confidence, pseudo_labels=labels)
-    engine.state.output["quality"] = quality(engine.state.output["confidence"], options.confidence)
+        append_slice(engine.state.output, confidence=confidence, pseudo_labels=labels)
+    engine.state.output["confident_fraction"] = confident_fraction(
+        engine.state.output["confidence"], options.confidence
+    )
     engine.fire_event(ProdaEvents.TEACHER_FORWARD_DONE)

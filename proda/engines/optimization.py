@@ -81,7 +81,7 @@ def no_grad_sync(model: nn.Module) -> AbstractContextManager:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def parts(model: nn.Module, tensors: Any, number: int, *, exchange: bool = True) -> Iterator[Any]:
+def micro_batches(model: nn.Module, tensors: Any, number: int, *, exchange: bool = True) -> Iterator[Any]:
     """The parts of ``split``, one after another, for a forward and a backward pass of ``model`` each.
 
     Its gradients stay local to the process, except in the last part: that backward pass exchanges the sum of all
@@ -111,7 +111,7 @@ def split(tree: Any, number: int) -> list[Any]:
     return [type(tree)(*part) for part in zip(*(split(value, number) for value in tree), strict=True)]
 
 
-def extend(output: dict[str, Any], **tensors: Tensor) -> None:
+def append_slice(output: dict[str, Any], **tensors: Tensor) -> None:
     """Adds the results of a part of the batch to those of the parts before it."""
     for name, tensor in tensors.items():
         output[name] = torch.cat([output[name], tensor]) if name in output else tensor
@@ -124,7 +124,7 @@ class StudentUpdate:
     the activations of one part are in memory. The gradients are those of the whole batch's loss; only batch statistics
     and dropout are those of each part.
 
-    An iteration is: ``start``, then for each part of :meth:`parts` a forward pass and a ``backward``, then ``step``.
+    An iteration is: ``start``; for each of the :meth:`micro_batches` a forward pass and a ``backward``; ``step``.
     Handlers find this object in ``engine.state.update``.
     """
 
@@ -145,11 +145,11 @@ class StudentUpdate:
         set_train_mode(self.student, freeze_bn=self.freeze_bn)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def parts(self, tensors: Any, *, exchange: bool = True) -> Iterator[Any]:
-        """The parts of this process's batch, see :func:`parts`."""
-        yield from parts(self.student, tensors, self.accumulate, exchange=exchange)
+    def micro_batches(self, tensors: Any, *, exchange: bool = True) -> Iterator[Any]:
+        """The parts of this process's batch, see :func:`micro_batches`."""
+        yield from micro_batches(self.student, tensors, self.accumulate, exchange=exchange)
 
-    def pixels(self, count: Tensor) -> Tensor:
+    def loss_denominator(self, count: Tensor) -> Tensor:
         """The number of pixels that a loss of one part divides by, from the number in the process's whole batch.
 
         The gradient of the mean over all parts and processes is then that of the global batch's loss.
@@ -178,14 +178,14 @@ class StudentUpdate:
         self._add_gradients(engine, losses)
         engine.state.losses = engine.state.graph = None
 
-    def further_loss(self, engine: Engine, name: str, tensors: Any, loss: Callable[[Any], Tensor]) -> None:
+    def extra_loss(self, engine: Engine, name: str, tensors: Any, loss: Callable[[Any], Tensor]) -> None:
         """Adds the gradients of a loss that needs forward passes of the student of its own.
 
-        Handlers of ``FURTHER_LOSSES_DUE`` call it. ``loss`` takes a part of ``tensors`` (of the whole batch; see
+        Handlers of ``EXTRA_LOSSES`` call it. ``loss`` takes a part of ``tensors`` (of the whole batch; see
         :func:`split`), calls ``self.student`` on it, and returns the weighted term, a scalar. The graph of a part is
         freed before the next one. The gradients are exchanged together with those of the losses that follow.
         """
-        for part in self.parts(tensors, exchange=False):
+        for part in self.micro_batches(tensors, exchange=False):
             self._add_gradients(engine, {name: loss(part)})
 
     def _add_gradients(self, engine: Engine, losses: dict[str, Tensor]) -> None:
@@ -229,19 +229,6 @@ def of_own_images(draws: Any) -> Any:
     """This process's part of numbers that were drawn for the global batch: a tensor or array, images first."""
     count = len(draws) // idist.get_world_size()
     return draws[idist.get_rank() * count :][:count]
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Converts uint8 [B, 3, H, W] to float32 in 0..1, the networks' input range (no mean or deviation is applied)."""
-    return images.float() / 255
-
-
-def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes [B, C, h, w] to float32 [B, C, *size], bilinearly with aligned corners, as everywhere in the method."""
-    maps = maps.float()
-    if maps.shape[-2:] == torch.Size(size):
-        return maps
-    return nn.functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def mean_over_processes(count: Tensor) -> Tensor:

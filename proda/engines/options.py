@@ -7,7 +7,7 @@ nothing that imports it.
 from dataclasses import dataclass
 from typing import Literal
 
-from proda.utils.options import (
+from proda.settings.options import (
     Fraction,
     FractionBelowOne,
     NonNegativeFloat,

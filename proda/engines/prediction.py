@@ -9,8 +9,9 @@ from torch import Tensor
 
 from proda.data.loaders import to_device
 from proda.engines.inference import predict
-from proda.engines.optimization import Precision, resize, to_float
+from proda.engines.optimization import Precision
 from proda.engines.tiling import blended_rows
+from proda.method.tensors import resize, to_float
 from proda.models.network import SegmentationNetwork, evaluation_mode
 
 

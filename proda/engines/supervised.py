@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, StudentUpdate, extend, resize, to_float
+from proda.engines.optimization import Precision, StudentUpdate, append_slice
 from proda.engines.options import StudentOptions
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy
+from proda.method.tensors import resize, to_float
 
 
 def student_update(
@@ -21,13 +22,13 @@ def student_update(
     return StudentUpdate(student, optimizer, precision, freeze_bn=options.freeze_bn, accumulate=options.accumulate)
 
 
-def source_loss(update: StudentUpdate, source: dict[str, Any], pixels: Tensor) -> tuple[Tensor, Tensor]:
+def source_loss(update: StudentUpdate, source: dict[str, Any], denominator: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy (scalar) on labelled images at full crop resolution, and the upsampled logits [B, K, H, W]."""
     labels = source["labels"].long()
     with update.precision.autocast():
         logits = update.student(to_float(source["image"])).logits
     logits = resize(logits, labels.shape[-2:])
-    return update.precision.compiled(cross_entropy)(logits, labels, pixels=pixels), logits
+    return update.precision.compiled(cross_entropy)(logits, labels, denominator=denominator), logits
 
 
 def source_backward(engine: Engine, update: StudentUpdate, source: dict[str, Any]) -> None:
@@ -38,11 +39,11 @@ def source_backward(engine: Engine, update: StudentUpdate, source: dict[str, Any
     [B, 3, H, W] and ``source_labels`` [B, H, W]. Adds ``loss_source`` (scalar) and ``source_logits`` [B, K, H, W]
     float32 to ``engine.state.output``.
     """
-    pixels = update.pixels((source["labels"] != IGNORE).sum())
-    for part in update.parts(labelled(source), exchange=False):
-        loss, logits = source_loss(update, part, pixels)
-        extend(engine.state.output, source_logits=logits.detach())
-        update.backward(engine, {"source": loss}, _graph(part, logits), events=[ProdaEvents.SOURCE_LOSSES_READY])
+    denominator = update.loss_denominator((source["labels"] != IGNORE).sum())
+    for micro_batch in update.micro_batches(labelled(source), exchange=False):
+        loss, logits = source_loss(update, micro_batch, denominator)
+        append_slice(engine.state.output, source_logits=logits.detach())
+        update.backward(engine, {"source": loss}, _graph(micro_batch, logits), events=[ProdaEvents.SOURCE_LOSSES_READY])
     engine.fire_event(ProdaEvents.SOURCE_BACKWARD_DONE)
 
 
@@ -76,13 +77,13 @@ def supervised_trainer(
         engine.state.output = out
         update.start(engine)
 
-        engine.fire_event(ProdaEvents.FURTHER_LOSSES_DUE)
-        pixels = update.pixels((batch["source"]["labels"] != IGNORE).sum())
-        for part in update.parts(labelled(batch["source"])):
-            loss, logits = source_loss(update, part, pixels)
-            extend(out, source_logits=logits.detach())
+        engine.fire_event(ProdaEvents.EXTRA_LOSSES)
+        denominator = update.loss_denominator((batch["source"]["labels"] != IGNORE).sum())
+        for micro_batch in update.micro_batches(labelled(batch["source"])):
+            loss, logits = source_loss(update, micro_batch, denominator)
+            append_slice(out, source_logits=logits.detach())
             events = [ProdaEvents.SOURCE_LOSSES_READY, ProdaEvents.LOSSES_READY]
-            update.backward(engine, {"source": loss}, _graph(part, logits), events=events)
+            update.backward(engine, {"source": loss}, _graph(micro_batch, logits), events=events)
         engine.fire_event(ProdaEvents.SOURCE_BACKWARD_DONE)
         update.step(engine)
         return out

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class TargetView(NamedTuple):
-    """Images and labels of the target loss, in ``engine.state.target`` from ``FURTHER_LOSSES_DUE`` on.
+    """Images and labels of the target loss, in ``engine.state.target`` from ``EXTRA_LOSSES`` on.
 
     Handlers of ``TARGET_READY`` may put another one in its place: mixed with the source, masked or augmented.
     """

@@ -72,7 +72,7 @@ class Board:
         trainer.add_event_handler(regularly, lambda: board.writer.flush())
         trainer.add_event_handler(ProdaEvents.VALIDATED, self.write_scores)
         trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED, self.write_label_quality)
-        trainer.add_event_handler(ProdaEvents.LABELS_JUDGED, self.write_label_figures)
+        trainer.add_event_handler(ProdaEvents.LABELS_REPORTED, self.write_label_figures)
         if hasattr(trainer.state, "label_charts"):
             board.writer.add_custom_scalars(trainer.state.label_charts)
         TrainingPanels(board.writer, self.colors).attach(trainer, every=self.panels_every)

@@ -83,13 +83,13 @@ class Checkpoints:
 
         trainer.add_event_handler(Events.STARTED, start)
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), self.save)
-        trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_DUE, save_unless_done)
+        trainer.add_event_handler(ProdaEvents.BEFORE_LABELS_WRITTEN, save_unless_done)
         trainer.add_event_handler(Events.COMPLETED, save_unless_done)
         trainer.add_event_handler(Events.TERMINATE, save_if_stopped)
 
     def save(self, trainer: Engine) -> None:
         """Writes the checkpoint of the trainer's iteration, in place of an earlier one of the same iteration."""
-        trainer.fire_event(ProdaEvents.WEIGHTS_DUE)
+        trainer.fire_event(ProdaEvents.BEFORE_WEIGHTS_USED)
         self.handler.to_save = parts = {"format": Format(), **self._parts(trainer)}
         self.writer.trained = [name for name, part in parts.items() if isinstance(part, TRAINED)]
         self.saved = trainer.state.iteration

@@ -9,9 +9,10 @@ from ignite.engine import Engine
 from torch import Tensor
 
 from proda.engines.events import ProdaEvents
-from proda.engines.optimization import Precision, to_float
+from proda.engines.optimization import Precision
 from proda.method import IGNORE
 from proda.method.feature_distance import feature_distance, mostly_one_of
+from proda.method.tensors import to_float
 from proda.models.network import SegmentationNetwork
 from proda.utils.errors import UserError
 
@@ -65,7 +66,9 @@ class FeatureDistance:
                 frozen = self.frozen.backbone_features(to_float(graph["source_image"]))
             counted = self._counted(graph["source_labels"], features)
             everywhere = self._counted(engine.state.batch["source"]["labels"], features).sum()
-        distance = feature_distance(features, frozen, counted, positions=engine.state.update.pixels(everywhere))
+        distance = feature_distance(
+            features, frozen, counted, positions=engine.state.update.loss_denominator(everywhere)
+        )
         engine.state.losses["feature_distance"] = self.weight * distance
 
     def _counted(self, labels: Tensor, features: Tensor) -> Tensor:

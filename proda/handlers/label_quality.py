@@ -18,7 +18,6 @@ from torch import Tensor
 from proda.data.augment import weak_view_of_labels
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, remember
-from proda.engines.optimization import resize
 from proda.method import IGNORE
 from proda.method.label_quality import (
     agreement,
@@ -30,6 +29,7 @@ from proda.method.label_quality import (
 )
 from proda.method.metrics import scores
 from proda.method.pseudo_labels import hard_labels
+from proda.method.tensors import resize
 from proda.method.views import WeakView, crop_soft_label_batch, downscale_labels, warp_to_strong_view
 
 log = logging.getLogger("proda")
@@ -51,7 +51,7 @@ class LabelQuality:
     """Reports how good the pseudo labels seem to be, and how good they are where there is ground truth.
 
     Looks at every ``every``-th iteration and reports the figures of ``SAMPLES`` of these together, summed over all
-    processes. When ``LABELS_JUDGED`` fires, ``engine.state.label_quality`` maps the tags of TensorBoard to the new
+    processes. When ``LABELS_REPORTED`` fires, ``engine.state.label_quality`` maps the tags of TensorBoard to the new
     figures; ``engine.state.label_charts`` says which of them TensorBoard shows in one chart.
     ``engine.state.summary["label_quality"]`` has the last report and the history. Nothing is changed: training is the
     same with and without this handler.
@@ -90,7 +90,7 @@ class LabelQuality:
         if every == 0:
             return
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), self)
-        trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_DUE, self.note_renewal)
+        trainer.add_event_handler(ProdaEvents.BEFORE_LABELS_WRITTEN, self.note_renewal)
         trainer.add_event_handler(Events.COMPLETED, self.finish)
         remember(trainer, label_quality=self)
         trainer.state.label_charts = charts(self.class_names)
@@ -119,7 +119,7 @@ class LabelQuality:
         self._warn_of_missing_classes(engine.state.iteration)
         self.sums, self.samples = {}, 0
         engine.state.label_quality = tags(figures, self.classes)
-        engine.fire_event(ProdaEvents.LABELS_JUDGED)
+        engine.fire_event(ProdaEvents.LABELS_REPORTED)
 
     def finish(self, engine: Engine) -> None:
         """Puts the record into the summary. A last report of fewer iterations is only made if there is no other."""

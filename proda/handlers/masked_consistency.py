@@ -5,16 +5,17 @@ from ignite.engine import Engine
 from torch import Tensor
 
 from proda.engines.events import ProdaEvents
-from proda.engines.optimization import Precision, rand_per_image, resize, to_float
+from proda.engines.optimization import Precision, rand_per_image
 from proda.handlers.color_augmentation import augmented
 from proda.method import IGNORE
 from proda.method.masking import block_mask, mask_grid, masked
-from proda.method.online import CONFIDENT, quality, weighted_cross_entropy
+from proda.method.online import CONFIDENT, confident_fraction, weighted_cross_entropy
+from proda.method.tensors import resize, to_float
 from proda.models.network import SegmentationNetwork
 
 
 class MaskedConsistency:
-    """Adds the loss of MIC (arXiv:2212.01322) at ``FURTHER_LOSSES_DUE``: ``loss_masked`` in the output.
+    """Adds the loss of MIC (arXiv:2212.01322) at ``EXTRA_LOSSES``: ``loss_masked`` in the output.
 
     The target image, before ``TARGET_READY``, is augmented in colour; then squares of ``block`` pixels are masked, each
     with the probability ``ratio``. The loss is the cross entropy of the student on it with the labels of the image as
@@ -40,7 +41,7 @@ class MaskedConsistency:
         self.color = torch.tensor(network.neutral_color, device=precision.device)
 
     def attach(self, trainer: Engine) -> None:
-        trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, self)
+        trainer.add_event_handler(ProdaEvents.EXTRA_LOSSES, self)
 
     def __call__(self, engine: Engine) -> None:
         target, update = engine.state.target, engine.state.update
@@ -60,7 +61,7 @@ class MaskedConsistency:
             entropy = self.precision.compiled(weighted_cross_entropy)(logits, part["labels"], part["weights"])
             return self.weight * entropy
 
-        update.further_loss(engine, "masked", tensors, loss)
+        update.extra_loss(engine, "masked", tensors, loss)
 
     @torch.no_grad()
     def _weights(self, engine: Engine) -> Tensor:
@@ -69,7 +70,7 @@ class MaskedConsistency:
         if target.weights is not None:
             return target.weights
         if "rectified" in out:
-            share = quality(out["rectified"].max(1).values, self.confidence)
+            share = confident_fraction(out["rectified"].max(1).values, self.confidence)
         else:
             share = (target.labels != IGNORE).float().mean((1, 2))
         return share[:, None, None].expand(target.labels.shape)

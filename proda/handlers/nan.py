@@ -28,7 +28,7 @@ class StopOnNan:
     def attach(self, trainer: Engine) -> None:
         """Attach it before the handlers that validate and save."""
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self)
-        for event in (ProdaEvents.WEIGHTS_DUE, ProdaEvents.PSEUDO_LABELS_DUE, Events.COMPLETED):
+        for event in (ProdaEvents.BEFORE_WEIGHTS_USED, ProdaEvents.BEFORE_LABELS_WRITTEN, Events.COMPLETED):
             trainer.add_event_handler(event, self.check)
 
     def __call__(self, engine: Engine) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from proda.data.labels import colorize
 from proda.data.media import photos
 from proda.data.videos import Encoder
-from proda.engines.optimization import resize
+from proda.method.tensors import resize
 from proda.utils.files import atomic_write, safe_path
 from proda.visualization import below, confidence_picture, legend, overlay
 

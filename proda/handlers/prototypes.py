@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, remember
-from proda.engines.optimization import Precision, to_float
+from proda.engines.optimization import Precision
 from proda.method.prototypes import class_means, update_prototypes
+from proda.method.tensors import to_float
 from proda.models.network import SegmentationNetwork, evaluation_mode
 from proda.models.weights import load_prototypes, prototypes_record, save_prototypes
 from proda.utils.errors import UserError
@@ -105,7 +106,7 @@ class RenewPrototypes:
         self.precision, self.passes = precision, passes
 
     def attach(self, trainer: Engine) -> None:
-        trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_DUE, self)
+        trainer.add_event_handler(ProdaEvents.BEFORE_LABELS_WRITTEN, self)
 
     def __call__(self, _: Engine) -> None:
         log.info("computing new prototypes")

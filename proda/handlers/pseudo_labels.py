@@ -32,7 +32,7 @@ class PseudoLabels:
     Args:
         store: opened with the manifest of the first labels.
         images: names -> batches of these whole images.
-        flip, scales, others: what the predictions are averaged over; see ``write_pseudo_labels``.
+        flip, scales, ensemble: what the predictions are averaged over; see ``write_pseudo_labels``.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class PseudoLabels:
         *,
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
-        others: Sequence[nn.Module] = (),
+        ensemble: Sequence[nn.Module] = (),
     ) -> None:
         self.store, self.network, self.images, self.precision = store, network, images, precision
-        self.averaged: dict[str, Any] = {"flip": flip, "scales": scales, "others": others}
+        self.averaged: dict[str, Any] = {"flip": flip, "scales": scales, "ensemble": ensemble}
         self.class_names = class_names
         self.manifest = read_manifest(store.folder, store.kind)  # of the first labels
         self.every, self.labeller, self.folder = 0, network, Path(store.folder)
@@ -67,7 +67,7 @@ class PseudoLabels:
         """Renews the labels every ``renew_every`` epochs; 0 never renews them.
 
         The ``labeller``, the student or its mean teacher, writes new labels to ``folder/pseudo_labels/iteration_N``
-        after ``PSEUDO_LABELS_DUE``. Their manifest contains the checksum of its weights, and checkpoints record N. A
+        after ``BEFORE_LABELS_WRITTEN``. Their manifest contains the checksum of its weights; checkpoints record N. A
         run that resumes at iteration N writes these labels again; a run that resumes later needs the files. Folders
         that no checkpoint needs are deleted.
         ``store.folder`` changes, so that readers of ``store`` get the new labels. The loader of ``batches`` is
@@ -83,7 +83,7 @@ class PseudoLabels:
         """Provides the labels of the engine's iteration: new ones if they are due, otherwise the current ones."""
         iteration, due, network = engine.state.iteration, self._due(engine), self.network
         if due:
-            engine.fire_event(ProdaEvents.PSEUDO_LABELS_DUE)
+            engine.fire_event(ProdaEvents.BEFORE_LABELS_WRITTEN)
             digest = idist.broadcast(sha256_of_tensors(self.labeller.state_dict()), src=0)
             self.renewed, network = {"iteration": iteration, "weights": digest}, self.labeller
         if self.renewed:

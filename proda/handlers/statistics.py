@@ -11,7 +11,8 @@ from torch import nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents
-from proda.engines.optimization import Precision, to_float
+from proda.engines.optimization import Precision
+from proda.method.tensors import to_float
 
 log = logging.getLogger("proda")
 
@@ -39,7 +40,7 @@ class AdaBN:
         self.network, self.batches, self.precision = network, batches, precision
 
     def attach(self, engine: Engine, event: Any = Events.STARTED) -> None:
-        """To the network's evaluator, or to a trainer at ``PSEUDO_LABELS_DUE`` if the network writes the labels."""
+        """To the network's evaluator, or to a trainer at ``BEFORE_LABELS_WRITTEN`` if the network writes the labels."""
         if not any(isinstance(module, BATCH_NORM) for module in self.network.modules()):
             log.warning("--adabn has no effect: the network has no batch norm")
         engine.add_event_handler(event, self)

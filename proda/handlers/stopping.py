@@ -68,7 +68,7 @@ class StopRequests:
 
         def answer(evaluator: Engine) -> None:
             if evaluator.state.iteration <= common:
-                asked = self._highest(self.signal)
+                asked = self._all_reduce_max(self.signal)
                 if asked:
                     self._stop(asked, f"in the validation after iteration {self.trainer.state.iteration}")
                     evaluator.terminate(skip_completed=True)
@@ -78,7 +78,7 @@ class StopRequests:
 
     def __enter__(self) -> "StopRequests":
         # Loader processes start later and inherit the signal handler, so Ctrl-C does not kill them during training.
-        self.trainer.add_event_handler(Events.EPOCH_STARTED, self._listen)
+        self.trainer.add_event_handler(Events.EPOCH_STARTED, self._install_handlers)
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._agree)
         self._terminate = self.trainer.terminate
@@ -102,13 +102,13 @@ class StopRequests:
 
     def _agree(self, trainer: Engine) -> None:
         """Exchanges both kinds of request at once. A signal takes precedence over a handler's request."""
-        asked, ending = divmod(self._highest(4 * self.signal + self.ending), 4)
+        asked, ending = divmod(self._all_reduce_max(4 * self.signal + self.ending), 4)
         if asked and not self.stopped:  # self.signal stays: a signal may arrive meanwhile
             self._stop(asked, f"after iteration {trainer.state.iteration}")
         if asked or ending:
             self._terminate(skip_completed=bool(asked) or ending == 2)
 
-    def _highest(self, value: int) -> int:
+    def _all_reduce_max(self, value: int) -> int:
         """The highest value of all processes."""
         if not dist.is_initialized():
             return value
@@ -124,12 +124,12 @@ class StopRequests:
     def _ask_to_end(self, skip_completed: bool = False) -> None:
         self.ending = max(self.ending, 2 if skip_completed else 1)
 
-    def _listen(self) -> None:
+    def _install_handlers(self) -> None:
         if not self._previous and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._hear)
+                self._previous[number] = signal.signal(number, self._on_signal)
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal, self.interrupted = number, self.interrupted or number == signal.SIGINT

@@ -58,7 +58,7 @@ class Validation:
         iteration = trainer.state.iteration
         if self.results and self.results[-1]["iteration"] == iteration:
             return  # the end of training coincides with a regular validation
-        trainer.fire_event(ProdaEvents.WEIGHTS_DUE)
+        trainer.fire_event(ProdaEvents.BEFORE_WEIGHTS_USED)
         scores: dict[str, Any] = {}
         for prefix, evaluator in self.evaluators.items():
             evaluator.run(self.batches)

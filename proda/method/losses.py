@@ -4,7 +4,7 @@ Every loss takes tensors and returns an unweighted float32 scalar; the caller mu
 (0.01, 0.1, 10, ...). Half-precision inputs are converted to float32 first, because bfloat16 loses the logarithms of
 small probabilities. Class labels are integers of any type; pixels labelled ``IGNORE`` are left out.
 
-Means over pixels divide by the number of pixels that count, or by ``pixels`` (a scalar tensor) if it is given. With
+Means over pixels divide by the number of pixels that count, or by ``denominator`` (a scalar tensor) if given. With
 several processes, whose gradients are averaged, the caller passes the mean number over the processes, so that every
 pixel of the batch has the same weight.
 
@@ -26,7 +26,7 @@ SMALLEST_PROBABILITY = 1e-7  # lower bound on predicted probabilities in the rev
 SMALLEST_LABEL = 1e-4  # stands for the zeros of a one-hot label there, so that they have a logarithm
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = None, empty: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, *, denominator: Tensor | None = None, empty: float = 0.0) -> Tensor:
     """Mean cross entropy over the pixels that are not ignored.
 
     ``logits`` [B, K, h, w], ``labels`` [B, h, w] in 0..K-1 or ``IGNORE``. If every pixel is ignored, the loss is
@@ -35,11 +35,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = Non
     # On a GPU the sum over pixels is deterministic only if it is computed outside of torch's loss function.
     whole = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
     total = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction=whole).sum()
-    pixels = (labels != IGNORE).sum() if pixels is None else pixels
-    return total / divisor(pixels) + torch.where(pixels > 0, 0.0, empty)
+    denominator = (labels != IGNORE).sum() if denominator is None else denominator
+    return total / divisor(denominator) + torch.where(denominator > 0, 0.0, empty)
 
 
-def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | None = None) -> Tensor:
+def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, denominator: Tensor | None = None) -> Tensor:
     """Cross entropy with prediction p and label q exchanged, -sum p log q. It is bounded: wrong labels cost little.
 
     Shapes as in ``cross_entropy``; 0 if every pixel is ignored. Source: symmetric cross entropy (arXiv:1908.06112),
@@ -50,7 +50,7 @@ def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, pixels: Tensor | No
     p_label = p.gather(1, labels.long().where(valid, 0).unsqueeze(1)).squeeze(1)
     # log q is 0 at the label and the same large negative number at every other class.
     per_pixel = -math.log(SMALLEST_LABEL) * (p.sum(1) - p_label)
-    return (per_pixel * valid).sum() / divisor(valid.sum() if pixels is None else pixels)
+    return (per_pixel * valid).sum() / divisor(valid.sum() if denominator is None else denominator)
 
 
 def symmetric_cross_entropy(
@@ -59,15 +59,15 @@ def symmetric_cross_entropy(
     *,
     ce_weight: float = 0.1,
     rce_weight: float = 1.0,
-    pixels: Tensor | None = None,
+    denominator: Tensor | None = None,
     empty: float = 0.0,
 ) -> Tensor:
     """Weighted sum of cross entropy and reverse cross entropy: the loss on rectified pseudo labels in stage 1.
 
     Shapes as in ``cross_entropy``; if every pixel is ignored, the loss is ``ce_weight * empty``.
     """
-    ce = cross_entropy(logits, labels, pixels=pixels, empty=empty)
-    return ce_weight * ce + rce_weight * reverse_cross_entropy(logits, labels, pixels=pixels)
+    ce = cross_entropy(logits, labels, denominator=denominator, empty=empty)
+    return ce_weight * ce + rce_weight * reverse_cross_entropy(logits, labels, denominator=denominator)
 
 
 def mrkld(logits: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def structure_consistency(
     valid: Tensor,
     *,
     temperature: float = 1.0,
-    pixels: Tensor | None = None,
+    denominator: Tensor | None = None,
 ) -> Tensor:
     """KL divergence between the prototypical assignments of two views: the paper's target structure learning.
 
@@ -108,8 +108,8 @@ def structure_consistency(
     teacher = (-temperature * teacher_distances.detach().float()).softmax(1)
     divergence = F.kl_div(log_student, teacher, reduction="none").sum(1)
     valid = valid.reshape(divergence.shape).bool()
-    pixels = divisor(valid.sum() if pixels is None else pixels)
-    return divergence.where(valid, 0).sum() / (pixels * student_distances.shape[1])
+    denominator = divisor(valid.sum() if denominator is None else denominator)
+    return divergence.where(valid, 0).sum() / (denominator * student_distances.shape[1])
 
 
 def distillation(student_logits: Tensor, teacher_logits: Tensor, *, as_released: bool = False) -> Tensor:
@@ -140,9 +140,9 @@ def discriminator_loss(disc_source: Tensor, disc_target: Tensor, *, kind: GanKin
     return _domain_loss(disc_source, 0.0, kind) + _domain_loss(disc_target, 1.0, kind)
 
 
-def divisor(pixels: Tensor) -> Tensor:
+def divisor(denominator: Tensor) -> Tensor:
     """The number of pixels to divide by; 1 if there are none, because their sum is 0 anyway."""
-    return torch.where(pixels > 0, pixels, 1).float()
+    return torch.where(denominator > 0, denominator, 1).float()
 
 
 def _domain_loss(output: Tensor, domain: float, kind: GanKind) -> Tensor:

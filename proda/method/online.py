@@ -12,7 +12,7 @@ from proda.method import IGNORE
 CONFIDENT = 0.968  # published; a pixel counts as confident from this probability on
 
 
-def quality(confidence: Tensor, threshold: float = CONFIDENT) -> Tensor:
+def confident_fraction(confidence: Tensor, threshold: float = CONFIDENT) -> Tensor:
     """Share of the pixels of each image whose ``confidence`` is at least ``threshold``, float32 [B].
 
     ``confidence`` [B, h, w] is the largest probability of each pixel. The share is one weight for all pixels of the
@@ -21,16 +21,18 @@ def quality(confidence: Tensor, threshold: float = CONFIDENT) -> Tensor:
     return (confidence >= threshold).float().mean((1, 2))
 
 
-def pixel_weights(quality: Tensor, size: tuple[int, int], *, ignore_top: int = 0, ignore_bottom: int = 0) -> Tensor:
-    """Weight of each pixel, float32 [B, h, w]: its image's ``quality`` [B], 0 in the rows at the top and the bottom.
+def pixel_weights(
+    confident_fraction: Tensor, size: tuple[int, int], *, ignore_top: int = 0, ignore_bottom: int = 0
+) -> Tensor:
+    """Weight of each pixel, float32 [B, h, w]: ``confident_fraction`` [B] of its image; 0 at the top and the bottom.
 
     ``size`` is h, w. In photographs from a car, the top rows have artefacts of rectification and the bottom rows show
     the bonnet.
     """
     height, width = size
-    row = torch.arange(height, device=quality.device)
+    row = torch.arange(height, device=confident_fraction.device)
     inside = (row >= ignore_top) & (row < height - ignore_bottom)
-    return (quality[:, None] * inside.float())[:, :, None].expand(-1, -1, width)
+    return (confident_fraction[:, None] * inside.float())[:, :, None].expand(-1, -1, width)
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -14,13 +14,14 @@ from proda.data.labels import LabelSpace
 from proda.data.loaders import evaluation_loader, to_device
 from proda.data.samples import EvaluationSamples
 from proda.engines.inference import classes_and_logits
-from proda.engines.optimization import Precision, to_float
-from proda.experiment.config import DataConfig, make_config
-from proda.experiment.domains import Domains
+from proda.engines.optimization import Precision
 from proda.method.label_quality import contingency
 from proda.method.metrics import scores
+from proda.method.tensors import to_float
 from proda.models.weights import load_network
 from proda.report.runs import Run
+from proda.run.domains import Domains
+from proda.settings.config import DataConfig, make_config
 from proda.utils.errors import UserError
 from proda.utils.words import counted
 from proda.visualization import image_picture
@@ -66,7 +67,9 @@ def open_data(run: Run, data_root: str = "") -> Domains:
     """
     wanted = {field.name for field in fields(DataConfig)} - {"preset"}  # the preset streets would draw missing data
     values = {name: value for name, value in run.config.items() if name in wanted}
-    return Domains(make_config(DataConfig, values | ({"data_root": data_root} if data_root else {})), alone=True)
+    return Domains(
+        make_config(DataConfig, values | ({"data_root": data_root} if data_root else {})), single_process=True
+    )
 
 
 @torch.no_grad()

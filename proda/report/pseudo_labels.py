@@ -57,7 +57,7 @@ def denoising(groups: Sequence[Group]) -> dict[str, Any]:
     for group in groups:
         for run in group.runs:
             title = full_title(groups, group, run)
-            if "watch_every" not in run.config:
+            if "label_report_every" not in run.config:
                 without.append(title)
             elif "labels_percent/kept" not in run.curves:
                 unwatched.append(title)

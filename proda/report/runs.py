@@ -6,13 +6,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from proda.experiment.ablation_rows import PARTS
-from proda.experiment.config import make_config, with_present_names
-from proda.experiment.flags import NOT_REPEATED
-from proda.experiment.job import read_summary
-from proda.experiment.launch import load_experiment
-from proda.experiment.tables import CONTROL
+from proda.cli.flags import NOT_REPEATED
+from proda.cli.launch import load_experiment
 from proda.report.curves import Curve, read_curves
+from proda.run.job import read_summary
+from proda.settings.config import make_config, with_present_names
+from proda.studies.rows import PARTS
+from proda.studies.tables import CONTROL
 from proda.utils.errors import MissingFileError, UserError
 
 # Stages in the order of the page; others come before the oracle, in the order in which they began.

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from proda.experiment.job import PACKAGES
-from proda.experiment.tables import CONTROL
 from proda.report.runs import Group, Run, differing_flags
 from proda.report.texts import (
     difference,
@@ -22,6 +20,8 @@ from proda.report.texts import (
     spoken,
     upper,
 )
+from proda.run.job import PACKAGES
+from proda.studies.tables import CONTROL
 from proda.utils.words import duration
 
 COLUMNS = {  # of the table of scores: title -> score in summary.json; those that no run has are left out

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from proda.cli.launch import main
 from proda.data.describe import find_places, look, write_description
 from proda.data.labels import benchmark_labels
 from proda.data.own_data import Description, read_description
-from proda.experiment.config import DataConfig, make_config
-from proda.experiment.domains import Domains
-from proda.experiment.job import read_summary
-from proda.experiment.launch import main
 from proda.method import IGNORE
+from proda.run.domains import Domains
+from proda.run.job import read_summary
+from proda.settings.config import DataConfig, make_config
 from proda.utils.errors import MissingFileError, UserError
 from tests.data.test_image_files import error_of, photo, save
 from tests.small_runs import ROOT

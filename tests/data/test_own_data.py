@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from experiments import pseudo_labels
+from proda.cli.launch import main
 from proda.data.labels import benchmark_labels
 from proda.data.listing import list_files
 from proda.data.own_data import read_description
-from proda.experiment.config import DataConfig, TrainConfig, make_config
-from proda.experiment.domains import Domains
-from proda.experiment.job import read_summary
-from proda.experiment.launch import main
 from proda.method import IGNORE
 from proda.models.build import build_network
+from proda.run.domains import Domains
+from proda.run.job import read_summary
+from proda.settings.config import DataConfig, TrainConfig, make_config
 from proda.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

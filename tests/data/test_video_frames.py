@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from proda.cli.launch import main
 from proda.data.image_files import warn_once
 from proda.data.labels import benchmark_labels
 from proda.data.own_data import read_description
 from proda.data.video_frames import video_frames
-from proda.experiment.config import TrainConfig, make_config
-from proda.experiment.domains import Domains
-from proda.experiment.job import read_summary
-from proda.experiment.launch import main
+from proda.run.domains import Domains
+from proda.run.job import read_summary
+from proda.settings.config import TrainConfig, make_config
 from proda.utils.errors import MissingFileError, UserError
 from tests.data.test_image_files import error_of
 from tests.small_runs import ROOT

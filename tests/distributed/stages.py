@@ -17,14 +17,14 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from proda.cli.launch import load_experiment, start
 from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
-from proda.experiment.config import RunConfig, make_config
-from proda.experiment.domains import Domains
-from proda.experiment.launch import load_experiment, start
-from proda.experiment.networks import load_network, parallel
 from proda.handlers import prototypes
+from proda.run.domains import Domains
+from proda.run.networks import load_network, parallel
+from proda.settings.config import RunConfig, make_config
 from tests.small_runs import PARTS, STAGES, flags
 
 THRESHOLD = 0.5  # of stage 1's rectified labels, so that some are ignored, and not equally many in every process
@@ -86,7 +86,7 @@ def _all_stages(config: Config, record: dict, written: list[str], exchanges: Cou
             # the published loss weights: hard labels of so young a network hang on rounding, and cross entropy on them
             more |= {"ce_weight": 0.1, "rce_weight": 1.0}
             more |= {
-                "judge_teacher": True,
+                "validate_teacher": True,
                 "teacher_mode": "eval",
                 "prototype_passes": 3,
                 "teacher_momentum": 0.1,

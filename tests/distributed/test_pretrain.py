@@ -1,4 +1,4 @@
-"""Pretraining gives the same answer on one and on two processes, in float64; see ``test_one_answer``."""
+"""Pretraining gives the same answer on one and on two processes, in float64; see ``test_world_size_invariance``."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests import small_runs
-from tests.distributed.test_one_answer import ITERATIONS, _assert_same_state, _assert_well, _launch, _losses
+from tests.distributed.test_world_size_invariance import ITERATIONS, _assert_same_state, _assert_well, _launch, _losses
 
 
 @pytest.fixture(scope="module")

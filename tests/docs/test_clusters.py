@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from proda.experiment.launch import load_experiment
+from proda.cli.launch import load_experiment
 from tests import small_runs
 
 PAGE = (small_runs.ROOT / "docs/clusters.md").read_text()

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from proda.experiment.ablation_rows import FILES, TABLES
-from proda.experiment.results import Results
+from proda.studies.results import Results
+from proda.studies.rows import FILES, TABLES
 from proda.utils.errors import UserError
 from tests.small_runs import ROOT
 

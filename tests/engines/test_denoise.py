@@ -38,7 +38,7 @@ def test_events_fire_in_their_order_prototypes_after_the_optimizer():
         "SOURCE_BACKWARD_DONE",
         "TEACHER_FORWARD_DONE",
         "LABELS_RECTIFIED",
-        "FURTHER_LOSSES_DUE",
+        "EXTRA_LOSSES",
         "TARGET_READY",
         "LOSSES_READY",
         "BACKWARD_DONE",

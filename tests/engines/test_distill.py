@@ -23,7 +23,7 @@ def test_events_fire_in_their_order():
         "ITERATION_STARTED",
         "SOURCE_LOSSES_READY",
         "SOURCE_BACKWARD_DONE",
-        "FURTHER_LOSSES_DUE",
+        "EXTRA_LOSSES",
         "TARGET_READY",
         "TEACHER_FORWARD_DONE",
         "LOSSES_READY",

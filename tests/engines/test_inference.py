@@ -9,8 +9,9 @@ from ignite.engine import Events
 from torch import nn
 
 from proda.engines.inference import predict, segmentation_evaluator
-from proda.engines.optimization import Precision, resize, to_float
+from proda.engines.optimization import Precision
 from proda.method import IGNORE
+from proda.method.tensors import resize, to_float
 from proda.models.network import Segmentation
 from tests.tiny import PRECISION
 

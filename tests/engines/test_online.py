@@ -5,11 +5,12 @@ import torch
 
 from proda.engines.events import ProdaEvents
 from proda.engines.online import online_trainer
-from proda.engines.optimization import Precision, resize, to_float
+from proda.engines.optimization import Precision
 from proda.engines.options import OnlineOptions
 from proda.handlers.teacher import EMATeacher
 from proda.method.losses import cross_entropy
 from proda.method.online import weighted_cross_entropy
+from proda.method.tensors import resize, to_float
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W
 
@@ -30,14 +31,14 @@ def test_events_fire_in_their_order():
         "SOURCE_LOSSES_READY",
         "SOURCE_BACKWARD_DONE",
         "TEACHER_FORWARD_DONE",
-        "FURTHER_LOSSES_DUE",
+        "EXTRA_LOSSES",
         "TARGET_READY",
         "LOSSES_READY",
         "BACKWARD_DONE",
         "OPTIMIZER_STEPPED",
         "ITERATION_COMPLETED",
     ]
-    assert {"pseudo_labels", "confidence", "quality"} <= spy.keys["TEACHER_FORWARD_DONE"]
+    assert {"pseudo_labels", "confidence", "confident_fraction"} <= spy.keys["TEACHER_FORWARD_DONE"]
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
@@ -48,7 +49,7 @@ def test_the_output_is_as_documented_and_holds_no_graph(amp):
         **{name: () for name in ("loss", "loss_source", "loss_target")},
         **{name: (B, H, W) for name in ("pseudo_labels", "confidence")},
         **{name: (B, K, H, W) for name in ("source_logits", "target_logits")},
-        "quality": (B,),
+        "confident_fraction": (B,),
     }
     assert output["pseudo_labels"].dtype == torch.long and output["confidence"].dtype == torch.float32
 
@@ -64,11 +65,11 @@ def test_the_step_is_plain_gradient_descent_on_the_two_losses(mode):
     image = batch["target"]["image"]
     with torch.no_grad():
         confidence, labels = resize(judge(to_float(image)).logits, (H, W)).softmax(1).max(1)
-    quality = (confidence >= 0.21).float().mean((1, 2))
-    assert 0 < quality.min() < 1
-    weights = quality[:, None, None].repeat(1, H, W)
+    confident_fraction = (confidence >= 0.21).float().mean((1, 2))
+    assert 0 < confident_fraction.min() < 1
+    weights = confident_fraction[:, None, None].repeat(1, H, W)
     weights[:, :3], weights[:, H - 4 :] = 0, 0
-    assert output["pseudo_labels"].equal(labels) and output["quality"].equal(quality)
+    assert output["pseudo_labels"].equal(labels) and output["confident_fraction"].equal(confident_fraction)
 
     source = resize(reference(to_float(batch["source"]["image"])).logits, (H, W))
     target = resize(reference(to_float(image)).logits, (H, W))
@@ -82,7 +83,7 @@ def test_the_step_is_plain_gradient_descent_on_the_two_losses(mode):
 
 def test_a_teacher_that_is_never_sure_leaves_only_the_source_loss():
     output = trainer_of(confidence=1.0).run([tiny.batch()]).output
-    assert not output["quality"].any() and output["loss_target"] == 0 and output["loss_source"] > 0
+    assert not output["confident_fraction"].any() and output["loss_target"] == 0 and output["loss_source"] > 0
 
 
 def test_the_student_is_trained_on_what_a_handler_puts_in_the_place_of_the_target():

@@ -5,10 +5,11 @@ import torch
 from ignite.engine import Engine
 
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, StudentUpdate, resize, set_train_mode, to_float
+from proda.engines.optimization import Precision, StudentUpdate, set_train_mode
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.teacher import EMATeacher
+from proda.method.tensors import resize, to_float
 from tests import tiny
 from tests.tiny import CPU
 

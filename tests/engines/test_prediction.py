@@ -5,8 +5,8 @@ import torch
 from ignite.engine import Events
 
 from proda.engines.inference import predict, segmentation_evaluator
-from proda.engines.optimization import resize, to_float
 from proda.engines.prediction import prediction_engine, probability_rows
+from proda.method.tensors import resize, to_float
 from proda.metrics import LabelFreeOfTerms
 from tests import tiny
 from tests.tiny import PRECISION, B, K

@@ -150,10 +150,10 @@ def functions() -> dict[str, tuple]:
             lambda f: views.warp_to_strong_view(f, target["strong_view"], released=True),
             maps,
         ),
-        "cross entropy": (lambda x: losses.cross_entropy(x, labels, pixels=count), maps),
-        "symmetric cross entropy": (lambda x: losses.symmetric_cross_entropy(x, labels, pixels=count), maps),
+        "cross entropy": (lambda x: losses.cross_entropy(x, labels, denominator=count), maps),
+        "symmetric cross entropy": (lambda x: losses.symmetric_cross_entropy(x, labels, denominator=count), maps),
         "mrkld": (losses.mrkld, maps),
-        "structure": (lambda x: losses.structure_consistency(x, maps, valid, pixels=count), maps + 1),
+        "structure": (lambda x: losses.structure_consistency(x, maps, valid, denominator=count), maps + 1),
         "distillation": (lambda x: losses.distillation(x, maps), maps + 1),
     }
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from proda.engines.optimization import Precision, resize
+from proda.engines.optimization import Precision
 from proda.engines.options import StudentOptions
 from proda.engines.supervised import supervised_trainer
+from proda.method.tensors import resize
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W
 
@@ -18,7 +19,7 @@ def test_events_fire_in_their_order_and_the_output_grows_with_them():
     trainer.run([tiny.batch()])
     assert spy.names == [
         "ITERATION_STARTED",
-        "FURTHER_LOSSES_DUE",
+        "EXTRA_LOSSES",
         "SOURCE_LOSSES_READY",
         "LOSSES_READY",
         "SOURCE_BACKWARD_DONE",

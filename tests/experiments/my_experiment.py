@@ -11,11 +11,6 @@ from proda.engines.denoise import denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.options import DenoiseOptions
-from proda.experiment import training
-from proda.experiment.config import TrainConfig
-from proda.experiment.domains import Domains
-from proda.experiment.job import Job
-from proda.experiment.networks import load_network, make_optimizer, parallel
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -25,7 +20,12 @@ from proda.handlers.schedule import PolynomialDecay
 from proda.handlers.seeding import SeedIterations
 from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
-from proda.utils.options import PathText
+from proda.run import fit
+from proda.run.domains import Domains
+from proda.run.job import Job
+from proda.run.networks import load_network, make_optimizer, parallel
+from proda.settings.config import TrainConfig
+from proda.settings.options import PathText
 
 
 @dataclass
@@ -61,7 +61,7 @@ def run(local_rank: int, config: Config) -> dict:
     store = data.label_store("soft", job.folder / "pseudo_labels", first)
     target = data.target_views(full_image=True, strong=True, soft_labels=store)
     batches = data.training_batches(data.source_crops(), target)
-    job.open(training.summary_lines(config, data, batches), data.fingerprints())
+    job.open(fit.summary_lines(config, data, batches), data.fingerprints())
 
     optimizer, student, precision = make_optimizer(config, network), parallel(config, network), job.precision
     teacher, file, made_from = EMATeacher(network), job.folder / "prototypes.pt", data.made_from(first)
@@ -80,8 +80,8 @@ def run(local_rank: int, config: Config) -> dict:
     checkpoints.attach(trainer, every=config.checkpoint_every)
     validation = Validation(evaluator, data.validation_batches(), data.classes.names)
     validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, network, training.model_info(job, data), job.folder)
+    models = KeptModels(validation, network, fit.model_info(job, data), job.folder)
     models.attach(trainer)
     board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
     board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
-    return training.run(job, trainer, batches, checkpoints, validation, models, board)
+    return fit.run(job, trainer, batches, checkpoints, validation, models, board)

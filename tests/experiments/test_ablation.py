@@ -6,12 +6,12 @@ import re
 import pytest
 
 from experiments import ablation, pipeline
-from proda.experiment import domains
-from proda.experiment.ablation_rows import QUIRK_ROWS, RECIPE, ROWS, TABLES, Lengths
-from proda.experiment.config import make_config
-from proda.experiment.job import weights_flags
-from proda.experiment.launch import load_experiment, main
-from proda.experiment.results import ResultTable, read_results
+from proda.cli.launch import load_experiment, main
+from proda.run import domains
+from proda.run.job import weights_flags
+from proda.settings.config import make_config
+from proda.studies.results import ResultTable, read_results
+from proda.studies.rows import QUIRK_ROWS, RECIPE, ROWS, TABLES, Lengths
 from tests import small_runs
 
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
+from proda.cli.launch import main
 from proda.data.labels import class_names
-from proda.experiment.job import read_summary
-from proda.experiment.launch import main
 from proda.models.build import build_network
 from proda.models.weights import save_weights
+from proda.run.job import read_summary
 from proda.streets import write_streets
 
 official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")

@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 
 from experiments import evaluate
+from proda.cli.launch import load_experiment, main
 from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.labelled_files import read_skip_list
 from proda.data.labels import class_names
 from proda.data.videos import VideoFile, writing_video
-from proda.experiment import domains
-from proda.experiment.config import make_config
-from proda.experiment.domains import Domains
-from proda.experiment.job import read_summary
-from proda.experiment.launch import load_experiment, main
 from proda.handlers.predictions import SaveConfidence
 from proda.models.build import build_network
 from proda.models.weights import save_weights
+from proda.run import domains
+from proda.run.domains import Domains
+from proda.run.job import read_summary
+from proda.settings.config import make_config
 from proda.trained_model import load_model
 from proda.utils.errors import UserError
 from tests import small_runs

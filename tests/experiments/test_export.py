@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from proda.cli.launch import main
 from proda.data.labels import class_names
-from proda.experiment.job import git_commit, read_summary
-from proda.experiment.launch import main
 from proda.export import verification
+from proda.run.job import git_commit, read_summary
 from proda.trained_model import load_model
 from tests import small_runs
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from proda.cli.launch import main
 from proda.data.labels import class_names
-from proda.experiment.launch import main
 from proda.models.build import build_network
 from proda.models.weights import load_weights, save_weights
 from tests import small_runs

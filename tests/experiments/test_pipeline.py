@@ -9,10 +9,10 @@ import torchvision
 from PIL import Image
 
 from experiments import pipeline
-from proda.experiment import domains
-from proda.experiment.config import make_config
-from proda.experiment.launch import load_experiment, main, start
-from proda.experiment.recipes import NO_TARGET_LOSS
+from proda.cli.launch import load_experiment, main, start
+from proda.run import domains
+from proda.settings.config import make_config
+from proda.settings.presets import NO_TARGET_LOSS
 from proda.utils.files import sha256
 from tests import small_runs
 

@@ -8,17 +8,17 @@ from dataclasses import asdict
 
 import pytest
 
+from proda.cli.launch import load_experiment
 from proda.data.loaders import TrainingBatches
-from proda.experiment.config import make_config
-from proda.experiment.domains import Domains
-from proda.experiment.launch import load_experiment
+from proda.run.domains import Domains
+from proda.settings.config import make_config
 
 SOURCE_IMAGES, TARGET_IMAGES = 9400, 2975  # SYNTHIA, the smaller source; Cityscapes train
 # Flags for where and how fast a run is computed, and for logging.
 RUNNING = {
     *("output", "seed", "device", "num_workers", "amp", "deterministic", "nproc_per_node", "backend", "data_root"),
     *("val_batch_size", "checkpoint_every", "resume", "overwrite", "log_every", "panels_every", "stop_after"),
-    *("watch_every", "compile", "checkpoint_activations", "plan"),
+    *("label_report_every", "compile", "checkpoint_activations", "plan"),
 }
 COMMON = {
     "target": "cityscapes",
@@ -99,7 +99,7 @@ STAGES = {
         "renew_labels_every": 0,
         "renew_labels_from": "student",
         "renew_prototypes": False,
-        "judge_teacher": False,
+        "validate_teacher": False,
         "teacher_momentum": 0.001,  # 0.999 of the teacher stays
         "teacher_mode": "train",
         "prototype_momentum": 1e-4,

@@ -8,10 +8,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import pretrain
-from proda.experiment.config import make_config
-from proda.experiment.launch import main
+from proda.cli.launch import main
 from proda.handlers.stopping import Stopped
 from proda.models.pretrained import load_simclr
+from proda.settings.config import make_config
 from proda.utils.errors import UserError
 from tests import small_runs, tiny
 

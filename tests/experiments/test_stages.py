@@ -8,8 +8,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from proda.cli.launch import ROOT, main
 from proda.data.labels import class_names
-from proda.experiment.launch import ROOT, main
 from proda.models.weights import load_prototypes, load_weights
 from proda.streets import write_streets
 from tests import small_runs
@@ -161,7 +161,7 @@ def test_variants_of_stage_1(data, weights, tmp_path, more):
 
 @pytest.mark.parametrize("used", [True, False], ids=["in the losses", "only judged"])
 def test_a_teacher_that_follows_at_once_has_the_scores_of_the_student(data, weights, tmp_path, used):
-    more = {"judge_teacher": True, "teacher_momentum": 1.0, "lr": 0.1}
+    more = {"validate_teacher": True, "teacher_momentum": 1.0, "lr": 0.1}
     more |= {} if used else {"rectification": False, "structure_weight": 0.0}
     assert command("stage1_denoise", data, weights, tmp_path / "run", **more) == 0
     summary = read(tmp_path / "run/summary.json")
@@ -173,7 +173,7 @@ def test_a_teacher_that_follows_at_once_has_the_scores_of_the_student(data, weig
 
 
 def test_the_teacher_has_curves_and_a_file_that_other_commands_judge_alike(data, weights, tmp_path):
-    run, more = tmp_path / "run", {"judge_teacher": True, "teacher_momentum": 0.3, "lr": 0.1}
+    run, more = tmp_path / "run", {"validate_teacher": True, "teacher_momentum": 0.3, "lr": 0.1}
     assert command("stage1_denoise", data, weights, run, **more) == 0
     summary = read(run / "summary.json")
     assert summary["teacher_label_free"] != summary["label_free"]
@@ -186,7 +186,7 @@ def test_the_teacher_has_curves_and_a_file_that_other_commands_judge_alike(data,
 def test_neither_validations_nor_a_judged_teacher_change_the_training(data, weights, tmp_path):
     """Also where the teacher writes the labels and the prototypes are computed anew."""
     more = {"renew_labels_every": 1, "renew_labels_from": "teacher", "renew_prototypes": True, "teacher_momentum": 0.3}
-    assert command("stage1_denoise", data, weights, tmp_path / "1", **more, val_every=1, judge_teacher=True) == 0
+    assert command("stage1_denoise", data, weights, tmp_path / "1", **more, val_every=1, validate_teacher=True) == 0
     assert command("stage1_denoise", data, weights, tmp_path / "2", **more, val_every=9) == 0
     found, expected = (small_runs.checkpoint(tmp_path / name, 3) for name in "12")
     for part in (found, expected):

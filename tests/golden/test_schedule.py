@@ -7,9 +7,9 @@ import torch
 from ignite.engine import Engine
 
 from proda.engines.events import ProdaEvents, proda_engine
-from proda.experiment.networks import make_optimizer
 from proda.handlers.schedule import PolynomialDecay
 from proda.models.deeplab import DeepLab
+from proda.run.networks import make_optimizer
 from tests.golden.arrays import DATA
 
 GOLDEN = json.loads((DATA / "schedule.json").read_text())

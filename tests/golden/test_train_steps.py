@@ -12,11 +12,12 @@ from proda.engines.adversarial import adversarial_trainer
 from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.optimization import Precision, resize
+from proda.engines.optimization import Precision
 from proda.engines.options import DenoiseOptions, DistillOptions
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import PolynomialDecay
 from proda.handlers.teacher import EMATeacher
+from proda.method.tensors import resize
 from proda.method.views import Operation, StrongView, WeakView
 from proda.models.deeplab import DeepLab
 from proda.models.discriminator import Discriminator

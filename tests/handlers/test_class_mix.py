@@ -28,7 +28,7 @@ def trainer_of(stage):
 def mixed(stage, batch, seed=0, **options):
     """The target before and after mixing, and the output."""
     trainer, seen = trainer_of(stage), []
-    trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, lambda engine: seen.append(engine.state.target))
+    trainer.add_event_handler(ProdaEvents.EXTRA_LOSSES, lambda engine: seen.append(engine.state.target))
     trainer.add_event_handler(ProdaEvents.TARGET_READY, lambda: torch.manual_seed(seed))
     ClassMix(K, **options).attach(trainer)
     trainer.add_event_handler(ProdaEvents.TARGET_READY, lambda engine: seen.append(engine.state.target))
@@ -95,7 +95,7 @@ def test_crops_whose_sides_are_no_multiples_of_four():
     trainer = trainer_of("online")
     ClassMix(K).attach(trainer)
 
-    @trainer.on(ProdaEvents.FURTHER_LOSSES_DUE)
+    @trainer.on(ProdaEvents.EXTRA_LOSSES)
     def quarter(engine):
         engine.state.target = engine.state.target._replace(
             labels=torch.zeros(B, 7, 15, dtype=torch.long), weights=torch.ones(B, 7, 15)

@@ -183,7 +183,7 @@ def test_after_labels_were_renewed_the_first_ones_still_count():
 
     @trainer.on(Events.ITERATION_COMPLETED(once=SAMPLES))
     def renew() -> None:
-        trainer.fire_event(ProdaEvents.PSEUDO_LABELS_DUE)
+        trainer.fire_event(ProdaEvents.BEFORE_LABELS_WRITTEN)
 
     trainer.run([stage_1_batch([0] * 4)] * len(outputs), max_epochs=1)
     assert [entry["class"] for entry in watch.died_out] == ["class 1"]

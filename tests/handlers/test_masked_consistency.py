@@ -7,13 +7,13 @@ from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.online import online_trainer
-from proda.engines.optimization import resize
 from proda.engines.options import DenoiseOptions, DistillOptions, OnlineOptions
 from proda.handlers import masked_consistency
 from proda.handlers.class_mix import ClassMix
 from proda.handlers.masked_consistency import MaskedConsistency
 from proda.method import IGNORE
 from proda.method.online import weighted_cross_entropy
+from proda.method.tensors import resize
 from tests import tiny
 from tests.tiny import PRECISION, H, K, W
 
@@ -32,9 +32,9 @@ def spied(trainer, handler):
     """The target and, for each image, what the student sees in the pass of the handler."""
     seen, student = {}, handler.network
     hook = student.register_forward_pre_hook(lambda _, inputs: seen.setdefault("images", []).append(inputs[0].detach()))
-    trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, lambda e: seen.update(images=[], target=e.state.target))
+    trainer.add_event_handler(ProdaEvents.EXTRA_LOSSES, lambda e: seen.update(images=[], target=e.state.target))
     handler.attach(trainer)
-    trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, lambda _: seen.update(masked=seen["images"][0]))
+    trainer.add_event_handler(ProdaEvents.EXTRA_LOSSES, lambda _: seen.update(masked=seen["images"][0]))
     seen["output"] = trainer.run([tiny.batch()]).output
     hook.remove()
     return seen
@@ -72,7 +72,7 @@ def test_the_loss_is_the_weighted_cross_entropy_with_the_labels_of_the_whole_ima
         logits = resize(tiny.network(dropout=0.0).train()(seen["masked"]).logits, (H, W))
     target = seen["target"]
     expected = 0.3 * weighted_cross_entropy(logits, target.labels, target.weights)
-    assert 0 < seen["output"]["quality"].min() < 1
+    assert 0 < seen["output"]["confident_fraction"].min() < 1
     assert seen["output"]["loss_masked"].item() == pytest.approx(expected.item(), rel=1e-4)
     total = sum(value for name, value in seen["output"].items() if name.startswith("loss_"))
     torch.testing.assert_close(seen["output"]["loss"], total)
@@ -113,11 +113,11 @@ def test_stage_1_weights_an_image_by_its_sure_rectified_labels():
     trainer = denoise_trainer(student, tiny.network(1), means, tiny.sgd(student), PRECISION, DenoiseOptions())
     handler = made(student, confidence=0.5)
     weights = []
-    trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, lambda engine: weights.append(handler._weights(engine)))
+    trainer.add_event_handler(ProdaEvents.EXTRA_LOSSES, lambda engine: weights.append(handler._weights(engine)))
     output = spied(trainer, handler)["output"]
-    quality = (output["rectified"].max(1).values >= 0.5).float().mean((1, 2))
-    assert 0 < quality.min() < 1 and weights[0].shape == (2, H // 4, W // 4)
-    assert weights[0].equal(quality[:, None, None].expand_as(weights[0])) and output["loss_masked"] > 0
+    confident_fraction = (output["rectified"].max(1).values >= 0.5).float().mean((1, 2))
+    assert 0 < confident_fraction.min() < 1 and weights[0].shape == (2, H // 4, W // 4)
+    assert weights[0].equal(confident_fraction[:, None, None].expand_as(weights[0])) and output["loss_masked"] > 0
 
 
 def test_stages_2_and_3_weight_it_by_the_pixels_that_have_a_label():
@@ -125,7 +125,7 @@ def test_stages_2_and_3_weight_it_by_the_pixels_that_have_a_label():
     trainer = distill_trainer(student, tiny.network(1), tiny.sgd(student), PRECISION, DistillOptions())
     handler = made(student)
     weights = []
-    trainer.add_event_handler(ProdaEvents.FURTHER_LOSSES_DUE, lambda engine: weights.append(handler._weights(engine)))
+    trainer.add_event_handler(ProdaEvents.EXTRA_LOSSES, lambda engine: weights.append(handler._weights(engine)))
     seen = spied(trainer, handler)
     share = (seen["target"].labels != IGNORE).float().mean((1, 2))
     assert 0 < share.min() < 1 and weights[0][:, 0, 0].equal(share) and seen["output"]["loss_masked"] > 0

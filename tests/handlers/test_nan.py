@@ -25,7 +25,7 @@ def test_on_a_cpu_the_run_ends_at_once(value):
     assert done == [1, 2]  # no later handler sees the iteration
 
 
-@pytest.mark.parametrize("event", [ProdaEvents.WEIGHTS_DUE, ProdaEvents.PSEUDO_LABELS_DUE])
+@pytest.mark.parametrize("event", [ProdaEvents.BEFORE_WEIGHTS_USED, ProdaEvents.BEFORE_LABELS_WRITTEN])
 def test_elsewhere_it_ends_before_the_weights_are_used(event):
     trainer, used = trainer_of(every=20), []
     trainer.add_event_handler(event, lambda engine: used.append(engine.state.iteration))

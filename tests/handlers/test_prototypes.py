@@ -126,7 +126,7 @@ def test_renewed_prototypes_are_the_initial_ones_of_the_network_that_writes_the_
     values = prototypes.values
     RenewPrototypes(prototypes, network, batches(51, 102, 153), PRECISION).attach(engine)
     for _ in range(2):  # a resumed run computes them again
-        engine.fire_event(ProdaEvents.PSEUDO_LABELS_DUE)
+        engine.fire_event(ProdaEvents.BEFORE_LABELS_WRITTEN)
         torch.testing.assert_close(values, torch.tensor([[0.4], [1.4], [9.0]]))  # the last class is not predicted
         assert not prototypes.counts.any() and network.training
 

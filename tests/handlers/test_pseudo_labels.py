@@ -117,7 +117,7 @@ def test_hard_labels_are_the_arg_max_at_image_size(tmp_path, flip):
 
 def test_hard_labels_are_averaged_over_scales_and_over_other_networks(tmp_path):
     first, second = tiny.network(seed=1).eval(), tiny.network(seed=2).eval()
-    averaging = Averaging(flip=True, scales=(0.5, 1.0), others=[second])
+    averaging = Averaging(flip=True, scales=(0.5, 1.0), ensemble=[second])
     store = open_store(tmp_path, "hard", Manifest(K, "w", averaging.settings(), NAMES))
     write_pseudo_labels(store, first, Images()(NAMES), PRECISION, class_names=CLASSES, **averaging._asdict())
     total, image = torch.zeros(1, K, *FULL), PICTURES[:1].float() / 255
@@ -136,7 +136,7 @@ def test_manifests_mention_scales_and_networks_only_if_there_are_several():
     other = tiny.network()
     other.origin = "abc"
     assert Averaging(flip=True).settings() == Averaging(flip=True, scales=[1.0]).settings() == {"flip": True}
-    found = Averaging(scales=(0.5, 1.0), others=[other]).settings()
+    found = Averaging(scales=(0.5, 1.0), ensemble=[other]).settings()
     assert found == {"flip": False, "scales": (0.5, 1.0), "others": ["abc"]}
 
 

@@ -69,12 +69,12 @@ def test_a_given_number_of_pixels_replaces_that_of_the_valid_ones():
     """Two processes with one and three valid pixels together give the mean over all four."""
     logits, labels = torch.randn(2, 3, 1, 3), torch.tensor([[[0, IGNORE, IGNORE]], [[1, 2, 2]]])
     for loss in (losses.cross_entropy, losses.reverse_cross_entropy, losses.symmetric_cross_entropy):
-        both = [loss(logits[i : i + 1], labels[i : i + 1], pixels=torch.tensor(2.0).double()) for i in range(2)]
+        both = [loss(logits[i : i + 1], labels[i : i + 1], denominator=torch.tensor(2.0).double()) for i in range(2)]
         torch.testing.assert_close(sum(both) / 2, loss(logits, labels))
 
     student, teacher, valid = torch.rand(2, 3, 1, 3), torch.rand(2, 3, 1, 3), labels != IGNORE
     both = [
-        losses.structure_consistency(student[i], teacher[i], valid[i], pixels=torch.tensor(2.0))
+        losses.structure_consistency(student[i], teacher[i], valid[i], denominator=torch.tensor(2.0))
         for i in (slice(0, 1), slice(1, 2))
     ]
     torch.testing.assert_close(sum(both) / 2, losses.structure_consistency(student, teacher, valid))

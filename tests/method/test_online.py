@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from proda.method import IGNORE
-from proda.method.online import pixel_weights, quality, student_weight, weighted_cross_entropy
+from proda.method.online import confident_fraction, pixel_weights, student_weight, weighted_cross_entropy
 
 
 def test_quality_is_the_share_of_pixels_from_the_threshold_on():
     confidence = torch.tensor([[[0.968, 0.9679], [0.5, 1.0]], [[0.1, 0.1], [0.1, 0.1]]])
-    assert quality(confidence).tolist() == [0.5, 0.0]
-    assert quality(confidence, 0.6).tolist() == [0.75, 0.0]
+    assert confident_fraction(confidence).tolist() == [0.5, 0.0]
+    assert confident_fraction(confidence, 0.6).tolist() == [0.75, 0.0]
 
 
 def test_weights_are_the_quality_except_in_the_rows_at_both_ends():

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from proda.cli.launch import main
 from proda.data.own_data import Description
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
-from proda.experiment.launch import main
 from proda.models.weights import load_network
 from proda.report.curves import Point
 from proda.report.page import _jpeg, _png, report_page
@@ -71,7 +71,7 @@ def runs(tmp_path_factory) -> Path:
     small_runs.train("source_only", data, first, folder / "stages/source_only", **more)
     before = folder / "stages/source_only/last.pt"
     small_runs.train("stage1_denoise", data, before, folder / "stages/stage1_denoise", **more)
-    small_runs.train("stage1_denoise", data, before, folder / "other", temperature=2.5, watch_every=0, **more)
+    small_runs.train("stage1_denoise", data, before, folder / "other", temperature=2.5, label_report_every=0, **more)
     return folder
 
 
@@ -126,7 +126,7 @@ def test_two_runs_side_by_side_show_what_differs(runs):
     assert f"mIoU: stage1_denoise has {100 * scores[0]:.1f} %" in page.text
     assert f"and other has {100 * scores[1]:.1f} % ({difference} points)." in page.text
     assert page.tags.count("img") == 2 * 4
-    assert "Not recorded for other: figures about labels need --watch_every above 0" in page.text
+    assert "Not recorded for other: figures about labels need --label_report_every above 0" in page.text
 
 
 def test_predictions_are_those_of_the_last_validation(runs):
@@ -160,7 +160,7 @@ def test_data_of_a_run_are_opened_without_waiting_for_other_processes(runs, tmp_
     photos.write_text(f'[train]\nimages = "{data}/cityscapes/leftImg8bit/train"\n')
     run.config["target"] = str(photos)
     monkeypatch.setattr(Description, "has_videos", lambda *_: True)
-    monkeypatch.setattr("proda.experiment.domains.idist.one_rank_first", lambda: pytest.fail("waits for the others"))
+    monkeypatch.setattr("proda.run.domains.idist.one_rank_first", lambda: pytest.fail("waits for the others"))
     assert len(open_data(run).open("target", "train", with_labels=False)) == 8
 
 
@@ -205,7 +205,7 @@ HOSTILE = '<script>alert("x")</script>&amp;'
 
 
 def run_of(folder: Path, **summary) -> Run:
-    config = {"weights": HOSTILE, "preset": HOSTILE, "watch_every": 1, "rectification": True, "seed": 0}
+    config = {"weights": HOSTILE, "preset": HOSTILE, "label_report_every": 1, "rectification": True, "seed": 0}
     provenance = {"command": ["run.py", HOSTILE], "git_commit": HOSTILE, "torch": HOSTILE, "experiment": HOSTILE}
     curves = {
         tag: [Point(1, 50.0, 0.0), Point(2, 40.0, 1.0)]

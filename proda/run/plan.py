@@ -1,0 +1,350 @@
+"""What a training run will take: ``--plan`` prints it and ends before anything is written.
+
+Memory is counted for one process (:mod:`proda.run.memory`). The time of an iteration is measured on this machine
+with made-up images of the right sizes (:mod:`proda.run.workloads`). Only the listing of the data is read, and a
+few of its images; files of weights need not exist.
+"""
+
+import math
+import os
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from ignite.utils import manual_seed
+
+from proda.data.check import spot_check
+from proda.data.label_store import HARD_BYTES, SOFT_BYTES
+from proda.data.loaders import TrainingBatches, to_device
+from proda.engines.optimization import Precision
+from proda.engines.options import ContrastiveOptions, DenoiseOptions, DistillOptions, StudentOptions
+from proda.handlers.checkpoints import KEPT
+from proda.models.build import build_network
+from proda.models.weights import read_weights
+from proda.run.domains import Domains, UnlabelledDomains
+from proda.run.fit import PUBLISHED_BATCH_SIZE
+from proda.run.memory import GB, GPUS, Memory, averaged_over, fitting, stage_memory
+from proda.run.networks import architecture
+from proda.run.workloads import Sizes, batches, stage_kind, workload
+from proda.settings.config import TrainConfig
+from proda.utils.errors import UserError
+from proda.utils.words import counted
+
+LARGE = 2 * GB  # on a CPU, an iteration that takes more is measured with one image
+SLOW = 30.0  # seconds; an iteration that takes longer is not measured a second time
+CHANGES = {
+    "val_batch_size": "fewer images at once in validation: the same scores",
+    "amp": "mixed precision: activations in half precision, weights in float32. GPUs older than Ampere (V100, "
+    "T4, RTX 20) need --amp=fp16, which takes the same memory",
+    "checkpoint_activations": "activations are computed again in the backward pass: the same results, up to a "
+    "third more time",
+    "accumulate": "the batch of a process in parts, one after another: the same gradients, except that batch "
+    "norm takes its statistics over the images of a part",
+}
+
+
+class Timing(NamedTuple):
+    """Seconds of one iteration and of the validation of one image, on one process."""
+
+    iteration: float
+    validation: float
+    repeats: int  # iterations measured
+    images: int  # of each domain in a measured iteration
+    peak: int  # bytes that the GPU had allocated at the peak; 0 on a CPU
+
+
+class Listing(NamedTuple):
+    """What the data say about a run."""
+
+    data: Domains
+    length: TrainingBatches
+    sizes: Sizes
+    target_images: int
+    validation_images: int
+
+
+def print_plan(config: Any, name: str) -> dict[str, Any]:
+    """Prints what the run of ``config`` will take; returns the figures by name. ``name``: of the experiment.
+
+    Raises:
+        UserError: the run could not start with these data and flags, or its trainer is unknown.
+        MissingFileError: there are no data.
+    """
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        return {}
+    processes = number_of_processes(config, os.environ)
+    device = _device(config)
+    listing = list_data(config, processes)
+    memory = stage_memory(config, listing.sizes, processes)
+    _print(
+        [
+            ("plan of", f"{name}, recognised by its {stage_kind(config).__name__}; nothing is written"),
+            ("source -> target", f"{config.source} -> {config.target}, {len(listing.data.classes.names)} classes"),
+            *_length_lines(config, listing, processes),
+            *_memory_lines(memory, processes),
+            *_disk_lines(config, listing, memory),
+        ]
+    )
+    print(f"\n{'GPU memory':<24}first flags with which it fits (peak, and peak with an allowance)")
+    found = fitting(config, listing.sizes, processes, memory)
+    for line in _fitting_lines(config, found):
+        print(line)
+    result = {"iterations": listing.length.iterations, "memory": memory, "fitting": found}
+    patience = "this takes minutes; " if device.type == "cpu" and memory.peaks["training"] > LARGE else ""
+    print(f"\nmeasuring an iteration on {_device_name(device)}; {patience}Ctrl-C ends it ...", flush=True)
+    timing = measure(config, listing.sizes, device, memory)
+    if isinstance(timing, str):
+        print(f"not measured: {timing}")
+        return result
+    _print(_time_lines(config, listing, processes, timing))
+    return result | {"timing": timing}
+
+
+def number_of_processes(config: Any, environment: Mapping[str, str]) -> int:
+    """The processes of the run: of ``--nproc_per_node``, torchrun or SLURM."""
+    if config.nproc_per_node > 1:
+        return config.nproc_per_node
+    if "RANK" in environment:
+        return int(environment.get("WORLD_SIZE", "1"))
+    return int(environment.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in environment else 1
+
+
+def list_data(config: Any, processes: int) -> Listing:
+    """Lists and checks the data as the run would.
+
+    Raises:
+        UserError, MissingFileError: as the run would.
+    """
+    kind = stage_kind(config)
+    if isinstance(config, TrainConfig):
+        config = replace(config, rare_class_sampling=False, class_statistics="")  # a plan counts no classes
+    data = UnlabelledDomains(config) if kind is ContrastiveOptions else Domains(config)
+    source: Any
+    target: Any
+    if isinstance(data, UnlabelledDomains):
+        source, target = data.view_pairs(data.source), data.view_pairs(data.target)
+    else:
+        alone = kind is StudentOptions
+        source = (
+            data.oracle_crops() if alone and getattr(config, "train_on", "source") == "target" else data.source_crops()
+        )
+        target = None if alone else data.target_views(full_image=kind is DenoiseOptions)
+    length = data.training_batches(source, target)
+    if config.batch_size % processes:
+        raise UserError(f"--batch_size={config.batch_size} cannot be split evenly over {processes} processes")
+    images = config.batch_size // processes
+    if images % config.accumulate:
+        raise UserError(f"--accumulate={config.accumulate}: each process has {images} images of a batch")
+    validation: Any = data.validation
+    largest = [max(spot_check(part), key=math.prod) for part in (data.target, validation)]
+    sizes = Sizes(len(data.classes.names), largest[0], largest[1], images, _teachers(config))
+    return Listing(data, length, sizes, len(data.target), len(validation))
+
+
+def _teachers(config: Any) -> dict[str, tuple[str, str]]:
+    """Flag -> backbone and head of each network that only predicts; the student's as long as its file is missing."""
+    files = {flag: getattr(config, flag, "") for flag in ("teacher", "label_with")}
+    return {
+        flag: architecture(read_weights(file, flag=flag).info, config)
+        for flag, file in files.items()
+        if Path(file).is_file()
+    }
+
+
+def measure(config: Any, sizes: Sizes, device: torch.device, memory: Memory) -> Timing | str:
+    """Times an iteration and a validation on ``device``; if that is impossible, says why.
+
+    The first iteration is not counted, unless it is a slow one. On a CPU a large batch is replaced by one image.
+    """
+    if device.type == "cpu" and memory.peaks["training"] > LARGE and sizes.images > 1:
+        config, sizes = replace(config, accumulate=1), sizes._replace(images=1)
+        memory = stage_memory(config, sizes)
+    if device.type == "cpu" and memory.peak > _physical_memory():
+        return f"it takes {_gb(memory.peak)} of memory; this machine has {_gb(_physical_memory())}"
+    manual_seed(config.seed)
+    try:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        work = workload(config, sizes, Precision(device, config.amp, compile=config.compile), *batches(config, sizes))
+        iteration, repeats = _seconds(lambda: work.trainer.run([work.batch]), device)
+        work.trainer.state.output = work.trainer.state.batch = None
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        batch = to_device(work.validation_batch, device)
+        validation, _ = _seconds(lambda: work.evaluator._process_function(work.evaluator, batch), device)
+    except torch.OutOfMemoryError:
+        return f"this GPU is too small, it has {_gb(torch.cuda.mem_get_info(device)[1])}"
+    return Timing(iteration, validation / config.val_batch_size, repeats, sizes.images, peak)
+
+
+def _seconds(run: Callable[[], Any], device: torch.device) -> tuple[float, int]:
+    """Seconds of ``run()``, and the number of repeats that they are the mean of."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    first = once()
+    return (first, 1) if first > SLOW else ((once() + once()) / 2, 2)
+
+
+def _length_lines(config: Any, listing: Listing, processes: int) -> Iterator[tuple[str, str]]:
+    length, images = listing.length, listing.sizes.images
+    batch = f"{config.batch_size} images of each domain"
+    batch = f"{config.batch_size} images" if length.target is None else batch
+    if processes > 1:
+        batch += f", {images} on each of {processes} processes"
+    if config.batch_size != PUBLISHED_BATCH_SIZE and stage_kind(config) is not ContrastiveOptions:
+        batch += f"; the recipe uses {PUBLISHED_BATCH_SIZE}"
+    yield "global batch", batch
+    epochs = length.iterations / length.epoch_length
+    yield "iterations", f"{length.iterations}, {epochs:.4g} epochs of {length.epoch_length}"
+    number = _validations(config, listing)
+    yield "validations", f"{number} of {listing.validation_images} images"
+
+
+def _memory_lines(memory: Memory, processes: int) -> Iterator[tuple[str, str]]:
+    yield "parameters", ", ".join(f"{name} {number / 1e6:.1f} million" for name, number in memory.parameters.items())
+    yield "memory of a process", f"{_gb(memory.peak)} at the peak, in {memory.peak_phase}"
+    rest = memory.peaks["training"] - sum(memory.networks.values()) - memory.optimizers - memory.gradients
+    parts = {
+        "activations": rest,
+        "networks": sum(memory.networks.values()),
+        "gradients twice" if processes > 1 else "gradients": memory.gradients,
+        "optimiser": memory.optimizers,
+    }
+    yield "  training", _gb(memory.peaks["training"])
+    yield "", ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+    for phase, peak in memory.peaks.items():
+        if phase != "training":
+            yield f"  {phase}", _gb(peak)
+
+
+def _disk_lines(config: Any, listing: Listing, memory: Memory) -> Iterator[tuple[str, str]]:
+    labels = label_bytes(config, listing)
+    models = memory.model * (
+        1 if stage_kind(config) is ContrastiveOptions else 3 + getattr(config, "validate_teacher", 0)
+    )
+    total = labels + models + KEPT * memory.checkpoint
+    parts = [f"{KEPT} checkpoints {_disk(KEPT * memory.checkpoint)}", f"models {_disk(models)}"]
+    if labels:
+        parts.insert(0, f"pseudo labels of {listing.target_images} images {_disk(labels)}")
+    yield "disk space", f"{_disk(total)}, and {_disk(memory.checkpoint)} more while a checkpoint is written"
+    yield "", ", ".join(parts)
+
+
+def label_bytes(config: Any, listing: Listing) -> float:
+    """Typical size of the pseudo labels that the run stores."""
+    (height, width), kind = listing.sizes.full_image, stage_kind(config)
+    if kind is DistillOptions:
+        return HARD_BYTES * height * width * listing.target_images
+    if kind is DenoiseOptions and not getattr(config, "online_soft_labels", False):
+        with torch.device("meta"), torch.no_grad():
+            network = build_network(config.backbone, listing.sizes.num_classes, head=config.head)
+            probabilities = network(torch.empty(1, 3, height, width)).logits
+        return SOFT_BYTES * probabilities.numel() * listing.target_images
+    return 0
+
+
+def _fitting_lines(config: Any, found: dict[int, tuple[dict[str, Any], Memory]]) -> Iterator[str]:
+    used: dict[str, None] = {}
+    for size in sorted(GPUS):
+        if size not in found:
+            yield f"{size:>4} GB{'':<17}none: use more GPUs, smaller crops, or another --backbone"
+            continue
+        changes, memory = found[size]
+        used |= dict.fromkeys(changes)
+        flags = " ".join(f"--{name}" if value is True else f"--{name}={value}" for name, value in changes.items())
+        flags = flags or "as it is"
+        yield f"{size:>4} GB{'':<17}{flags}  ({_gb(memory.peak)}, {_gb(memory.with_margin)})"
+    for name in used:
+        first, *rest = textwrap.wrap(CHANGES[name], 72)
+        yield f"{f'  --{name}':<28}{first}"
+        yield from (f"{'':<28}{line}" for line in rest)
+
+
+def _time_lines(config: Any, listing: Listing, processes: int, timing: Timing) -> Iterator[tuple[str, str]]:
+    scale = listing.sizes.images / timing.images
+    iteration = scale * timing.iteration
+    text = f"{iteration:.3g} s"
+    if scale > 1:
+        text += f", measured with one image and multiplied by {scale:g}"
+    elif timing.repeats > 1:
+        text += f", mean of {timing.repeats}"
+    yield "an iteration", text
+    if timing.peak:
+        yield "measured peak", f"{_gb(timing.peak)} of GPU memory allocated in training"
+    training = iteration * listing.length.iterations
+    judged = 1 + getattr(config, "validate_teacher", False)
+    images = judged * listing.validation_images / processes + 100 * getattr(config, "adabn", False)
+    validation = _validations(config, listing) * images * timing.validation
+    preparation = _passes(config) * listing.target_images / processes * timing.validation
+    prototypes = ", with the prototypes" if stage_kind(config) is DenoiseOptions else ""
+    yield "training", _duration(training)
+    yield "validation", f"{_duration(validation)}, {timing.validation:.3g} s an image"
+    if preparation:
+        yield "pseudo labels", f"about {_duration(preparation)}{prototypes}"
+    yield "in all", f"{_duration(training + validation + preparation)} on this device, if loading keeps up"
+    if processes > 1:
+        yield "", "without the exchange of gradients, which a plan does not measure"
+
+
+def _passes(config: Any) -> float:
+    """How often the networks of the previous stages predict each target training image before the training."""
+    kind = stage_kind(config)
+    if kind is DistillOptions:
+        flip, scales = averaged_over(config)
+        return sum(scale**2 for scale in scales) * (1 + flip) * (1 + bool(getattr(config, "label_with", "")))
+    if kind is DenoiseOptions:
+        labels = 0 if getattr(config, "online_soft_labels", False) else 1 + getattr(config, "flip", False)
+        return 1 + labels  # 1 for the prototypes
+    return 0
+
+
+def _validations(config: Any, listing: Listing) -> int:
+    return math.ceil(listing.length.iterations / config.val_every)
+
+
+def _device(config: Any) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device=cuda: this machine has no CUDA device; use --device=cpu")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"the CPU, {counted(threads, 'thread')}"
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _print(lines: Any) -> None:
+    for name, value in lines:
+        print(f"{name:<24}{value}", flush=True)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 2**20:.0f} MB" if size < GB else f"{size / GB:.1f} GB"
+
+
+def _disk(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    """An estimate, in one unit."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"
