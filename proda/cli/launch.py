@@ -14,23 +14,25 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
+import ignite.distributed as idist
+import torch
 from tqdm import tqdm
 
 from proda import __version__
 from proda.cli.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, with_recorded, wrapped
-from proda.cli.settings_only import settings_only
-from proda.settings.config import RunConfig, default_output, make_config, with_present_names
+from proda.cli.processes import run_in_group
+from proda.run.config import RunConfig
+from proda.run.plan import print_plan
+from proda.settings.reading import default_output, make_config, with_present_names
 from proda.utils.errors import MissingFileError, UserError
 
-T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent  # the clone, or the folder of installed packages
 EXPERIMENTS = ROOT / "experiments"
 FOLDER_FLAGS = ("output", "pseudo_labels", "predictions")  # folders that experiments write to
@@ -58,9 +60,9 @@ def main(argv: list[str]) -> int:
         if argv[0] == "copy":
             return _copy(argv[1:])
         if {"-h", "--help"} & set(argv[1:]):
-            print(_with_settings_only(partial(_help, argv[0])))
+            print(_help(argv[0]))
             return 0
-        result = start(argv[0], _with_settings_only(partial(_flags, *argv)))
+        result = start(argv[0], _flags(*argv))
     except KeyboardInterrupt:
         tqdm.write("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -87,23 +89,20 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
     Raises:
         UserError: the experiment cannot use a flag or a file.
     """
-    from proda.cli.processes import run_in_group  # imports torch, which takes seconds
-
     module = load_experiment(experiment)
     config = make_config(module.Config, flags, getattr(module, "PRESETS", None))
     file = str(module.__file__)
     config.output = config.output or default_output(file)
     if getattr(config, "plan", False):
-        from proda.run.plan import print_plan  # imports torch, too
-
-        return print_plan(config, Path(file).stem)
+        if not callable(build := getattr(module, "build", None)):
+            raise UserError(f"--plan: {experiment} has no build(config, data, networks), which a plan needs")
+        return print_plan(config, build, Path(file).stem)
     _check_places(config)
     return run_in_group(partial(_run, file, config), config, explain)
 
 
 def explain(error: BaseException) -> str:
     """One line about an error that is not a bug; empty for a bug. $PRODA_TRACEBACK=1 also prints the traceback."""
-    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())  # avoids importing torch
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     line = ""
@@ -116,7 +115,7 @@ def explain(error: BaseException) -> str:
             f"{first} Memory may have run out: use fewer --num_workers, and continue with --resume, a pipeline by the "
             "same command"
         )
-    elif isinstance(error, out_of_memory):
+    elif isinstance(error, torch.OutOfMemoryError):
         line = f"{first} Try a smaller --batch_size, more processes, or --amp=bf16"
     elif isinstance(error, MemoryError):
         line = f"out of memory: {first}"
@@ -193,24 +192,6 @@ def _flags(experiment: str, *arguments: str) -> dict[str, Any]:
     return flags
 
 
-def _with_settings_only(read: Callable[[], T]) -> T:
-    """``read()``, which loads an experiment, without importing what only ``run`` needs; that would take seconds."""
-    try:
-        with settings_only(_spec_of_experiment):
-            return read()
-    except UserError:
-        raise
-    except Exception:  # a file that cannot be read in parts is imported whole; an error of its own is raised again
-        return read()
-
-
-def _spec_of_experiment(name: str, path: Any) -> ModuleSpec | None:
-    """Where the module of an experiment is; None for other modules."""
-    if name.startswith("experiments."):
-        return PathFinder.find_spec(name, path)
-    return _ByPlace.find_spec(name)
-
-
 def _check_places(config: Any) -> None:
     """Raises UserError if a folder to write to is a file or below one, or if a file is a folder."""
     for name in FOLDER_FLAGS:
@@ -273,8 +254,6 @@ def _resume_after_restart(config: Any) -> None:
     ``--overwrite``, as at the first start. Torchrun counts restarts per machine, so the processes agree by an
     all-reduce.
     """
-    import ignite.distributed as idist
-
     if getattr(config, "resume", True) or not hasattr(config, "overwrite"):
         return
     restarted = any(int(os.environ.get(name) or 0) > 0 for name in RESTARTS) and _began(config)

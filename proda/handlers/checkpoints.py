@@ -129,7 +129,7 @@ class Checkpoints:
         return iteration
 
     def _parts(self, trainer: Engine) -> dict[str, Any]:
-        return {"trainer": trainer, **getattr(trainer.state, "remembered", {})}
+        return {"trainer": trainer, **trainer.state.remembered}
 
     def check(self, trainer: Engine) -> None:
         """Checks before training that every part can be read back and that the folder belongs to this run.

@@ -20,8 +20,9 @@ from proda.method.metrics import scores
 from proda.method.tensors import to_float
 from proda.models.weights import load_network
 from proda.report.runs import Run
+from proda.run.config import DataConfig
 from proda.run.domains import Domains
-from proda.settings.config import DataConfig, make_config
+from proda.settings.reading import make_config
 from proda.utils.errors import UserError
 from proda.utils.words import counted
 from proda.visualization import image_picture

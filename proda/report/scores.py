@@ -20,7 +20,7 @@ from proda.report.texts import (
     spoken,
     upper,
 )
-from proda.run.job import PACKAGES
+from proda.run.record import PACKAGES
 from proda.studies.tables import CONTROL
 from proda.utils.words import duration
 

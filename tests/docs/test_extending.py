@@ -7,24 +7,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from proda.engines.contrastive import contrastive_trainer
+from proda.models.contrastive import ContrastiveNetwork
 
 from proda.cli.launch import main
 from proda.data.own_data import read_description
 from proda.engines.adversarial import adversarial_trainer
-from proda.engines.contrastive import contrastive_trainer
-from proda.engines.denoise import denoise_trainer
-from proda.engines.distill import distill_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
+from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.online import online_trainer
-from proda.engines.options import DenoiseOptions, DistillOptions, OnlineOptions
+from proda.engines.online import OnlineOptions, online_trainer
 from proda.engines.supervised import supervised_trainer
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.models.build import build_network
-from proda.models.contrastive import ContrastiveNetwork
 from proda.models.discriminator import Discriminator
 from proda.models.network import parameter_groups
 from proda.models.weights import save_weights
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
 from proda.trained_model import load_model
 from proda.utils.errors import UserError
 from tests import small_runs, tiny

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from proda.engines.events import proda_engine, remember
+from proda.engines.events import Trainer, remember
 from proda.handlers.progress import TrainingProgress, show_progress
 
 
@@ -25,7 +25,7 @@ class Results:
 
 def trained(*results: dict, start: int = 0) -> TrainingProgress:
     """The progress of a run of 10 iterations in epochs of 4."""
-    trainer, progress = proda_engine(lambda *_: {"loss": torch.tensor(0.4142)}), TrainingProgress()
+    trainer, progress = Trainer(lambda *_: {"loss": torch.tensor(0.4142)}), TrainingProgress()
     progress.attach(trainer)
     if results:
         remember(trainer, validation=Results(*results))
@@ -64,7 +64,7 @@ def test_the_figures_are_the_last_loss_and_the_last_score(results, text):
 
 def test_a_run_that_ends_before_its_first_iteration_has_no_bar(terminal):
     progress = TrainingProgress()
-    progress.attach(proda_engine(lambda *_: {}))
+    progress.attach(Trainer(lambda *_: {}))
     progress.close()
     assert terminal.getvalue() == ""
 
