@@ -122,6 +122,16 @@ def remember(trainer: Engine, **parts: Any) -> None:
             raise ValueError(f"the trainer already remembers another {name!r}")
 
 
+def check_before_validation(trainer: Trainer, handler: object) -> None:
+    """Raises ValueError if ``Validation`` is attached already, which has to come after ``handler``.
+
+    What a handler does in an iteration has to be done before its checkpoint is saved, and validation, which may take
+    long and be interrupted, follows the checkpoint.
+    """
+    if "validation" in trainer.state.remembered:
+        raise ValueError(f"attach {type(handler).__name__} before Validation")
+
+
 def average_losses(output: dict[str, Any] | None) -> None:
     """Replaces each loss in ``output`` by its mean over the processes.
 

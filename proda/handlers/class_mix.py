@@ -21,7 +21,6 @@ class ClassMix:
         self.num_classes = num_classes
 
     def attach(self, trainer: Engine) -> None:
-        """Attach it before the colour augmentation, which changes the mixed image."""
         trainer.add_event_handler(ProdaEvents.TARGET_READY, self)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proda.data.augment import weak_view_of_labels
 from proda.data.loaders import to_device
-from proda.engines.events import ProdaEvents, remember
+from proda.engines.events import ProdaEvents, Trainer, check_before_validation, remember
 from proda.method import IGNORE
 from proda.method.label_quality import (
     agreement,
@@ -85,8 +85,9 @@ class LabelQuality:
         self.history: list[dict[str, Any]] = []  # the figures of every report
         self.classes: dict[str, dict[str, float]] = {}  # class -> its figures in the last report
 
-    def attach(self, trainer: Engine, *, every: int) -> None:
-        """``every``: iterations between those that are looked at; 0 for none. Attach it before ``Checkpoints``."""
+    def attach(self, trainer: Trainer, *, every: int) -> None:
+        """``every``: iterations between those that are looked at; 0 for none."""
+        check_before_validation(trainer, self)
         if every == 0:
             return
         trainer.add_event_handler(Events.STARTED, self.note_prototypes)
