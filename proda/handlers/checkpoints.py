@@ -47,8 +47,9 @@ class Checkpoints:
         """Saves every ``every`` iterations, at the end of training, and when the run is stopped.
 
         An iteration that is both saved and validated is saved before the validation, which may take long, and again
-        after it, so that a resumed run does not repeat the validation. The end of training is saved before and after the last validation, too. New pseudo
-        labels take long as well: the iteration after which they are due is saved before they are written.
+        after it, so that a resumed run does not repeat the validation. The end of training is saved before and after
+        the last validation, too. New pseudo labels take long as well: the iteration after which they are due is saved
+        before they are written.
 
         Raises (at a save):
             UserError: the state of a part cannot be read back.
