@@ -30,6 +30,7 @@ from proda.settings.presets import STREETS_DATA, scaled
 from proda.settings.reading import make_config
 from proda.studies.results import Results
 from proda.studies.rows import FILES, ROWS, TABLES
+from proda.studies.statistics import students_t
 from proda.studies.tables import caption, findings_table, rows_table
 from proda.studies.up_to_date import finished_summary, run_if_outdated
 from proda.utils.errors import UserError
@@ -64,6 +65,7 @@ def run(local_rank: int, config: Config) -> dict:
     runs = [(seed, row) for seed in range(config.seed, config.seed + config.seeds) for row in needed_rows(config.table)]
     if config.dry:
         return dry_run(config, runs)
+    students_t()  # says now, and not after the first runs, that scipy is missing
     for number, (seed, row) in enumerate(runs, 1):
         print(f"\n[{number}/{len(runs)}] seed {seed}, {row}", flush=True)
         run_if_outdated(experiment_file(row), flags(config, row, seed), overwrite=config.overwrite)
