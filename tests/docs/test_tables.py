@@ -48,7 +48,7 @@ def test_readme_and_results_page_have_places_for_every_table_and_quote_the_same_
     for table in TABLES:
         save(tmp_path, table)
     readme, page = (tables.rewritten(ROOT / name, tmp_path) for name in ("README.md", "docs/results.md"))
-    pages = page + tables.rewritten(ROOT / "docs/parts.md", tmp_path)
+    pages = page + tables.rewritten(ROOT / "docs/successors.md", tmp_path)
     assert "Not measured yet" not in pages
     for name, table in TABLES.items():
         assert f"<!-- results: {FILES.get(name, name)} caption -->\nMeasured on 2026-12-01 at commit ccccccc" in pages
