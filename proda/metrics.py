@@ -61,9 +61,7 @@ class LabelFreeScore(Metric):
     """
 
     def reset(self) -> None:
-        self._mean = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._entropy = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._images = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._mean = self._entropy = self._images = torch.zeros((), dtype=torch.float64, device=self._device)
 
     def update(self, output: Sequence[Tensor]) -> None:
         mean, entropy = mutual_information(output[0])
