@@ -89,15 +89,14 @@ class DatasetReport:
 
     @property
     def ignored(self) -> float:
-        """Share of pixels without a class."""
-        return 1 - self.pixels[: self.num_classes].sum() / self.pixels.sum() if self.labelled else 0.0
+        """Share of pixels without a class; 0 without labels."""
+        return self.pixels[self.num_classes :].sum() / max(self.pixels.sum(), 1)
 
     @property
     def headline(self) -> str:
         """Number of images and labels."""
-        labels = f"{self.labelled} with labels, {100 * self.ignored:.1f}% of their pixels ignored"
-        labels = labels if self.labelled else "none with labels"
-        return f"{counted(self.images, 'image')}; {labels}"
+        ignored = f"{self.labelled} with labels, {100 * self.ignored:.1f}% of their pixels ignored"
+        return f"{counted(self.images, 'image')}; {ignored if self.labelled else 'none with labels'}"
 
     def lines(self, class_names: list[str], *, details: Path) -> Iterator[str]:
         """Sizes, classes that are in no image, and the first problems; ``details`` is the file that has them all."""
