@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from proda.data.labelled_files import Example
-from proda.data.loaders import GlobalBatches, collate, evaluation_loader, to_device, training_batches
+from proda.data.loaders import GlobalBatches, TrainingBatches, collate, evaluation_loader, to_device, training_batches
 from proda.data.samples import EvaluationSamples, SampleIndex, SourceTraining, TargetTraining
 from proda.method import IGNORE
 from proda.method.views import StrongView, WeakView
@@ -85,16 +85,11 @@ def same(one, two) -> bool:
     )
 
 
-def test_a_source_sample_is_a_crop_with_its_labels():
-    sample = SourceTraining(Scenes(), **CROP)[SampleIndex(2, (1, 2))]
-    assert set(sample) == {"image", "labels", "name"} and sample["name"] == "scene_2"
-    assert sample["image"].shape == (3, 16, 32) and sample["image"].dtype == torch.uint8
-    assert sample["labels"].shape == (16, 32) and sample["labels"].dtype == torch.uint8
-
-
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_labels_of_a_crop_lie_where_its_image_says(seed):
     sample = SourceTraining(Scenes(), **CROP)[SampleIndex(0, (seed,))]
+    assert set(sample) == {"image", "labels", "name"} and sample["name"] == "scene_0"
+    assert sample["image"].shape == (3, 16, 32) and sample["image"].dtype == sample["labels"].dtype == torch.uint8
     column, row = sample["image"][0].int(), sample["image"][1].int()
     clear = ((column - 127).abs() > 9) & ((row - 127).abs() > 9)  # away from the border of quadrants
     expected = 2 * (row > 127) + (column > 127)
@@ -120,7 +115,7 @@ def test_a_target_sample_has_what_was_asked_for_and_never_the_labels_of_its_data
     assert isinstance(full["weak_view"], WeakView) and isinstance(full["strong_view"], StrongView)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_soft_labels_of_a_weak_view_lie_where_its_image_says(seed):
     sample = TargetTraining(Scenes(), **CROP, soft_labels=SoftStore())[SampleIndex(0, (seed,))]
     rows, columns = torch.linspace(0, 15, 4).round().long(), torch.linspace(0, 31, 8).round().long()
@@ -169,10 +164,9 @@ def test_an_epoch_shows_each_image_once_and_epochs_differ_in_order():
     assert set().union(*epochs) == set(range(9))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_share_the_global_batches_of_one(world_size):
+def test_processes_share_the_global_batches_of_one():
     whole = list(GlobalBatches(10, 4, seed=5, iterations=7))
-    parts = [list(GlobalBatches(10, 4, seed=5, iterations=7, rank=r, world_size=world_size)) for r in range(world_size)]
+    parts = [list(GlobalBatches(10, 4, seed=5, iterations=7, rank=r, world_size=4)) for r in range(4)]
     assert [[sample for part in parts for sample in part[i]] for i in range(7)] == whole
 
 
@@ -187,13 +181,8 @@ def test_another_seed_gives_another_order_and_other_views():
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():
-    with pytest.raises(ValueError, match=r"^--batch_size=6 must be a positive multiple of 4 processes$"):
-        GlobalBatches(10, 6, seed=0, iterations=1, world_size=4)
-
-
-def test_a_batch_larger_than_the_data_set_is_refused():
-    with pytest.raises(ValueError, match=r"^--batch_size=4 exceeds the 3 images of the data set$"):
-        GlobalBatches(3, 4, seed=0, iterations=1)
+    with pytest.raises(UserError, match=r"^--batch_size=6 cannot be split evenly over 4 processes$"):
+        TrainingBatches(range(10), range(10), batch_size=6, world_size=4)
 
 
 def test_training_batches_hold_both_domains_with_views_stacked():
@@ -209,15 +198,12 @@ def test_training_batches_hold_both_domains_with_views_stacked():
     assert len(target["name"]) == 4
 
 
-def test_one_domain_alone_has_no_key_for_the_other():
-    loader = training_batches(SourceTraining(Scenes(), **CROP), None, batch_size=2, iterations=1)
-    assert [set(batch) for batch in loader] == [{"source"}]
-
-
-def test_source_and_target_draw_apart():
+def test_source_and_target_draw_apart_and_either_may_be_missing():
     for batch in batches():
         assert batch["source"]["name"] != batch["target"]["name"]
         assert not torch.equal(batch["source"]["image"], batch["target"]["image"])
+    loader = training_batches(SourceTraining(Scenes(), **CROP), None, batch_size=2, iterations=1)
+    assert [set(batch) for batch in loader] == [{"source"}]
 
 
 def test_a_resumed_run_sees_the_batches_that_were_to_come():
@@ -236,7 +222,7 @@ def test_batches_of_two_processes_together_are_those_of_one():
             assert torch.equal(torch.cat([one, two]), value) if torch.is_tensor(value) else one + two == value
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("world_size", [1, 3, 7])
 def test_evaluation_shows_each_image_once_over_all_processes(world_size):
     names = [
         name
@@ -252,10 +238,7 @@ def test_images_of_two_sizes_in_one_batch_are_refused_by_name():
     samples = [{"target": data[SampleIndex(i, (0,))]} for i in range(2)]
     with pytest.raises(ValueError) as caught:
         collate(samples)
-    assert str(caught.value) == (
-        "found images of 64x32 (scene_0) and 72x36 (scene_1); whole images of one batch must have one size (own data: "
-        "size = [width, height] in the description)"
-    )
+    assert str(caught.value).startswith("found images of 64x32 (scene_0) and 72x36 (scene_1); ")
 
 
 class Broken(Scenes):
