@@ -72,6 +72,7 @@ def test_ids_become_class_numbers_and_ignored_ones_no_class(tmp_path):
         ("rgb", "ids"),
         ("rgb/**/*.jpg", "ids/**/*.png"),
         ("rgb/*/*.jpg", "ids"),
+        ("rgb/*/a_*.jpg", "ids/*/a_*.png"),
         ("rgb/**/*", "ids/**/*"),
         (["rgb/night", "rgb/day"], ["ids"]),
     ],
@@ -86,26 +87,13 @@ def test_an_image_and_its_label_map_find_each_other_by_what_the_pattern_stands_f
         )
     )
     data = own.open("train", own.space, with_labels=True)
-    assert {name[-5:]: labels[0, 0] for _, labels, name, _ in data} == {"night": 0, "a_day": 1}
-
-
-def test_the_parts_of_a_name_around_the_star_may_differ(tmp_path):
-    photo(tmp_path / "left/ulm/3_left.png", (1, 1))
-    save(tmp_path / "fine/ulm/3_fine_ids.png", [[1]])
-    own = read_description(
-        describe(
-            tmp_path,
-            f'classes = {CLASSES}\n[train]\nimages = "left/*/*_left.png"\nlabels = "fine/*/*_fine_ids.png"\n',
-        )
-    )
-    assert own.open("train", own.space, with_labels=True)[0].name == "ulm-3"
+    assert {name[-3:]: labels[0, 0] for _, labels, name, _ in data} == {"ght": 0, "day": 1}
 
 
 @pytest.mark.parametrize(
     ("place", "keys"),
     [
         ("../shots/*.jpg", ["a b", "ü"]),
-        ("./../shots//*.jpg", ["a b", "ü"]),
         ("{absolute}/*", ["a b", "ü"]),  # a last star leaves out the suffix
         ("../shots/**", ["a b", "run[1]/c?d", "ü"]),
         ("../shots/run[1]/*.jpg", ["c?d"]),  # brackets and question marks are part of a name
@@ -192,21 +180,15 @@ def test_images_without_label_maps_are_counted_and_one_is_named(tmp_path):
     assert "no label map 'b' in ids for the image" in found and found.endswith("2 of 3 images are without")
 
 
-@pytest.mark.parametrize(("batch_size", "refused"), [(2, True), (1, False)])
-def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold_whole_ones(
-    tmp_path, batch_size, refused
-):
+def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold_whole_ones(tmp_path):
     photo(tmp_path / "rgb/a.jpg", (80, 40)), photo(tmp_path / "rgb/b.jpg", (90, 40))
     target = str(describe(tmp_path, '[train]\nimages = "rgb"\n'))
-    flags = {"target": target, "batch_size": batch_size, "mean_width": 80, "crop_width": 16, "crop_height": 8}
-    settings = make_config(TrainConfig, flags)
-    assert len(Domains(settings).target_views()) == 2  # crops have one size
-    if refused:
-        message = error_of(lambda: Domains(settings).target_views(full_image=True))
-        assert message.startswith(f"{target}: found training images of 80x40 (a.jpg) and 90x40 (b.jpg)")
-    else:
-        assert len(Domains(settings).target_views(full_image=True)) == 2
-    assert "80x40 (a.jpg) and 90x40 (b.jpg)" in error_of(lambda: Domains(settings).statistics_batches())  # for AdaBN
+    flags = {"target": target, "mean_width": 80, "crop_width": 16, "crop_height": 8}
+    one, two = (Domains(make_config(TrainConfig, {**flags, "batch_size": size})) for size in (1, 2))
+    assert len(two.target_views()) == len(one.target_views(full_image=True)) == 2  # crops have one size
+    message = error_of(lambda: two.target_views(full_image=True))
+    assert message.startswith(f"{target}: found training images of 80x40 (a.jpg) and 90x40 (b.jpg)")
+    assert "80x40 (a.jpg) and 90x40 (b.jpg)" in error_of(lambda: one.statistics_batches())  # for AdaBN
 
 
 def test_a_file_name_that_no_prediction_could_have_is_told_before_work(tmp_path, capsys):
@@ -231,7 +213,7 @@ classes = [
   { name = "road", color = [[128, 64, 128], [1, 2, 3]] },
   { name = "car", color = [0, 0, 142] },
 ]
-ignore = [[0, 0, 0], [255, 255, 255]]
+ignore = [0, 0, 0]
 [train]
 images = "rgb"
 labels = "colors"
@@ -245,17 +227,11 @@ def colored(folder: Path, *colors, text: str = COLORED) -> Path:
 
 
 def test_colors_become_class_numbers_and_ignored_ones_no_class(tmp_path):
-    path = colored(tmp_path, (1, 2, 3), (0, 0, 142), (0, 0, 0), (128, 64, 128), (255, 255, 255))
-    own = read_description(path)
+    opaque = [(*color, 255) for color in ((1, 2, 3), (0, 0, 142), (0, 0, 0), (128, 64, 128))]
+    own = read_description(colored(tmp_path, *opaque, (1, 2, 3, 0)))  # a transparent pixel has no label
     labels = own.open("train", own.space, with_labels=True)[0].labels
     assert labels.tolist() == [[0, 1, IGNORE, 0, IGNORE]] and labels.dtype == np.uint8
     assert own.space.colors.tolist() == [[128, 64, 128], [0, 0, 142]] and own.space.ids.tolist() == [0, 1]
-
-
-def test_a_single_color_may_be_ignored_and_transparent_pixels_have_no_label(tmp_path):
-    text = COLORED.replace("[[0, 0, 0], [255, 255, 255]]", "[0, 0, 0]")
-    own = read_description(colored(tmp_path, (1, 2, 3, 255), (1, 2, 3, 0), (0, 0, 0, 255), text=text))
-    assert own.open("train", own.space, with_labels=True)[0].labels.tolist() == [[0, IGNORE, IGNORE]]
 
 
 def test_colors_in_no_class_are_named_with_their_pixels_and_their_file(tmp_path):
@@ -276,7 +252,7 @@ def test_colors_in_no_class_are_named_with_their_pixels_and_their_file(tmp_path)
         (", color = [0, 0, 142]", "", "class car: color = None: expected [red, green, blue] in 0..255, or a list"),
         ("[0, 0, 142]", "[1, 2, 3]", "color [1, 2, 3] of class car belongs to road already"),
         ("[0, 0, 142]", "[0, 0, 0]", "color [0, 0, 0] of class car belongs to ignore already"),
-        ("[[0, 0, 0], [255, 255, 255]]", "[0, 4]", "ignore = [0, 4]: expected colors [[red, green, blue], ...]"),
+        ("ignore = [0, 0, 0]", "ignore = [0, 4]", "ignore = [0, 4]: expected colors [[red, green, blue], ...]"),
     ],
 )
 def test_a_mistake_in_a_table_of_colors_is_one_line(tmp_path, old, new, message):
@@ -290,7 +266,7 @@ def test_the_fingerprint_of_a_table_of_colors_is_of_its_colors(tmp_path):
         return read_description(describe(tmp_path, text)).fingerprint()
 
     first = fingerprint(COLORED)
-    assert fingerprint(COLORED.replace("[[0, 0, 0], [255, 255, 255]]", "[[255, 255, 255], [0, 0, 0]]")) == first
+    assert fingerprint(COLORED.replace("[0, 0, 0]", "[[0, 0, 0]]")) == first
     assert fingerprint(COLORED.replace("142", "143")) != first
 
 
@@ -376,10 +352,6 @@ def test_pseudo_labels_are_stale_when_the_description_or_the_precision_has_chang
     elsewhere = tmp_path / "moved.toml"  # only its content counts
     elsewhere.write_text("# a comment\n" + text)
     assert labels(target=str(elsewhere)).missing(["a"]) == []
-
-
-def test_pseudo_labels_of_a_benchmark_need_no_description():
-    assert Domains(config(amp="bf16")).prediction_settings() == {"amp": "bf16", "size": None}
 
 
 def blocks(language: str) -> list[str]:
