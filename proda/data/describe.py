@@ -1,6 +1,7 @@
 """Looks at images and label maps and writes a first description of them, for a person to edit."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
+from proda.data.check import sizes_in_words
 from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_size, label_palette, read_colors, read_ids
 from proda.data.labels import CLASSES, TRANSPARENT, color_code, generated_colors
 from proda.data.listing import FoundFiles, list_files
@@ -203,9 +205,7 @@ def _class_values(findings: Findings) -> list[int]:
 def _head(places: Places, findings: Findings) -> str:
     if places.are_videos:
         return f"{counted(len(places.image_files), 'video')}."
-    sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in findings.sizes.most_common(5))
-    more = f", and {len(findings.sizes) - 5} other sizes" if len(findings.sizes) > 5 else ""
-    head = f"{counted(len(places.image_files), 'image')} ({sizes or 'none can be read'}{more})."
+    head = f"{counted(len(places.image_files), 'image')} ({sizes_in_words(findings.sizes)})."
     if not places.labels:
         return head
     kind = "ids, one channel" if findings.labels_are == "ids" else "colors"
@@ -311,14 +311,10 @@ def _color(code: int) -> list[int]:
 def _own_part(files: Iterable[str]) -> str:
     """A pattern of the prefix and suffix that all names share, without the digits next to what differs."""
     names = [key.rpartition("/")[2] for key in files]
-    prefix = _common_start(names).rstrip("0123456789")
-    suffix = _common_start([name[len(prefix) :][::-1] for name in names])[::-1].lstrip("0123456789")
+    common_start = os.path.commonprefix  # of characters, as is meant here
+    prefix = common_start(names).rstrip("0123456789")
+    suffix = common_start([name[len(prefix) :][::-1] for name in names])[::-1].lstrip("0123456789")
     return f"{prefix}*{suffix}.*"
-
-
-def _common_start(texts: Sequence[str]) -> str:
-    first, last = min(texts), max(texts)  # what these share, all share
-    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _some(files: FoundFiles) -> str:
