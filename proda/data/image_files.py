@@ -142,7 +142,7 @@ def read_colors(path: Path) -> np.ndarray:
         data = _content(path)
         if _png_format(data)[:1] == _16_BIT:
             raise UserError(f"{path}: 16 bits a channel, expected a label map of colors of 8 bits a channel")
-        if _png_format(data) in (_RGB_8_BIT, _RGBA_8_BIT) and not _png_chunk(data, b"tRNS"):
+        if _png_format(data) in (_RGB_8_BIT, _RGBA_8_BIT):  # tRNS becomes alpha
             pixels = png_decode(data)
         else:
             picture = _label_picture(path, data, "colors")

@@ -143,6 +143,8 @@ def test_transparent_pixels_are_marked_and_partly_transparent_ones_refused(tmp_p
     palette = Image.fromarray(COLORS).convert("P", palette=Image.Palette.ADAPTIVE)
     palette.save(tmp_path / "p.png", transparency=palette.getpixel((1, 0)))
     assert read_colors(tmp_path / "p.png").tolist() == [[0x804080, TRANSPARENT, 0x070707]] * 2
+    Image.fromarray(COLORS).save(tmp_path / "rgb.png", transparency=(0, 0, 142))
+    assert read_colors(tmp_path / "rgb.png").tolist() == [[0x804080, TRANSPARENT, 0x070707]] * 2
     save(path, np.dstack([COLORS, [[255, 0, 99]] * 2]))
     assert error_of(ValueError, lambda: read_colors(path)) == (
         f"{path}: 2 pixels are partly transparent; expected a label map whose pixels are opaque or, where there is no "
