@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from proda.data.image_files import image_size
 from proda.data.media import ReadableBatches, ReadableImages, find_media, photos
 from proda.utils.errors import MissingFileError
 
@@ -88,6 +89,7 @@ def test_images_are_upright_and_resized_for_the_network_alone(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     picture(tmp_path / "turned.jpg", (8, 4), exif=exif)
+    assert image_size(tmp_path / "turned.jpg") == (4, 8)
     item = ReadableImages({"turned": tmp_path / "turned.jpg"}, (16, 2))[0]
     assert item["file_size"].tolist() == [8, 4] and item["image"].shape == (3, 2, 16)
     assert item["photo"].shape == (3, 8, 4)
