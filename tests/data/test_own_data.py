@@ -169,6 +169,10 @@ def test_a_description_or_a_folder_that_is_not_there_is_named(tmp_path):
         lambda: own.open("train", space, with_labels=False), FileNotFoundError
     )
     assert "no [val]" in error_of(lambda: own.open("val", space, with_labels=False), FileNotFoundError)
+    photo(tmp_path / "one/a.jpg"), photo(tmp_path / "two/a.jpg")
+    both = read_description(describe(tmp_path, '[train]\nimages = ["one", "two"]\n', "both.toml"))
+    message = error_of(lambda: both.open("train", space, with_labels=False))
+    assert message.startswith(f"{tmp_path}/both.toml: ") and message.endswith("a.jpg have the same name 'a'")
     assert "has [train] and [val], no [test]" in error_of(lambda: own.open("test", space, with_labels=False), UserError)
 
 
