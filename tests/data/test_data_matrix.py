@@ -28,7 +28,7 @@ from proda.data.samples import image_tensor
 from proda.models.build import build_network
 from proda.models.weights import weights_content
 from proda.run.config import TrainConfig
-from proda.run.domains import Domains
+from proda.run.data import Data
 from proda.run.job import read_summary
 from proda.settings.reading import make_config
 from proda.utils.errors import UserError
@@ -429,8 +429,8 @@ def test_check_data(row, data, tmp_path, capsys):
 def test_training_opens_it_or_says_why_not(row, data):
     def opening():
         flags = {"source": f"{data}/sim.toml", "target": f"{data}/photos.toml", **VIEWS}
-        domains = Domains(make_config(TrainConfig, flags))
-        return domains.source_crops() if row.source else domains.target_views()
+        samples = Data(make_config(TrainConfig, flags))
+        return samples.source_crops() if row.source else samples.target_views()
 
     if row.refused:
         with pytest.raises(UserError) as caught:

@@ -18,6 +18,7 @@ from proda.data.own_data import read_description
 from proda.method import IGNORE
 from proda.models.build import build_network
 from proda.run.config import DataConfig, TrainConfig
+from proda.run.data import Data, label_store
 from proda.run.domains import Domains
 from proda.run.job import read_summary
 from proda.settings.reading import make_config
@@ -189,7 +190,7 @@ def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold
     photo(tmp_path / "rgb/a.jpg", (80, 40)), photo(tmp_path / "rgb/b.jpg", (90, 40))
     target = str(describe(tmp_path, '[train]\nimages = "rgb"\n'))
     flags = {"target": target, "mean_width": 80, "crop_width": 16, "crop_height": 8}
-    one, two = (Domains(make_config(TrainConfig, {**flags, "batch_size": size})) for size in (1, 2))
+    one, two = (Data(make_config(TrainConfig, {**flags, "batch_size": size})) for size in (1, 2))
     assert len(two.target_views()) == len(one.target_views(full_image=True)) == 2  # crops have one size
     message = error_of(lambda: two.target_views(full_image=True))
     assert message.startswith(f"{target}: found training images of 80x40 (a.jpg) and 90x40 (b.jpg)")
@@ -347,7 +348,9 @@ def test_pseudo_labels_are_stale_when_the_description_or_the_precision_has_chang
         flags = {"pseudo_labels": str(tmp_path / "labels")} | flags
         settings = make_config(pseudo_labels.Config, {"target": str(target), **flags})
         network = SimpleNamespace(origin="0" * 64)
-        return Domains(settings).label_store("hard", tmp_path / "unused", network, flip=True)
+        store = label_store(settings, Domains(settings), "hard", network, flip=True)
+        store.open()
+        return store
 
     labels().write("a", torch.zeros(4, 8).long(), torch.ones(4, 8))
     assert labels().missing(["a"]) == []

@@ -16,7 +16,7 @@ from proda.data.labels import benchmark_labels
 from proda.data.own_data import read_description
 from proda.data.video_frames import video_frames
 from proda.run.config import TrainConfig
-from proda.run.domains import Domains
+from proda.run.data import Data
 from proda.run.job import read_summary
 from proda.settings.reading import make_config
 from proda.utils.errors import MissingFileError, UserError
@@ -164,7 +164,7 @@ def test_training_and_check_data_take_videos_as_their_target(tmp_path):
     film(tmp_path / "v.mp4")
     target = described(tmp_path, '[train]\nimages = "v.mp4"\nevery = 5\n')
     views = {"mean_width": 64, "crop_width": 16, "crop_height": 8}
-    assert len(Domains(make_config(TrainConfig, {"target": str(target), **views})).target_views()) == 5
+    assert len(Data(make_config(TrainConfig, {"target": str(target), **views})).target_views()) == 5
     flags = [f"--target={target}", "--parts=train", "--num_workers=0", f"--output={tmp_path}/check"]
     flags += [f"--{name}={value}" for name, value in views.items()]
     assert main([f"{ROOT}/experiments/check_data.py", *flags]) == 0
