@@ -3,9 +3,10 @@
     python run.py experiments/warmup.py                       # GTA5; the released code reports 43.3 mIoU
     python run.py experiments/warmup.py --source=synthia      # 41.4 over 16 classes
 
-Loss: CE(source) + 0.01 LS-GAN (on the target's softmax output), in proda/method/losses.py. Stage 1 takes this model as
+Loss: CE(source) + 0.01 LS-GAN (on the target's softmax output); the discriminator has the LS-GAN loss of both domains.
+The terms are in proda/method/losses.py. Stage 1 takes this model as
 its initial student and teacher, and for its soft labels and prototypes. One iteration is in
-proda/engines/adversarial.py, and this file attaches its handlers.
+proda/engines/adversarial.py, and this file attaches the handlers of the stage.
 """
 
 from dataclasses import dataclass

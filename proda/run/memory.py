@@ -155,7 +155,7 @@ def fitting(
 ) -> dict[int, tuple[dict[str, Any], Memory]]:
     """GB of a GPU -> the first changes of flags with which a process fits it, and its memory then.
 
-    A GPU that none is enough for is missing. ``memory``: that of ``config`` itself.
+    GPUs that no change suffices for are left out. ``memory``: that of ``config`` itself.
     """
     found: dict[int, tuple[dict[str, Any], Memory]] = {}
     for changes in ladder(config, sizes, memory):

@@ -19,7 +19,9 @@ from proda.run.networks import Networks
 
 @dataclass
 class Stage:
-    """A trainer with the handlers of its method, and what surrounds it. Nothing has been written or trained yet.
+    """A trainer with the handlers of its method, and the networks, batches and optimizers that ``fit`` needs.
+
+    Nothing has been written or trained yet.
 
     ``fit`` attaches what every training run has: the seed of each iteration, the schedule of the student's learning
     rate, clipping, the stop on NaN, checkpoints, validation, models to keep, TensorBoard, and the successors' parts.
