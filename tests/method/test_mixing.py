@@ -18,9 +18,6 @@ def test_half_of_the_classes_rounded_up_in_the_drawn_order():
     order = torch.tensor([[0.9, 0.0, 0.1, 0.5], [0.9, 0.8, 0.1, 0.2], [0.3, 0.1, 0.2, 0.4]])
     chosen = choose_classes(present, order)
     assert chosen.tolist() == [[False, False, True, True], [False, True, False, False], [False, True, True, False]]
-
-
-def test_nothing_is_chosen_where_nothing_is_present():
     assert not choose_classes(torch.zeros(2, 3, dtype=torch.bool), torch.rand(2, 3)).any()
 
 
