@@ -23,7 +23,7 @@ from proda.handlers.nan import StopOnNan
 from proda.models.network import SegmentationNetwork
 from proda.run.networks import compile_network
 from proda.run.workloads import Sizes, Workload, batches, workload
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("source_only", "warmup", "stage1_denoise", "stage2_distill")  # stage 3 is computed as stage 2

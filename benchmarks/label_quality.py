@@ -21,7 +21,7 @@ from proda.data.labelled_files import LabelledFiles
 from proda.data.loaders import collate
 from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
-from proda.engines.events import proda_engine
+from proda.engines.events import Trainer
 from proda.engines.optimization import Precision
 from proda.handlers.label_quality import LabelQuality
 from proda.models.build import build_network
@@ -119,7 +119,7 @@ def main() -> None:
             reading = cpu_seconds(lambda read=read, files=files: [read(name) for name in files.names])
             for stage, output in outputs(whole, crop, classes).items():
                 watch = LabelQuality([str(k) for k in range(classes)], prototypes=torch.randn(classes, 256), truth=read)
-                engine = proda_engine(lambda engine, batch: {})
+                engine = Trainer(lambda engine, batch: {})
                 watch.attach(engine, every=1)
                 engine.state.batch, engine.state.output = data, output
                 cost = cpu_seconds(lambda watch=watch, engine=engine: watch(engine))

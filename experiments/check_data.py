@@ -22,10 +22,11 @@ from proda.data.class_statistics import problem_of_stored
 from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
 from proda.data.labels import LabelSpace
 from proda.data.loaders import SAME_SIZE_NEEDED
+from proda.run.config import DataConfig
+from proda.run.data import check_views
 from proda.run.domains import Domains
 from proda.run.job import Job
-from proda.settings.config import DataConfig
-from proda.settings.options import PathText, Pixels
+from proda.settings.options import FractionBelowOne, NonNegativeInt, Pixels
 from proda.settings.presets import EVALUATION_PRESETS, STREETS
 from proda.studies.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
@@ -39,9 +40,10 @@ PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("t
 @dataclass
 class Config(DataConfig):
     # -- Data
-    class_statistics: PathText = ""  # file of the pixels of each class to compare; if empty, beside the data
     parts: str = "source,train,val"  # parts to check: source, target training images, target validation images
     mean_width: Pixels = 2200  # mean width of views in training in pixels; images must be large enough for them
+    source_width: NonNegativeInt = 0  # mean width of the source's images in pixels; 0: --mean_width
+    width_jitter: FractionBelowOne = 0.5  # relative range of the random resize in training
     crop_width: Pixels = 896  # width of the crops in pixels
     crop_height: Pixels = 512  # height of the crops in pixels
 
@@ -110,7 +112,7 @@ def check(data: Domains, part: str, folder: Path) -> DatasetReport:
     sizes = [dataset.size] if dataset.size else list(report.sizes)
     try:
         if part != "val":
-            data.check_views([(height, width) for width, height in sizes], domain)
+            check_views(config, [(height, width) for width, height in sizes], domain)
     except UserError as error:
         report.problems.append(str(error))
     if part == "train" and len(sizes) > 1:

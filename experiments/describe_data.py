@@ -16,8 +16,8 @@ import ignite.distributed as idist
 
 from proda.data.describe import find_places, look, write_description
 from proda.data.own_data import read_description
+from proda.run.config import RunConfig
 from proda.run.job import Job
-from proda.settings.config import RunConfig
 from proda.settings.options import PathText
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write

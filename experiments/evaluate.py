@@ -23,10 +23,11 @@ from proda.handlers.predictions import SavePredictions
 from proda.handlers.progress import show_progress
 from proda.metrics import named_scores
 from proda.models.weights import read_weights
+from proda.run.config import UseConfig, parse_scales
+from proda.run.data import whole_images
 from proda.run.domains import Domains
 from proda.run.job import Job
-from proda.run.networks import load_network
-from proda.settings.config import UseConfig, parse_scales
+from proda.run.networks import Networks
 from proda.settings.options import PathText
 from proda.settings.presets import EVALUATION_PRESETS, STREETS_DATA
 from proda.utils.errors import UserError
@@ -51,11 +52,11 @@ def run(local_rank: int, config: Config) -> dict:
     job, trained = Job(config), read_weights(config.weights)
     data = Domains(config, trained)
     names, scales = data.classes.names, parse_scales(config.scales, "scales")
-    labelled = data.own_target.has_labels(config.split) if data.own_target else config.split != "test"
+    labelled = data.has_labels(config.split)
     images = data.images(config.split, with_labels=labelled)
     if len(images) < idist.get_world_size():
         raise UserError(f"fewer images than processes ({idist.get_world_size()}): start fewer processes")
-    network = load_network(config, data.classes, job.device, file=trained)
+    network = Networks(config, data.classes, job.precision).load("weights", file=trained)
     job.open(
         {
             "weights": config.weights,
@@ -69,7 +70,7 @@ def run(local_rank: int, config: Config) -> dict:
         folder = Path(config.predictions)
         SavePredictions(folder, suffix="_pred_labelIds.png", ids=data.classes.ids).attach(evaluator)
     show_progress(evaluator, "evaluation, batch")
-    evaluator.run(data.whole_images(images))
+    evaluator.run(whole_images(config, images))
 
     metrics = evaluator.state.metrics
     result = named_scores(metrics["confusion"], names) | {"label_free": metrics["label_free"]}

@@ -25,8 +25,9 @@ from proda.export.program import ImageProgram, metadata
 from proda.export.verification import BOUNDS, street_scenes, verify
 from proda.models.model_info import ModelInfo
 from proda.models.weights import load_network, read_weights
-from proda.run.job import Job, git_commit
-from proda.settings.config import RunConfig
+from proda.run.config import RunConfig
+from proda.run.job import Job
+from proda.run.record import git_commit
 from proda.settings.options import NonNegativeInt, PathText
 from proda.studies.tables import markdown_table
 from proda.utils.errors import UserError

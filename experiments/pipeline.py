@@ -4,7 +4,7 @@
     python run.py experiments/pipeline.py --preset=synthia_released --simclr=r101_1x_sk0.pth --nproc_per_node=4
     python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_photos.toml --stage2_init=imagenet
 
-Each stage writes to OUTPUT/STAGE and records its inputs there in inputs.json. If you run the same command again, stages
+Each stage writes to OUTPUT/STAGE and records its inputs there in config.json. If you run the same command again, stages
 that are up to date are skipped, and an interrupted stage is resumed. At the end OUTPUT/report.html shows the results
 (experiments/report.py).
 """
@@ -12,17 +12,19 @@ that are up to date are skipped, and an interrupted stage is resumed. At the end
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ignite.distributed as idist
 
 from proda.cli.launch import load_experiment
-from proda.run.domains import Domains
+from proda.models.build import build_network
+from proda.run.config import DataConfig
+from proda.run.data import Data
 from proda.run.job import device_of, read_summary
-from proda.run.networks import network_to_pretrain
-from proda.settings.config import DataConfig, make_config
+from proda.run.networks import fill_backbone
 from proda.settings.options import LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt
 from proda.settings.presets import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
+from proda.settings.reading import make_config
 from proda.studies.tables import CONTROL, control_sentence, stage_table
 from proda.studies.up_to_date import print_once, run_if_outdated
 from proda.utils.errors import MissingFileError, UserError
@@ -35,7 +37,7 @@ STREETS_STAGES = ("source_only", "warmup", CONTROL, *STAGES[1:], "oracle")
 PASSED_ON = (
     *("preset", "source", "target", "num_classes", "backbone", "head", "val_batch_size", "seed"),
     *("device", "num_workers"),
-    *("skip_bad", "labelled_only", "gta5_size_as_released"),
+    *("skip_bad", "labelled_only", "as_released"),
     *("amp", "compile", "deterministic", "data_root", "batch_size", "epochs", "checkpoint_every"),
     *("mean_width", "crop_width", "crop_height"),
 )
@@ -138,8 +140,9 @@ def chosen(config: Config) -> list[str]:
 
 def check_data(config: Config, stages: list[str]) -> None:
     """Raises UserError now if a later stage could not train on the data; that stage may start only days later."""
-    data = Domains(config)
-    data.check_training(full_image=True)
+    stage1 = stage_config(config, "stage1_denoise")  # whose demands on the images are the highest
+    data = Data(stage1)
+    data.training_batches(data.source_crops(), data.target_views(full_image=True))
     data.validation_batches()
     if "oracle" in stages:
         try:
@@ -162,10 +165,15 @@ def check_initial_weights(config: Config, stages: list[str]) -> None:
     if config.preset == "streets":
         return  # each stage starts from the one before
     for stage in ("warmup", "stage2_distill"):
-        module = load_experiment(experiment_file(stage))
-        values = make_config(module.Config, flags(config, stage), module.PRESETS)
+        values = stage_config(config, stage)
         if stage in stages and values.init_file:
-            network_to_pretrain(values)
+            fill_backbone(build_network(values.backbone, num_classes=1, head=values.head), values)
+
+
+def stage_config(config: Config, stage: str) -> Any:
+    """The settings of a stage."""
+    module = load_experiment(experiment_file(stage))
+    return make_config(module.Config, flags(config, stage), module.PRESETS)
 
 
 def experiment_file(stage: str) -> str:

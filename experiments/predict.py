@@ -34,10 +34,10 @@ from proda.handlers.predictions import (
 )
 from proda.metrics import LabelFreeOfTerms
 from proda.models.weights import read_weights
+from proda.run.config import UseConfig, parse_scales
 from proda.run.domains import Domains
 from proda.run.job import Job
-from proda.run.networks import load_network
-from proda.settings.config import UseConfig, parse_scales
+from proda.run.networks import Networks
 from proda.settings.options import NonNegativeInt, PathText
 from proda.settings.presets import EVALUATION_PRESETS, STREETS_DATA
 from proda.utils.errors import MissingFileError, UserError
@@ -76,7 +76,7 @@ def run(local_rank: int, config: Config) -> dict:
     data = Domains(config, trained)
     names, colors = data.classes.names, data.classes.colors
     media = media_to_predict(config, job.folder)
-    network = load_network(config, data.classes, job.device, file=trained)
+    network = Networks(config, data.classes, job.precision).load("weights", file=trained)
     options = {"tile": config.tile or automatic_tile(trained.info.mean_width), "flip": config.flip, "scales": scales}
     lines = {"weights": config.weights, "network": trained.info}
     lines |= {"images": len(media.images), "videos": len(media.videos), "tiles": f"above {options['tile']} pixels"}

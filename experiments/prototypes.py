@@ -11,10 +11,11 @@ import ignite.distributed as idist
 
 from proda.handlers.prototypes import Prototypes, initial_prototypes
 from proda.models.weights import save_prototypes
+from proda.run.config import DataConfig
+from proda.run.data import made_from, whole_images
 from proda.run.domains import Domains
 from proda.run.job import Job
-from proda.run.networks import load_network
-from proda.settings.config import DataConfig
+from proda.run.networks import Networks
 from proda.settings.options import PassCount, PathText
 from proda.settings.presets import STREETS_DATA
 
@@ -39,14 +40,16 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     job, data = Job(config), Domains(config)
-    network = load_network(config, data.classes, job.device)
+    network = Networks(config, data.classes, job.precision).load("weights")
     job.open({"weights": config.weights, "images": len(data.target)})
 
     prototypes = Prototypes(network.num_classes, network.num_features, job.device)
-    initial_prototypes(prototypes, network, data.whole_target(), job.precision, passes=config.passes)
+    initial_prototypes(
+        prototypes, network, whole_images(config, data.labelled_target), job.precision, passes=config.passes
+    )
     if idist.get_rank() == 0:
-        made_from = {**data.made_from(network), "passes": config.passes}
-        save_prototypes(job.folder / "prototypes.pt", prototypes.values, prototypes.counts, made_from=made_from)
+        record = {**made_from(config, data, network), "passes": config.passes}
+        save_prototypes(job.folder / "prototypes.pt", prototypes.values, prototypes.counts, made_from=record)
     counts = dict(zip(data.classes.names, prototypes.counts.tolist(), strict=True))
     for name, count in counts.items():
         job.log.info("%-16s in %4.0f images", name, count)

@@ -9,11 +9,15 @@ Pass the folder to a stage with --pseudo_labels. After an interruption, the same
 from dataclasses import dataclass
 from typing import Literal
 
+import ignite.distributed as idist
+from torch.utils.data import Subset
+
 from proda.engines.labelling import Averaging, missing_labels, write_pseudo_labels
+from proda.run.config import DataConfig, parse_scales
+from proda.run.data import label_store, whole_images
 from proda.run.domains import Domains
 from proda.run.job import Job
-from proda.run.networks import load_network
-from proda.settings.config import DataConfig, parse_scales
+from proda.run.networks import Networks
 from proda.settings.options import PathText
 from proda.settings.presets import STREETS_DATA
 
@@ -41,17 +45,21 @@ PRESETS = {
 
 
 def run(local_rank: int, config: Config) -> dict:
-    job, data = Job(config), Domains(config)
-    network, targets = load_network(config, data.classes, job.device), data.target.names
-    averaging, settings = Averaging(), {}
+    job, domains = Job(config), Domains(config)
+    networks, targets = Networks(config, domains.classes, job.precision), domains.target.names
+    network, averaging, settings = networks.load("weights"), Averaging(), {}
     if config.kind == "hard":
-        ensemble = [load_network(config, data.classes, job.device, flag="label_with")] if config.label_with else []
+        ensemble = [networks.load("label_with")] if config.label_with else []
         averaging = Averaging(config.flip, parse_scales(config.scales), ensemble)
         settings = averaging.settings()
-    store = data.label_store(config.kind, job.folder / "pseudo_labels", network, **settings)
+    store = label_store(config, domains, config.kind, network, **settings)
+    store.check()
     job.open({"weights": config.weights, "images": len(targets)})
 
+    with idist.one_rank_first():
+        store.open()
     missing = missing_labels(store, targets)
-    images, names = data.whole_target(missing), data.classes.names
+    images = whole_images(config, Subset(domains.labelled_target, domains.labelled_target.indices(missing)))
+    names = domains.classes.names
     scores = write_pseudo_labels(store, network, images, job.precision, class_names=names, **averaging._asdict())
     return job.finish({"written": len(missing), "images": len(targets), **scores})

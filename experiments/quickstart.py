@@ -21,6 +21,7 @@ from experiments import pipeline
 from proda.engines.inference import predict
 from proda.method.tensors import to_float
 from proda.models.weights import load_network
+from proda.run.data import whole_images
 from proda.run.domains import Domains
 from proda.settings.options import Bounds
 from proda.utils.errors import UserError
@@ -53,7 +54,7 @@ def draw_panel(config: Config, stages: list[str]) -> None:
     """Draws ``panel.png``: input, ground truth and every stage's prediction for some validation images."""
     data = Domains(config)
     val = data.images("val", with_labels=True)
-    batches = data.whole_images(Subset(val, np.linspace(0, len(val) - 1, config.panel_images).astype(int)))
+    batches = whole_images(config, Subset(val, np.linspace(0, len(val) - 1, config.panel_images).astype(int)))
     colors, options = data.classes.colors, {"backbone": config.backbone, "class_names": data.classes.names}
     networks = [load_network(Path(config.output) / stage / "last.pt", **options).eval() for stage in stages]
     rows = []

@@ -16,8 +16,8 @@ from pathlib import Path
 import ignite.distributed as idist
 
 from proda.report.page import write_report
+from proda.run.config import RunConfig
 from proda.run.job import device_of
-from proda.settings.config import RunConfig
 from proda.settings.options import NonNegativeInt, PathText
 from proda.utils.errors import UserError
 

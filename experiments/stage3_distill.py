@@ -3,7 +3,7 @@
     python run.py experiments/stage3_distill.py --teacher=runs/stage2_distill/last.pt
     python run.py experiments/stage3_distill.py --source=synthia
 
-An iteration is the same as in stage 2. The teacher is the student of stage 2, and the new student starts as its copy.
+Loss and iteration are those of stage 2. The teacher is the student of stage 2, and the new student starts as its copy.
 GTA5 -> Cityscapes: the released code reports 57.5 mIoU (SYNTHIA: 55.5 over 16 classes, 62.0 over 13).
 """
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from experiments.stage2_distill import PRESETS as STAGE2_PRESETS
 from experiments.stage2_distill import Config as Stage2Config
-from experiments.stage2_distill import run
-from proda.settings.config import InitKind
+from experiments.stage2_distill import build, run
+from proda.run.config import InitKind
 from proda.settings.options import PathText
 
-__all__ = ["PRESETS", "Config", "run"]
+__all__ = ["PRESETS", "Config", "build", "run"]
 
 
 @dataclass

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from proda.data.labels import class_names as benchmark_names
 from proda.data.labels import class_subset
-from proda.method.contrastive import alignment, matching_accuracy, nt_xent, uniformity
 from proda.method.label_quality import contingency
 from proda.method.metrics import mutual_information, scores
 
@@ -89,51 +88,3 @@ class LabelFreeOfTerms(LabelFreeScore):
         self._mean = self._mean + mean.to(self._device)
         self._entropy = self._entropy + entropy.to(self._device)
         self._images = self._images + images
-
-
-class ContrastiveScores(Metric):
-    """Judges embeddings of pairs of views over all images of a data set.
-
-    The result is a dict of floats:
-
-    - ``contrastive_loss``: ``nt_xent`` of all images as one batch, at ``temperature``.
-    - ``image_accuracy``: share of views whose most similar view of all is that of the same image.
-    - ``region_accuracy``: share of regions whose most similar region in the other view of their image is the same one.
-    - ``alignment`` and ``uniformity`` of the views' embeddings.
-
-    Expects ``Embeddings``, in their order: images [2, N, D] and regions [2, N, R, D]. At least two images are needed.
-    """
-
-    def __init__(self, temperature: float, device: torch.device) -> None:
-        self.temperature = temperature
-        super().__init__(device=device)
-
-    def reset(self) -> None:
-        self._images: list[Tensor] = []
-        self._matches: list[Tensor] = []
-
-    def update(self, output: Sequence[Tensor]) -> None:
-        images, regions = output
-        self._images.append(images.float())
-        self._matches.append(matching_accuracy(regions))
-
-    def compute(self) -> dict[str, float]:
-        images = _of_all_processes(torch.cat(self._images, dim=1).transpose(0, 1)).transpose(0, 1)
-        loss, accuracy = nt_xent(images, self.temperature)
-        values = {
-            "contrastive_loss": loss,
-            "image_accuracy": accuracy,
-            "region_accuracy": _of_all_processes(torch.cat(self._matches)).mean(),
-            "alignment": alignment(images),
-            "uniformity": uniformity(images),
-        }
-        return {name: value.item() for name, value in values.items()}
-
-
-def _of_all_processes(values: Tensor) -> Tensor:
-    """The values [n, ...] of all processes, whose n may differ, in the order of the ranks."""
-    sizes = torch.as_tensor(idist.all_gather(torch.tensor([len(values)], device=values.device))).tolist()
-    padded = values.new_zeros(max(sizes), *values.shape[1:])
-    padded[: len(values)] = values
-    gathered = torch.as_tensor(idist.all_gather(padded)).split(max(sizes))
-    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])

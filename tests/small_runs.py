@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 STAGES = ("source_only", "warmup", "stage1_denoise", "stage2_distill", "stage3_distill", "online_self_training")
 # The parts of online self-training, which other stages take too (docs/parts.md).
 SOURCE_PARTS = {"rare_class_sampling": True, "feature_distance": 0.1}
-PARTS = {**SOURCE_PARTS, "class_mix": True, "color_augmentation": True, "masked_consistency": 0.5, "mask_block": 6}
+PARTS = {**SOURCE_PARTS, "class_mix": True, "color_augmentation": True, "masked_consistency": 0.5}
 
 
 def write_data(folder: Path, *, num_val: int = 5) -> Path:
@@ -56,7 +56,6 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
         "val_every": 2,
         "checkpoint_every": 2,
         "log_every": 1,
-        "panels_every": 0,
         "mean_width": 96,
         "crop_width": 48,
         "crop_height": 24,
@@ -74,10 +73,7 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
         values["label_report_every"] = 1
     if stage == "online_self_training":
         values |= PARTS | {"ignore_top": 2, "ignore_bottom": 3, "validate_teacher": True}
-    if stage == "pretrain":
-        values |= {"projection_width": 16, "projection_dimensions": 8, "warmup_iterations": 2, "init": "random"}
-        del values["init_file"]
-    if stage in ("source_only", "pretrain"):
+    if stage == "source_only":
         return values | more
     values = {**values, "freeze_bn": False, **more}
     return {"adabn": not values["freeze_bn"] and values.get("teacher_mode") != "eval", **values}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from proda.cli.launch import load_experiment, parse_flags
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
 from tests.small_runs import ROOT
 
 

@@ -15,7 +15,7 @@ from proda.cli.launch import start
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.stopping import Stopped
 from proda.handlers.validation import Validation
-from proda.settings.config import UserError
+from proda.run.config import UserError
 from proda.utils.run_files import MODELS
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, scalars, train

@@ -21,19 +21,19 @@ from PIL import Image
 from torch import nn
 
 from experiments import source_only, stage1_denoise, stage2_distill
-from proda.engines.events import proda_engine
+from proda.engines.events import Trainer
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.prototypes import prepare_prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
 from proda.models.build import build_network
 from proda.models.weights import save_weights
 from proda.run import job as job_module
-from proda.studies import up_to_date
 from proda.run.domains import Domains
 from proda.run.job import Job
 from proda.run.networks import load_network
 from proda.streets import files as streets
 from proda.streets import write_streets
+from proda.studies import up_to_date
 from proda.utils.errors import UserError
 from proda.utils.files import sha256
 from tests.small_runs import ROOT
@@ -292,7 +292,7 @@ class RenewedLabels(SoftLabels):
         data, store = self.open()
         images: Any = None
         labels = PseudoLabels(store, nn.Identity(), images, PRECISION, data.classes.names)
-        labels.attach(proda_engine(lambda *_: {}), 1, labeller=nn.Identity(), folder=self.world.run)
+        labels.attach(Trainer(lambda *_: {}), 1, labeller=nn.Identity(), folder=self.world.run)
         labels.load_state_dict({"renewed": {"iteration": 2, "weights": "a" * 64}})
         return labels
 
@@ -375,7 +375,7 @@ class CheckpointFile(ConfigFile):
     names = "run"
 
     def trainer(self) -> tuple[Engine, Checkpoints]:
-        trainer, checkpoints = proda_engine(lambda *_: {}, network=nn.Linear(2, 2)), Checkpoints(self.world.run)
+        trainer, checkpoints = Trainer(lambda *_: {}, network=nn.Linear(2, 2)), Checkpoints(self.world.run)
         checkpoints.attach(trainer, every=1)
         return trainer, checkpoints
 

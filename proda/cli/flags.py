@@ -12,12 +12,12 @@ from typing import Any
 
 import fire
 
-from proda.settings.config import field_docs, field_groups, with_present_names
 from proda.settings.options import OptionType, option_types
+from proda.settings.reading import field_docs, field_groups, with_present_names
 from proda.utils.errors import MissingFileError, UserError
 
 # Entries of config.json that --config ignores: they say where and how a run is executed.
-NOT_REPEATED = ("run", "output", "resume", "overwrite", "stop_after", "nproc_per_node", "backend")
+NOT_REPEATED = ("run", "output", "resume", "overwrite", "nproc_per_node", "backend")
 CONFIG_FLAG = "--config=FILE reads flags from the config.json of another run; flags beside it override them."
 VARIABLES = (
     "Environment variables: PRODA_DATA is the data folder if --data_root is not set; PRODA_TRACEBACK=1 prints the "

@@ -8,29 +8,32 @@ import errno
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
+import ignite.distributed as idist
+import torch
 from tqdm import tqdm
 
 from proda import __version__
 from proda.cli.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, with_recorded, wrapped
-from proda.cli.settings_only import settings_only
-from proda.settings.config import RunConfig, default_output, make_config, with_present_names
+from proda.cli.processes import run_in_group
+from proda.run.config import RunConfig, TrainConfig
+from proda.run.plan import print_plan
+from proda.run.record import read_record
+from proda.settings.reading import default_output, make_config, with_present_names
 from proda.utils.errors import MissingFileError, UserError
+from proda.utils.record import plain
 
-T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent.parent  # the clone, or the folder of installed packages
 EXPERIMENTS = ROOT / "experiments"
 FOLDER_FLAGS = ("output", "pseudo_labels", "predictions")  # folders that experiments write to
@@ -58,9 +61,9 @@ def main(argv: list[str]) -> int:
         if argv[0] == "copy":
             return _copy(argv[1:])
         if {"-h", "--help"} & set(argv[1:]):
-            print(_with_settings_only(partial(_help, argv[0])))
+            print(_help(argv[0]))
             return 0
-        result = start(argv[0], _with_settings_only(partial(_flags, *argv)))
+        result = start(argv[0], _flags(*argv))
     except KeyboardInterrupt:
         tqdm.write("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -87,23 +90,20 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
     Raises:
         UserError: the experiment cannot use a flag or a file.
     """
-    from proda.cli.processes import run_in_group  # imports torch, which takes seconds
-
     module = load_experiment(experiment)
     config = make_config(module.Config, flags, getattr(module, "PRESETS", None))
     file = str(module.__file__)
     config.output = config.output or default_output(file)
-    if getattr(config, "plan", False):
-        from proda.run.plan import print_plan  # imports torch, too
-
-        return print_plan(config, Path(file).stem)
+    if isinstance(config, TrainConfig) and config.plan:
+        if not callable(build := getattr(module, "build", None)):
+            raise UserError(f"--plan: {experiment} has no build(config, data, networks), which a plan needs")
+        return print_plan(config, build, Path(file).stem)
     _check_places(config)
     return run_in_group(partial(_run, file, config), config, explain)
 
 
 def explain(error: BaseException) -> str:
     """One line about an error that is not a bug; empty for a bug. $PRODA_TRACEBACK=1 also prints the traceback."""
-    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", ())  # avoids importing torch
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     line = ""
@@ -116,7 +116,7 @@ def explain(error: BaseException) -> str:
             f"{first} Memory may have run out: use fewer --num_workers, and continue with --resume, a pipeline by the "
             "same command"
         )
-    elif isinstance(error, out_of_memory):
+    elif isinstance(error, torch.OutOfMemoryError):
         line = f"{first} Try a smaller --batch_size, more processes, or --amp=bf16"
     elif isinstance(error, MemoryError):
         line = f"out of memory: {first}"
@@ -188,30 +188,10 @@ def _flags(experiment: str, *arguments: str) -> dict[str, Any]:
     """
     module = load_experiment(experiment)
     flags = with_recorded(parse_flags([*arguments], getattr(module, "POSITIONAL", "")), module.Config)
-    flags = with_present_names(flags, module.Config)
-    make_config(module.Config, flags, getattr(module, "PRESETS", None))
-    return flags
+    return with_present_names(flags, module.Config)
 
 
-def _with_settings_only(read: Callable[[], T]) -> T:
-    """``read()``, which loads an experiment, without importing what only ``run`` needs; that would take seconds."""
-    try:
-        with settings_only(_spec_of_experiment):
-            return read()
-    except UserError:
-        raise
-    except Exception:  # a file that cannot be read in parts is imported whole; an error of its own is raised again
-        return read()
-
-
-def _spec_of_experiment(name: str, path: Any) -> ModuleSpec | None:
-    """Where the module of an experiment is; None for other modules."""
-    if name.startswith("experiments."):
-        return PathFinder.find_spec(name, path)
-    return _ByPlace.find_spec(name)
-
-
-def _check_places(config: Any) -> None:
+def _check_places(config: RunConfig) -> None:
     """Raises UserError if a folder to write to is a file or below one, or if a file is a folder."""
     for name in FOLDER_FLAGS:
         value = getattr(config, name, "")
@@ -222,7 +202,7 @@ def _check_places(config: Any) -> None:
         raise UserError(f"--prototypes={value}: this is a folder; expected a file")
 
 
-def _run(experiment: str, config: Any, local_rank: int) -> Any:
+def _run(experiment: str, config: RunConfig, local_rank: int) -> Any:
     """The work of each process of the group."""
     _resume_after_restart(config)
     return load_experiment(experiment).run(local_rank, config)
@@ -266,16 +246,14 @@ def _copy(arguments: list[str]) -> int:
     return 0
 
 
-def _resume_after_restart(config: Any) -> None:
+def _resume_after_restart(config: RunConfig) -> None:
     """Sets ``resume`` if torchrun or SLURM restarted the command and the output folder holds this very run.
 
     The run is recognised by the same settings in config.json. The folder of another run is refused, or deleted with
     ``--overwrite``, as at the first start. Torchrun counts restarts per machine, so the processes agree by an
     all-reduce.
     """
-    import ignite.distributed as idist
-
-    if getattr(config, "resume", True) or not hasattr(config, "overwrite"):
+    if not isinstance(config, TrainConfig) or config.resume:
         return
     restarted = any(int(os.environ.get(name) or 0) > 0 for name in RESTARTS) and _began(config)
     if idist.all_reduce(int(restarted), "MAX"):
@@ -284,14 +262,11 @@ def _resume_after_restart(config: Any) -> None:
             print(f"restarted: resuming the run in {config.output}", flush=True)
 
 
-def _began(config: Any) -> bool:
+def _began(config: RunConfig) -> bool:
     """Whether the output folder holds a run with these settings."""
-    try:
-        begun = json.loads((Path(config.output) / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    settings = {name: value for name, value in asdict(config).items() if name not in NOT_REPEATED}
-    return isinstance(begun, dict) and settings.items() <= begun.items()
+    begun = read_record(Path(config.output), config)
+    settings = {name: value for name, value in plain(asdict(config)).items() if name not in NOT_REPEATED}
+    return bool(begun) and all(begun.get(name) == value for name, value in settings.items())
 
 
 def _usage() -> str:

@@ -1,7 +1,6 @@
 """One process or several: joins the group that torchrun or SLURM started, or starts processes itself."""
 
 import contextlib
-import datetime
 import gc
 import logging
 import multiprocessing
@@ -18,7 +17,8 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 
-from proda.settings.config import RunConfig
+from proda.handlers.stopping import TIMEOUT
+from proda.run.config import RunConfig
 from proda.utils.errors import UserError
 
 PEER_GONE = (
@@ -26,9 +26,6 @@ PEER_GONE = (
     *("ncclRemoteError", "remote process exited", "Connection closed by remote peer"),  # messages of NCCL
 )
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# A process waits this long for the others. Some work is done by one of them alone, such as listing images, and on slow
-# disks it takes longer than the ten minutes that NCCL allows. Launchers notice within seconds if a process ends.
-TIMEOUT = datetime.timedelta(hours=1)
 GRACE = 15.0  # seconds that the other processes have to exit by themselves after one has failed
 Explain = Callable[[BaseException], str]  # one line about an error that is not a bug; empty for a bug
 

@@ -21,6 +21,9 @@ log = logging.getLogger("proda")
 
 REFERENCE_AREA = 1914 * 1052  # pixels of an image of GTA5, for which numbers of pixels are given; others are scaled
 
+ENOUGH = 3000  # pixels of a class that an image has to show
+TEMPERATURE = 0.01  # the lower, the more often rare classes are drawn
+
 
 class ClassStatistics(NamedTuple):
     """Pixels of the labelled images of a data set, in the sizes of their files."""
@@ -38,19 +41,22 @@ class ClassStatistics(NamedTuple):
 class RareClasses:
     """Draws a class, rare ones more often, and then one of the images that show enough of it.
 
-    A class has the probability softmax((1 - share) / ``temperature``), among the classes that any image shows enough
-    of: more than ``pixels`` in an image of the size of GTA5's. A crop should have half as many.
-
-    Raises UserError if no image shows enough of any class.
+    A class has the probability softmax((1 - share) / 0.01), among the classes that any image shows enough of: more than
+    3,000 pixels in an image of the size of GTA5's. A crop should have half as many. The statistics of the data set may
+    follow later, by :meth:`use`.
     """
 
-    def __init__(self, statistics: ClassStatistics, *, temperature: float = 0.01, pixels: int = 3000) -> None:
-        self.pixels = pixels
-        enough = statistics.pixels * REFERENCE_AREA > pixels * statistics.areas[:, None]
+    def __init__(self, statistics: ClassStatistics | None = None) -> None:
+        if statistics is not None:
+            self.use(statistics)
+
+    def use(self, statistics: ClassStatistics) -> None:
+        """Raises UserError if no image shows enough of any class."""
+        enough = statistics.pixels * REFERENCE_AREA > ENOUGH * statistics.areas[:, None]
         self.images = [np.flatnonzero(column) for column in enough.T]
         if not enough.any():
-            raise UserError(f"--rare_class_pixels={pixels}: no source image has so many pixels of any class")
-        self.probabilities = class_probabilities(statistics.shares, temperature) * enough.any(0)
+            raise UserError(f"--rare_class_sampling: no labelled image shows {ENOUGH} pixels of any class (at 2 MP)")
+        self.probabilities = class_probabilities(statistics.shares) * enough.any(0)
         self.probabilities /= self.probabilities.sum()
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
@@ -60,10 +66,10 @@ class RareClasses:
 
     def enough_in_crop(self, count: int, image_area: int) -> bool:
         """Whether a crop with ``count`` pixels of the class has enough, for an image of that size after resizing."""
-        return count * REFERENCE_AREA > self.pixels / 2 * image_area
+        return count * REFERENCE_AREA > ENOUGH / 2 * image_area
 
 
-def class_probabilities(shares: np.ndarray, temperature: float) -> np.ndarray:
+def class_probabilities(shares: np.ndarray, temperature: float = TEMPERATURE) -> np.ndarray:
     """float64 [K]: softmax over the classes of (1 - share) / temperature. ``shares`` [K], of the pixels of classes."""
     logits = (1 - np.asarray(shares, np.float64)) / temperature
     weights = np.exp(logits - logits.max())
@@ -96,10 +102,8 @@ def load_or_count(
         with atomic_write(path) as partial, open(partial, "wb") as file:
             content: dict[str, Any] = statistics._asdict() | {key: np.array(value) for key, value in record.items()}
             np.savez_compressed(file, **content)
-    except OSError as error:
-        raise UserError(
-            f"{path}: the statistics of the classes cannot be written ({error.strerror}); set --class_statistics=FILE"
-        ) from None
+    except OSError as error:  # the folder of the data may be read-only
+        log.warning("%s: cannot be written (%s), so the next run counts the classes again", path, error.strerror)
     return statistics
 
 

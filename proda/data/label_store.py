@@ -12,14 +12,12 @@ killed at any time and continues with the images in ``missing``. Reading a folde
 import io
 import json
 import os
-import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
-from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -28,35 +26,30 @@ from PIL import Image
 from PIL.Image import DecompressionBombError
 from torch import Tensor
 
-from proda.data.image_files import MAX_PIXELS, warn_once
+from proda.data.image_files import MAX_PIXELS
 from proda.data.labelled_files import first_duplicate
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import atomic_write, safe_path, save_json
+from proda.utils.record import check_format, differences, plain
 
 # K classes; h, w network resolution; H, W image size.
 FORMAT = 2  # raise it whenever a file of an older version would be read wrongly
-READ_FORMATS = (1, FORMAT)  # 1 knew neither class names nor fingerprint
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a set of pseudo labels was computed from. Two sets with equal manifests are interchangeable.
-
-    Values that are unknown in one of two manifests are not compared.
-    """
+    """What a set of pseudo labels was computed from. Two sets with equal manifests are interchangeable."""
 
     num_classes: int
     weights: str  # SHA-256 of the weights that predicted them
     settings: Mapping[str, Any]  # other settings that change the labels (flip, amp, size, ...); JSON values
     images: Sequence[str]  # names of all images of the set, each once
-    fingerprint: str = ""  # of the image files, as LabelledFiles.fingerprint gives it; empty: unknown
-    class_names: Sequence[str] = ()  # in the order of the numbers; empty: unknown
+    fingerprint: str = ""  # of the image files, as LabelledFiles.fingerprint gives it
+    class_names: Sequence[str] = ()  # in the order of the numbers
 
 
-_UNKNOWN: Mapping[str, Any] = {"fingerprint": "", "class_names": []}  # what manifests of format 1 do not say
-
-
-def open_store(
+def described_store(
     folder: str | Path,
     kind: str,
     manifest: Manifest,
@@ -65,58 +58,43 @@ def open_store(
     overwrite: bool = False,
     remedy: str = "give another folder, or --overwrite",
 ) -> "SoftLabelStore | HardLabelStore":
-    """Opens the folder for writing and reading: a new one, a half-written one to complete, or a complete one.
+    """The store of the labels that ``manifest`` describes; nothing is read or written before its ``check`` or ``open``.
 
-    ``kind`` is "soft" or "hard"; ``palette`` uint8 [K, 3] colours hard labels. A folder with labels that were computed
-    from something other than ``manifest`` is refused with a UserError that lists the differences and ends in
-    ``remedy``; ``overwrite`` deletes those labels (and no other file) instead. Processes may open a folder at the
-    same time, but with ``overwrite`` one process must open it first.
+    ``kind`` is "soft" or "hard"; ``palette`` uint8 [K, 3] colors hard labels. Where the folder holds labels that were
+    computed from something else, ``overwrite`` deletes them (and no other file); otherwise they are refused, in a line
+    that ends in ``remedy``.
+
+    Raises:
+        UserError: the name of an image cannot name a file.
     """
     if kind not in ("soft", "hard"):
         raise ValueError(f"kind must be 'soft' or 'hard', got {kind!r}")
     folder = Path(folder)
-    images = list(manifest.images)
-    for name in images:
+    for name in manifest.images:
         safe_path(folder, name)
-    if twice := first_duplicate(images):
+    if twice := first_duplicate(list(manifest.images)):
         raise ValueError(f"{folder}: two images are called {twice!r}; names must differ")
     if manifest.class_names and len(manifest.class_names) != manifest.num_classes:
         raise ValueError(f"{len(manifest.class_names)} class names for {manifest.num_classes} classes")
     store = SoftLabelStore(folder, manifest.num_classes) if kind == "soft" else HardLabelStore(folder, palette)
-    expected = {"format": FORMAT, "kind": kind, **asdict(manifest), "images": images}
-    expected = json.loads(json.dumps(expected))  # as it will be read back: tuples become lists
-    path = folder / "manifest.json"
-    # Listed before the manifest is looked for: another process writes the manifest first, then anything else.
-    strangers = [file for file in _listing(folder) if not file.endswith(".part")]
-    if path.exists():
-        try:
-            found = _read_json(path)
-            difference = _difference(found, expected)
-        except ValueError as error:
-            difference = str(error)
-        if not difference:
-            if unknown := [key for key in _UNKNOWN if expected[key] and not found[key]]:
-                warn_once(f"{path}: an older version wrote it, without {' or '.join(unknown)}; the rest agrees")
-            return store
-        if not overwrite:
-            raise UserError(f"{path}: these pseudo labels are stale: {difference}; {remedy}")
-        # The labels go before their manifest: killed in between, the folder is still refused.
-        for part in (SoftLabelStore(folder, manifest.num_classes), HardLabelStore(folder)):
-            part._delete()
-    elif strangers:
-        raise UserError(f"{folder}: holds files but no manifest.json, so it is no pseudo-label folder; {remedy}")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_json(expected, path)
+    store.manifest, store.overwrite, store.remedy = manifest, overwrite, remedy
+    return store
+
+
+def open_store(folder: str | Path, kind: str, manifest: Manifest, **options: Any) -> "SoftLabelStore | HardLabelStore":
+    """:func:`described_store`, opened for writing and reading."""
+    store = described_store(folder, kind, manifest, **options)
+    store.open()
     return store
 
 
 def read_manifest(folder: str | Path, kind: str) -> Manifest:
     """Reads the manifest in ``folder``. MissingFileError if missing, UserError if the labels are another kind."""
-    path = Path(folder) / "manifest.json"
+    path = Path(folder) / MANIFEST
     found = _read_json(path)
-    for key, known in (("format", READ_FORMATS), ("kind", (kind,))):
-        if found[key] not in known:
-            raise UserError(f"{path}: {key}: found {found[key]!r}, expected {known[-1]!r}")
+    for key, known in (("format", FORMAT), ("kind", kind)):
+        if found[key] != known:
+            raise UserError(f"{path}: {key}: found {found[key]!r}, expected {known!r}")
     return Manifest(**{field.name: found[field.name] for field in fields(Manifest)})
 
 
@@ -125,9 +103,55 @@ class _Store:
 
     kind: ClassVar[str]
     parts: ClassVar[Mapping[str, str]]  # folder of files -> their suffix; an image has one file in each
+    manifest: Manifest  # of the labels, where the store was described by one
+    overwrite = False
+    remedy = ""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+
+    def check(self) -> str:
+        """What makes the labels in the folder stale, although they may be overwritten; empty if nothing does.
+
+        Raises:
+            UserError: the folder holds other labels or other files, and they may not be overwritten.
+        """
+        path = self.folder / MANIFEST
+        # Listed before the manifest is looked for: another process writes the manifest first, then anything else.
+        strangers = [file for file in _listing(self.folder) if not file.endswith(".part")]
+        if not path.exists():
+            if strangers:
+                raise UserError(
+                    f"{self.folder}: holds files but no {MANIFEST}, so it is no pseudo-label folder; {self.remedy}"
+                )
+            return ""
+        try:
+            stale = "; ".join(differences(_read_json(path), self._record()))
+        except ValueError as error:
+            stale = str(error)
+        if stale and not self.overwrite:
+            raise UserError(f"{path}: these pseudo labels are stale: {stale}; {self.remedy}")
+        return stale
+
+    def open(self) -> None:
+        """Prepares the folder: a new one, a half-written one to complete, or a complete one.
+
+        Processes may open a folder at the same time, but with ``overwrite`` one process must open it first.
+
+        Raises:
+            UserError: as :meth:`check`.
+        """
+        if self.check():
+            # The labels go before their manifest: killed in between, the folder is still refused.
+            for kind in (SoftLabelStore(self.folder, self.manifest.num_classes), HardLabelStore(self.folder)):
+                kind._delete()
+            (self.folder / MANIFEST).unlink()
+        if not (self.folder / MANIFEST).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_json(self._record(), self.folder / MANIFEST)
+
+    def _record(self) -> dict[str, Any]:
+        return plain({"format": FORMAT, "kind": self.kind, **asdict(self.manifest)})
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that are not (completely) written, in the same order."""
@@ -270,10 +294,11 @@ _EDGES = _confidence_edges()
 _CONFIDENCES = (np.concatenate([[0], _EDGES]) + np.concatenate([_EDGES, [1]])).astype(np.float32) / 2  # of each code
 
 
-def check_threshold(threshold: float) -> None:
-    """UserError if stored confidences would not decide ``confidence > threshold`` exactly."""
+def threshold_problem(threshold: float) -> str:
+    """Why stored confidences would not decide ``confidence > threshold`` exactly; empty if they do."""
     if 0 < threshold < 1 and abs(threshold * 100 - round(threshold * 100)) > 1e-6:
-        raise UserError(f"threshold must be a multiple of 0.01 for stored pseudo labels, got {threshold}")
+        return f"--threshold={threshold}: expected a multiple of 0.01, because stored confidences have that precision"
+    return ""
 
 
 class HardLabelStore(_Store):
@@ -379,47 +404,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(_read_bytes(path))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
-    keys = ("format", "kind", "num_classes", "weights", "settings", "images")
+    keys = ("format", "kind", *(field.name for field in fields(Manifest)))
     if not isinstance(content, dict) or not content.keys() >= set(keys):
         raise UserError(f"{path}: not a pseudo-label manifest, expected {', '.join(keys)}")
-    return {**_UNKNOWN, **content}
-
-
-def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """The differences between two manifests in one line; empty if they agree."""
-    differences = []
-    for key in ("kind", "num_classes", "class_names", "weights", "settings", "fingerprint", "images"):
-        old, new = found[key], expected[key]
-        if old == new or (key in _UNKNOWN and not (old and new)):
-            continue
-        if key == "settings" and isinstance(old, dict):
-            for setting in sorted(old.keys() | new.keys()):
-                if old.get(setting) != new.get(setting):
-                    differences.append(
-                        f"{setting}: found {_said(old.get(setting))}, expected {_said(new.get(setting))}"
-                    )
-        elif key in ("images", "class_names") and isinstance(old, list):
-            other = next(((a, b) for a, b in zip(old, new, strict=False) if a != b), ("the end", "the end"))
-            first = f"first difference {_spelt(*other)} and {_spelt(*reversed(other))}"
-            differences.append(f"{key.replace('_', ' ')}: found {len(old)}, expected {len(new)}, {first}")
-        elif key == "weights":
-            differences.append(f"weights: found SHA-256 {str(old)[:12]}, expected {new[:12]}")
-        elif key == "fingerprint":
-            differences.append(f"image files: found others under the same names (SHA-256 {str(old)[:12]}, {new[:12]})")
-        else:
-            differences.append(f"{key}: found {old!r}, expected {new!r}")
-    if found["format"] not in READ_FORMATS:
-        differences.insert(0, f"format: found {found['format']!r}, expected {FORMAT!r}")
-    return "; ".join(differences)
-
-
-def _spelt(name: Any, other: Any) -> str:
-    """A name in quotes; with escapes if it looks like the other name but differs in its Unicode form."""
-    alike = isinstance(name, str) and isinstance(other, str) and normalize("NFC", name) == normalize("NFC", other)
-    return ascii(name) if alike else repr(name)
-
-
-def _said(setting: Any) -> str:
-    """A setting as a message shows it; checksums are shortened."""
-    checksum = isinstance(setting, str) and re.fullmatch("[0-9a-f]{64}", setting)
-    return f"SHA-256 {setting[:12]}" if checksum else repr(setting)
+    check_format(content["format"], FORMAT, path)
+    return content

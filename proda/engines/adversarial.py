@@ -7,19 +7,30 @@ One iteration: the student's gradients of the source loss, then of the adversari
 the gradients of the discriminator and its step. The losses are in ``proda.method.losses``.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from ignite.engine import Engine
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
-from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, append_slice, micro_batches
-from proda.engines.options import AdversarialOptions
+from proda.engines.events import ProdaEvents, Trainer
+from proda.engines.optimization import Precision, StudentOptions, append_slice, micro_batches
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.method.losses import discriminator_loss, generator_loss
 from proda.method.tensors import resize, to_float
+from proda.settings.options import NonNegativeFloat
+
+
+@dataclass
+class AdversarialOptions(StudentOptions):
+    """Options of the warm-up's trainer. The defaults are the published values."""
+
+    # -- Network
+    freeze_bn: bool = True  # keep the initial statistics, scales and shifts of the student's batch norm
+    # -- Method
+    adversarial_weight: NonNegativeFloat = 0.01  # weight of the adversarial loss next to the source cross entropy
+    gan: Literal["lsgan", "vanilla"] = "lsgan"  # the adversarial loss: least squares, or binary cross entropy
 
 
 def adversarial_trainer(
@@ -29,7 +40,7 @@ def adversarial_trainer(
     discriminator_optimizer: torch.optim.Optimizer,
     precision: Precision,
     options: AdversarialOptions | None = None,
-) -> Engine:
+) -> Trainer:
     """The trainer of the warm-up.
 
     Batches: ``{"source": {"image", "labels"}, "target": {"image"}}``.
@@ -44,7 +55,7 @@ def adversarial_trainer(
     options = options or AdversarialOptions()
     update = student_update(student, optimizer, precision, options)
 
-    def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
+    def step(engine: Trainer, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
@@ -81,7 +92,7 @@ def adversarial_trainer(
         engine.fire_event(ProdaEvents.DISCRIMINATOR_STEPPED)
         return out
 
-    return proda_engine(
+    return Trainer(
         step,
         student=student_of(student),
         optimizer=optimizer,

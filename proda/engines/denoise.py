@@ -9,16 +9,15 @@ Where the equations of the paper are used:
 The formulas are in ``proda.method``; ``step`` in ``denoise_trainer`` calls them in the order of an iteration.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
-from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, StudentUpdate, append_slice, split
-from proda.engines.options import DenoiseOptions
+from proda.engines.events import ProdaEvents, Trainer
+from proda.engines.optimization import MeanTeacherOptions, Precision, StudentUpdate, append_slice, split
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.engines.target import TargetView, unweighted
 from proda.method import IGNORE
@@ -28,6 +27,28 @@ from proda.method.pseudo_labels import hard_labels, rectify
 from proda.method.tensors import resize, to_float
 from proda.method.views import SCALE, crop_soft_label_batch, warp_to_strong_view, warp_to_weak_view
 from proda.models.network import Segmentation, freeze_batch_norm
+from proda.settings.options import FractionBelowOne, NonNegativeFloat, Temperature
+
+
+@dataclass
+class DenoiseOptions(MeanTeacherOptions):
+    """Options of stage 1's trainer. The defaults are the published values."""
+
+    # -- Recipe
+    as_released: bool = False  # compute as the released code does where it departs from the paper (docs/fidelity.md)
+    # -- Method
+    rectification: bool = True  # weight the soft labels by the prototypes; False: conventional self-training
+    temperature: Temperature = 1.0  # multiplies the distances to the prototypes
+    threshold: FractionBelowOne = 0.0  # rectified labels with a lower probability are ignored
+    ce_weight: NonNegativeFloat = 0.1  # weight of the cross entropy on the rectified labels
+    rce_weight: NonNegativeFloat = 1.0  # weight of the reverse cross entropy on the rectified labels
+    mrkld_weight: NonNegativeFloat = 0.1  # weight of the regulariser MRKLD: KL divergence from the uniform distribution
+    structure_weight: NonNegativeFloat = 10.0  # weight of structure learning: consistency of weak and strong view
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether rectification or structure learning is on; without both the teacher does not run."""
+        return self.rectification or self.structure_weight > 0
 
 
 def denoise_trainer(
@@ -38,7 +59,7 @@ def denoise_trainer(
     precision: Precision,
     options: DenoiseOptions | None = None,
     labeller: nn.Module | None = None,
-) -> Engine:
+) -> Trainer:
     """The trainer of stage 1. It only reads ``prototypes`` float32 [K, D]; handlers update them and the teacher.
 
     Batches: ``{"source": {"image", "labels"}, "target": {"image", "strong_image", "full_image", "soft_labels",
@@ -67,7 +88,7 @@ def denoise_trainer(
     options = options or DenoiseOptions()
     update = student_update(student, optimizer, precision, options)
 
-    def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
+    def step(engine: Trainer, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
@@ -98,7 +119,7 @@ def denoise_trainer(
         if options.structure_weight > 0:
             assert teacher_distances is not None
             moved, valid = precision.compiled(warp_to_strong_view)(
-                teacher_distances, target["strong_view"], released=options.replay_as_released
+                teacher_distances, target["strong_view"], released=options.as_released
             )
             views |= {"strong_image": target["strong_image"], "teacher_distances": moved, "valid": valid}
             denominator["valid"] = update.loss_denominator(valid.sum())
@@ -115,12 +136,12 @@ def denoise_trainer(
         update.step(engine)
         return out
 
-    return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)
+    return Trainer(step, student=student_of(student), optimizer=optimizer, precision=precision)
 
 
 @torch.no_grad()
 def _teacher_distances(
-    engine: Engine,
+    engine: Trainer,
     teacher: nn.Module,
     prototypes: Tensor,
     target: dict[str, Any],
@@ -148,7 +169,7 @@ def _teacher_distances(
 
 
 def _rectified_labels(
-    engine: Engine,
+    engine: Trainer,
     soft_labels: Tensor,
     teacher_distances: Tensor | None,
     precision: Precision,
@@ -174,13 +195,8 @@ def _student_views(
     """The student's prediction for the weak view, and its features of the strong view if that is used."""
     images = [micro_batch[name] for name in ("image", "strong_image") if name in micro_batch]
     with update.precision.autocast():
-        if len(images) == 1 or not options.joint_views:
-            weak, *strong = [update.student(to_float(view)) for view in images]
-            return weak, strong[0].features if strong else None
-        # The views of an image follow one another, so that dropout does not depend on the number of processes.
-        both = update.student(to_float(torch.stack(images, 1).flatten(0, 1)))
-        logits, features = (maps.unflatten(0, (-1, 2)) for maps in both)
-        return Segmentation(logits[:, 0], features[:, 0]), features[:, 1]
+        weak, *strong = [update.student(to_float(view)) for view in images]
+    return weak, strong[0].features if strong else None
 
 
 def _weak_view_losses(

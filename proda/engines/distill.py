@@ -5,22 +5,32 @@ hard pseudo labels and the KL divergence from the teacher's output; then the opt
 ``proda.method.losses``. Pseudo labels are stored before training and do not change during it.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
-from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, append_slice, split
-from proda.engines.options import DistillOptions
+from proda.engines.events import ProdaEvents, Trainer
+from proda.engines.optimization import Precision, StudentOptions, append_slice, split
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.engines.target import TargetView, unweighted
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy, distillation
 from proda.method.tensors import resize, to_float
 from proda.method.views import downscale_labels, warp_to_strong_view
+from proda.settings.options import NonNegativeFloat
+
+
+@dataclass
+class DistillOptions(StudentOptions):
+    """Options of the trainer of stages 2 and 3. The defaults are the published values."""
+
+    # -- Recipe
+    as_released: bool = False  # compute as the released code does where it departs from the paper (docs/fidelity.md)
+    # -- Method
+    distillation_weight: NonNegativeFloat = 1.0  # weight of the KL divergence from the teacher's output
 
 
 def distill_trainer(
@@ -29,7 +39,7 @@ def distill_trainer(
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     options: DistillOptions | None = None,
-) -> Engine:
+) -> Trainer:
     """The trainer of stages 2 and 3. The teacher is in evaluation mode and never changes.
 
     Batches: ``{"source": {"image", "labels"}, "target": {"strong_image", "strong_view", "pseudo_labels"}}``; pseudo
@@ -45,7 +55,7 @@ def distill_trainer(
     options = options or DistillOptions()
     update = student_update(student, optimizer, precision, options)
 
-    def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
+    def step(engine: Trainer, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
@@ -73,7 +83,7 @@ def distill_trainer(
                 prediction = student(to_float(micro_batch["image"]))
             logits = resize(prediction.logits, size)
             divergence = precision.compiled(distillation)(
-                logits, resize(micro_batch["teacher_logits"], size), as_released=options.distillation_as_released
+                logits, resize(micro_batch["teacher_logits"], size), as_released=options.as_released
             )
             losses = {
                 "target": precision.compiled(cross_entropy)(logits, micro_batch["labels"], denominator=denominator),
@@ -84,11 +94,11 @@ def distill_trainer(
         update.step(engine)
         return out
 
-    return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)
+    return Trainer(step, student=student_of(student), optimizer=optimizer, precision=precision)
 
 
 def _labels_of_strong_view(target: dict[str, Any], options: DistillOptions) -> Tensor:
     """Pseudo labels of the weak view, downscaled to a quarter of the size and warped to the strong view."""
     labels = downscale_labels(target["pseudo_labels"].long())
-    moved, _ = warp_to_strong_view(labels.unsqueeze(1), target["strong_view"], released=options.replay_as_released)
+    moved, _ = warp_to_strong_view(labels.unsqueeze(1), target["strong_view"], released=options.as_released)
     return moved.squeeze(1)

@@ -1,20 +1,35 @@
-"""Events within an iteration, in addition to Ignite's own, and the objects that an engine's checkpoints contain.
+"""The trainer: an Ignite ``Engine`` with the events of this method, and a state whose attributes are declared.
 
-A stage fires only the events that apply to it, within one iteration in the order of the class body. There are two
-exceptions. Where there is no loss on the target, ``EXTRA_LOSSES`` comes first and ``SOURCE_BACKWARD_DONE`` after
-``LOSSES_READY``. In stages 2 and 3 ``TEACHER_FORWARD_DONE`` comes after ``TARGET_READY``, as the teacher sees what that
-leaves.
-``engine.state.output`` is a dict that grows during the iteration: at each event it holds what has been computed so
-far, detached from the graph. The functions that create the trainers list its keys.
+One iteration, with its events in their order (:class:`ProdaEvents`). A stage fires those that apply to it:
+
+1. The source loss: ``SOURCE_LOSSES_READY``, its backward pass, ``SOURCE_BACKWARD_DONE``. The gradients stay local.
+2. The teacher's forward pass on the target: ``TEACHER_FORWARD_DONE``. Stage 1 then rectifies the pseudo labels
+   (equations 3 and 4): ``LABELS_RECTIFIED``.
+3. Losses with forward passes of their own: ``EXTRA_LOSSES``. Then the target may be replaced: ``TARGET_READY``.
+   In stages 2 and 3 the teacher runs only now, because it predicts the replaced target.
+4. The student's forward pass on the target: ``LOSSES_READY``, and the backward pass of the sum of these losses, after
+   which processes have exchanged all gradients: ``BACKWARD_DONE``. Gradients are clipped here.
+5. The optimizer's step: ``OPTIMIZER_STEPPED``. Stage 1 then updates its prototypes (equation 6:
+   ``PROTOTYPES_UPDATED``); the mean teacher follows, and the learning rate.
+6. In the warm-up, the discriminator's step: ``DISCRIMINATOR_STEPPED``.
+
+In source-only training, ``EXTRA_LOSSES`` comes first, and the events of both kinds of losses precede the only backward
+pass. After the iteration (``ITERATION_COMPLETED``) come the label report, the stop on NaN, the checkpoint, the
+validation with the models to keep, and TensorBoard, in this order.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine, EventEnum
+from ignite.engine import Engine, EventEnum, State
 from torch import Tensor
+
+from proda.engines.target import TargetView
+
+if TYPE_CHECKING:
+    from proda.engines.optimization import StudentUpdate
 
 
 class ProdaEvents(EventEnum):
@@ -26,7 +41,7 @@ class ProdaEvents(EventEnum):
     SOURCE_BACKWARD_DONE = "source_backward_done"  # the gradients of the source loss are computed
     TEACHER_FORWARD_DONE = "teacher_forward_done"  # the teacher's prediction for the target is computed
     LABELS_RECTIFIED = "labels_rectified"  # stage 1: pseudo labels are weighted by the prototypes
-    EXTRA_LOSSES = "extra_losses"  # for ``engine.state.update.extra_loss``, with a pass of its own
+    EXTRA_LOSSES = "extra_losses"  # for ``engine.state.update.extra_loss``, with a forward pass of its own
     TARGET_READY = "target_ready"  # ``engine.state.target`` is what the target loss will use; mix or augment it here
     LOSSES_READY = "losses_ready"  # before the last backward pass: ``engine.state.losses["mine"] = weight * term``
     BACKWARD_DONE = "backward_done"  # all gradients are computed; clip or inspect them here
@@ -38,29 +53,57 @@ class ProdaEvents(EventEnum):
     VALIDATED = "validated"  # new scores are in ``engine.state.metrics`` (between iterations)
 
 
-def proda_engine(step: Callable[[Engine, Any], dict[str, Any]], **remembered: Any) -> Engine:
-    """An ``Engine`` with ``ProdaEvents`` whose checkpoints contain the given parts (see :func:`remember`).
+class TrainerState(State):
+    """What trainers and handlers add to Ignite's ``State``."""
 
-    Handlers may add entries for ``summary.json`` to the dict ``engine.state.summary``.
+    # Written by the step, within an iteration
+    batch: dict[str, Any]  # on the device
+    output: dict[str, Tensor]  # grows during the iteration; detached. Each trainer's docstring lists its keys
+    update: "StudentUpdate"  # the student's micro-batches, gradients and optimizer step
+    target: TargetView | None  # images and labels of the target loss; handlers of ``TARGET_READY`` may replace it
+    losses: dict[str, Tensor] | None  # weighted terms of the backward pass that is being prepared
+    graph: Mapping[str, Tensor] | None  # tensors with gradients, from which further terms can be computed then
 
-    The losses in the output (entries whose name starts with ``loss``) are averaged over the processes before any
-    handler of ``ITERATION_COMPLETED`` sees them, so they are the losses of the global batch.
+    # Written by handlers, over the run
+    remembered: dict[str, Any]  # name -> object with a state dict, saved in checkpoints (``remember``)
+    summary: dict[str, Any]  # entries for summary.json
+    scores: dict[str, Any]  # of the last validation (``Validation``)
+    pseudo_label_scores: dict[str, Any]  # of the labels last written, if there is ground truth (``PseudoLabels``)
+    label_quality: dict[str, float]  # TensorBoard's tag -> figure of the last label report (``LabelQuality``)
+    label_charts: dict[str, Any]  # which of these figures TensorBoard shows in one chart
+    checkpoint_iterations: list[int]  # of the checkpoints that exist (``Checkpoints``)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.target = self.losses = self.graph = None
+        self.remembered, self.summary, self.scores = {}, {}, {}
+        self.pseudo_label_scores, self.label_quality, self.label_charts = {}, {}, {}
+        self.checkpoint_iterations = []
+
+
+class Trainer(Engine):
+    """An ``Engine`` with ``ProdaEvents`` and a ``TrainerState``; its checkpoints contain the objects ``remembered``.
+
+    The losses in the output of ``step`` (entries whose name starts with ``loss``) are averaged over the processes
+    before any handler of ``ITERATION_COMPLETED`` sees them, so they are the losses of the global batch.
     """
 
-    def step_and_average(engine: Engine, batch: Any) -> dict[str, Any]:
-        output = step(engine, batch)
-        average_losses(output)
-        return output
+    state: TrainerState
 
-    engine = Engine(step_and_average)
-    engine.register_events(*ProdaEvents, event_to_attr=dict.fromkeys(ProdaEvents, "iteration"))
-    engine.state.remembered, engine.state.summary = {}, {}
-    remember(engine, **remembered)
-    return engine
+    def __init__(self, step: Callable[[Any, Any], dict[str, Any]], **remembered: Any) -> None:
+        def step_and_average(trainer: Engine, batch: Any) -> dict[str, Any]:
+            output = step(trainer, batch)
+            average_losses(output)
+            return output
+
+        super().__init__(step_and_average)
+        self.state = TrainerState()
+        self.register_events(*ProdaEvents, event_to_attr=dict.fromkeys(ProdaEvents, "iteration"))
+        remember(self, **remembered)
 
 
-def remember(engine: Engine, **parts: Any) -> None:
-    """Adds objects with ``state_dict`` and ``load_state_dict`` to the checkpoints of the engine's run.
+def remember(trainer: Engine, **parts: Any) -> None:
+    """Adds objects with ``state_dict`` and ``load_state_dict`` to the checkpoints of the trainer's run.
 
     A handler calls it in its ``attach``, so that its state survives ``--resume``. Names are keys of the checkpoint.
 
@@ -70,13 +113,23 @@ def remember(engine: Engine, **parts: Any) -> None:
     """
     for name, part in parts.items():
         if name in ("trainer", "format"):
-            raise ValueError(f"{name!r} is a part of every checkpoint; choose another name")
+            raise ValueError(f"{name!r} is in every checkpoint; choose another name")
         if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
             raise TypeError(
                 f"{name}: {type(part).__name__} has no state_dict and load_state_dict, so it cannot be saved"
             )
-        if engine.state.remembered.setdefault(name, part) is not part:
-            raise ValueError(f"the engine already remembers another {name!r}")
+        if trainer.state.remembered.setdefault(name, part) is not part:
+            raise ValueError(f"the trainer already remembers another {name!r}")
+
+
+def check_before_validation(trainer: Trainer, handler: object) -> None:
+    """Raises ValueError if ``Validation`` is attached already, which has to come after ``handler``.
+
+    What a handler does in an iteration has to be done before its checkpoint is saved, and validation, which may take
+    long and be interrupted, follows the checkpoint.
+    """
+    if "validation" in trainer.state.remembered:
+        raise ValueError(f"attach {type(handler).__name__} before Validation")
 
 
 def average_losses(output: dict[str, Any] | None) -> None:

@@ -5,21 +5,32 @@ the cross entropy on these; then the optimizer's step. The formulas are in ``pro
 augmentation, masked image consistency and the feature distance are handlers.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
-from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, append_slice, split
-from proda.engines.options import OnlineOptions
+from proda.engines.events import ProdaEvents, Trainer
+from proda.engines.optimization import MeanTeacherOptions, Precision, append_slice, split
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.engines.target import TargetView
 from proda.method.online import confident_fraction, pixel_weights, weighted_cross_entropy
 from proda.method.tensors import resize, to_float
 from proda.models.network import disable_dropout, freeze_batch_norm
+from proda.settings.options import Fraction, NonNegativeFloat, NonNegativeInt
+
+
+@dataclass
+class OnlineOptions(MeanTeacherOptions):
+    """Options of the trainer of online self-training."""
+
+    # -- Method
+    confidence: Fraction = 0.968  # probability from which a pixel counts as confident; their share weights the image
+    target_weight: NonNegativeFloat = 1.0  # weight of the cross entropy on the pseudo labels
+    ignore_top: NonNegativeInt = 0  # rows at the top of target crops whose pseudo labels have no weight
+    ignore_bottom: NonNegativeInt = 0  # rows at the bottom of target crops whose pseudo labels have no weight
 
 
 def online_trainer(
@@ -28,7 +39,7 @@ def online_trainer(
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     options: OnlineOptions | None = None,
-) -> Engine:
+) -> Trainer:
     """The trainer of online self-training. A handler moves the teacher, which never has dropout.
 
     Batches: ``{"source": {"image", "labels"}, "target": {"image"}}``.
@@ -43,7 +54,7 @@ def online_trainer(
     options = options or OnlineOptions()
     update = student_update(student, optimizer, precision, options)
 
-    def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
+    def step(engine: Trainer, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
@@ -75,12 +86,12 @@ def online_trainer(
         update.step(engine)
         return out
 
-    return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)
+    return Trainer(step, student=student_of(student), optimizer=optimizer, precision=precision)
 
 
 @torch.no_grad()
 def _pseudo_labels(
-    engine: Engine, teacher: nn.Module, image: Tensor, precision: Precision, options: OnlineOptions
+    engine: Trainer, teacher: nn.Module, image: Tensor, precision: Precision, options: OnlineOptions
 ) -> None:
     """Adds the teacher's arg-max, its probability, and the share of sure pixels to the output."""
     teacher.train(options.teacher_mode == "train")

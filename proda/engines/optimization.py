@@ -5,19 +5,38 @@ Every trainer has a ``StudentUpdate``, which fires ``LOSSES_READY``, ``BACKWARD_
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from proda.engines.events import ProdaEvents
+from proda.engines.events import ProdaEvents, Trainer
 from proda.models.network import freeze_batch_norm
+from proda.settings.options import Options, PositiveInt
 
 Function = TypeVar("Function", bound=Callable)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class StudentOptions(Options):
+    """Options of the student, common to all trainers."""
+
+    # -- Network
+    freeze_bn: bool = False  # keep the initial statistics, scales and shifts of batch norm
+    # -- Machine
+    accumulate: PositiveInt = 1  # number of micro-batches of a process's batch, one after another, to save memory
+
+
+@dataclass
+class MeanTeacherOptions(StudentOptions):
+    """Options of trainers whose teacher is the moving average of the student."""
+
+    # -- Method
+    teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics and dropout, as published; eval: neither
 
 
 class Precision:
@@ -140,7 +159,7 @@ class StudentUpdate:
         self.student, self.optimizer, self.precision = student, optimizer, precision
         self.freeze_bn, self.accumulate = freeze_bn, accumulate
 
-    def start(self, engine: Engine) -> None:
+    def start(self, engine: Trainer) -> None:
         engine.state.update = self
         set_train_mode(self.student, freeze_bn=self.freeze_bn)
         self.optimizer.zero_grad(set_to_none=True)
@@ -159,7 +178,7 @@ class StudentUpdate:
 
     def backward(
         self,
-        engine: Engine,
+        engine: Trainer,
         losses: dict[str, Tensor],
         graph: Mapping[str, Tensor],
         *,
@@ -178,7 +197,7 @@ class StudentUpdate:
         self._add_gradients(engine, losses)
         engine.state.losses = engine.state.graph = None
 
-    def extra_loss(self, engine: Engine, name: str, tensors: Any, loss: Callable[[Any], Tensor]) -> None:
+    def extra_loss(self, engine: Trainer, name: str, tensors: Any, loss: Callable[[Any], Tensor]) -> None:
         """Adds the gradients of a loss that needs forward passes of the student of its own.
 
         Handlers of ``EXTRA_LOSSES`` call it. ``loss`` takes a part of ``tensors`` (of the whole batch; see
@@ -188,7 +207,7 @@ class StudentUpdate:
         for part in self.micro_batches(tensors, exchange=False):
             self._add_gradients(engine, {name: loss(part)})
 
-    def _add_gradients(self, engine: Engine, losses: dict[str, Tensor]) -> None:
+    def _add_gradients(self, engine: Trainer, losses: dict[str, Tensor]) -> None:
         share = 1 / self.accumulate
         total: Tensor = sum(losses.values(), start=torch.zeros((), device=self.precision.device))
         self.precision.backward(total if self.accumulate == 1 else share * total)
@@ -197,7 +216,7 @@ class StudentUpdate:
             value = loss.detach() if self.accumulate == 1 else share * loss.detach()
             out[name] = out[name] + value if name in out else value
 
-    def step(self, engine: Engine) -> None:
+    def step(self, engine: Trainer) -> None:
         """One step of the optimizer, between ``BACKWARD_DONE`` and ``OPTIMIZER_STEPPED``.
 
         Gradients are unscaled before ``BACKWARD_DONE``, so that handlers see (and clip) their true values.

@@ -3,13 +3,11 @@
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
-from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.optimization import Precision, StudentUpdate, append_slice
-from proda.engines.options import StudentOptions
+from proda.engines.events import ProdaEvents, Trainer
+from proda.engines.optimization import Precision, StudentOptions, StudentUpdate, append_slice
 from proda.method import IGNORE
 from proda.method.losses import cross_entropy
 from proda.method.tensors import resize, to_float
@@ -31,7 +29,7 @@ def source_loss(update: StudentUpdate, source: dict[str, Any], denominator: Tens
     return update.precision.compiled(cross_entropy)(logits, labels, denominator=denominator), logits
 
 
-def source_backward(engine: Engine, update: StudentUpdate, source: dict[str, Any]) -> None:
+def source_backward(engine: Trainer, update: StudentUpdate, source: dict[str, Any]) -> None:
     """Computes the gradients of the source loss, between ``SOURCE_LOSSES_READY`` and ``SOURCE_BACKWARD_DONE``.
 
     Processes do not exchange these gradients here; the backward pass of the target losses exchanges the sum of both.
@@ -62,7 +60,7 @@ def supervised_trainer(
     optimizer: torch.optim.Optimizer,
     precision: Precision,
     options: StudentOptions | None = None,
-) -> Engine:
+) -> Trainer:
     """The trainer of source-only and oracle.
 
     Batches: ``{"source": {"image", "labels"}}``. Output: ``loss``, ``loss_source``, ``source_logits`` [B, K, H, W].
@@ -71,7 +69,7 @@ def supervised_trainer(
     """
     update = student_update(student, optimizer, precision, options or StudentOptions())
 
-    def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
+    def step(engine: Trainer, batch: dict[str, Any]) -> dict[str, Any]:
         engine.state.batch = batch = to_device(batch, precision.device)
         out: dict[str, Tensor] = {}
         engine.state.output = out
@@ -88,7 +86,7 @@ def supervised_trainer(
         update.step(engine)
         return out
 
-    return proda_engine(step, student=student_of(student), optimizer=optimizer, precision=precision)
+    return Trainer(step, student=student_of(student), optimizer=optimizer, precision=precision)
 
 
 def student_of(student: nn.Module) -> nn.Module:

@@ -12,12 +12,14 @@ from ignite.engine import Engine, Events
 from ignite.handlers import TensorboardLogger
 from torch.optim import Optimizer
 
-from proda.engines.events import ProdaEvents
+from proda.engines.events import ProdaEvents, Trainer
 from proda.handlers.panels import TrainingPanels, ValidationPanels
 from proda.handlers.progress import TrainingProgress
 from proda.metrics import flatten
 
 log = logging.getLogger("proda")
+
+PANELS = 20  # a panel takes a hundred times the space of the scalars
 
 
 class Board:
@@ -29,21 +31,21 @@ class Board:
     after its checkpoint. Call ``close`` when the run has ended.
 
     Args:
-        evaluator: of segmentation, whose images are shown; None for an evaluator of another kind.
+        evaluator: of the student, whose images are shown.
         optimizers: name -> optimizer whose learning rates are shown.
         colors: uint8 [K, 3], the colours of the classes.
     """
 
     def __init__(
-        self, folder: Path, evaluator: Engine | None, optimizers: Mapping[str, Optimizer], colors: np.ndarray
+        self, folder: Path, evaluator: Engine, optimizers: Mapping[str, Optimizer], colors: np.ndarray
     ) -> None:
         self.folder, self.evaluator, self.optimizers, self.colors = Path(folder), evaluator, optimizers, colors
         self.logger: TensorboardLogger | None = None
         self.progress = TrainingProgress()
 
-    def attach(self, trainer: Engine, *, every: int, panels_every: int) -> None:
-        """``every`` and ``panels_every``: iterations between scalars and between training panels (0 for none)."""
-        self.trainer, self.every, self.panels_every = trainer, every, panels_every
+    def attach(self, trainer: Trainer, *, every: int) -> None:
+        """``every``: iterations between scalars; panels of training images follow at every ``PANELS``-th of them."""
+        self.trainer, self.every = trainer, every
 
     def open(self) -> None:
         """Opens the files, and attaches the progress and the handlers that write to the files."""
@@ -73,11 +75,10 @@ class Board:
         trainer.add_event_handler(ProdaEvents.VALIDATED, self.write_scores)
         trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED, self.write_label_quality)
         trainer.add_event_handler(ProdaEvents.LABELS_REPORTED, self.write_label_figures)
-        if hasattr(trainer.state, "label_charts"):
+        if trainer.state.label_charts:
             board.writer.add_custom_scalars(trainer.state.label_charts)
-        TrainingPanels(board.writer, self.colors).attach(trainer, every=self.panels_every)
-        if self.evaluator is not None:
-            ValidationPanels(board.writer, self.colors).attach(trainer, self.evaluator)
+        TrainingPanels(board.writer, self.colors).attach(trainer, every=PANELS * self.every)
+        ValidationPanels(board.writer, self.colors).attach(trainer, self.evaluator)
 
     def write_scores(self, trainer: Engine) -> None:
         self._write("val", trainer.state.scores, trainer.state.iteration)

@@ -17,7 +17,7 @@ from ignite.handlers.checkpoint import BaseSaveHandler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from proda.engines.events import ProdaEvents
+from proda.engines.events import ProdaEvents, Trainer, check_before_validation
 from proda.utils.errors import UserError
 from proda.utils.files import save_tensors
 from proda.utils.run_files import MODELS, checkpoint_files
@@ -43,18 +43,19 @@ class Checkpoints:
         self.writer = NewestFiles(self.folder)
         self.saved = -1  # iteration last saved or resumed from, also if saving failed because the disk was full
 
-    def attach(self, trainer: Engine, *, every: int) -> None:
+    def attach(self, trainer: Trainer, *, every: int) -> None:
         """Saves every ``every`` iterations, at the end of training, and when the run is stopped.
 
-        Attach it before validation, which may take long: if validation is interrupted, the iteration is already saved.
-        An iteration that is both saved and validated is saved again after the validation, so that a resumed run does
-        not repeat the validation. The end of training is saved before and after the last validation, too. New pseudo
-        labels take long as well: the iteration after which they are due is saved before they are written.
+        An iteration that is both saved and validated is saved before the validation, which may take long, and again
+        after it, so that a resumed run does not repeat the validation. The end of training is saved before and after
+        the last validation, too. New pseudo labels take long as well: the iteration after which they are due is saved
+        before they are written.
 
         Raises (at a save):
             UserError: the state of a part cannot be read back.
             FloatingPointError: a network or optimiser contains numbers that are not finite; nothing is saved.
         """
+        check_before_validation(trainer, self)
         self.handler = Checkpoint(
             {"trainer": trainer},
             self.writer,
@@ -129,7 +130,7 @@ class Checkpoints:
         return iteration
 
     def _parts(self, trainer: Engine) -> dict[str, Any]:
-        return {"trainer": trainer, **getattr(trainer.state, "remembered", {})}
+        return {"trainer": trainer, **trainer.state.remembered}
 
     def check(self, trainer: Engine) -> None:
         """Checks before training that every part can be read back and that the folder belongs to this run.

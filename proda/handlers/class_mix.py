@@ -1,6 +1,5 @@
 """ClassMix: the student is trained on target images onto which classes of the source are pasted."""
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 
@@ -16,29 +15,19 @@ class ClassMix:
     Replaces ``engine.state.target`` at ``TARGET_READY``: pasted pixels have the colours and the labels of the source,
     and the weight 1 where pixels have weights. Adds ``pasted``, bool [B, h, w] at the resolution of the labels, to the
     output. Source: ClassMix (arXiv:2007.07936), between domains as in DACS (arXiv:2007.08702).
-
-    ``as_released``: classes are drawn among those of the whole global batch, and the pixels without a label are one of
-    these classes, as in the code of DACS and DAFormer.
     """
 
-    def __init__(self, num_classes: int, *, as_released: bool = False) -> None:
-        self.num_classes, self.as_released = num_classes, as_released
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
 
     def attach(self, trainer: Engine) -> None:
-        """Attach it before the colour augmentation, which changes the mixed image."""
         trainer.add_event_handler(ProdaEvents.TARGET_READY, self)
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         source, target = engine.state.batch["source"], engine.state.target
         present = present_classes(source["labels"], self.num_classes)
-        if self.as_released:
-            anywhere = present.any(0, keepdim=True)
-            if idist.get_world_size() > 1:
-                anywhere = idist.all_reduce(anywhere.int()) > 0
-            present = anywhere.expand_as(present)
-        else:
-            present[:, -1] = False  # IGNORE
+        present[:, -1] = False  # IGNORE
         chosen = choose_classes(present, rand_per_image(source["image"], self.num_classes + 1))
         labels, pasted = source["labels"].long(), pixels_of(chosen, source["labels"])
         image = paste(pasted, source["image"], target.image)

@@ -15,7 +15,7 @@ class ColorAugmentation:
     """Changes the colours of ``engine.state.target`` at ``TARGET_READY``, and blurs it: see ``proda.data.color``."""
 
     def attach(self, trainer: Engine) -> None:
-        """Attach it after ``ClassMix``."""
+        """The colors of the pasted source change too, if this is attached after ``ClassMix``."""
         trainer.add_event_handler(ProdaEvents.TARGET_READY, self)
 
     @torch.no_grad()

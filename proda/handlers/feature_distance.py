@@ -42,7 +42,7 @@ class FeatureDistance:
         self.features: Tensor | None = None  # [B, C, h, w] of the student's last pass with gradients
 
     def attach(self, trainer: Engine) -> None:
-        """Attach it after copies of the network were made, which would have its hook too."""
+        """Copies of the network that are made afterwards have its hook, too."""
         self.network.backbone_output.register_forward_hook(self._keep)
         trainer.add_event_handler(ProdaEvents.SOURCE_LOSSES_READY, self)
         trainer.add_event_handler(ProdaEvents.BACKWARD_DONE, self._forget)

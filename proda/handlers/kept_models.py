@@ -10,7 +10,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from proda.engines.events import ProdaEvents
+from proda.engines.events import ProdaEvents, Trainer
 from proda.handlers.validation import Validation
 from proda.models.model_info import ModelInfo
 from proda.models.network import SegmentationNetwork
@@ -52,8 +52,10 @@ class KeptModels:
         self.saved: dict[str, int] = {}  # file -> iteration of its network, for files that this process saved
         self.failures: dict[str, OSError] = {}  # file -> why it could not be saved
 
-    def attach(self, trainer: Engine) -> None:
-        """Attach it after ``Validation``."""
+    def attach(self, trainer: Trainer) -> None:
+        """Raises ValueError if ``Validation`` is not attached yet."""
+        if "validation" not in trainer.state.remembered:
+            raise ValueError("attach KeptModels after Validation")
         trainer.add_event_handler(ProdaEvents.VALIDATED, self)
         trainer.add_event_handler(Events.COMPLETED, self)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from proda.data.augment import weak_view_of_labels
 from proda.data.loaders import to_device
-from proda.engines.events import ProdaEvents, remember
+from proda.engines.events import ProdaEvents, Trainer, check_before_validation, remember
 from proda.method import IGNORE
 from proda.method.label_quality import (
     agreement,
@@ -74,7 +74,7 @@ class LabelQuality:
     ) -> None:
         self.class_names, self.prototypes, self.truth = list(class_names), prototypes, truth
         self.replay_as_released = replay_as_released
-        self.start = torch.zeros(0) if prototypes is None else prototypes.clone()  # of the prototypes
+        self.start = torch.zeros(0)  # the prototypes before the first iteration
         self.sums: dict[str, Tensor] = {}  # over the iterations since the last report
         self.samples = 0  # number of these iterations
         # Pixels of each class in the first labels.
@@ -85,10 +85,12 @@ class LabelQuality:
         self.history: list[dict[str, Any]] = []  # the figures of every report
         self.classes: dict[str, dict[str, float]] = {}  # class -> its figures in the last report
 
-    def attach(self, trainer: Engine, *, every: int) -> None:
-        """``every``: iterations between those that are looked at; 0 for none. Attach it before ``Checkpoints``."""
+    def attach(self, trainer: Trainer, *, every: int) -> None:
+        """``every``: iterations between those that are looked at; 0 for none."""
+        check_before_validation(trainer, self)
         if every == 0:
             return
+        trainer.add_event_handler(Events.STARTED, self.note_prototypes)
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), self)
         trainer.add_event_handler(ProdaEvents.BEFORE_LABELS_WRITTEN, self.note_renewal)
         trainer.add_event_handler(Events.COMPLETED, self.finish)
@@ -137,6 +139,10 @@ class LabelQuality:
             "died_out": self.died_out,
             "history": self.history[::-1][::step][::-1],  # the last one is always among them
         }
+
+    def note_prototypes(self, trainer: Engine) -> None:
+        if self.prototypes is not None and trainer.state.iteration == 0:
+            self.start = self.prototypes.clone()
 
     def note_renewal(self) -> None:
         self.renewed = True

@@ -13,12 +13,14 @@ from proda.method.online import CONFIDENT, confident_fraction, weighted_cross_en
 from proda.method.tensors import resize, to_float
 from proda.models.network import SegmentationNetwork
 
+RATIO = 0.7  # of the squares that are masked
+
 
 class MaskedConsistency:
     """Adds the loss of MIC (arXiv:2212.01322) at ``EXTRA_LOSSES``: ``loss_masked`` in the output.
 
     The target image, before ``TARGET_READY``, is augmented in colour; then squares of ``block`` pixels are masked, each
-    with the probability ``ratio``. The loss is the cross entropy of the student on it with the labels of the image as
+    with the probability ``RATIO``. The loss is the cross entropy of the student on it with the labels of the image as
     a whole. Each pixel is weighted: by ``engine.state.target.weights`` where the stage has them; otherwise by the share
     of the image's pixels of which the labels are sure, in stage 1 those whose rectified label has at least the
     probability ``confidence``, in stages 2 and 3 those that have a label.
@@ -32,11 +34,10 @@ class MaskedConsistency:
         precision: Precision,
         *,
         weight: float = 1.0,
-        ratio: float = 0.7,
         block: int = 32,
         confidence: float = CONFIDENT,
     ) -> None:
-        self.precision, self.weight, self.ratio, self.block = precision, weight, ratio, block
+        self.precision, self.weight, self.block = precision, weight, block
         self.confidence = confidence
         self.color = torch.tensor(network.neutral_color, device=precision.device)
 
@@ -49,16 +50,16 @@ class MaskedConsistency:
         draws = rand_per_image(target.image, *mask_grid(size, self.block))
         tensors = {
             "image": augmented(target.image),
-            "mask": block_mask(draws, size, block=self.block, ratio=self.ratio),
+            "mask": block_mask(draws, size, block=self.block, ratio=RATIO),
             "labels": target.labels,
             "weights": self._weights(engine),
         }
 
-        def loss(part: dict[str, Tensor]) -> Tensor:
+        def loss(views: dict[str, Tensor]) -> Tensor:
             with self.precision.autocast():
-                logits = update.student(masked(to_float(part["image"]), part["mask"], self.color)).logits
-            logits = resize(logits, part["labels"].shape[-2:])
-            entropy = self.precision.compiled(weighted_cross_entropy)(logits, part["labels"], part["weights"])
+                logits = update.student(masked(to_float(views["image"]), views["mask"], self.color)).logits
+            logits = resize(logits, views["labels"].shape[-2:])
+            entropy = self.precision.compiled(weighted_cross_entropy)(logits, views["labels"], views["weights"])
             return self.weight * entropy
 
         update.extra_loss(engine, "masked", tensors, loss)

@@ -4,7 +4,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from proda.engines.events import ProdaEvents
+from proda.engines.events import ProdaEvents, Trainer, check_before_validation
 
 REMEDY = "lower --lr, set --grad_clip, or try --amp=off"
 EVERY = {"cpu": 1, "cuda": 20}  # iterations between two looks, by device
@@ -25,8 +25,8 @@ class StopOnNan:
         self.every = every  # iterations between two looks; as above if None
         self.first: Tensor | None = None  # number of the first iteration with such a loss, 0 if there is none
 
-    def attach(self, trainer: Engine) -> None:
-        """Attach it before the handlers that validate and save."""
+    def attach(self, trainer: Trainer) -> None:
+        check_before_validation(trainer, self)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self)
         for event in (ProdaEvents.BEFORE_WEIGHTS_USED, ProdaEvents.BEFORE_LABELS_WRITTEN, Events.COMPLETED):
             trainer.add_event_handler(event, self.check)

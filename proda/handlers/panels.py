@@ -19,7 +19,6 @@ PANEL_SIZE = (320, 160)  # width and height of each picture of a validation pane
 class TrainingPanels:
     """Writes pictures of a training batch to TensorBoard: the student's input, its prediction and its labels.
 
-    In pretraining, which has neither labels nor predictions, these are the pairs of views of both domains.
     Reads ``engine.state.batch``, and of ``engine.state.output`` those of ``source_logits``, ``target_logits``,
     ``pseudo_labels`` and ``rectified_labels`` that the stage computes. Where handlers have mixed or augmented
     ``engine.state.target``, its image and labels are shown too.
@@ -36,7 +35,7 @@ class TrainingPanels:
             )
 
     def __call__(self, engine: Engine) -> None:
-        trained_on = getattr(engine.state, "target", None)
+        trained_on = engine.state.target
         for name, titles, rows in self._panels(engine.state.batch, engine.state.output, trained_on):
             height, width = rows[0][0].shape[:2]
             panel = grid(rows, titles, (max(width, 160), max(width, 160) * height // width))
@@ -45,10 +44,6 @@ class TrainingPanels:
     def _panels(
         self, batch: dict[str, Any], out: dict[str, Any], trained_on: TargetView | None = None
     ) -> Iterator[tuple[str, list[str], list[list]]]:
-        for domain, pairs in batch.items():
-            if "views" in pairs:
-                rows = [[image_picture(view) for view in views] for views in pairs["views"][:PANEL_ROWS]]
-                yield f"train/{domain}", ["first view", "second view"], rows
         if "source" in batch and "source_logits" in out:
             source = batch["source"]
             prediction = out["source_logits"].argmax(1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
@@ -18,10 +18,11 @@ from proda.engines.events import ProdaEvents, remember
 from proda.engines.optimization import Precision
 from proda.method.prototypes import class_means, update_prototypes
 from proda.method.tensors import to_float
-from proda.models.network import SegmentationNetwork, evaluation_mode
+from proda.models.network import evaluation_mode
 from proda.models.weights import load_prototypes, prototypes_record, save_prototypes
 from proda.utils.errors import UserError
 from proda.utils.progress import track
+from proda.utils.record import differences, plain, shortened
 
 log = logging.getLogger("proda")
 
@@ -83,14 +84,17 @@ class PrototypeEMA:
         remember(engine, prototypes=self.prototypes)
 
 
-class RenewPrototypes:
-    """Recomputes the prototypes with the network that is about to write new pseudo labels.
+class InitialPrototypes:
+    """Provides the prototypes before the first iteration: those in ``file``; if it is missing, ``network``'s are
+    computed and written to it. A resumed run has them in its checkpoint.
 
-    They are what :func:`initial_prototypes` computes at the start, with this network, and their counts start at 0
-    again. Attach it after ``AdaBN``, and ``network`` predicts with the target's batch-norm statistics.
+    Their counts start at 0, as in the published training (the moving average does not use them).
 
     Args:
+        network: of the previous stage.
         batches: as for :func:`initial_prototypes`.
+        made_from: name -> JSON value of everything that the prototypes depend on (weights, images, classes, ...). It is
+            stored in the file and compared with the record in an existing file. Released files have no record.
     """
 
     def __init__(
@@ -99,19 +103,48 @@ class RenewPrototypes:
         network: nn.Module,
         batches: Iterable[dict[str, Any]],
         precision: Precision,
+        file: Path | str,
+        made_from: Mapping[str, Any],
         *,
         passes: int = 1,
     ) -> None:
-        self.prototypes, self.network, self.batches = prototypes, network, batches
-        self.precision, self.passes = precision, passes
+        self.prototypes, self.network, self.batches, self.precision = prototypes, network, batches, precision
+        self.file, self.made_from, self.passes = Path(file), {**made_from, "passes": passes}, passes
 
     def attach(self, trainer: Engine) -> None:
-        trainer.add_event_handler(ProdaEvents.BEFORE_LABELS_WRITTEN, self)
+        trainer.add_event_handler(Events.STARTED, self)
 
-    def __call__(self, _: Engine) -> None:
-        log.info("computing new prototypes")
-        initial_prototypes(self.prototypes, self.network, self.batches, self.precision, passes=self.passes)
+    def check(self) -> None:
+        """Raises UserError if the file was computed from other inputs, or has other classes or features."""
+        if self.file.is_file():
+            self._load()
+
+    def __call__(self, engine: Engine) -> None:
+        if engine.state.iteration > 0:
+            return
+        if idist.broadcast(int(self.file.is_file()), src=0):  # others may see a new file on a shared disk later
+            self._load()
+        else:
+            log.info("computing prototypes into %s", self.file)
+            initial_prototypes(self.prototypes, self.network, self.batches, self.precision, passes=self.passes)
+            if idist.get_rank() == 0:
+                values, counts = self.prototypes.values, self.prototypes.counts
+                save_prototypes(self.file, values, counts, made_from=self.made_from)
+            idist.barrier()
         self.prototypes.counts.zero_()
+
+    def _load(self) -> None:
+        values, recorded = load_prototypes(self.file), prototypes_record(self.file)
+        expected = {name: value for name, value in plain(self.made_from).items() if name in recorded}
+        if other := differences({name: recorded[name] for name in expected}, expected):
+            raise UserError(
+                f"{self.file}: prototypes of other inputs: {shortened(other)}; remove the file, or choose another "
+                "--prototypes"
+            )
+        try:
+            self.prototypes.load_state_dict({"prototypes": values})
+        except ValueError as error:
+            raise UserError(f"{self.file}: {error}") from error
 
 
 @torch.no_grad()
@@ -160,51 +193,3 @@ def _in_order(values: Tensor) -> Tensor:
     padded = torch.cat([values, values.new_zeros(share - len(values), *values.shape[1:])])
     gathered = idist.all_gather(padded).unflatten(0, (processes, share))
     return gathered.transpose(0, 1).flatten(0, 1)[:total]
-
-
-def prepare_prototypes(
-    file: Path,
-    network: SegmentationNetwork,
-    batches: Iterable[dict[str, Any]],
-    precision: Precision,
-    passes: int,
-    made_from: Mapping[str, Any],
-) -> Prototypes:
-    """The prototypes in ``file``; if it does not exist, they are computed with ``network`` and written to it first.
-
-    Their counts start at 0, as in the published training (the moving average does not use them).
-
-    Args:
-        made_from: name -> JSON value of everything that the prototypes depend on (weights, images, classes, ...). It is
-            stored in the file and compared with the record in an existing file. Released files have no record.
-
-    Raises:
-        UserError: the file was computed from other inputs, or has another number of classes or features.
-    """
-    prototypes = Prototypes(network.num_classes, network.num_features, precision.device)
-    made_from = {**made_from, "passes": passes}
-    if not idist.broadcast(int(file.is_file()), src=0):  # other processes may see a new file on a shared disk later
-        log.info("computing prototypes into %s", file)
-        initial_prototypes(prototypes, network, batches, precision, passes=passes)
-        if idist.get_rank() == 0:
-            save_prototypes(file, prototypes.values, prototypes.counts, made_from=made_from)
-        idist.barrier()
-    else:
-        values, recorded = load_prototypes(file), prototypes_record(file)
-        for name in sorted(recorded.keys() & made_from.keys()):
-            if recorded[name] != made_from[name]:
-                raise UserError(
-                    f"{file}: prototypes computed from other {name}: found {_brief(recorded[name])}, expected "
-                    f"{_brief(made_from[name])}; remove the file, or choose another --prototypes"
-                )
-        try:
-            prototypes.load_state_dict({"prototypes": values})
-        except ValueError as error:
-            raise UserError(f"{file}: {error}") from error
-    prototypes.counts.zero_()
-    return prototypes
-
-
-def _brief(value: Any) -> str:
-    """A value for an error message; of a checksum only the beginning."""
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

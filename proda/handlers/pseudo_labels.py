@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from torch import nn
 
-from proda.data.label_store import HardLabelStore, SoftLabelStore, open_store, read_manifest
+from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.data.loaders import TrainingBatches, prefetched
-from proda.engines.events import ProdaEvents, remember
+from proda.engines.events import ProdaEvents, Trainer, remember
 from proda.engines.labelling import missing_labels, write_pseudo_labels
 from proda.engines.optimization import Precision
 from proda.utils.errors import UserError
@@ -30,7 +30,7 @@ class PseudoLabels:
     if there is ground truth, and is empty otherwise.
 
     Args:
-        store: opened with the manifest of the first labels.
+        store: described by the manifest of the first labels; it is opened when training starts.
         images: names -> batches of these whole images.
         flip, scales, ensemble: what the predictions are averaged over; see ``write_pseudo_labels``.
     """
@@ -48,38 +48,42 @@ class PseudoLabels:
         ensemble: Sequence[nn.Module] = (),
     ) -> None:
         self.store, self.network, self.images, self.precision = store, network, images, precision
-        self.averaged: dict[str, Any] = {"flip": flip, "scales": scales, "ensemble": ensemble}
-        self.class_names = class_names
-        self.manifest = read_manifest(store.folder, store.kind)  # of the first labels
-        self.every, self.labeller, self.folder = 0, network, Path(store.folder)
+        self.flip, self.scales, self.ensemble = flip, scales, ensemble
+        self.class_names, self.manifest = class_names, store.manifest  # of the first labels
+        self.every, self.labeller = 0, network
         self.batches: TrainingBatches | None = None
         self.renewed: dict[str, Any] = {}  # iteration and weights of the last renewal
 
+    @property
+    def passes(self) -> float:
+        """How many predictions of a whole image it takes to write the labels of one."""
+        return sum(scale**2 for scale in self.scales) * (1 + self.flip) * (1 + len(self.ensemble))
+
     def attach(
         self,
-        trainer: Engine,
+        trainer: Trainer,
         renew_every: int = 0,
         *,
         labeller: nn.Module | None = None,
         batches: TrainingBatches | None = None,
-        folder: Path | None = None,
+        folder: Path | str = "",
     ) -> None:
         """Renews the labels every ``renew_every`` epochs; 0 never renews them.
 
-        The ``labeller``, the student or its mean teacher, writes new labels to ``folder/pseudo_labels/iteration_N``
-        after ``BEFORE_LABELS_WRITTEN``. Their manifest contains the checksum of its weights; checkpoints record N. A
-        run that resumes at iteration N writes these labels again; a run that resumes later needs the files. Folders
-        that no checkpoint needs are deleted.
+        The ``labeller``, usually the student, writes new labels to ``folder/pseudo_labels/iteration_N`` after
+        ``BEFORE_LABELS_WRITTEN``. Their manifest contains the checksum of its weights; checkpoints record N. A run that
+        resumes at iteration N writes these labels again; a run that resumes later needs the files. Folders that no
+        checkpoint needs are deleted.
         ``store.folder`` changes, so that readers of ``store`` get the new labels. The loader of ``batches`` is
         restarted, because its processes have already read ahead.
         """
         trainer.add_event_handler(Events.STARTED, self.prepare)
-        if renew_every > 0 and labeller is not None and folder is not None:
-            self.every, self.labeller, self.batches, self.folder = renew_every, labeller, batches, folder
+        if renew_every > 0 and labeller is not None:
+            self.every, self.labeller, self.batches, self.folder = renew_every, labeller, batches, Path(folder)
             trainer.add_event_handler(Events.EPOCH_COMPLETED(every=renew_every), self.renew)
             remember(trainer, pseudo_labels=self)
 
-    def prepare(self, engine: Engine) -> None:
+    def prepare(self, engine: Trainer) -> None:
         """Provides the labels of the engine's iteration: new ones if they are due, otherwise the current ones."""
         iteration, due, network = engine.state.iteration, self._due(engine), self.network
         if due:
@@ -87,7 +91,13 @@ class PseudoLabels:
             digest = idist.broadcast(sha256_of_tensors(self.labeller.state_dict()), src=0)
             self.renewed, network = {"iteration": iteration, "weights": digest}, self.labeller
         if self.renewed:
-            self._open_renewed()
+            self.store.folder = self.folder / "pseudo_labels" / f"iteration_{self.renewed['iteration']}"
+            settings = {**self.manifest.settings, "renewed_at_iteration": self.renewed["iteration"]}
+            self.store.manifest = replace(self.manifest, weights=self.renewed["weights"], settings=settings)
+            self.store.overwrite = True
+        with idist.one_rank_first():  # stale labels must be deleted before other ranks open the folder
+            self.store.open()
+        if self.renewed:
             self._delete_unneeded(engine)
         names = missing_labels(self.store, self.manifest.images)
         engine.state.pseudo_label_scores = {}
@@ -98,16 +108,21 @@ class PseudoLabels:
             )
         if names:
             log.info("writing pseudo labels of %d images to %s", len(names), self.store.folder)
-            images, averaged = self.images(names), self.averaged
-            scores = write_pseudo_labels(
-                self.store, network, images, self.precision, class_names=self.class_names, **averaged
+            engine.state.pseudo_label_scores = scores = write_pseudo_labels(
+                self.store,
+                network,
+                self.images(names),
+                self.precision,
+                class_names=self.class_names,
+                flip=self.flip,
+                scales=self.scales,
+                ensemble=self.ensemble,
             )
-            engine.state.pseudo_label_scores = scores
             if scores:
                 log.info("pseudo labels against ground truth: mIoU %.2f %%", 100 * scores["miou"])
         engine.fire_event(ProdaEvents.PSEUDO_LABELS_REFRESHED)
 
-    def renew(self, engine: Engine) -> None:
+    def renew(self, engine: Trainer) -> None:
         if engine.state.iteration == engine.state.max_iters:
             return  # the end of training: new labels would not be used
         self.prepare(engine)
@@ -122,27 +137,16 @@ class PseudoLabels:
         # int() rejects everything but a number, because it becomes part of a folder name.
         self.renewed = {"iteration": int(renewed["iteration"]), "weights": str(renewed["weights"])} if renewed else {}
 
-    def _due(self, engine: Engine) -> bool:
+    def _due(self, engine: Trainer) -> bool:
         """Whether new labels are written at this iteration, also if a run resumes exactly between two epochs."""
         iteration = engine.state.iteration
         return self.every > 0 and iteration > 0 and iteration % (self.every * engine.state.epoch_length) == 0
 
-    def _open_renewed(self) -> None:
-        settings = {**self.manifest.settings, "renewed_at_iteration": self.renewed["iteration"]}
-        with idist.one_rank_first():
-            self.store.folder = open_store(
-                self.folder / "pseudo_labels" / f"iteration_{self.renewed['iteration']}",
-                self.store.kind,
-                replace(self.manifest, weights=self.renewed["weights"], settings=settings),
-                palette=getattr(self.store, "palette", None),
-                overwrite=True,
-            ).folder
-
     @idist.one_rank_only()
-    def _delete_unneeded(self, engine: Engine) -> None:
+    def _delete_unneeded(self, engine: Trainer) -> None:
         """Deletes labels that are older than those in use at the oldest checkpoint on disk."""
         interval = self.every * engine.state.epoch_length
-        oldest = min([engine.state.iteration, *getattr(engine.state, "checkpoint_iterations", [])])
+        oldest = min([engine.state.iteration, *engine.state.checkpoint_iterations])
         for folder in (self.folder / "pseudo_labels").glob("iteration_*"):
             iteration = folder.name.removeprefix("iteration_")
             if iteration.isdigit() and int(iteration) < (oldest - 1) // interval * interval:

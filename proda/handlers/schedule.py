@@ -1,6 +1,5 @@
 """Learning-rate schedules and gradient clipping."""
 
-import math
 from typing import Any
 
 from ignite.engine import Engine
@@ -25,7 +24,6 @@ class PolynomialDecay:
                 return 0.0
             return (1 - i / iterations) ** power * ((i + 1) / warmup if i < warmup else 1.0)
 
-        self.flags = {"decay_power": power, "warmup_iterations": warmup}  # the flags that the values should come from
         # Not torch's PolynomialLR, whose recursive formula accumulates rounding errors over 90,000 iterations.
         self.scheduler = LambdaLR(optimizer, factor)
 
@@ -33,31 +31,6 @@ class PolynomialDecay:
         """``event``: fires after each step of the optimizer. ``name``: key of the schedule in the checkpoint."""
         trainer.add_event_handler(event, self)
         remember(trainer, **{name: self.scheduler})
-        if name == "schedule":
-            trainer.state.schedule_flags = self.flags
-
-    def __call__(self, _: Engine) -> None:
-        self.scheduler.step()
-
-
-class WarmupCosine:
-    """Linear warm-up, then half a cosine down to 0: the schedule of SimCLR.
-
-    After i steps of the optimizer lr(i) = base * (i + 1) / warmup as long as i is less than ``warmup``, and then
-    base * (1 + cos(pi * (i - warmup) / (iterations - warmup))) / 2; 0 from ``iterations`` on.
-    """
-
-    def __init__(self, optimizer: Optimizer, iterations: int, *, warmup: int) -> None:
-        def factor(i: int) -> float:
-            if i < warmup:
-                return (i + 1) / warmup
-            return (1 + math.cos(math.pi * min(1.0, (i - warmup) / max(1, iterations - warmup)))) / 2
-
-        self.scheduler = LambdaLR(optimizer, factor)  # a closed form, as above
-
-    def attach(self, trainer: Engine) -> None:
-        trainer.add_event_handler(ProdaEvents.OPTIMIZER_STEPPED, self)
-        remember(trainer, schedule=self.scheduler)
 
     def __call__(self, _: Engine) -> None:
         self.scheduler.step()

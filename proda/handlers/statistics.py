@@ -38,16 +38,19 @@ class AdaBN:
 
     def __init__(self, network: nn.Module, batches: Iterable, precision: Precision) -> None:
         self.network, self.batches, self.precision = network, batches, precision
+        self.warned = False
 
     def attach(self, engine: Engine, event: Any = Events.STARTED) -> None:
         """To the network's evaluator, or to a trainer at ``BEFORE_LABELS_WRITTEN`` if the network writes the labels."""
-        if not any(isinstance(module, BATCH_NORM) for module in self.network.modules()):
-            log.warning("--adabn has no effect: the network has no batch norm")
         engine.add_event_handler(event, self)
 
     @torch.no_grad()
     def __call__(self, _: Engine) -> None:
-        layers = [module for module in self.network.modules() if isinstance(module, BATCH_NORM) and module.training]
+        norms = [module for module in self.network.modules() if isinstance(module, BATCH_NORM)]
+        if not norms and not self.warned:
+            log.warning("--adabn has no effect: the network has no batch norm")
+            self.warned = True
+        layers = [module for module in norms if module.training]
         if not layers:
             return
         momenta = [layer.momentum for layer in layers]

@@ -1,4 +1,4 @@
-"""Stops a run early without losing progress: on SIGTERM, on Ctrl-C, or after a given iteration."""
+"""Stops a run early without losing progress: on SIGTERM or on Ctrl-C."""
 
 import logging
 import signal
@@ -14,12 +14,16 @@ from ignite.engine import Engine, Events
 
 log = logging.getLogger("proda")
 
+# A process waits this long for the others. Some work is done by one of them alone, such as listing images, and on slow
+# disks it takes longer than the ten minutes that NCCL allows. Launchers notice within seconds if a process ends.
+TIMEOUT = timedelta(hours=1)
+
 
 class Stopped(SystemExit):
     """The run stopped early and has saved a checkpoint.
 
-    The exit status is 128 plus the number of the signal, or 0 for ``--stop_after``. Every process of the run raises it,
-    after all of them have finished.
+    The exit status is 128 plus the number of the signal. Every process of the run raises it, after all of them have
+    finished.
     """
 
     together = True
@@ -37,12 +41,11 @@ class StopRequests:
     processes end at the end of the current iteration or epoch, whichever event it was called from.
 
     Args:
-        after: stop after this iteration, if the run is longer; 0: never.
         timeout: how long a process waits for the others at the end of an iteration; None: as long as torch does.
     """
 
-    def __init__(self, trainer: Engine, *, after: int = 0, timeout: timedelta | None = None) -> None:
-        self.trainer, self.after = trainer, after
+    def __init__(self, trainer: Engine, *, timeout: timedelta | None = None) -> None:
+        self.trainer = trainer
         self.signal = 0  # number of the signal that this process received
         self.interrupted = False  # by Ctrl-C; the launcher then sends SIGTERM as well
         self.ending = 0  # request of a handler here: 1 terminate(), 2 terminate(skip_completed=True)
@@ -79,18 +82,11 @@ class StopRequests:
     def __enter__(self) -> "StopRequests":
         # Loader processes start later and inherit the signal handler, so Ctrl-C does not kill them during training.
         self.trainer.add_event_handler(Events.EPOCH_STARTED, self._install_handlers)
-        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self)
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._agree)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._agree)
         self._terminate = self.trainer.terminate
         self.trainer.terminate = self._ask_to_end
         return self
-
-    def __call__(self, trainer: Engine) -> None:
-        self._agree(trainer)
-        iteration = trainer.state.iteration
-        if not self.stopped and iteration == self.after < (trainer.state.max_iters or 0):
-            self._stop(0, f"after iteration {iteration}")
-            self._terminate(skip_completed=True)
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
@@ -117,9 +113,9 @@ class StopRequests:
         return int(highest)
 
     def _stop(self, asked: int, where: str) -> None:
-        self.stopped, self.status = True, 128 + asked if asked else 0
-        reason = signal.Signals(asked).name if asked else f"--stop_after={self.after}"
-        log.info("%s: stopping %s; continue with --resume, a pipeline by the same command", reason, where)
+        self.stopped, self.status = True, 128 + asked
+        name = signal.Signals(asked).name
+        log.info("%s: stopping %s; continue with --resume, a pipeline by the same command", name, where)
 
     def _ask_to_end(self, skip_completed: bool = False) -> None:
         self.ending = max(self.ending, 2 if skip_completed else 1)

@@ -45,7 +45,7 @@ class Validation:
         self.every = 0
 
     def attach(self, trainer: Engine, *, every: int) -> None:
-        """``every``: iterations between validations. Attach it after ``Checkpoints``, which has to save first."""
+        """``every``: iterations between validations."""
         self.every = every
         for prefix, evaluator in self.evaluators.items():
             show_progress(evaluator, "validation of the teacher, batch" if prefix else "validation, batch")

@@ -20,8 +20,9 @@ from proda.method.metrics import scores
 from proda.method.tensors import to_float
 from proda.models.weights import load_network
 from proda.report.runs import Run
+from proda.run.config import DataConfig
 from proda.run.domains import Domains
-from proda.settings.config import DataConfig, make_config
+from proda.settings.reading import make_config
 from proda.utils.errors import UserError
 from proda.utils.words import counted
 from proda.visualization import image_picture
@@ -115,9 +116,7 @@ def look_at_predictions(
             if confusion.sum() == 0:
                 continue  # without a labelled pixel, the image has no score
             result, pictures = scores(confusion), (image_picture(image), truth.numpy(), predicted.numpy())
-            kept.append(
-                ImageResult(name, result.mean_iou.item(), result.overall_accuracy.item(), confusion, *pictures)
-            )
+            kept.append(ImageResult(name, result.mean_iou.item(), result.overall_accuracy.item(), confusion, *pictures))
         kept = sorted(kept, key=lambda result: result.miou)[:worst]
     return Predictions(data.classes, total, len(chosen), len(images), kept)
 

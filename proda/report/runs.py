@@ -10,7 +10,7 @@ from proda.cli.flags import NOT_REPEATED
 from proda.cli.launch import load_experiment
 from proda.report.curves import Curve, read_curves
 from proda.run.job import read_summary
-from proda.settings.config import make_config, with_present_names
+from proda.settings.reading import make_config, with_present_names
 from proda.studies.rows import PARTS
 from proda.studies.tables import CONTROL
 from proda.utils.errors import MissingFileError, UserError

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from proda.report.runs import Group, Run, differing_flags
-from proda.report.texts import difference, full_title, labels, listed, percent, plain, points, spoken, upper
-from proda.run.job import PACKAGES
+from proda.report.texts import (
+    difference,
+    full_title,
+    labels,
+    listed,
+    percent,
+    plain,
+    points,
+    spoken,
+    upper,
+)
+from proda.run.record import PACKAGES
 from proda.studies.tables import CONTROL
 from proda.utils.words import duration
 

@@ -13,7 +13,7 @@ from proda.report.charts import Chart, line_chart
 from proda.report.curves import Curve, Point, chosen, rates
 from proda.report.runs import Group, Run, changed_flags
 from proda.report.texts import full_title, plain
-from proda.run.job import PACKAGES
+from proda.run.record import PACKAGES
 from proda.utils.errors import UserError
 from proda.utils.words import duration
 

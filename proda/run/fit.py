@@ -1,108 +1,216 @@
-"""Code shared by all training runs: the start-up summary, and the run from first iteration to ``summary.json``."""
+"""Trains any stage: what every training run has, from the first iteration to ``summary.json``."""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 
 import proda
-from proda.cli.processes import TIMEOUT
 from proda.data.labels import ColorTable
 from proda.data.loaders import TrainingBatches, prefetched
-from proda.engines.events import remember
+from proda.engines.events import ProdaEvents, remember
+from proda.engines.inference import segmentation_evaluator
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
-from proda.handlers.stopping import StopRequests
+from proda.handlers.label_quality import LabelQuality
+from proda.handlers.nan import StopOnNan
+from proda.handlers.schedule import ClipGradients, PolynomialDecay
+from proda.handlers.seeding import SeedIterations
+from proda.handlers.statistics import AdaBN, AverageStatistics
+from proda.handlers.stopping import TIMEOUT, StopRequests
 from proda.handlers.validation import Validation
 from proda.models.model_info import ModelInfo
-from proda.run.domains import Domains
-from proda.run.job import Job, experiment_name, git_commit
-from proda.run.networks import synchronises_batch_norm
-from proda.run.successors import check_attached, check_successors
-from proda.settings.config import LoopConfig
+from proda.run.config import AdaptConfig, MeanTeacherConfig, PseudoLabelConfig, TrainConfig
+from proda.run.data import Data
+from proda.run.job import Job
+from proda.run.networks import Networks, compile_network, synchronizes_batch_norm
+from proda.run.record import experiment_name, git_commit
+from proda.run.stage import Build, Stage
+from proda.run.successors import attach_successors, check_successors
 from proda.utils.errors import UserError
 
 PUBLISHED_BATCH_SIZE = 4
 
 
-def summary_lines(config: Any, data: Domains, batches: TrainingBatches) -> dict[str, Any]:
-    """The start-up summary of a training run, name -> value; warns if the batch size is not that of the recipe.
+class CommonHandlers(NamedTuple):
+    """The handlers of every run that the run itself still needs."""
 
-    ``config`` has the fields of ``TrainConfig`` and of ``StudentOptions``.
+    checkpoints: Checkpoints
+    validation: Validation
+    models: KeptModels
+    board: Board
+
+
+def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
+    """Builds a stage and trains it to the end; with ``--resume`` from the last good checkpoint.
+
+    Nothing is written before everything that can be checked has been checked.
+
+    Returns:
+        The content of ``summary.json``. Values that handlers store in ``trainer.state.summary`` are part of it.
+
+    Raises:
+        Stopped: on SIGTERM or on Ctrl-C; a checkpoint has been saved.
+        UserError: a flag, a file or the output folder cannot be used.
     """
-    factor, own = config.head_lr_factor, data.own_target
-    check_flags(config, data)
+    job, data = Job(config), Data(config)
+    check_flags(config, data.classes.names)
+    stage = build(config, data, Networks(config, data.classes, job.precision))
+    common = attach_common_handlers(config, stage, data, job)
+    stage.check()
+    job.open(summary_lines(config, data, stage.batches), data.domains.fingerprints())
+    data.prepare()
+    return _train(config, job, stage, common)
+
+
+def attach_common_handlers(config: TrainConfig, stage: Stage, data: Data, job: Job) -> CommonHandlers:
+    """Attaches what every training run has, after the handlers of the method, in the order in which they act."""
+    trainer, student, names, precision = stage.trainer, stage.student, data.classes.names, job.precision
+    attach_successors(config, stage, names, precision)
+
+    # Validation of the student and, if asked for, of the mean teacher.
+    judged = {"": student}
+    if stage.teacher is not None:
+        compile_network(config, stage.teacher.ema_model)
+        if isinstance(config, MeanTeacherConfig) and config.validate_teacher:
+            judged["teacher_"] = stage.teacher.ema_model
+    evaluators = {
+        name: segmentation_evaluator(network, precision, scales=(stage.val_scale,)) for name, network in judged.items()
+    }
+    if isinstance(config, AdaptConfig) and config.adabn:
+        for name, network in judged.items():
+            AdaBN(network, data.statistics_batches(), precision).attach(evaluators[name])
+        AdaBN(student, data.statistics_batches(), precision).attach(trainer, ProdaEvents.BEFORE_LABELS_WRITTEN)
+    if isinstance(config, PseudoLabelConfig):
+        prototypes = None if stage.prototypes is None else stage.prototypes.prototypes.values
+        truth = data.domains.target_truth()
+        report = LabelQuality(names, prototypes=prototypes, truth=truth, replay_as_released=config.as_released)
+        report.attach(trainer, every=config.label_report_every)
+
+    # The iteration: its random numbers, the learning rate, the gradients.
+    SeedIterations(config.seed).attach(trainer)
+    length = config.schedule_iterations or stage.batches.iterations
+    schedule = PolynomialDecay(
+        stage.optimizers["student"], length, power=config.decay_power, warmup=config.warmup_iterations
+    )
+    schedule.attach(trainer)
+    ClipGradients(student, config.grad_clip).attach(trainer)
+    AverageStatistics(student).attach(trainer)
+
+    # After it: stop on NaN, save, validate, keep models, log.
+    StopOnNan().attach(trainer)
+    checkpoints = Checkpoints(job.folder)
+    checkpoints.attach(trainer, every=config.checkpoint_every)
+    validation = Validation(evaluators[""], data.validation_batches(), names, teacher=evaluators.get("teacher_"))
+    validation.attach(trainer, every=config.val_every)
+    models = KeptModels(
+        validation,
+        student,
+        model_info(config, data),
+        job.folder,
+        prototypes=None if stage.prototypes is None else stage.prototypes.prototypes.values,
+        discriminator=stage.discriminator,
+        teacher=judged.get("teacher_"),
+    )
+    models.attach(trainer)
+    board = Board(job.folder, evaluators[""], stage.optimizers, data.classes.colors)
+    board.attach(trainer, every=config.log_every)
+    return CommonHandlers(checkpoints, validation, models, board)
+
+
+def _train(config: TrainConfig, job: Job, stage: Stage, common: CommonHandlers) -> dict[str, Any]:
+    """Runs the trainer. If the last iteration was completed before, only an interrupted validation is repeated."""
+    trainer, batches, state = stage.trainer, stage.batches, stage.trainer.state
+    remember(trainer, stopwatch=job.stopwatch)
+    start = common.checkpoints.resume(trainer) if config.resume else 0
+    common.checkpoints.check(trainer)
+    common.board.open()
+    if state.epoch_length not in (None, batches.epoch_length):
+        raise UserError(
+            f"the run to resume has {state.epoch_length} iterations per epoch, this command {batches.epoch_length}: "
+            "use the same --batch_size and images, or another --output"
+        )
+    # Ignite accepts either max_epochs or max_iters. Its profilers need max_epochs, and max_iters ends the run.
+    trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "max_iters", batches.iterations))
+    try:
+        if start < batches.iterations:
+            epochs = math.ceil(batches.iterations / batches.epoch_length)
+            state.max_iters, state.max_epochs = None, epochs if start else None
+            with StopRequests(trainer, timeout=TIMEOUT) as stop:
+                for evaluator in common.validation.evaluators.values():
+                    stop.attach_to(evaluator)
+                trainer.run(
+                    prefetched(batches.loader(start), job.device), max_epochs=epochs, epoch_length=batches.epoch_length
+                )
+        else:
+            job.log.info("nothing to train: the run already has %d of %d iterations", start, batches.iterations)
+            trainer.fire_event(Events.COMPLETED)
+            common.checkpoints.save(trainer)  # with the validation that had been interrupted
+    finally:
+        common.board.close()
+    common.models.raise_failures()
+    images = (state.iteration - start) * batches.images_per_iteration
+    summary = {**common.validation.summary(), **state.summary}
+    return job.finish(summary, iterations=state.iteration, images=images)
+
+
+def check_flags(config: TrainConfig, class_names: list[str], processes: int = 0) -> None:
+    """Raises UserError for flags that do not fit the classes, or the number of processes (of this run, if 0)."""
+    check_successors(config, class_names)
+    processes = processes or idist.get_world_size()
+    if config.batch_size % processes:
+        raise UserError(f"--batch_size={config.batch_size} cannot be split evenly over {processes} processes")
+    share = config.batch_size // processes
+    if share % config.accumulate:
+        raise UserError(
+            f"--accumulate={config.accumulate}: each process has {share} images of a batch, which cannot be split into "
+            f"{config.accumulate} equal micro-batches"
+        )
+
+
+def summary_lines(config: TrainConfig, data: Data, batches: TrainingBatches) -> dict[str, Any]:
+    """The start-up summary of a training run, name -> value; warns if the batch size is not that of the recipe."""
+    share = config.batch_size // idist.get_world_size()
+    batch, rate = f"{config.batch_size} ({share} per process)", f"{config.lr:g}"
+    if config.batch_size != PUBLISHED_BATCH_SIZE:
+        batch += f"  WARNING: the recipe uses {PUBLISHED_BATCH_SIZE}; its learning rate and length are tuned for that"
+    if config.accumulate > 1:
+        batch += f", in {config.accumulate} micro-batches"
+    if 0 < config.schedule_iterations < batches.iterations:
+        rate += f"  WARNING: 0 from iteration {config.schedule_iterations} on (--schedule_iterations)"
+    if config.warmup_iterations >= batches.iterations:
+        rate += f"  WARNING: not reached before the end, as --warmup_iterations={config.warmup_iterations}"
+    if config.head_lr_factor != 1:
+        rate += f", head {config.head_lr_factor * config.lr:g}"
+    head = "" if config.backbone.endswith(".py") else f", head {config.head}"  # such a file may bring its own
     lines = {
         "preset": config.preset,
         "source -> target": f"{config.source} -> {config.target}, {len(data.classes.names)} classes",
-        **data.skip_lines(),
-        **loop_lines(config, batches),
+        **data.domains.skip_lines(),
+        "global batch": batch,
+        "iterations": f"{batches.iterations} ({batches.epoch_length} per epoch)",
+        "learning rate": rate,
+        "mixed precision": config.amp,
+        "network": f"{config.backbone}{head}, {config.optimizer}",
     }
-    if config.batch_size != PUBLISHED_BATCH_SIZE:
-        lines["global batch"] += (
-            f"  WARNING: the recipe uses {PUBLISHED_BATCH_SIZE}; its learning rate and length are tuned for that"
-        )
-    if config.accumulate > 1:
-        lines["global batch"] += f", in {config.accumulate} parts"
-    if factor != 1:
-        lines["learning rate"] += f", head {factor * config.lr:g}"
-    if config.layer_decay != 1:
-        lines["learning rate"] += f", layers of the backbone {config.layer_decay:g} times that of the next"
-    head = "" if config.backbone.endswith(".py") else f", head {config.head}"  # such a file may bring its own
-    lines["network"] = f"{config.backbone}{head}, {config.optimizer}"
-    alike = config.freeze_bn or synchronises_batch_norm(config, idist.device())
-    if idist.get_world_size() > 1 and not alike:
+    if idist.get_world_size() > 1 and not (config.freeze_bn or synchronizes_batch_norm(config, idist.device())):
         lines["batch norm"] = "statistics of each process alone: results depend on the number of processes"
+    own = data.domains.own_target
     if own is not None and not own.has_labels("val"):
         lines["validation"] = f"label-free score only: {config.target} has no labels under [val]"
     return lines
 
 
-def check_flags(config: Any, data: Domains) -> None:
-    """Raises UserError for flags that do not fit the classes of ``data`` or the number of processes."""
-    check_successors(config, data.classes.names)
-    share = config.batch_size // idist.get_world_size()
-    if share % config.accumulate:
-        raise UserError(
-            f"--accumulate={config.accumulate}: each process has {share} images of a batch, which cannot be split into "
-            f"{config.accumulate} equal parts"
-        )
-
-
-def check_training(config: Any, data: Domains, **parts: Any) -> None:
-    """Raises UserError if no training run could use these flags and images; ``parts`` as in ``Domains.target_views``.
-
-    For stages that open a label store, which writes to its folder, before they have their batches.
-    """
-    data.check_training(**parts)
-    check_flags(config, data)
-
-
-def loop_lines(config: LoopConfig, batches: TrainingBatches) -> dict[str, Any]:
-    """The part of the start-up summary that pretraining has too."""
-    rate, zero = f"{config.lr:g}", config.schedule_iterations
-    if 0 < zero < batches.iterations:
-        rate += f"  WARNING: 0 from iteration {zero} on (--schedule_iterations), so nothing is learnt afterwards"
-    if (warmup := getattr(config, "warmup_iterations", 0)) >= batches.iterations:
-        rate += f"  WARNING: not reached before the end, as --warmup_iterations={warmup}"
-    return {
-        "global batch": f"{config.batch_size} ({config.batch_size // idist.get_world_size()} per process)",
-        "iterations": f"{batches.iterations} ({batches.epoch_length} per epoch)",
-        "learning rate": rate,
-        "mixed precision": config.amp,
-    }
-
-
-def model_info(job: Job, data: Domains) -> ModelInfo:
+def model_info(config: TrainConfig, data: Data) -> ModelInfo:
     """What the weights files of a training run say about its networks, apart from their scores.
 
     It holds no time and no path, so that a repeated run writes the same bytes.
     """
-    config, classes, own = job.config, data.classes, data.own_target
+    classes, own = data.classes, data.domains.own_target
     return ModelInfo(
         class_names=tuple(classes.names),
         colors=tuple(map(tuple, classes.colors.tolist())),
@@ -117,58 +225,3 @@ def model_info(job: Job, data: Domains) -> ModelInfo:
         torch=str(torch.__version__),
         git_commit=git_commit(),
     )
-
-
-def run(
-    job: Job,
-    trainer: Engine,
-    batches: TrainingBatches,
-    checkpoints: Checkpoints,
-    validation: Validation,
-    models: KeptModels,
-    board: Board,
-) -> dict[str, Any]:
-    """Trains to the end and writes ``summary.json``; with ``--resume`` it starts from the last good checkpoint.
-
-    If the last iteration was completed before, only an interrupted validation is repeated. Values that handlers store
-    in ``trainer.state.summary`` are part of the summary.
-
-    Returns:
-        The content of ``summary.json``.
-
-    Raises:
-        Stopped: on SIGTERM, on Ctrl-C, or after iteration ``--stop_after``; a checkpoint has been saved.
-        UserError: the checkpoint to resume belongs to another experiment, or has epochs of another length.
-    """
-    config, state = job.config, trainer.state
-    check_attached(config, trainer)
-    remember(trainer, stopwatch=job.stopwatch)
-    start = checkpoints.resume(trainer) if config.resume else 0
-    checkpoints.check(trainer)
-    board.open()
-    if state.epoch_length not in (None, batches.epoch_length):
-        raise UserError(
-            f"the run to resume has {state.epoch_length} iterations per epoch, this command {batches.epoch_length}: "
-            "use the same --batch_size and images, or another --output"
-        )
-    # Ignite accepts either max_epochs or max_iters. Its profilers need max_epochs, and max_iters ends the run.
-    trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "max_iters", batches.iterations))
-    try:
-        if start < batches.iterations:
-            epochs = math.ceil(batches.iterations / batches.epoch_length)
-            state.max_iters, state.max_epochs = None, epochs if start else None
-            with StopRequests(trainer, after=config.stop_after, timeout=TIMEOUT) as stop:
-                for evaluator in validation.evaluators.values():
-                    stop.attach_to(evaluator)
-                trainer.run(
-                    prefetched(batches.loader(start), job.device), max_epochs=epochs, epoch_length=batches.epoch_length
-                )
-        else:
-            job.log.info("nothing to train: the run already has %d of %d iterations", start, batches.iterations)
-            trainer.fire_event(Events.COMPLETED)
-            checkpoints.save(trainer)  # with the validation that had been interrupted
-    finally:
-        board.close()
-    models.raise_failures()
-    images = (state.iteration - start) * batches.images_per_iteration
-    return job.finish({**validation.summary(), **state.summary}, iterations=state.iteration, images=images)

@@ -1,26 +1,29 @@
 """The memory that a process of a training run takes, and the flags with which it fits a GPU.
 
-It is counted on tensors without data (:mod:`proda.run.live_bytes`), in an iteration of the run's own update
-(:mod:`proda.run.workloads`) and in what the run does besides. It does not depend on the machine that counts.
+It is counted on tensors without data (:mod:`proda.run.live_bytes`), in an iteration of the stage on made-up data
+(:mod:`proda.run.made_up`) and in what the run does besides. It does not depend on the machine that counts.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from proda.engines.inference import segmentation_evaluator
 from proda.engines.labelling import averaged_probabilities
 from proda.engines.optimization import Precision
-from proda.engines.options import ContrastiveOptions, DistillOptions
 from proda.handlers.statistics import AdaBN
 from proda.method.metrics import mutual_information
 from proda.method.tensors import to_float
-from proda.run.domains import STATISTICS_BATCH
+from proda.run.config import AdaptConfig, TrainConfig
+from proda.run.data import STATISTICS_BATCH
 from proda.run.live_bytes import LiveBytes, fake_tensors, tensor_bytes
-from proda.run.workloads import Sizes, Workload, batches, stage_kind, workload
-from proda.settings.config import parse_scales
+from proda.run.made_up import Sizes, made_up_stage, training_batch
+from proda.run.networks import Networks
+from proda.run.stage import Build, Stage
 
 GB = 2**30  # of memory, as for GPUs; of disk space 1e9 bytes
 GPUS = (11, 16, 24, 80)  # GB of memory
@@ -53,42 +56,53 @@ class Memory(NamedTuple):
         return MARGIN * self.peak + CONTEXT
 
 
-def stage_memory(config: Any, sizes: Sizes, processes: int = 1) -> Memory:
+def stage_memory(config: TrainConfig, build: Build, sizes: Sizes, processes: int = 1) -> Memory:
     """The memory of a process, counted on tensors without data. It does not depend on this machine."""
     config = replace(config, compile=False)
     precision = Precision("cpu", "off" if config.amp == "off" else "bf16")  # fp16 has the same size
-    real = batches(config, sizes)
     with fake_tensors() as count:
-        training, validation = (tree_map_only(torch.Tensor, _without_data, batch) for batch in real)
-        work = workload(config, sizes, precision, training, validation)
-        _fill_optimizers(work)
-        networks = {name: tensor_bytes(list(net.state_dict().values())) for name, net in work.networks.items()}
-        checkpoint = tensor_bytes([part.state_dict() for part in work.trainer.state.remembered.values()])
-        peaks = {"training": _peak(count, lambda: work.trainer.run([work.batch]))}
-        work.trainer.state.output = work.trainer.state.batch = None
-        trained = [parameter for net in work.networks.values() for parameter in net.parameters()]
+        stage, others = made_up_stage(config, build, sizes, precision)
+        trainer, optimizers = stage.trainer, list(stage.optimizers.values())
+        training = tree_map_only(torch.Tensor, _without_data, training_batch(stage))
+        _fill_optimizers(optimizers)
+        networks = stage_networks(stage, others)
+        bytes_of = {name: tensor_bytes(list(network.state_dict().values())) for name, network in networks.items()}
+        checkpoint = tensor_bytes([part.state_dict() for part in trainer.state.remembered.values()])
+        peaks = {"training": _peak(count, lambda: trainer._process_function(trainer, training))}
+        trainer.state.output = trainer.state.batch = {}
+        trained = [parameter for network in networks.values() for parameter in network.parameters()]
         gradients = tensor_bytes([parameter.grad for parameter in trained if parameter.grad is not None])
-        for phase, run in _other_phases(config, sizes, precision, work):
+        for phase, run in _other_phases(config, sizes, precision, stage):
             peaks[phase] = _peak(count, run)
         buckets = gradients if processes > 1 else 0  # DDP copies gradients into them
         return Memory(
-            networks=networks,
-            optimizers=tensor_bytes([optimizer.state_dict()["state"] for optimizer in work.optimizers]),
+            networks=bytes_of,
+            optimizers=tensor_bytes([optimizer.state_dict()["state"] for optimizer in optimizers]),
             gradients=gradients + buckets,
             peaks={phase: peak + buckets for phase, peak in peaks.items()},
             checkpoint=checkpoint,
-            model=networks["student"] + networks.get("discriminator", 0),
-            parameters={name: sum(p.numel() for p in net.parameters()) for name, net in work.networks.items()},
+            model=bytes_of["student"] + bytes_of.get("discriminator", 0),
+            parameters={name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
         )
+
+
+def stage_networks(stage: Stage, networks: Networks) -> dict[str, nn.Module]:
+    """The networks of a stage by name: the student first; frozen ones under the flag that names their file."""
+    found: dict[str, nn.Module] = {"student": stage.student}
+    if stage.teacher is not None:
+        found["mean teacher"] = stage.teacher.ema_model
+    if stage.discriminator is not None:
+        found["discriminator"] = stage.discriminator
+    return found | {name: network for name, network in networks.made.items() if network is not stage.student}
 
 
 def _without_data(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
 
 
-def _fill_optimizers(work: Workload) -> None:
-    """Gives the optimisers the state that they have from their first step on."""
-    for optimizer in work.optimizers:
+def _fill_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Gives the optimizers the state that they have from their first step on."""
+    for optimizer in optimizers:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -104,42 +118,48 @@ def _peak(count: LiveBytes, run: Callable[[], Any]) -> int:
 
 
 def _other_phases(
-    config: Any, sizes: Sizes, precision: Precision, work: Workload
+    config: TrainConfig, sizes: Sizes, precision: Precision, stage: Stage
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What a run does besides training, where it may take more memory. Gradients are still there meanwhile."""
     image = torch.zeros(config.val_batch_size, 3, *sizes.full_image, dtype=torch.uint8)
+    labels = stage.labels
 
     def validate() -> None:
-        output = work.evaluator._process_function(work.evaluator, work.validation_batch)
-        if isinstance(output, dict):  # pretraining has embeddings instead
-            mutual_information(output["logits"])
+        evaluator = segmentation_evaluator(stage.student, precision, scales=(stage.val_scale,))
+        size = (config.val_batch_size, *sizes.validation_image)
+        batch = {"image": torch.zeros(size[0], 3, *size[1:], dtype=torch.uint8)}
+        batch["labels"] = torch.zeros(size, dtype=torch.uint8)
+        mutual_information(evaluator._process_function(evaluator, batch)["logits"])
 
     @torch.no_grad()
     def write_hard_labels() -> None:
+        assert labels is not None
         with precision.autocast():
-            flip, scales = averaged_over(config)
-            averaged_probabilities(work.labellers, to_float(image), flip=flip, scales=scales).max(1)
+            networks = (labels.network, *labels.ensemble)
+            averaged_probabilities(networks, to_float(image), flip=labels.flip, scales=labels.scales).max(1)
 
     def statistics() -> None:
         batch = {"image": torch.zeros(STATISTICS_BATCH, 3, *sizes.full_image, dtype=torch.uint8)}
-        work.networks["student"].train()
-        AdaBN(work.networks["student"], [batch], precision)(work.trainer)
+        stage.student.train()
+        AdaBN(stage.student, [batch], precision)(stage.trainer)
 
     yield "validation", validate
-    if stage_kind(config) is DistillOptions:  # soft labels take less than the validation, for lack of full-size maps
+    if labels is not None and labels.store.kind == "hard":  # soft labels take less than the validation
         yield "pseudo labels", write_hard_labels
-    if getattr(config, "adabn", False):
+    if isinstance(config, AdaptConfig) and config.adabn:
         yield "AdaBN", statistics
 
 
-def fitting(config: Any, sizes: Sizes, processes: int, memory: Memory) -> dict[int, tuple[dict[str, Any], Memory]]:
+def fitting(
+    config: TrainConfig, build: Build, sizes: Sizes, processes: int, memory: Memory
+) -> dict[int, tuple[dict[str, Any], Memory]]:
     """GB of a GPU -> the first changes of flags with which a process fits it, and its memory then.
 
     A GPU that none is enough for is missing. ``memory``: that of ``config`` itself.
     """
     found: dict[int, tuple[dict[str, Any], Memory]] = {}
     for changes in ladder(config, sizes, memory):
-        changed = stage_memory(replace(config, **changes), sizes, processes) if changes else memory
+        changed = stage_memory(replace(config, **changes), build, sizes, processes) if changes else memory
         for size in GPUS:
             if changed.with_margin <= size * GB:
                 found.setdefault(size, (changes, changed))
@@ -148,9 +168,8 @@ def fitting(config: Any, sizes: Sizes, processes: int, memory: Memory) -> dict[i
     return found
 
 
-def ladder(config: Any, sizes: Sizes, memory: Memory) -> Iterator[dict[str, Any]]:
+def ladder(config: TrainConfig, sizes: Sizes, memory: Memory) -> Iterator[dict[str, Any]]:
     """Changes of flags that save more and more memory; those that change least come first. The first is none."""
-    known = {field.name for field in fields(config)}
     changes: dict[str, Any] = {}
     yield changes
     if config.val_batch_size > 1 and memory.peak_phase != "training":
@@ -159,16 +178,10 @@ def ladder(config: Any, sizes: Sizes, memory: Memory) -> Iterator[dict[str, Any]
     if config.amp == "off":
         changes = changes | {"amp": "bf16"}
         yield changes
-    if "checkpoint_activations" in known and not config.checkpoint_activations:
+    if not config.checkpoint_activations:
         changes = changes | {"checkpoint_activations": True}
         yield changes
-    if stage_kind(config) is not ContrastiveOptions:  # it compares all images of a batch with one another
-        for parts in sorted({2, sizes.images}):
-            if parts > config.accumulate and sizes.images % parts == 0:
-                changes = changes | {"accumulate": parts}
-                yield changes
-
-
-def averaged_over(config: Any) -> tuple[bool, tuple[float, ...]]:
-    """``--flip`` and ``--scales`` of an experiment that has these flags."""
-    return getattr(config, "flip", False), parse_scales(getattr(config, "scales", "1"))
+    for number in sorted({2, sizes.images}):
+        if number > config.accumulate and sizes.images % number == 0:
+            changes = changes | {"accumulate": number}
+            yield changes

@@ -1,4 +1,4 @@
-"""Networks and their optimiser, as the flags of an experiment specify them."""
+"""Networks and their optimizer, as the flags of an experiment specify them."""
 
 import warnings
 from typing import Any
@@ -8,96 +8,114 @@ import torch
 from torch import nn
 
 from proda.data.labels import LabelSpace
-from proda.engines.options import StudentOptions
+from proda.engines.optimization import Precision, StudentOptions
 from proda.models import weights
 from proda.models.build import build_network, is_file, recorded_name
-from proda.models.contrastive import he_initialise
 from proda.models.model_info import ModelInfo
 from proda.models.network import SegmentationNetwork, freeze_batch_norm, parameter_groups
 from proda.models.pretrained import load_imagenet, load_simclr
-from proda.settings.config import DataConfig, InitConfig, TrainConfig
+from proda.run.config import DataConfig, InitConfig, TrainConfig
 from proda.utils.errors import UserError
 
+MOMENTUM = 0.9  # of SGD
 
-def initial_network(
-    config: InitConfig, classes: LabelSpace, device: torch.device, *, bn_pretrain: bool = False
-) -> SegmentationNetwork:
-    """A network with the initial weights that ``--init`` and ``--init_file`` select.
 
-    Raises:
-        UserError: the file does not fit the network.
-        MissingFileError: ``--init_file`` does not exist.
+class Networks:
+    """The networks of a run, on the device of this process.
+
+    ``made`` holds those that were asked for: name ("student" or a flag) -> network.
     """
-    if config.init == "weights":
-        return load_network(config, classes, device, flag="init_file")
-    options: dict[str, Any] = {"head": config.head, "bn_pretrain": bn_pretrain, "dropout": config.dropout}
-    network = build_network(config.backbone, len(classes.names), **options)
-    _fill_backbone(network, config)
-    return _ready(network, config, device)
+
+    def __init__(self, config: DataConfig, classes: LabelSpace, precision: Precision) -> None:
+        self.config, self.classes, self.precision = config, classes, precision
+        self.made: dict[str, SegmentationNetwork] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.precision.device
+
+    def initial(self, *, bn_pretrain: bool = False) -> SegmentationNetwork:
+        """The student with the initial weights that ``--init`` and ``--init_file`` select.
+
+        Raises:
+            UserError: the file does not fit the network.
+            MissingFileError: ``--init_file`` does not exist.
+        """
+        config: Any = self.config
+        if config.init == "weights":
+            return self.load("init_file", name="student")
+        options: dict[str, Any] = {"head": config.head, "bn_pretrain": bn_pretrain, "dropout": config.dropout}
+        network = build_network(config.backbone, len(self.classes.names), **options)
+        fill_backbone(network, config)
+        return self._ready(network, "student")
+
+    def load(
+        self, flag: str = "weights", *, name: str = "", file: weights.Weights | None = None
+    ) -> SegmentationNetwork:
+        """The network with the weights in the file that ``--flag`` names; it has the extra batch norm if the file has.
+
+        ``file`` is the content of that file if it has been read already; ``name`` of the network if not that flag.
+
+        Raises:
+            UserError: the file does not fit ``--backbone``, ``--head`` or the classes.
+            MissingFileError: the file does not exist.
+        """
+        source = file or getattr(self.config, flag)
+        return self._loaded(source, self.config.backbone, self.config.head, flag, name or flag)
+
+    def frozen(self, flag: str) -> SegmentationNetwork:
+        """A network that only predicts, with the weights in the file that ``--flag`` names.
+
+        The file says its backbone and its head; ``--backbone`` and ``--head`` are the student's, and those of a file
+        that does not say its own.
+
+        Raises:
+            UserError: the file does not fit the classes, or holds a network of your own that is not ``--backbone``.
+            MissingFileError: the file does not exist.
+        """
+        file = weights.read_weights(getattr(self.config, flag), flag=flag)
+        backbone, head = architecture(file.info, self.config)
+        if is_file(file.info.backbone) and not backbone:
+            raise UserError(
+                f"{file.path}: found weights of {file.info.backbone}, a network of your own; its student has to have "
+                f"the same --backbone, found --backbone={self.config.backbone}"
+            )
+        return self._loaded(file, backbone, head, flag, flag)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Another module of the stage, such as a discriminator, on the device."""
+        return module.to(self.device)
+
+    def _loaded(self, source: Any, backbone: str, head: str, flag: str, name: str) -> SegmentationNetwork:
+        network = weights.load_network(
+            source,
+            backbone=backbone,
+            head=head,
+            class_names=self.classes.names,
+            dropout=self.config.dropout if isinstance(self.config, TrainConfig) else 0.0,
+            flag=flag,
+        )
+        return self._ready(network, name)
+
+    def _ready(self, network: SegmentationNetwork, name: str) -> SegmentationNetwork:
+        """The network on the device, laid out in memory and compiled as it will compute."""
+        network.checkpoint_activations = isinstance(self.config, TrainConfig) and self.config.checkpoint_activations
+        compile_network(self.config, network)
+        self.made[name] = self._laid_out(network)
+        return self.made[name]
+
+    def _laid_out(self, network: SegmentationNetwork) -> SegmentationNetwork:
+        return network.to(self.device).to(memory_format=torch.channels_last)
 
 
-def network_to_pretrain(config: DataConfig) -> SegmentationNetwork:
-    """A network, on the CPU, whose backbone has the initial weights that ``--init`` and ``--init_file`` select.
-
-    Its head is of no use. Raises as :func:`initial_network`.
-    """
-    network = build_network(config.backbone, num_classes=1, head=config.head)
-    he_initialise(network)
-    _fill_backbone(network, config)
-    return network
-
-
-def _fill_backbone(network: SegmentationNetwork, config: Any) -> None:
+def fill_backbone(network: SegmentationNetwork, config: InitConfig) -> None:
     """Loads what ``--init`` selects; "random" leaves the network as it is."""
     if config.init == "imagenet":
         load_imagenet(network, config.init_file or None)
     elif config.init == "simclr":
         if not config.init_file:
-            raise UserError(
-                "--init=simclr needs --init_file: the converted SimCLRv2 r101 1x weights, or last.pt of pretrain"
-            )
+            raise UserError("--init=simclr needs --init_file: the converted SimCLRv2 r101 1x weights")
         load_simclr(network, config.init_file)
-
-
-def load_network(
-    config: DataConfig,
-    classes: LabelSpace,
-    device: torch.device,
-    *,
-    flag: str = "weights",
-    file: weights.Weights | None = None,
-) -> SegmentationNetwork:
-    """The network with the weights in the file that ``--flag`` names, with the extra batch norm if the file has one.
-
-    ``file`` is the content of that file if it has been read already.
-
-    Raises:
-        UserError: the file does not fit ``--backbone``, ``--head`` or the classes.
-        MissingFileError: the file does not exist.
-    """
-    return _loaded(file or getattr(config, flag), config, classes, device, config.backbone, config.head, flag)
-
-
-def load_teacher(
-    config: DataConfig, classes: LabelSpace, device: torch.device, *, flag: str = "teacher"
-) -> SegmentationNetwork:
-    """A network that only predicts, with the weights in the file that ``--flag`` names.
-
-    The file says its backbone and its head; ``--backbone`` and ``--head`` are the student's, and those of a file that
-    does not say its own.
-
-    Raises:
-        UserError: the file does not fit the classes, or holds a network of your own that is not ``--backbone``.
-        MissingFileError: the file does not exist.
-    """
-    file = weights.read_weights(getattr(config, flag), flag=flag)
-    backbone, head = architecture(file.info, config)
-    if is_file(file.info.backbone) and not backbone:
-        raise UserError(
-            f"{file.path}: found weights of {file.info.backbone}, a network of your own; its student has to have the "
-            f"same --backbone, found --backbone={config.backbone}"
-        )
-    return _loaded(file, config, classes, device, backbone, head, flag)
 
 
 def architecture(info: ModelInfo, config: DataConfig) -> tuple[str, str]:
@@ -110,27 +128,6 @@ def architecture(info: ModelInfo, config: DataConfig) -> tuple[str, str]:
     return ("" if is_file(info.backbone) else info.backbone), info.head
 
 
-def _loaded(
-    source: Any, config: DataConfig, classes: LabelSpace, device: torch.device, backbone: str, head: str, flag: str
-) -> SegmentationNetwork:
-    network = weights.load_network(
-        source,
-        backbone=backbone,
-        head=head,
-        class_names=classes.names,
-        dropout=getattr(config, "dropout", 0.0),  # only training uses dropout
-        flag=flag,
-    )
-    return _ready(network, config, device)
-
-
-def _ready(network: SegmentationNetwork, config: DataConfig, device: torch.device) -> SegmentationNetwork:
-    """The network on the device, laid out in memory and compiled as it will compute."""
-    network.checkpoint_activations = getattr(config, "checkpoint_activations", False)  # only training has the flag
-    compile_network(config, network)
-    return network.to(device).to(memory_format=torch.channels_last)
-
-
 def compile_network(config: DataConfig, network: nn.Module) -> None:
     """Makes the network's forward pass a compiled one with ``--compile``; copies of it are not compiled.
 
@@ -141,28 +138,26 @@ def compile_network(config: DataConfig, network: nn.Module) -> None:
 
 
 def make_optimizer(config: TrainConfig, network: SegmentationNetwork) -> torch.optim.Optimizer:
-    """The optimiser of ``--optimizer``, with a learning rate ``--head_lr_factor`` times as high for the head."""
+    """The optimizer of ``--optimizer``, with a learning rate ``--head_lr_factor`` times as high for the head."""
+    repeat = config.as_released and config.head_lr_factor != 1
     groups = parameter_groups(
         network,
         config.lr,
         head_factor=config.head_lr_factor,
-        repeat_backbone=config.repeat_backbone_parameters,
-        layer_decay=config.layer_decay,
+        repeat_backbone=repeat,
         spare_norms=config.optimizer == "adamw",
     )
     # One kernel for the whole step. It would hide from OPTIMIZER_STEPPED that loss scaling skipped a step.
     on_gpu = next(network.parameters()).device.type == "cuda"
-    fused = True if on_gpu and config.amp != "fp16" and not config.repeat_backbone_parameters else None
+    fused = True if on_gpu and config.amp != "fp16" and not repeat else None
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
-    return torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
-    )
+    return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay, fused=fused)
 
 
-def synchronises_batch_norm(config: StudentOptions, device: torch.device) -> bool:
-    """Whether batch statistics are those of all processes. PyTorch's synchronised batch norm needs a GPU."""
-    return config.sync_bn and not config.freeze_bn and device.type == "cuda"
+def synchronizes_batch_norm(config: StudentOptions, device: torch.device) -> bool:
+    """Whether batch statistics are those of all processes. PyTorch's synchronized batch norm needs a GPU."""
+    return not config.freeze_bn and device.type == "cuda"
 
 
 def parallel(config: StudentOptions, network: nn.Module) -> nn.Module:
@@ -171,7 +166,7 @@ def parallel(config: StudentOptions, network: nn.Module) -> nn.Module:
         freeze_batch_norm(network)  # before DDP, which expects a gradient for every trainable parameter
     if idist.get_world_size() == 1:
         return network
-    sync_bn = synchronises_batch_norm(config, next(network.parameters()).device)
+    sync_bn = synchronizes_batch_norm(config, next(network.parameters()).device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # older torch does not know its new name
         # Broadcasting buffers would overwrite batch-norm statistics between two forward passes of one backward pass.

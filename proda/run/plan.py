@@ -1,8 +1,8 @@
 """What a training run will take: ``--plan`` prints it and ends before anything is written.
 
-Memory is counted for one process (:mod:`proda.run.memory`). The time of an iteration is measured on this machine
-with made-up images of the right sizes (:mod:`proda.run.workloads`). Only the listing of the data is read, and a
-few of its images; files of weights need not exist.
+Memory is counted for one process (:mod:`proda.run.memory`). The time of an iteration is measured on this machine with
+made-up images of the right sizes (:mod:`proda.run.made_up`). Only the listing of the data is read, and a few of its
+images; files of weights need not exist.
 """
 
 import math
@@ -19,18 +19,18 @@ from ignite.utils import manual_seed
 
 from proda.data.check import spot_check
 from proda.data.label_store import HARD_BYTES, SOFT_BYTES
-from proda.data.loaders import TrainingBatches, to_device
+from proda.data.loaders import to_device
+from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
-from proda.engines.options import ContrastiveOptions, DenoiseOptions, DistillOptions, StudentOptions
 from proda.handlers.checkpoints import KEPT
-from proda.models.build import build_network
 from proda.models.weights import read_weights
-from proda.run.domains import Domains, UnlabelledDomains
-from proda.run.fit import PUBLISHED_BATCH_SIZE
-from proda.run.memory import GB, GPUS, Memory, averaged_over, fitting, stage_memory
+from proda.run.config import AdaptConfig, MeanTeacherConfig, TrainConfig
+from proda.run.data import Data, whole_images
+from proda.run.fit import PUBLISHED_BATCH_SIZE, check_flags
+from proda.run.made_up import FreshNetworks, MadeUpImages, Sizes, made_up_stage, training_batch
+from proda.run.memory import GB, GPUS, Memory, fitting, stage_memory
 from proda.run.networks import architecture
-from proda.run.workloads import Sizes, batches, stage_kind, workload
-from proda.settings.config import TrainConfig
+from proda.run.stage import Build, Stage
 from proda.utils.errors import UserError
 from proda.utils.words import counted
 
@@ -42,8 +42,8 @@ CHANGES = {
     "T4, RTX 20) need --amp=fp16, which takes the same memory",
     "checkpoint_activations": "activations are computed again in the backward pass: the same results, up to a "
     "third more time",
-    "accumulate": "the batch of a process in parts, one after another: the same gradients, except that batch "
-    "norm takes its statistics over the images of a part",
+    "accumulate": "the batch of a process in micro-batches, one after another: the same gradients, except that batch "
+    "norm takes its statistics over the images of a micro-batch",
 }
 
 
@@ -58,45 +58,45 @@ class Timing(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What the data say about a run."""
+    """What the data and the settings say about a run."""
 
-    data: Domains
-    length: TrainingBatches
+    stage: Stage  # with the data of the run, and networks without weights
+    data: Data
     sizes: Sizes
     target_images: int
     validation_images: int
 
 
-def print_plan(config: Any, name: str) -> dict[str, Any]:
+def print_plan(config: TrainConfig, build: Build, name: str) -> dict[str, Any]:
     """Prints what the run of ``config`` will take; returns the figures by name. ``name``: of the experiment.
 
     Raises:
-        UserError: the run could not start with these data and flags, or its trainer is unknown.
+        UserError: the run could not start with these data and flags.
         MissingFileError: there are no data.
     """
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return {}
     processes = number_of_processes(config, os.environ)
     device = _device(config)
-    listing = list_data(config, processes)
-    memory = stage_memory(config, listing.sizes, processes)
+    listing = list_data(config, build, processes)
+    memory = stage_memory(config, build, listing.sizes, processes)
     _print(
         [
-            ("plan of", f"{name}, recognised by its {stage_kind(config).__name__}; nothing is written"),
+            ("plan of", f"{name}; nothing is written"),
             ("source -> target", f"{config.source} -> {config.target}, {len(listing.data.classes.names)} classes"),
             *_length_lines(config, listing, processes),
             *_memory_lines(memory, processes),
-            *_disk_lines(config, listing, memory),
+            *_disk_lines(listing, memory),
         ]
     )
-    print(f"\n{'GPU memory':<24}first flags with which it fits (peak, and peak with an allowance)")
-    found = fitting(config, listing.sizes, processes, memory)
-    for line in _fitting_lines(config, found):
+    print(f"\n{'GPU memory':<24}smallest change that fits (peak, and peak with an allowance)")
+    found = fitting(config, build, listing.sizes, processes, memory)
+    for line in _fitting_lines(found):
         print(line)
-    result = {"iterations": listing.length.iterations, "memory": memory, "fitting": found}
+    result = {"iterations": listing.stage.batches.iterations, "memory": memory, "fitting": found}
     patience = "this takes minutes; " if device.type == "cpu" and memory.peaks["training"] > LARGE else ""
     print(f"\nmeasuring an iteration on {_device_name(device)}; {patience}Ctrl-C ends it ...", flush=True)
-    timing = measure(config, listing.sizes, device, memory)
+    timing = measure(config, build, listing.sizes, device, memory)
     if isinstance(timing, str):
         print(f"not measured: {timing}")
         return result
@@ -104,7 +104,7 @@ def print_plan(config: Any, name: str) -> dict[str, Any]:
     return result | {"timing": timing}
 
 
-def number_of_processes(config: Any, environment: Mapping[str, str]) -> int:
+def number_of_processes(config: TrainConfig, environment: Mapping[str, str]) -> int:
     """The processes of the run: of ``--nproc_per_node``, torchrun or SLURM."""
     if config.nproc_per_node > 1:
         return config.nproc_per_node
@@ -113,39 +113,25 @@ def number_of_processes(config: Any, environment: Mapping[str, str]) -> int:
     return int(environment.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in environment else 1
 
 
-def list_data(config: Any, processes: int) -> Listing:
-    """Lists and checks the data as the run would.
+def list_data(config: TrainConfig, build: Build, processes: int) -> Listing:
+    """Lists and checks the data as the run would, and builds its stage with networks that have no weights.
 
     Raises:
         UserError, MissingFileError: as the run would.
     """
-    kind = stage_kind(config)
-    if isinstance(config, TrainConfig):
-        config = replace(config, rare_class_sampling=False, class_statistics="")  # a plan counts no classes
-    data = UnlabelledDomains(config) if kind is ContrastiveOptions else Domains(config)
-    source: Any
-    target: Any
-    if isinstance(data, UnlabelledDomains):
-        source, target = data.view_pairs(data.source), data.view_pairs(data.target)
-    else:
-        alone = kind is StudentOptions
-        source = (
-            data.oracle_crops() if alone and getattr(config, "train_on", "source") == "target" else data.source_crops()
-        )
-        target = None if alone else data.target_views(full_image=kind is DenoiseOptions)
-    length = data.training_batches(source, target)
-    if config.batch_size % processes:
-        raise UserError(f"--batch_size={config.batch_size} cannot be split evenly over {processes} processes")
+    data = Data(config)
+    check_flags(config, data.classes.names, processes)
+    teachers = _teachers(config)
+    stage = build(config, data, FreshNetworks(config, data.classes, Precision("cpu"), teachers, device="meta"))
+    validation: Any = data.domains.validation
+    data.validation_batches()
+    largest = [max(spot_check(images), key=math.prod) for images in (data.domains.target, validation)]
     images = config.batch_size // processes
-    if images % config.accumulate:
-        raise UserError(f"--accumulate={config.accumulate}: each process has {images} images of a batch")
-    validation: Any = data.validation
-    largest = [max(spot_check(part), key=math.prod) for part in (data.target, validation)]
-    sizes = Sizes(len(data.classes.names), largest[0], largest[1], images, _teachers(config))
-    return Listing(data, length, sizes, len(data.target), len(validation))
+    sizes = Sizes(len(data.classes.names), largest[0], largest[1], images, teachers)
+    return Listing(stage, data, sizes, len(data.domains.target), len(validation))
 
 
-def _teachers(config: Any) -> dict[str, tuple[str, str]]:
+def _teachers(config: TrainConfig) -> dict[str, tuple[str, str]]:
     """Flag -> backbone and head of each network that only predicts; the student's as long as its file is missing."""
     files = {flag: getattr(config, flag, "") for flag in ("teacher", "label_with")}
     return {
@@ -155,26 +141,30 @@ def _teachers(config: Any) -> dict[str, tuple[str, str]]:
     }
 
 
-def measure(config: Any, sizes: Sizes, device: torch.device, memory: Memory) -> Timing | str:
+def measure(config: TrainConfig, build: Build, sizes: Sizes, device: torch.device, memory: Memory) -> Timing | str:
     """Times an iteration and a validation on ``device``; if that is impossible, says why.
 
     The first iteration is not counted, unless it is a slow one. On a CPU a large batch is replaced by one image.
     """
     if device.type == "cpu" and memory.peaks["training"] > LARGE and sizes.images > 1:
         config, sizes = replace(config, accumulate=1), sizes._replace(images=1)
-        memory = stage_memory(config, sizes)
+        memory = stage_memory(config, build, sizes)
     if device.type == "cpu" and memory.peak > _physical_memory():
         return f"it takes {_gb(memory.peak)} of memory; this machine has {_gb(_physical_memory())}"
     manual_seed(config.seed)
     try:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        work = workload(config, sizes, Precision(device, config.amp, compile=config.compile), *batches(config, sizes))
-        iteration, repeats = _seconds(lambda: work.trainer.run([work.batch]), device)
-        work.trainer.state.output = work.trainer.state.batch = None
+        precision = Precision(device, config.amp, compile=config.compile)
+        stage, _ = made_up_stage(config, build, sizes, precision)
+        trainer, batch = stage.trainer, training_batch(stage)
+        iteration, repeats = _seconds(lambda: trainer._process_function(trainer, batch), device)
+        trainer.state.output = trainer.state.batch = {}
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-        batch = to_device(work.validation_batch, device)
-        validation, _ = _seconds(lambda: work.evaluator._process_function(work.evaluator, batch), device)
+        evaluator = segmentation_evaluator(stage.student, precision, scales=(stage.val_scale,))
+        images = MadeUpImages(sizes.validation_image, sizes.num_classes, config.val_batch_size)
+        whole = to_device(next(iter(whole_images(replace(config, num_workers=0), images))), device)
+        validation, _ = _seconds(lambda: evaluator._process_function(evaluator, whole), device)
     except torch.OutOfMemoryError:
         return f"this GPU is too small, it has {_gb(torch.cuda.mem_get_info(device)[1])}"
     return Timing(iteration, validation / config.val_batch_size, repeats, sizes.images, peak)
@@ -194,17 +184,16 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> tuple[float, int]:
     return (first, 1) if first > SLOW else ((once() + once()) / 2, 2)
 
 
-def _length_lines(config: Any, listing: Listing, processes: int) -> Iterator[tuple[str, str]]:
-    length, images = listing.length, listing.sizes.images
-    batch = f"{config.batch_size} images of each domain"
-    batch = f"{config.batch_size} images" if length.target is None else batch
+def _length_lines(config: TrainConfig, listing: Listing, processes: int) -> Iterator[tuple[str, str]]:
+    batches, images = listing.stage.batches, listing.sizes.images
+    text = f"{config.batch_size} images" + (" of each domain" if batches.target is not None else "")
     if processes > 1:
-        batch += f", {images} on each of {processes} processes"
-    if config.batch_size != PUBLISHED_BATCH_SIZE and stage_kind(config) is not ContrastiveOptions:
-        batch += f"; the recipe uses {PUBLISHED_BATCH_SIZE}"
-    yield "global batch", batch
-    epochs = length.iterations / length.epoch_length
-    yield "iterations", f"{length.iterations}, {epochs:.4g} epochs of {length.epoch_length}"
+        text += f", {images} on each of {processes} processes"
+    if config.batch_size != PUBLISHED_BATCH_SIZE:
+        text += f"; the recipe uses {PUBLISHED_BATCH_SIZE}"
+    yield "global batch", text
+    epochs = batches.iterations / batches.epoch_length
+    yield "iterations", f"{batches.iterations}, {epochs:.4g} epochs of {batches.epoch_length}"
     number = _validations(config, listing)
     yield "validations", f"{number} of {listing.validation_images} images"
 
@@ -226,33 +215,30 @@ def _memory_lines(memory: Memory, processes: int) -> Iterator[tuple[str, str]]:
             yield f"  {phase}", _gb(peak)
 
 
-def _disk_lines(config: Any, listing: Listing, memory: Memory) -> Iterator[tuple[str, str]]:
-    labels = label_bytes(config, listing)
-    models = memory.model * (
-        1 if stage_kind(config) is ContrastiveOptions else 3 + getattr(config, "validate_teacher", 0)
-    )
+def _disk_lines(listing: Listing, memory: Memory) -> Iterator[tuple[str, str]]:
+    labels = label_bytes(listing)
+    models = memory.model * (4 if _validates_teacher(listing) else 3)
     total = labels + models + KEPT * memory.checkpoint
-    parts = [f"{KEPT} checkpoints {_disk(KEPT * memory.checkpoint)}", f"models {_disk(models)}"]
+    entries = [f"{KEPT} checkpoints {_disk(KEPT * memory.checkpoint)}", f"models {_disk(models)}"]
     if labels:
-        parts.insert(0, f"pseudo labels of {listing.target_images} images {_disk(labels)}")
+        entries.insert(0, f"pseudo labels of {listing.target_images} images {_disk(labels)}")
     yield "disk space", f"{_disk(total)}, and {_disk(memory.checkpoint)} more while a checkpoint is written"
-    yield "", ", ".join(parts)
+    yield "", ", ".join(entries)
 
 
-def label_bytes(config: Any, listing: Listing) -> float:
+def label_bytes(listing: Listing) -> float:
     """Typical size of the pseudo labels that the run stores."""
-    (height, width), kind = listing.sizes.full_image, stage_kind(config)
-    if kind is DistillOptions:
+    labels, (height, width) = listing.stage.labels, listing.sizes.full_image
+    if labels is None:
+        return 0
+    if labels.store.kind == "hard":
         return HARD_BYTES * height * width * listing.target_images
-    if kind is DenoiseOptions and not getattr(config, "online_soft_labels", False):
-        with torch.device("meta"), torch.no_grad():
-            network = build_network(config.backbone, listing.sizes.num_classes, head=config.head)
-            probabilities = network(torch.empty(1, 3, height, width)).logits
-        return SOFT_BYTES * probabilities.numel() * listing.target_images
-    return 0
+    with torch.device("meta"), torch.no_grad():
+        probabilities = labels.network(torch.empty(1, 3, height, width)).logits
+    return SOFT_BYTES * probabilities.numel() * listing.target_images
 
 
-def _fitting_lines(config: Any, found: dict[int, tuple[dict[str, Any], Memory]]) -> Iterator[str]:
+def _fitting_lines(found: dict[int, tuple[dict[str, Any], Memory]]) -> Iterator[str]:
     used: dict[str, None] = {}
     for size in sorted(GPUS):
         if size not in found:
@@ -269,7 +255,7 @@ def _fitting_lines(config: Any, found: dict[int, tuple[dict[str, Any], Memory]])
         yield from (f"{'':<28}{line}" for line in rest)
 
 
-def _time_lines(config: Any, listing: Listing, processes: int, timing: Timing) -> Iterator[tuple[str, str]]:
+def _time_lines(config: TrainConfig, listing: Listing, processes: int, timing: Timing) -> Iterator[tuple[str, str]]:
     scale = listing.sizes.images / timing.images
     iteration = scale * timing.iteration
     text = f"{iteration:.3g} s"
@@ -280,38 +266,33 @@ def _time_lines(config: Any, listing: Listing, processes: int, timing: Timing) -
     yield "an iteration", text
     if timing.peak:
         yield "measured peak", f"{_gb(timing.peak)} of GPU memory allocated in training"
-    training = iteration * listing.length.iterations
-    judged = 1 + getattr(config, "validate_teacher", False)
-    images = judged * listing.validation_images / processes + 100 * getattr(config, "adabn", False)
+    training = iteration * listing.stage.batches.iterations
+    judged = 2 if _validates_teacher(listing) else 1
+    adabn = 100 if isinstance(config, AdaptConfig) and config.adabn else 0
+    images = judged * listing.validation_images / processes + adabn
     validation = _validations(config, listing) * images * timing.validation
-    preparation = _passes(config) * listing.target_images / processes * timing.validation
-    prototypes = ", with the prototypes" if stage_kind(config) is DenoiseOptions else ""
+    passes = (listing.stage.labels.passes if listing.stage.labels else 0) + (listing.stage.prototypes is not None)
+    preparation = passes * listing.target_images / processes * timing.validation
     yield "training", _duration(training)
     yield "validation", f"{_duration(validation)}, {timing.validation:.3g} s an image"
     if preparation:
+        prototypes = ", with the prototypes" if listing.stage.prototypes is not None else ""
         yield "pseudo labels", f"about {_duration(preparation)}{prototypes}"
     yield "in all", f"{_duration(training + validation + preparation)} on this device, if loading keeps up"
     if processes > 1:
         yield "", "without the exchange of gradients, which a plan does not measure"
 
 
-def _passes(config: Any) -> float:
-    """How often the networks of the previous stages predict each target training image before the training."""
-    kind = stage_kind(config)
-    if kind is DistillOptions:
-        flip, scales = averaged_over(config)
-        return sum(scale**2 for scale in scales) * (1 + flip) * (1 + bool(getattr(config, "label_with", "")))
-    if kind is DenoiseOptions:
-        labels = 0 if getattr(config, "online_soft_labels", False) else 1 + getattr(config, "flip", False)
-        return 1 + labels  # 1 for the prototypes
-    return 0
+def _validates_teacher(listing: Listing) -> bool:
+    config = listing.data.config
+    return isinstance(config, MeanTeacherConfig) and config.validate_teacher
 
 
-def _validations(config: Any, listing: Listing) -> int:
-    return math.ceil(listing.length.iterations / config.val_every)
+def _validations(config: TrainConfig, listing: Listing) -> int:
+    return math.ceil(listing.stage.batches.iterations / config.val_every)
 
 
-def _device(config: Any) -> torch.device:
+def _device(config: TrainConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: this machine has no CUDA device; use --device=cpu")
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")

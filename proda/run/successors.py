@@ -1,11 +1,9 @@
-"""The parts of ProDA's successors that flags switch on over any stage (docs/parts.md).
+"""The parts of ProDA's successors that flags add to any stage (docs/successors.md).
 
-Rare class sampling is a part of the data: see ``Domains.source_crops``. The others are handlers.
+Rare class sampling concerns the data: see ``Data.source_crops``. The others are handlers.
 """
 
 from collections.abc import Sequence
-
-from ignite.engine import Engine
 
 from proda.engines.optimization import Precision
 from proda.handlers.class_mix import ClassMix
@@ -13,56 +11,27 @@ from proda.handlers.color_augmentation import ColorAugmentation
 from proda.handlers.feature_distance import FeatureDistance
 from proda.handlers.masked_consistency import MaskedConsistency
 from proda.method.feature_distance import THINGS
-from proda.models.network import SegmentationNetwork
-from proda.settings.config import PseudoLabelConfig, TrainConfig
+from proda.run.config import PseudoLabelConfig, TrainConfig
+from proda.run.stage import Stage
 from proda.utils.errors import UserError
 
 
-def attach_successors(
-    config: TrainConfig,
-    trainer: Engine,
-    student: SegmentationNetwork,
-    precision: Precision,
-    class_names: Sequence[str],
-) -> None:
-    """Attaches the handlers that the flags ask for. ``student``: without a DDP wrapper, with its initial weights.
-
-    Call it after copies of the student were made.
-    """
-    trainer.state.takes_parts = True
+def attach_successors(config: TrainConfig, stage: Stage, class_names: Sequence[str], precision: Precision) -> None:
+    """Attaches the handlers that the flags ask for. The student still has its initial weights."""
+    trainer, student = stage.trainer, stage.student
     if config.feature_distance > 0:
         things = thing_classes(config.thing_classes, class_names)
         FeatureDistance(student, precision, things, weight=config.feature_distance).attach(trainer)
     if not isinstance(config, PseudoLabelConfig):
         return
     if config.masked_consistency > 0:
-        weight, ratio, block = config.masked_consistency, config.mask_ratio, config.mask_block
-        MaskedConsistency(student, precision, weight=weight, ratio=ratio, block=block).attach(trainer)
+        # MIC masks squares of 32 pixels; in crops that are lower than 256 pixels, an eighth of the height.
+        block = max(1, min(32, config.crop_height // 8))
+        MaskedConsistency(student, precision, weight=config.masked_consistency, block=block).attach(trainer)
     if config.class_mix:
-        ClassMix(student.num_classes, as_released=config.class_mix_as_released).attach(trainer)
+        ClassMix(student.num_classes).attach(trainer)
     if config.color_augmentation:
         ColorAugmentation().attach(trainer)  # of the mixed image
-
-
-def check_attached(config: TrainConfig, trainer: Engine) -> None:
-    """Raises UserError if flags would have no effect, because the experiment does not pass them on.
-
-    These are the flags of parts without :func:`attach_successors`, and those of ``PolynomialDecay``.
-    """
-    flags = ("feature_distance", "masked_consistency", "class_mix", "color_augmentation")
-    asked = [name for name in flags if getattr(config, name, False)]
-    if asked and not getattr(trainer.state, "takes_parts", False):
-        raise UserError(
-            f"--{asked[0]}: this experiment does not call attach_successors of proda/run/successors.py, so the flag "
-            "would have no effect"
-        )
-    for name, value in getattr(trainer.state, "schedule_flags", {}).items():
-        if getattr(config, name, value) != value:
-            argument = {"decay_power": "power", "warmup_iterations": "warmup"}[name]
-            raise UserError(
-                f"--{name}={getattr(config, name)}: the schedule of this experiment has {value}; it should be "
-                f"PolynomialDecay(..., {argument}=config.{name})"
-            )
 
 
 def check_successors(config: TrainConfig, class_names: Sequence[str]) -> None:

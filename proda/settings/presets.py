@@ -6,8 +6,8 @@ from typing import Any
 EVALUATION_PRESETS = {
     "gta5": {"source": "gta5"},
     "synthia": {"source": "synthia"},
-    "gta5_released": {"source": "gta5", "gta5_size_as_released": True},
-    "synthia_released": {"source": "synthia"},
+    "gta5_released": {"source": "gta5", "as_released": True},
+    "synthia_released": {"source": "synthia", "as_released": True},
 }
 # Images of the built-in data set Streets have an eighth of the width and height of Cityscapes. So do the views.
 STREETS_DATA = {
@@ -17,7 +17,7 @@ STREETS_DATA = {
     "num_workers": 0,
     "val_batch_size": 10,
 }
-STREETS_VIEWS = {"mean_width": 275, "crop_width": 112, "crop_height": 64, "log_every": 10, "panels_every": 100}
+STREETS_VIEWS = {"mean_width": 275, "crop_width": 112, "crop_height": 64, "log_every": 10}
 STREETS = {
     **STREETS_DATA,
     **STREETS_VIEWS,

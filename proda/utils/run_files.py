@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-INPUTS_FILE = "inputs.json"  # says what the result of a stage of a pipeline or an ablation depends on
 MODELS = ("best.pt", "last.pt", "label_free.pt", "teacher.pt")
 RUN_FILES = (  # files of a run other than checkpoints and models; glob patterns
     *("summary.json", "report.html", "train.log", "prototypes.pt", "events.out.tfevents.*"),
@@ -25,9 +24,6 @@ def earlier_run(folder: str | Path) -> list[Path]:
 
 
 def all_run_files(folder: str | Path) -> list[Path]:
-    """Every file in ``folder`` that ``--overwrite`` deletes.
-
-    ``inputs.json`` comes first, so that what is left by a command that was cut short never counts as complete.
-    """
-    found = [path for pattern in (INPUTS_FILE, *RUN_FILES) for path in Path(folder).glob(pattern)]
+    """Every file in ``folder`` that ``--overwrite`` deletes."""
+    found = [path for pattern in RUN_FILES for path in Path(folder).glob(pattern)]
     return [*found, *earlier_run(folder)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from proda.cli.flags import help_text, parse_flags, with_recorded
-from proda.settings.config import AdaptConfig, TrainConfig
+from proda.run.config import AdaptConfig, TrainConfig
 from proda.settings.options import PositiveFraction
 from proda.utils.errors import UserError
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from proda.cli.launch import ROOT, load_experiment, main, start
-from proda.settings.config import field_docs
+from proda.settings.reading import field_docs
 from tests import small_runs
 
 EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("experiments/[a-z]*.py"))
@@ -216,7 +216,7 @@ def test_cuda_where_there_is_none(capsys):
 
 OWN = """\
 from dataclasses import dataclass
-from proda.settings.config import RunConfig
+from proda.run.config import RunConfig
 @dataclass
 class Config(RunConfig):
     {fields}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from proda.cli.processes import _child, _group_variables, run_in_group
-from proda.settings.config import RunConfig
+from proda.run.config import RunConfig
 from proda.utils.errors import UserError
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NTASKS": "2"}

@@ -28,9 +28,10 @@ from proda.data.own_data import read_description
 from proda.data.samples import image_tensor
 from proda.models.build import build_network
 from proda.models.weights import weights_content
+from proda.run.config import TrainConfig
 from proda.run.domains import Domains
 from proda.run.job import read_summary
-from proda.settings.config import TrainConfig, make_config
+from proda.settings.reading import make_config
 from proda.utils.errors import UserError
 from tests.data.test_image_files import write_16_bit_png, write_png
 

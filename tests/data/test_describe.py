@@ -12,9 +12,10 @@ from proda.data.describe import find_places, look, write_description
 from proda.data.labels import benchmark_labels
 from proda.data.own_data import Description, read_description
 from proda.method import IGNORE
+from proda.run.config import DataConfig
 from proda.run.domains import Domains
 from proda.run.job import read_summary
-from proda.settings.config import DataConfig, make_config
+from proda.settings.reading import make_config
 from proda.utils.errors import MissingFileError, UserError
 from tests.data.test_image_files import error_of, photo, save
 from tests.small_runs import ROOT

@@ -17,9 +17,10 @@ from proda.data.listing import list_files
 from proda.data.own_data import read_description
 from proda.method import IGNORE
 from proda.models.build import build_network
+from proda.run.config import DataConfig, TrainConfig
 from proda.run.domains import Domains
 from proda.run.job import read_summary
-from proda.settings.config import DataConfig, TrainConfig, make_config
+from proda.settings.reading import make_config
 from proda.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,10 @@ from proda.data.image_files import warn_once
 from proda.data.labels import benchmark_labels
 from proda.data.own_data import read_description
 from proda.data.video_frames import video_frames
+from proda.run.config import TrainConfig
 from proda.run.domains import Domains
 from proda.run.job import read_summary
-from proda.settings.config import TrainConfig, make_config
+from proda.settings.reading import make_config
 from proda.utils.errors import MissingFileError, UserError
 from tests.data.test_image_files import error_of
 from tests.small_runs import ROOT

@@ -22,9 +22,10 @@ from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.handlers import prototypes
+from proda.run.config import RunConfig
 from proda.run.domains import Domains
 from proda.run.networks import load_network, parallel
-from proda.settings.config import RunConfig, make_config
+from proda.settings.reading import make_config
 from tests.small_runs import PARTS, STAGES, flags
 
 THRESHOLD = 0.5  # of stage 1's rectified labels, so that some are ignored, and not equally many in every process

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from proda.engines.adversarial import adversarial_trainer
+from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
-from proda.engines.options import AdversarialOptions
 from proda.models.discriminator import Discriminator
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W

@@ -4,10 +4,9 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from proda.engines.denoise import denoise_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
-from proda.engines.options import DenoiseOptions
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.method import IGNORE
 from proda.method.losses import symmetric_cross_entropy

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from proda.engines.distill import distill_trainer
+from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.optimization import Precision
-from proda.engines.options import DistillOptions
 from tests import tiny
 from tests.tiny import CPU, PRECISION, B, H, K, W
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from proda.engines.events import ProdaEvents
-from proda.engines.online import online_trainer
+from proda.engines.online import OnlineOptions, online_trainer
 from proda.engines.optimization import Precision
-from proda.engines.options import OnlineOptions
 from proda.handlers.teacher import EMATeacher
 from proda.method.losses import cross_entropy
 from proda.method.online import weighted_cross_entropy

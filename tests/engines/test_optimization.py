@@ -4,7 +4,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.optimization import Precision, StudentUpdate, set_train_mode
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import ClipGradients, PolynomialDecay
@@ -32,7 +32,7 @@ def trainer_of(layer: torch.nn.Linear, optimizer: torch.optim.Optimizer, precisi
         StudentUpdate(layer, optimizer, precision).step(engine)
         return engine.state.output
 
-    return proda_engine(step)
+    return Trainer(step)
 
 
 def scaling() -> Precision:

@@ -11,13 +11,12 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from proda.engines.adversarial import adversarial_trainer
-from proda.engines.denoise import denoise_trainer
-from proda.engines.distill import distill_trainer
+from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
+from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.online import online_trainer
+from proda.engines.online import OnlineOptions, online_trainer
 from proda.engines.optimization import Precision
-from proda.engines.options import AdversarialOptions, DenoiseOptions, DistillOptions, OnlineOptions
 from proda.engines.supervised import supervised_trainer
 from proda.handlers.class_mix import ClassMix
 from proda.handlers.color_augmentation import ColorAugmentation

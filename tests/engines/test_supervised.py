@@ -4,8 +4,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from proda.engines.optimization import Precision
-from proda.engines.options import StudentOptions
+from proda.engines.optimization import Precision, StudentOptions
 from proda.engines.supervised import supervised_trainer
 from proda.method.tensors import resize
 from tests import tiny

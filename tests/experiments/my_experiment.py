@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from ignite.engine import Engine
 
-from proda.engines.denoise import denoise_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.options import DenoiseOptions
 from proda.handlers.board import Board
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -21,10 +20,10 @@ from proda.handlers.seeding import SeedIterations
 from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
 from proda.run import fit
+from proda.run.config import TrainConfig
 from proda.run.domains import Domains
 from proda.run.job import Job
 from proda.run.networks import load_network, make_optimizer, parallel
-from proda.settings.config import TrainConfig
 from proda.settings.options import PathText
 
 

@@ -9,7 +9,7 @@ from experiments import ablation, pipeline
 from proda.cli.launch import load_experiment, main
 from proda.run import domains
 from proda.run.job import weights_flags
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
 from proda.studies.results import ResultTable, read_results
 from proda.studies.rows import QUIRK_ROWS, RECIPE, ROWS, TABLES, Lengths
 from tests import small_runs

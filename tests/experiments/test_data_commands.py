@@ -24,7 +24,7 @@ from proda.models.weights import save_weights
 from proda.run import domains
 from proda.run.domains import Domains
 from proda.run.job import read_summary
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
 from proda.trained_model import load_model
 from proda.utils.errors import UserError
 from tests import small_runs

@@ -11,8 +11,8 @@ from PIL import Image
 from experiments import pipeline
 from proda.cli.launch import load_experiment, main, start
 from proda.run import domains
-from proda.settings.config import make_config
 from proda.settings.presets import NO_TARGET_LOSS
+from proda.settings.reading import make_config
 from proda.utils.files import sha256
 from tests import small_runs
 

@@ -11,7 +11,7 @@ import pytest
 from proda.cli.launch import load_experiment
 from proda.data.loaders import TrainingBatches
 from proda.run.domains import Domains
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
 
 SOURCE_IMAGES, TARGET_IMAGES = 9400, 2975  # SYNTHIA, the smaller source; Cityscapes train
 # Flags for where and how fast a run is computed, and for logging.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.events import ProdaEvents, Trainer
 from proda.handlers.schedule import PolynomialDecay
 from proda.models.deeplab import DeepLab
 from proda.run.networks import make_optimizer
@@ -62,7 +62,7 @@ def test_a_short_run_through_the_handler():
         engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
         return {}
 
-    engine = proda_engine(step)
+    engine = Trainer(step)
     PolynomialDecay(optimizer, 10).attach(engine)
     engine.run([None] * (len(expected) + 2))
     assert found[: len(expected)] == pytest.approx(expected, rel=REL)

@@ -9,11 +9,10 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from proda.engines.adversarial import adversarial_trainer
-from proda.engines.denoise import denoise_trainer
-from proda.engines.distill import distill_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
+from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
-from proda.engines.options import DenoiseOptions, DistillOptions
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import PolynomialDecay
 from proda.handlers.teacher import EMATeacher

@@ -8,7 +8,7 @@ import torch
 from ignite.engine import Engine, Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.target import TargetView
 from proda.handlers.board import Board, losses
@@ -35,7 +35,7 @@ def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = 
         engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
         return engine.state.output
 
-    trainer, network = proda_engine(step), tiny.network()
+    trainer, network = Trainer(step), tiny.network()
     evaluator = segmentation_evaluator(network, PRECISION)
     if teacher:
         EMATeacher(network, 0.25).attach(trainer)
@@ -146,7 +146,7 @@ def test_source_training_has_only_a_source_panel():
 
 @pytest.mark.parametrize("images", [1, PANEL_ROWS + 1])
 def test_a_training_panel_has_a_row_for_each_of_the_first_images_in_their_shape(images):
-    writer, engine = Writer(), proda_engine(lambda *_: {})
+    writer, engine = Writer(), Trainer(lambda *_: {})
     pixels = torch.zeros(images, 3, 100, 200, dtype=torch.uint8)
     logits = torch.zeros(images, K, 50, 100)  # at a lower resolution, as those of a network
     engine.state.batch = {"source": {"image": pixels, "labels": torch.zeros(images, 100, 200, dtype=torch.uint8)}}
@@ -181,7 +181,7 @@ class Writer:
 
 @pytest.mark.parametrize("batches", [1, 5])
 def test_a_validation_panel_has_a_row_for_each_of_the_first_images(batches):
-    trainer, writer = proda_engine(lambda *_: {}), Writer()
+    trainer, writer = Trainer(lambda *_: {}), Writer()
     evaluator = segmentation_evaluator(tiny.network(), PRECISION)
     ValidationPanels(writer, COLORS).attach(trainer, evaluator)
     for _ in range(2):  # the second panel holds nothing of the first

@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Events
 from torch import nn
 
-from proda.engines.events import proda_engine
+from proda.engines.events import Trainer
 from proda.handlers import checkpoints as module
 from proda.handlers.checkpoints import Checkpoints, damage, remove_abandoned
 from proda.utils.errors import UserError
@@ -44,7 +44,7 @@ class Run:
     def __init__(self, folder, *, every: int = 1, resumed: bool = False, **parts: Any) -> None:
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)
-        self.engine = proda_engine(self.step, **{"student": self.network, **parts})
+        self.engine = Trainer(self.step, **{"student": self.network, **parts})
         self.checkpoints = Checkpoints(folder)
         self.checkpoints.attach(self.engine, every=every)
         self.start = self.checkpoints.resume(self.engine) if resumed else 0

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from proda.engines.denoise import denoise_trainer
-from proda.engines.distill import distill_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
+from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.online import online_trainer
-from proda.engines.options import DenoiseOptions, DistillOptions, OnlineOptions
+from proda.engines.online import OnlineOptions, online_trainer
 from proda.handlers.class_mix import ClassMix
 from proda.method import IGNORE
 from tests import tiny

@@ -5,8 +5,7 @@ import torch
 
 from proda.data.color import NUMBERS, change_colors, color_changes
 from proda.engines.events import ProdaEvents
-from proda.engines.online import online_trainer
-from proda.engines.options import OnlineOptions
+from proda.engines.online import OnlineOptions, online_trainer
 from proda.handlers.class_mix import ClassMix
 from proda.handlers.color_augmentation import ColorAugmentation, augmented
 from tests import tiny

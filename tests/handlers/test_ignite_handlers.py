@@ -23,7 +23,7 @@ from ignite.metrics import RunningAverage
 from experiments import source_only
 from proda.engines.events import ProdaEvents
 from proda.engines.supervised import supervised_trainer
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
 from tests import small_runs, tiny
 
 ITERATIONS = 6  # three epochs of two

@@ -13,10 +13,9 @@ import torch
 from ignite.engine import Engine, Events
 
 from proda.data.augment import weak_view_of_labels
-from proda.engines.denoise import denoise_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.distill import distill_trainer
-from proda.engines.events import ProdaEvents, proda_engine
-from proda.engines.options import DenoiseOptions
+from proda.engines.events import ProdaEvents, Trainer
 from proda.handlers.label_quality import KEPT_REPORTS, SAMPLES, LabelQuality, charts, tags
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.method import IGNORE
@@ -70,7 +69,7 @@ def stage_1_batch(source: list[int]) -> dict[str, Any]:
 
 def fake_run(watch: LabelQuality, outputs: list[dict[str, Any]], *, every: int = 1, source: list[int] | None = None):
     """The trainer of a run with one given output an iteration."""
-    trainer = proda_engine(lambda engine, batch: outputs[engine.state.iteration - 1])
+    trainer = Trainer(lambda engine, batch: outputs[engine.state.iteration - 1])
     watch.attach(trainer, every=every)
     trainer.run([stage_1_batch(source or [0, 0, 1, 2])] * len(outputs), max_epochs=1)
     return trainer
@@ -178,7 +177,7 @@ def test_a_class_that_is_missing_once_or_was_never_predicted_has_not_died_out():
 def test_after_labels_were_renewed_the_first_ones_still_count():
     outputs = [alive()] * SAMPLES + [stage_1_output([0] * 4, [0] * 4, [0] * 4, [True] * 4)] * 2 * SAMPLES
     watch = LabelQuality(NAMES)
-    trainer = proda_engine(lambda engine, batch: outputs[engine.state.iteration - 1])
+    trainer = Trainer(lambda engine, batch: outputs[engine.state.iteration - 1])
     watch.attach(trainer, every=1)
 
     @trainer.on(Events.ITERATION_COMPLETED(once=SAMPLES))

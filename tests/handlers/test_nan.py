@@ -6,12 +6,12 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 
-from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.events import ProdaEvents, Trainer
 from proda.handlers.nan import StopOnNan
 
 
 def trainer_of(*, every: int | None = None) -> Engine:
-    trainer = proda_engine(lambda engine, value: {"loss": torch.tensor(value), "name": "x"})
+    trainer = Trainer(lambda engine, value: {"loss": torch.tensor(value), "name": "x"})
     StopOnNan(every).attach(trainer)
     return trainer
 
@@ -53,7 +53,7 @@ def test_finite_losses_end_nothing():
 def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(name, bad):
     outputs = iter([1.0, bad, 1.0])
     saved = []
-    engine = proda_engine(lambda *_: {"loss": torch.tensor(1.0)} | {name: torch.tensor(next(outputs))})
+    engine = Trainer(lambda *_: {"loss": torch.tensor(1.0)} | {name: torch.tensor(next(outputs))})
     StopOnNan().attach(engine)
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: saved.append(engine.state.iteration))
     engine.add_event_handler(Events.COMPLETED, lambda: saved.append("the end"))
@@ -63,7 +63,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(name, ba
 
 
 def test_another_handlers_request_to_stop_is_not_taken_for_nan():
-    engine = proda_engine(lambda *_: {"loss": torch.tensor(1.0)})
+    engine = Trainer(lambda *_: {"loss": torch.tensor(1.0)})
     engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), engine.terminate)
     StopOnNan().attach(engine)
     assert engine.run([None] * 5).iteration == 2

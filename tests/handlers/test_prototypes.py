@@ -5,7 +5,7 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.events import ProdaEvents, Trainer
 from proda.handlers.prototypes import PrototypeEMA, Prototypes, RenewPrototypes, initial_prototypes, prepare_prototypes
 from proda.models.network import Segmentation
 from proda.utils.errors import MissingFileError, UserError
@@ -22,7 +22,7 @@ def trainer_of(means: list, present: list) -> Engine:
         engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
         return engine.state.output
 
-    return proda_engine(step)
+    return Trainer(step)
 
 
 def test_prototypes_of_absent_classes_stay_where_they_are():
@@ -83,7 +83,7 @@ def test_an_engine_without_class_means_is_an_error_instead_of_prototypes_that_ne
         engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
         return {}
 
-    engine = proda_engine(step)
+    engine = Trainer(step)
     PrototypeEMA(Prototypes(3, 2)).attach(engine)
     with pytest.raises(KeyError, match="class_means"):
         engine.run([None])
@@ -120,7 +120,7 @@ def test_initial_prototypes_are_the_means_over_all_images(passes):
 
 
 def test_renewed_prototypes_are_the_initial_ones_of_the_network_that_writes_the_labels():
-    engine, network, prototypes = proda_engine(lambda *_: {}), HalfAndHalf().train(), Prototypes(3, 1)
+    engine, network, prototypes = Trainer(lambda *_: {}), HalfAndHalf().train(), Prototypes(3, 1)
     prototypes.values.fill_(9.0)
     prototypes.counts.fill_(2.0)
     values = prototypes.values

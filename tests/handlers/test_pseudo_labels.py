@@ -7,7 +7,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from proda.data.label_store import Manifest, open_store, read_manifest
-from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.labelling import Averaging, missing_labels, write_pseudo_labels
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.pseudo_labels import PseudoLabels
@@ -70,7 +70,7 @@ def run(
     step=lambda *_: {},
 ) -> Engine:
     """A run with epochs of two iterations; the newest two checkpoints are kept, none for 0."""
-    engine = proda_engine(step)
+    engine = Trainer(step)
     if start:
         engine.load_state_dict({"epoch_length": 2, "max_iters": iterations, "iteration": start})
     folder = folder or handler.store.folder
@@ -160,7 +160,7 @@ def test_labels_are_prepared_when_training_starts_and_only_the_missing_ones(tmp_
     store, images, network = soft_store(tmp_path), Images(labelled=True), tiny.network()
     handler = PseudoLabels(store, network, images, PRECISION, CLASSES)
     seen = []
-    engine = proda_engine(lambda *_: seen.append("step"))
+    engine = Trainer(lambda *_: seen.append("step"))
     engine.add_event_handler(
         ProdaEvents.PSEUDO_LABELS_REFRESHED, lambda e: seen.append(e.state.pseudo_label_scores["miou"])
     )
@@ -289,7 +289,7 @@ def test_a_resumed_run_keeps_the_labels_of_the_checkpoint_before_the_newest(tmp_
     """Should the newest prove damaged later, the one before it is gone on with."""
 
     def start(folder, iterations: int, resume: bool) -> Engine:
-        engine, checkpoints = proda_engine(lambda *_: {}), Checkpoints(folder)
+        engine, checkpoints = Trainer(lambda *_: {}), Checkpoints(folder)
         handler = labels_of(soft_store(tmp_path / "first"))
         handler.attach(engine, 1, labeller=tiny.network(1), batches=Batches(), folder=folder)
         checkpoints.attach(engine, every=3)
@@ -328,7 +328,7 @@ def test_the_iteration_is_saved_before_new_labels_are_written_but_not_again_by_a
     student = tiny.network(1)
 
     def start(images, *, resume: bool) -> Checkpoints:
-        engine, checkpoints = proda_engine(lambda *_: {}), Checkpoints(tmp_path / "run")
+        engine, checkpoints = Trainer(lambda *_: {}), Checkpoints(tmp_path / "run")
         first = soft_store(tmp_path / "first")
         handler = PseudoLabels(first, tiny.network(), images, PRECISION, CLASSES)
         handler.attach(engine, 1, labeller=student, batches=Batches(), folder=tmp_path / "run")
@@ -345,7 +345,7 @@ def test_the_iteration_is_saved_before_new_labels_are_written_but_not_again_by_a
         return checkpoints
 
     saved: list[bool] = []
-    labels_of(soft_store(tmp_path / "first")).prepare(proda_engine(lambda *_: {}))  # so that only renewals write
+    labels_of(soft_store(tmp_path / "first")).prepare(Trainer(lambda *_: {}))  # so that only renewals write
     with pytest.raises(Killed):
         start(killed, resume=False)
     start(Images(), resume=True)

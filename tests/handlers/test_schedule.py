@@ -6,7 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.events import ProdaEvents, Trainer
 from proda.handlers.schedule import PolynomialDecay, WarmupCosine
 from tests import small_runs, tiny
 
@@ -20,7 +20,7 @@ def trainer_of(optimizer: torch.optim.Optimizer, found: list[float]) -> Engine:
         engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
         return {}
 
-    return proda_engine(step, optimizer=optimizer)
+    return Trainer(step, optimizer=optimizer)
 
 
 def rates(iterations: int, horizon: int, base: float = 2.0, resume_at: int = 0) -> list[float]:

@@ -5,10 +5,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from proda.engines.distill import distill_trainer
+from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.events import ProdaEvents
 from proda.engines.inference import segmentation_evaluator
-from proda.engines.options import DistillOptions
 from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.method.tensors import to_float
 from tests import tiny

@@ -5,7 +5,7 @@ import torch
 from ignite.engine import Engine
 from torch import nn
 
-from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.events import ProdaEvents, Trainer
 from proda.handlers.teacher import EMATeacher
 
 
@@ -24,7 +24,7 @@ def run(network: nn.Module, teacher: EMATeacher, iterations: int) -> Engine:
         engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
         return {}
 
-    engine = proda_engine(step)
+    engine = Trainer(step)
     teacher.attach(engine)
     engine.run([None] * iterations)
     return engine
@@ -79,7 +79,7 @@ def test_buffers_come_from_the_end_of_the_iteration():
         engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
         return {}
 
-    engine = proda_engine(step)
+    engine = Trainer(step)
     teacher.attach(engine)
     engine.run([None])
     assert torch.equal(teacher.ema_model[1].running_mean, network[1].running_mean)

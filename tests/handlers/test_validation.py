@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import RunningAverage
 
-from proda.engines.events import ProdaEvents, proda_engine
+from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
@@ -47,7 +47,7 @@ class Run:
     ) -> None:
         self.network = tiny.network()
         self.network.register_buffer("iteration", torch.tensor(0))
-        self.trainer = proda_engine(self.step)
+        self.trainer = Trainer(self.step)
         self.folder = folder
         if checkpoint_every:
             Checkpoints(folder).attach(self.trainer, every=checkpoint_every)
@@ -121,7 +121,7 @@ def test_validation_leaves_the_network_in_its_modes(tmp_path):
     network = tiny.network().train()
     network.bn1.eval()  # as frozen batch norm is
     evaluator, modes = segmentation_evaluator(network, PRECISION), []
-    trainer = proda_engine(lambda *_: {})
+    trainer = Trainer(lambda *_: {})
     validation = Validation(evaluator, [tiny.batch()["source"]], [f"class {k}" for k in range(K)])
     validation.attach(trainer, every=1)
     for event in (ProdaEvents.VALIDATED, Events.EPOCH_COMPLETED):

@@ -9,7 +9,7 @@ from tensorboardX import SummaryWriter
 
 from experiments import stage1_denoise
 from proda.report.runs import changed_flags, differing_flags, read_group
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
 from proda.utils.errors import MissingFileError, UserError
 
 

@@ -19,7 +19,7 @@ from proda.handlers.teacher import EMATeacher
 from proda.handlers.validation import Validation
 from proda.run import fit
 from proda.run.domains import Domains
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
 from proda.utils.errors import UserError
 from tests import small_runs, tiny
 from tests.tiny import PRECISION

@@ -15,8 +15,8 @@ import ignite.distributed as idist
 import pytest
 import torch
 
+from proda.run.config import AdaptConfig, RunConfig, TrainConfig
 from proda.run.job import RESUMABLE_FLAGS, UNLOGGED_FLAGS, Job, read_summary
-from proda.settings.config import AdaptConfig, RunConfig, TrainConfig
 from proda.utils import lock
 from proda.utils.errors import UserError
 from tests.small_runs import STAGES

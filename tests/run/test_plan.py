@@ -9,7 +9,7 @@ from proda.run import fit, plan
 from proda.run.job import UNCOMPARED_FLAGS
 from proda.run.memory import GB, Memory
 from proda.run.workloads import Sizes
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
 from tests import small_runs
 
 STAGES = ("source_only", "warmup", "stage1_denoise", "stage2_distill", "pretrain")

@@ -4,16 +4,17 @@ from typing import Any
 
 import pytest
 from ignite.engine import Events
+from proda.run.workloads import Sizes, batches, stage_kind, workload
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from proda.cli.launch import load_experiment
+from proda.engines.distill import DistillOptions
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
-from proda.engines.options import DistillOptions
 from proda.run import fit
-from proda.run.workloads import Sizes, batches, stage_kind, workload
-from proda.settings.config import RunConfig, TrainConfig, make_config
+from proda.run.config import RunConfig, TrainConfig
+from proda.settings.reading import make_config
 from proda.utils.errors import UserError
 from tests import small_runs
 

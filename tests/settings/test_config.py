@@ -6,19 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 from proda.cli.launch import load_experiment
-from proda.settings.config import (
-    GROUPS,
-    RENAMED_FLAGS,
-    SYNONYMS,
-    AdaptConfig,
-    DataConfig,
-    TrainConfig,
-    field_docs,
-    field_groups,
-    make_config,
-    parse_scales,
-)
+from proda.run.config import AdaptConfig, DataConfig, TrainConfig, parse_scales
 from proda.settings.options import Options, option_types
+from proda.settings.reading import GROUPS, RENAMED_FLAGS, SYNONYMS, field_docs, field_groups, make_config
 from proda.utils.errors import UserError
 from tests.small_runs import ROOT, STAGES
 

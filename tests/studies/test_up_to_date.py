@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from proda.cli.launch import load_experiment
-from proda.studies import up_to_date
 from proda.run.domains import Domains
 from proda.run.job import Job, read_summary
-from proda.settings.config import make_config
+from proda.settings.reading import make_config
+from proda.studies import up_to_date
 from proda.utils import lock
 from proda.utils.errors import UserError
 from proda.utils.files import sha256
