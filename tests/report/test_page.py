@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from proda.cli.launch import main
+from proda.data.loaders import evaluation_loader
 from proda.data.own_data import Description
+from proda.data.samples import EvaluationSamples
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.models.weights import load_network
@@ -141,7 +143,8 @@ def test_predictions_are_those_of_the_last_validation_at_its_scale(runs):
     assert some.images == 2 and len(some.worst) == 2
     run.config["val_scale"] = 0.5
     evaluator = segmentation_evaluator(load_network(run.folder / "last.pt"), Precision(CPU), scales=(0.5,))
-    halved = evaluator.run(data.validation_batches()).metrics["confusion"]
+    batches = evaluation_loader(EvaluationSamples(data.validation), batch_size=1, num_workers=0)
+    halved = evaluator.run(batches).metrics["confusion"]
     assert torch.equal(look_at_predictions(run, data, CPU).confusion, halved)
     assert not torch.equal(seen.confusion, halved)
 
