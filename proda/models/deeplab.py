@@ -154,10 +154,6 @@ class DeepLab(SegmentationNetwork):
     def backbone_parts(self) -> tuple[nn.Module, ...]:
         return self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4
 
-    def backbone_layers(self) -> list[list[nn.Parameter]]:
-        stem, stages = (self.conv1, self.bn1), (self.layer1, self.layer2, self.layer3, self.layer4)
-        return [[p for part in stem for p in part.parameters()], *(list(stage.parameters()) for stage in stages)]
-
     def head_parts(self) -> tuple[nn.Module, ...]:
         return (self.layer5,) if self.bn_pretrain is None else (self.bn_pretrain, self.layer5)
 

@@ -99,9 +99,6 @@ class EncoderDecoder(SegmentationNetwork):
     def backbone_parts(self) -> tuple[nn.Module, ...]:
         return (self.encoder,)
 
-    def backbone_layers(self) -> list[list[nn.Parameter]]:
-        return self.encoder.layers()
-
     def head_parts(self) -> tuple[nn.Module, ...]:
         parts = (self.norms, self.decoder)
         return parts if self.bn_pretrain is None else (self.bn_pretrain, *parts)

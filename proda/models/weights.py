@@ -26,10 +26,10 @@ from proda.models.model_info import ModelInfo, read_info
 from proda.models.network import SegmentationNetwork
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_tensors, sha256
+from proda.utils.record import check_format
 
 FORMAT = 3
 NETWORK = "ResNet101"  # top-level key of the network in released checkpoints
-PRETRAINED = "pretrained backbone"  # entry ``content`` of files of pretraining (``pretrained.backbone_content``)
 
 
 class Weights(NamedTuple):
@@ -76,12 +76,7 @@ def load_weights(path: str | Path) -> Weights:
     expected = f"expected 'model' (ours), {NETWORK!r} (released) or a state dict"
     if not isinstance(data, Mapping) or not data:
         raise UserError(f"{path}: found {describe(data)}, {expected}")
-    check_format(data, path)
-    if data.get("content") == PRETRAINED:
-        raise UserError(
-            f"{path}: found a pretrained backbone without a head, expected a whole network; a stage with "
-            "--init=simclr and --init_file starts from it"
-        )
+    check_format(data.get("format"), FORMAT, path)
     if NETWORK in data:
         entry = data[NETWORK]
         if not isinstance(entry, Mapping) or "model_state" not in entry:
@@ -218,7 +213,8 @@ def load_prototypes(path: str | Path) -> Tensor:
     Raises MissingFileError, or UserError when the file holds none (all zero is none).
     """
     data = read_tensors(path)
-    check_format(data, path)
+    if isinstance(data, Mapping):
+        check_format(data.get("format"), FORMAT, path)
     if isinstance(data, Mapping) and isinstance(data.get(NETWORK), Mapping):
         data = data[NETWORK].get("objective_vectors", data)
     for _ in range(2):  # in a checkpoint of ours they are a state dict of their own
@@ -291,13 +287,6 @@ def as_state_dict(data: object, path: str | Path, what: str) -> dict[str, Tensor
         raise UserError(f"{path}: found {describe(data)}, expected the {what}'s state dict (name to tensor)")
     # Prefixes of DataParallel, and of the wrapper that torch.compile(network) returns.
     return {str(key).removeprefix("module.").removeprefix("_orig_mod."): value for key, value in data.items()}
-
-
-def check_format(data: object, path: str | Path) -> None:
-    """Raises UserError for a file of a newer version."""
-    found = data.get("format") if isinstance(data, Mapping) else None
-    if isinstance(found, int) and found > FORMAT:
-        raise UserError(f"{path}: written by a newer version of proda (format {found}, this one reads {FORMAT})")
 
 
 def _with_shapes(info: ModelInfo, state: Mapping[str, Tensor]) -> ModelInfo:

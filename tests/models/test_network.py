@@ -38,8 +38,8 @@ def test_a_network_of_each_kind_is_built_with_every_option_and_trained_at_odd_si
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert len(seen) == 1 and len(seen[0]) == 4
     assert model.bn_pretrain is not None
-    layers, head_parts = model.backbone_layers(), model.head_parts()
-    found = [p for layer in layers for p in layer] + [p for part in head_parts for p in part.parameters()]
+    parts = (*model.backbone_parts(), *model.head_parts())
+    found = [p for part in parts for p in part.parameters()]
     assert sorted(map(id, found)) == sorted(map(id, model.parameters()))
 
 
@@ -170,17 +170,6 @@ def by_rate_and_decay(groups: list[dict]) -> dict[int, tuple[float, float | None
     return {id(p): (group["lr"], group.get("weight_decay")) for group in groups for p in group["params"]}
 
 
-def test_layers_closer_to_the_image_learn_more_slowly():
-    model = smallest()
-    groups = parameter_groups(model, 1.0, head_factor=10.0, layer_decay=0.5)
-    found = by_rate_and_decay(groups)
-    assert len(found) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    for depth, part in enumerate((model.layer4, model.layer3, model.layer2, model.layer1, model.conv1)):
-        assert {found[id(p)] for p in part.parameters()} == {(0.5**depth, None)}
-    assert {found[id(p)] for p in model.bn1.parameters()} == {(0.5**4, None)}
-    assert {found[id(p)] for p in model.layer5.parameters()} == {(10.0, None)}
-
-
 @pytest.mark.parametrize(
     ("name", "more", "decayed"),
     [
@@ -205,12 +194,3 @@ def test_norms_embeddings_and_scales_of_channels_do_not_decay_and_biases_do(name
     scales = {name for name in named if any(part in name for part in more)}
     assert norms and scales and spared == norms | scales
     assert {decayed, "decoder.head.1.bias", "decoder.projections.0.weight"} < named.keys() - spared
-
-
-def test_layer_decay_and_spared_norms_go_together():
-    with torch.device("meta"):
-        model = build_network("convnext_tiny", 3)
-    groups = parameter_groups(model, 1.0, head_factor=2.0, layer_decay=0.5, spare_norms=True)
-    assert [(group["lr"], group.get("weight_decay")) for group in groups] == [
-        (rate, decay) for rate in (0.125, 0.25, 0.5, 1.0, 2.0) for decay in (None, 0.0)
-    ]

@@ -7,8 +7,7 @@ from torchvision import models
 
 from proda.models.build import build_network
 from proda.models.deeplab import DeepLab
-from proda.models.pretrained import backbone_content, load_imagenet, load_simclr
-from proda.models.weights import load_weights
+from proda.models.pretrained import load_imagenet, load_simclr
 from proda.utils.errors import MissingFileError, UserError
 
 
@@ -144,27 +143,3 @@ def test_weights_of_another_network_or_layout_are_refused(tmp_path, load, conten
     built = network(**deeper[model]) if model in deeper else build_network(model, 3)
     with pytest.raises(UserError, match=f"weights.pth: .*{words}"):
         load(built, tmp_path / "weights.pth")
-
-
-@pytest.mark.parametrize(("name", "head"), [("tiny", "deeplab"), ("tiny", "daformer"), ("convnext_tiny", "daformer")])
-def test_a_backbone_of_our_own_pretraining_is_read_and_leaves_the_head(tmp_path, name, head):
-    theirs, model = build_network(name, 1), build_network(name, 3, head=head)
-    torch.save(backbone_content(theirs, iteration=7), tmp_path / "last.pt")
-    assert "0 left over" in load_simclr(model, tmp_path / "last.pt")
-    learnt = {key: value for part in theirs.backbone_parts() for key, value in part.state_dict().items()}
-    found = {key: value for part in model.backbone_parts() for key, value in part.state_dict().items()}
-    assert all(torch.equal(found[key], value) for key, value in learnt.items())
-
-
-def test_a_backbone_of_another_network_or_of_a_newer_version_is_named_and_no_whole_network(tmp_path):
-    path, content = tmp_path / "last.pt", backbone_content(build_network("tiny", 1))
-    torch.save(content, path)
-    with torch.device("meta"):
-        model = build_network("resnet50", 19)
-    with pytest.raises(UserError, match=r"--backbone=tiny, expected --backbone=resnet50$"):
-        load_simclr(model, path)
-    with pytest.raises(UserError, match="a pretrained backbone without a head"):
-        load_weights(path)
-    torch.save({**content, "format": 99}, path)
-    with pytest.raises(UserError, match="newer version"):
-        load_simclr(build_network("tiny", 1), path)

@@ -200,7 +200,7 @@ def test_streets_of_other_settings_are_refused_and_nothing_is_written(tmp_path, 
     if change == "style":
         monkeypatch.setattr("proda.streets.files.CAMERA", dataclasses.replace(CAMERA, haze=0.1))
     before, seed = contents(tmp_path), 1 if change == "style" else 2
-    words = "cityscapes holds .*style" if change == "style" else r"gta5 holds .*\(seed 1, not 2\)"
+    words = "cityscapes holds .*style" if change == "style" else r"gta5 holds .*\(seed: found 1, expected 2\)"
     with pytest.raises(ValueError, match=words):
         write_streets(tmp_path, seed=seed, **SMALL)
     assert contents(tmp_path) == before
