@@ -60,8 +60,7 @@ class LabelFreeScore(Metric):
     """
 
     def reset(self) -> None:
-        self._mean = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._entropy, self._images = self._mean.clone(), self._mean.clone()  # all_reduce adds in place
+        self._mean = self._entropy = self._images = torch.zeros((), dtype=torch.float64, device=self._device)
 
     def update(self, output: Sequence[Tensor]) -> None:
         self._add(*mutual_information(output[0]), len(output[0]))
