@@ -56,7 +56,7 @@ def build(config: Config, data: Data, networks: Networks) -> Stage:
 
     # The segmentation network, and a discriminator that classifies the domain of its predictions.
     student = networks.initial()
-    discriminator = networks.place(Discriminator(len(data.classes.names)))
+    discriminator = networks.place("discriminator", Discriminator(len(data.classes.names)))
     optimizer = make_optimizer(config, student)
     critic_optimizer = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
     student_ddp, critic_ddp = parallel(config, student), parallel(config, discriminator)
@@ -66,7 +66,7 @@ def build(config: Config, data: Data, networks: Networks) -> Stage:
     schedule = PolynomialDecay(critic_optimizer, config.schedule_iterations or batches.iterations)
     schedule.attach(trainer, ProdaEvents.DISCRIMINATOR_STEPPED, name="discriminator_schedule")
     optimizers = {"student": optimizer, "discriminator": critic_optimizer}
-    return Stage(trainer, student, batches, optimizers, discriminator=discriminator)
+    return Stage(trainer, student, batches, optimizers)
 
 
 def run(local_rank: int, config: Config) -> dict:

@@ -117,7 +117,6 @@ def attach_common_handlers(config: TrainConfig, stage: Stage, data: Data, job: J
         model_info(config, data),
         job.folder,
         prototypes=None if stage.prototypes is None else stage.prototypes.prototypes.values,
-        discriminator=stage.discriminator,
         teacher=judged.get("teacher_"),
     )
     models.attach(trainer)

@@ -29,7 +29,7 @@ class Networks:
 
     def __init__(self, config: DataConfig, classes: LabelSpace, precision: Precision) -> None:
         self.config, self.classes, self.precision = config, classes, precision
-        self.made: dict[str, SegmentationNetwork] = {}
+        self.made: dict[str, nn.Module] = {}
 
     @property
     def device(self) -> torch.device:
@@ -89,9 +89,10 @@ class Networks:
         compile_network(self.config, teacher.ema_model)  # a copy of a compiled network is not compiled
         return teacher
 
-    def place(self, module: nn.Module) -> nn.Module:
-        """Another module of the stage, such as a discriminator, on the device."""
-        return module.to(self.device)
+    def place(self, name: str, network: nn.Module) -> nn.Module:
+        """Another network of the stage, such as a discriminator, on the device."""
+        self.made[name] = network.to(self.device)
+        return self.made[name]
 
     def _loaded(self, source: Any, backbone: str, head: str, flag: str, name: str) -> SegmentationNetwork:
         network = weights.load_network(
@@ -108,8 +109,8 @@ class Networks:
         """The network on the device, laid out in memory and compiled as it will compute."""
         network.checkpoint_activations = isinstance(self.config, TrainConfig) and self.config.checkpoint_activations
         compile_network(self.config, network)
-        self.made[name] = self._laid_out(network)
-        return self.made[name]
+        self.made[name] = network = self._laid_out(network)
+        return network
 
     def _laid_out(self, network: SegmentationNetwork) -> SegmentationNetwork:
         return network.to(self.device).to(memory_format=torch.channels_last)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from torch.optim import Optimizer
 
 from proda.data.loaders import TrainingBatches
@@ -34,7 +33,6 @@ class Stage:
     labels: PseudoLabels | None = None  # of a stage that trains on stored pseudo labels
     prototypes: InitialPrototypes | None = None  # of stage 1; they are saved with the student
     teacher: EMATeacher | None = None  # a moving average of the student
-    discriminator: nn.Module | None = None  # without a DDP wrapper; it is saved with the student
     val_scale: float = 1.0  # factor by which validation images are resized
 
     def check(self) -> None:
