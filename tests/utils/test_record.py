@@ -13,7 +13,11 @@ from proda.utils.record import check_format, differences, plain, shortened
         ({"amp": "off"}, {"amp": "bf16"}, ["amp: found 'off', expected 'bf16'"]),
         ({}, {"size": 8}, ["size: found None, expected 8"]),
         ({"size": 8}, {}, ["size: found 8, expected None"]),
-        ({"weights": "ab" * 32}, {"weights": "cd" * 32}, ["weights: found SHA-256 abababababab, expected SHA-256 cdcd"]),
+        (
+            {"weights": "ab" * 32},
+            {"weights": "cd" * 32},
+            ["weights: found SHA-256 abababababab, expected SHA-256 cdcd"],
+        ),
         ({"settings": {"flip": True, "amp": "off"}}, {"settings": {"amp": "off"}}, ["flip: found True, expected None"]),
         ({"images": ["a", "b"]}, {"images": ["a", "c"]}, ["images: found 2, expected 2, first difference 'b' and 'c'"]),
         ({"images": ["a"]}, {"images": ["a", "b"]}, ["images: found 1, expected 2"]),
