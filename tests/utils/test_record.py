@@ -16,7 +16,7 @@ from proda.utils.record import check_format, differences, plain, shortened
         (
             {"weights": "ab" * 32},
             {"weights": "cd" * 32},
-            ["weights: found SHA-256 abababababab, expected SHA-256 cdcd"],
+            ["weights: found SHA-256 abababababab, expected SHA-256 cd"],
         ),
         ({"settings": {"flip": True, "amp": "off"}}, {"settings": {"amp": "off"}}, ["flip: found True, expected None"]),
         ({"images": ["a", "b"]}, {"images": ["a", "c"]}, ["images: found 2, expected 2, first difference 'b' and 'c'"]),
