@@ -15,6 +15,7 @@ from proda.streets.scene import draw_scene
 from proda.streets.style import CAMERA, GAME, SIMULATOR, Style
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write, save_json
+from proda.utils.record import differences
 
 VERSION = 4  # increase it whenever the drawings change; folders of another version are refused
 SOURCES = {"gta5": GAME, "synthia": SIMULATOR}
@@ -99,10 +100,7 @@ def _finished(folder: Path, wanted: dict) -> bool:
     for marker in (folder / MARKER, folder / UNFINISHED):
         if marker.exists():
             found = json.loads(marker.read_text())
-            differing = [
-                f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value
-            ]
-            if differing:
+            if differing := differences(found, wanted):
                 raise UserError(
                     f"{folder} holds Streets of other settings ({'; '.join(differing)}): delete it or choose another "
                     "data root"

@@ -69,6 +69,6 @@ def students_t() -> Any:
         from scipy.stats import t
     except ImportError:
         raise UserError(
-            'confidence intervals over seeds need scipy, which is not installed: pip install "proda[ablation]"'
+            'confidence intervals over seeds need scipy, which is not installed: pip install -e ".[ablation]"'
         ) from None
     return t

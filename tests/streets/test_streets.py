@@ -217,7 +217,7 @@ def test_streets_of_other_settings_are_refused_and_nothing_is_written(tmp_path, 
     if not finished:
         (tmp_path / "gta5" / MARKER).rename(tmp_path / "gta5" / UNFINISHED)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"gta5 holds Streets of other settings \(seed 1, not 2\)"):
+    with pytest.raises(ValueError, match=r"gta5 holds Streets of other settings \(seed: found 1, expected 2\)"):
         write_streets(tmp_path, seed=2, **SMALL)
     assert contents(tmp_path) == before
 
