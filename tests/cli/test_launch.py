@@ -52,23 +52,21 @@ def test_help_lists_every_flag_with_default_and_doc(experiment, capsys, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
-def test_without_an_experiment_there_is_a_list_of_them(argv, capsys):
-    assert main(argv) == (0 if argv else 2)
-    text = capsys.readouterr().out
-    assert all(Path(experiment).name in text for experiment in EXPERIMENTS)
+def test_without_an_experiment_there_is_a_list_of_them_and_with_a_flag_the_version(capsys):
+    for argv in ([], ["--help"], ["-h"], ["help"]):
+        assert main(argv) == (0 if argv else 2)
+        text = capsys.readouterr().out
+        assert all(Path(experiment).name in text for experiment in EXPERIMENTS)
+    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("proda ")
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--lr=fast"], "--lr=fast: expected a number above 0"),
         (["--lr"], "--lr has no value: expected a number above 0"),
         (["--preset=gta"], "unknown preset; expected one of gta5, synthia, gta5_released"),
         (["lr=0.1"], "'lr=0.1': expected flags of the form --name=value; did you mean --lr=0.1?"),
-        (["--lr=0.1", "stray"], "'stray': expected flags of the form --name=value"),
         (["--config=nothing.json"], "--config=nothing.json: no such file; expected the config.json of a run"),
-        (["--learning_rte=1"], "unknown flag --learning_rte; the nearest is --lr"),
         (["--adabn", "--freeze_bn", "--resume", "--overwrite"], "; --adabn has no effect with --freeze_bn"),
     ],
 )
@@ -94,10 +92,6 @@ def test_an_experiment_that_is_not_there(argv, message, capsys):
     Path("x.py").write_text("x = 1\n")
     status, error = answer(capsys, *argv)
     assert status == 2 and message in error
-
-
-def test_the_version(capsys):
-    assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("proda ")
 
 
 # The first two draw their data, check_data reports it, and the pipeline asks for the SimCLR file before. For the stages
@@ -140,12 +134,6 @@ def test_a_run_can_be_made_again_from_its_config(data, tmp_path):
     assert small_runs.checkpoint(Path("again"), 1)["trainer"]["iteration"] == 1
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_cuda_where_there_is_none(capsys):
-    status, error = answer(capsys, STAGE_1, "--device=cuda")
-    assert status == 2 and "this machine has no CUDA device" in error
-
-
 OWN = """\
 from dataclasses import dataclass
 from proda.run.config import RunConfig
@@ -175,10 +163,13 @@ def test_an_experiment_outside_the_repository_runs_and_its_text_stays_text(tmp_p
         assert capsys.readouterr().out == f"{text!r} {text}\n"
 
 
-@pytest.mark.parametrize("name", ["exp_v1.2.py", "json.py", "torch.py", "stage1_denoise.py", "mit Leerzeichen-ü.py"])
-def test_an_experiment_may_have_any_name(name, tmp_path):
-    file = own(tmp_path / name, body="import json, torch; return json.dumps(1), torch.__name__, config.output")
-    assert start(file, {}) == ("1", "torch", str(Path("runs", Path(name).stem)))
+def test_an_experiment_may_have_any_name_and_two_of_one_name_are_not_confused(tmp_path):
+    for name in ("exp_v1.2.py", "json.py", "torch.py", "stage1_denoise.py", "mit Leerzeichen-ü.py"):
+        file = own(tmp_path / name, body="import json, torch; return json.dumps(1), torch.__name__, config.output")
+        assert start(file, {}) == ("1", "torch", str(Path("runs", Path(name).stem)))
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        assert start(own(tmp_path / folder / "same_name.py", body=f"return '{folder}'"), {}) == folder
 
 
 def test_a_file_beside_an_experiment_can_be_imported_and_hides_none_of_the_library(tmp_path, monkeypatch):
@@ -189,13 +180,6 @@ def test_a_file_beside_an_experiment_can_be_imported_and_hides_none_of_the_libra
     assert start(file, {}) == 7
     monkeypatch.delitem(sys.modules, "queue")
     assert __import__("queue").Queue
-
-
-def test_two_experiments_of_one_name_are_not_confused(tmp_path):
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        own(tmp_path / folder / "same_name.py", body=f"return '{folder}'")
-    assert [start(str(tmp_path / folder / "same_name.py"), {}) for folder in ("one", "two")] == ["one", "two"]
 
 
 def test_fields_of_an_experiment_of_a_users_own(tmp_path, capsys):

@@ -86,16 +86,19 @@ def test_soft_labels_keep_arg_max_selection_and_ratios(tmp_path, fine):
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "tolerance"),
+    ("make", "tolerance"),
     [
-        (one_hot(), 1e-9),
-        (torch.full((4, 1, 3), 0.25), 0.001),
-        *((torch.randn(shape).mul(8).softmax(0), 0.002) for shape in [(1, 1, 1), (2, 1, 1), (3, 5, 1), (5, 3, 7)]),
-        (torch.randn(19, 9, 17).softmax(0).bfloat16(), 0.01),
-        (torch.randn(9, 17, 5).softmax(2).permute(2, 0, 1).requires_grad_(), 0.002),  # strided
+        (one_hot, 1e-9),
+        (lambda: torch.full((4, 1, 3), 0.25), 0.001),
+        (lambda: torch.ones(1, 1, 1), 1e-9),
+        (lambda: torch.randn(2, 1, 1).mul(8).softmax(0), 0.002),
+        (lambda: torch.randn(5, 3, 7).mul(8).softmax(0), 0.002),
+        (lambda: torch.randn(19, 9, 17).softmax(0).bfloat16(), 0.01),
+        (lambda: torch.randn(9, 17, 5).softmax(2).permute(2, 0, 1).requires_grad_(), 0.002),  # strided
     ],
 )
-def test_probabilities_of_any_shape_and_precision_survive(tmp_path, probabilities, tolerance):
+def test_probabilities_of_any_shape_and_precision_survive(tmp_path, make, tolerance):
+    probabilities = make()
     store = SoftLabelStore(tmp_path, len(probabilities))
     store.write("a", probabilities)
     read = store.read("a")
@@ -151,7 +154,7 @@ def test_hard_labels_are_exact_and_confidence_within_half_a_hundredth(tmp_path):
 
 @pytest.mark.parametrize("as_released", [False, True])
 def test_every_threshold_of_two_decimals_is_decided_exactly(tmp_path, as_released):
-    # Around each threshold: itself, its neighbours in float32, and those of the float16 tie that lies above it.
+    # Around each threshold, such as the paper's 0.95: it, its neighbours in float32, those of the float16 tie above it.
     threshold = np.arange(1, 100) / 100
     half = threshold.astype(np.float16)
     tie = (half.astype(np.float32) + np.nextafter(half, np.float16(1)).astype(np.float32)) / 2
@@ -167,14 +170,6 @@ def test_every_threshold_of_two_decimals_is_decided_exactly(tmp_path, as_release
             confident_labels(labels, c, threshold=value, as_released=as_released) for c in (read, confidence)
         )
         assert (kept == expected).all(), value
-
-
-def test_the_threshold_of_the_paper_keeps_just_above_and_drops_equal(tmp_path):
-    exactly, above = torch.tensor(0.95), torch.tensor(0.9500001)
-    store = HardLabelStore(tmp_path)
-    store.write("a", torch.tensor([[7, 7]]), torch.stack([exactly, above])[None])
-    labels, confidence = store.read("a")
-    assert confident_labels(labels, confidence, threshold=0.95).tolist() == [[250, 7]]
 
 
 @pytest.mark.parametrize(
@@ -225,57 +220,33 @@ def test_a_name_never_leaves_the_folder(tmp_path, name):
         with pytest.raises(ValueError, match="cannot name a file"):
             store.read(name)
     with pytest.raises(ValueError, match="cannot name a file"):
-        open_store(inside, "soft", Manifest(3, "ab", {}, [name]))
+        described_store(inside, "soft", Manifest(3, "ab", {}, [name]))
     assert not list(tmp_path.iterdir())
+    for ordinary in ("aachen_000000_000019_leftImg8bit", "my photo (2).v1..png", "Straße", "2024-05-01T10:00:00"):
+        described_store(inside, "soft", Manifest(3, "ab", {}, [ordinary]))
 
 
-def test_ordinary_names_are_accepted(tmp_path):
-    store = SoftLabelStore(tmp_path, 3)
-    for name in ("aachen_000000_000019_leftImg8bit", "my photo (2).v1..png", "Straße", "2024-05-01T10:00:00"):
-        store.write(name, one_hot())
-        assert store.missing([name]) == []
-
-
-@pytest.mark.parametrize("change", ["cut", "empty", "altered", "pickle"])
-@pytest.mark.parametrize("part", ["probabilities/a.probs", "labels/a.png", "confidence/a.png"])
-def test_a_damaged_file_is_named_on_reading(tmp_path, part, change):
-    soft, hard = SoftLabelStore(tmp_path, 19), HardLabelStore(tmp_path)
-    probabilities = street_like()
-    soft.write("a", probabilities)
-    hard.write("a", probabilities.argmax(0), probabilities.amax(0))
-    path = tmp_path / part
-    data = path.read_bytes()
-    altered = bytearray(data)
-    altered[len(data) // 2] ^= 1
-    path.write_bytes(
-        {"cut": data[: len(data) * 2 // 3], "empty": b"", "altered": bytes(altered), "pickle": pickle.dumps([1])}[
-            change
-        ]
-    )
-    store = soft if part.endswith(".probs") else hard
-    with pytest.raises(ValueError, match="damaged or truncated") as error:
-        store.read("a")
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_no_altered_byte_changes_a_label_unnoticed(tmp_path):
+def test_no_damage_goes_unnoticed_and_the_file_is_named(tmp_path):
     soft, hard = SoftLabelStore(tmp_path, 19), HardLabelStore(tmp_path)
     probabilities = street_like(19, 17, 33)
     soft.write("a", probabilities)
     hard.write("a", probabilities.argmax(0), probabilities.amax(0))
-    reads = [lambda: soft.read("a"), lambda: torch.stack(hard.read("a"))]
-    before = [read() for read in reads]
     for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
-        data = path.read_bytes()
+        read = (lambda: soft.read("a")) if path.suffix == ".probs" else (lambda: torch.stack(hard.read("a")))
+        data, expected = path.read_bytes(), read()
+        for content in (data[: len(data) * 2 // 3], b"", pickle.dumps([1])):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match="damaged or truncated") as error:
+                read()
+            assert str(path) in str(error.value) and "\n" not in str(error.value)
         for position in {*range(0, len(data), 11), *range(len(data) - 100, len(data))}:  # the end is decoded last
             altered = bytearray(data)
             altered[position] ^= 4
             path.write_bytes(altered)
-            for read, expected in zip(reads, before, strict=True):
-                try:
-                    assert torch.equal(read(), expected), (path, position)
-                except ValueError as error:
-                    assert str(path) in str(error)
+            try:
+                assert torch.equal(read(), expected), (path, position)
+            except UserError as error:
+                assert str(path) in str(error)
         path.write_bytes(data)
 
 
@@ -321,17 +292,10 @@ def test_hard_labels_without_confidence_are_missing(tmp_path):
     [
         ("soft", {"weights": "cd" * 32}, "weights: found SHA-256 abababababab, expected SHA-256 cdcdcdcdcdcd"),
         ("soft", {"settings": {"flip": True, "size": (8, 16)}}, "flip: found False, expected True"),
-        ("soft", {"settings": {"flip": False}}, r"size: found \[8, 16\], expected None"),
-        ("soft", {"settings": {**MANIFEST.settings, "description": "ef" * 32}}, "description: found None"),
         ("soft", {"num_classes": 4, "class_names": ()}, "num_classes: found 3, expected 4"),
-        (
-            "soft",
-            {"class_names": ["building", "road", "sky"]},
-            "class_names: .* 'road' and 'building'",
-        ),
+        ("soft", {"class_names": ["building", "road", "sky"]}, "class_names: .* 'road' and 'building'"),
         ("soft", {"fingerprint": "34" * 32}, "fingerprint: found SHA-256 121212121212, expected SHA-256 343434343434"),
         ("soft", {"images": ["a", "c"]}, "images: found 2, expected 2, first difference 'b' and 'c'"),
-        ("soft", {"images": ["a", "b", "c"]}, "images: found 2, expected 3"),
         ("hard", {}, "kind: found 'soft', expected 'hard'"),
     ],
 )
@@ -363,17 +327,15 @@ def test_a_described_store_writes_nothing_before_it_is_opened(tmp_path):
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["manifest.json"]
 
 
-def test_overwrite_keeps_labels_that_are_up_to_date(tmp_path):
-    open_store(tmp_path, "soft", MANIFEST).write("a", one_hot())
-    assert open_store(tmp_path, "soft", MANIFEST, overwrite=True).missing(["a", "b"]) == ["b"]
-
-
-def test_a_folder_of_something_else_is_never_touched(tmp_path):
-    (tmp_path / "thesis.tex").write_text("mine")
+def test_overwrite_keeps_labels_that_are_up_to_date_and_folders_of_something_else(tmp_path):
+    open_store(tmp_path / "labels", "soft", MANIFEST).write("a", one_hot())
+    assert open_store(tmp_path / "labels", "soft", MANIFEST, overwrite=True).missing(["a", "b"]) == ["b"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/thesis.tex").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="no manifest"):
-            open_store(tmp_path, "soft", MANIFEST, overwrite=overwrite)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+        with pytest.raises(UserError, match="no manifest"):
+            open_store(tmp_path / "thesis", "soft", MANIFEST, overwrite=overwrite)
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"kind": "soft"}'])
