@@ -279,6 +279,23 @@ def test_what_is_stored_is_used_or_refused_in_one_line(world, change):
         assert not line or name == "run" or {"labels": "manifest.json", "prototypes": "prototypes.pt"}[name] in line
 
 
+@of_stages_with_labels
+@pytest.mark.parametrize(
+    ("flags", "overwrite", "remedy"),
+    [
+        ({}, False, "delete the folder"),
+        ({"overwrite": True}, True, "delete the folder"),
+        ({"resume": True}, False, "restore them, or set another --output"),  # what it has trained on stays
+        ({"overwrite": True, "pseudo_labels": "shared"}, False, "delete the folder or set another --pseudo_labels"),
+        ({"resume": True, "pseudo_labels": "shared"}, False, "delete the folder or set another --pseudo_labels"),
+    ],
+)
+def test_a_run_overwrites_the_labels_of_its_own_folder_alone(world, flags, overwrite, remedy):
+    store = world.stored(**flags)[0].store
+    assert store.folder == Path(flags.get("pseudo_labels", "run/pseudo_labels"))
+    assert store.overwrite == overwrite and remedy in store.remedy
+
+
 @pytest.mark.parametrize(("train_on", "changed"), [("source", False), ("target", True)])
 def test_only_a_run_that_learns_the_labels_of_the_target_depends_on_them(tmp_path, monkeypatch, train_on, changed):
     monkeypatch.chdir(tmp_path)

@@ -65,6 +65,8 @@ def test_every_network_and_every_phase_is_counted():
     assert counted("warmup").networks.keys() == {"student", "discriminator"}
     assert counted("stage2_distill", adabn=True).peaks.keys() == {"training", "validation", "pseudo labels", "AdaBN"}
     assert counted("source_only").peaks.keys() == {"training", "validation"}
+    whole, half = (counted("online_self_training", val_batch_size=50, val_scale=scale) for scale in (1.0, 0.5))
+    assert half.peaks["validation"] < 0.7 * whole.peaks["validation"]
 
 
 def test_the_ladder_goes_from_the_smallest_change_to_the_largest():
