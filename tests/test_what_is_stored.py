@@ -1,43 +1,96 @@
-"""The table of what is stored and what it depends on: used again, made again, or refused in one line.
+"""What is stored and what it depends on: stage x kind of flag, and changes of the data.
 
-A row stores something of a small world (own data, a weights file, flags) and takes it up again after a column has
-changed one thing of that world. Nothing is trained: what decides is called as the experiments call it.
+Nothing is trained: a stage is built on small data of one's own, and the records of what it would store are compared.
 """
 
-import contextlib
 import json
-import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
 from PIL import Image
-from torch import nn
 
-from experiments import source_only, stage1_denoise, stage2_distill
-from proda.engines.events import Trainer
-from proda.handlers.checkpoints import Checkpoints
-from proda.handlers.prototypes import prepare_prototypes
+from proda.cli.launch import load_experiment
+from proda.handlers.prototypes import InitialPrototypes
 from proda.handlers.pseudo_labels import PseudoLabels
-from proda.models.build import build_network
-from proda.models.weights import save_weights
-from proda.run import job as job_module
+from proda.models.weights import save_prototypes
+from proda.run.data import Data
 from proda.run.domains import Domains
-from proda.run.job import Job
-from proda.run.networks import load_network
-from proda.streets import files as streets
-from proda.streets import write_streets
-from proda.studies import up_to_date
+from proda.run.made_up import FreshNetworks
+from proda.run.record import (
+    RESUMABLE_FLAGS,
+    UNCOMPARED_FLAGS,
+    UNLOGGED_FLAGS,
+    changes,
+    changes_result,
+    logged_changes,
+    read_record,
+    refuse_other_settings,
+    run_record,
+)
+from proda.settings.options import option_types
+from proda.settings.reading import field_groups
 from proda.utils.errors import UserError
-from proda.utils.files import sha256
-from tests.small_runs import ROOT
-from tests.tiny import CPU, PRECISION
+from proda.utils.files import save_json, sha256
+from tests.small_runs import STAGES
+from tests.tiny import PRECISION
+
+CONFIGS = {stage: load_experiment(stage).Config for stage in STAGES}
+
+
+def other(config: Any, flag: str) -> Any:
+    """Another value of a flag than that of ``config``."""
+    value, option = getattr(config, flag), option_types(type(config))[flag]
+    if option.choices:
+        return next(choice for choice in option.choices if choice != value)
+    return value + 1 if option.kind is int else {str: "another", bool: not value, float: 0.123}[option.kind]
+
+
+def flags_of(config: type) -> set[str]:
+    return {field.name for field in fields(config)}
+
+
+# Flags
+
+
+def test_every_flag_is_of_one_kind():
+    """Machine only, length, or result: a flag that is in neither set changes the result."""
+    flags = {flag for config in CONFIGS.values() for flag in flags_of(config)}
+    assert UNLOGGED_FLAGS <= UNCOMPARED_FLAGS < RESUMABLE_FLAGS <= flags
+    length = {"iterations", "epochs", "schedule_iterations", "val_every"}
+    place = {"pseudo_labels"}  # its manifest is compared
+    assert length | place == RESUMABLE_FLAGS - UNCOMPARED_FLAGS
+    # Of the flags about output and machine, these change the result.
+    results = {"amp", "compile", "deterministic", "accumulate", "validate_teacher", "val_every"}
+    for config in CONFIGS.values():
+        groups = field_groups(config)
+        aside = {*groups["Output"], *groups["Machine"]}
+        assert aside - results == UNCOMPARED_FLAGS & flags_of(config) - {"preset", "data_root"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_at_resume_a_flag_is_refused_or_applied_with_a_line_and_a_pipeline_repeats_what_has_another_result(stage):
+    config = CONFIGS[stage](device="cpu")
+    before = run_record(config, {})
+    for flag in flags_of(CONFIGS[stage]):
+        value = other(config, flag)
+        now = run_record(replace(config, **{flag: value}), {})
+        text = f"--{flag} was {getattr(config, flag)}, is {value}"
+        assert changes(before, now)[flag] == text
+        assert changes_result(before, now) == (flag not in UNCOMPARED_FLAGS)
+        if flag in RESUMABLE_FLAGS:
+            refuse_other_settings(before, now, Path("run"))
+            assert (text in logged_changes(before, now)) == (flag not in UNLOGGED_FLAGS)
+        else:
+            with pytest.raises(UserError, match="^run: a run can only be resumed with its own settings .--" + flag):
+                refuse_other_settings(before, now, Path("run"))
+
+
+# Data and weights of a stage
 
 SIM = """classes = [{ name = "road", ids = [1] }, { name = "car", ids = [2] }]
 [train]
@@ -51,121 +104,35 @@ labels = "photos/labels"
 images = "val/images"
 labels = "val/labels"
 """
-EXPERIMENT = str(ROOT / "experiments/stage1_denoise.py")
 
-# used: taken as it is. made: deleted and made again. refused: one line that says what differs. -: no such flag.
-TABLE = """
-                           soft    hard    renewed prototypes checkpoint config  oracle  model   teacher inputs  summary again
-nothing                    used    used    used    used       used       used    used    used    used    used    used    used
-weights: other content     refused refused used    refused    refused    refused -       used    used    refused refused made
-weights: another place     used    used    used    used       used       used    -       used    used    used    used    used
-target images replaced     refused refused refused refused    refused    refused refused used    used    refused refused made
-a target image more        refused refused refused refused    refused    refused refused used    used    refused refused made
-a target image fewer       refused refused refused refused    refused    refused refused used    used    refused refused made
-target labels changed      used    used    used    used       used       used    refused used    used    used    used    used
-source images replaced     used    used    used    used       refused    refused refused used    used    refused refused made
-source labels changed      used    used    used    used       refused    refused refused used    used    refused refused made
-validation images replaced used    used    used    used       refused    refused refused used    used    refused refused made
-validation labels changed  used    used    used    used       refused    refused refused used    used    refused refused made
-description: a comment     used    used    used    used       used       used    used    used    used    used    used    used
-description: a colour      used    used    used    used       used       used    used    used    used    used    used    used
-description: the size      refused refused refused refused    refused    refused refused used    used    refused refused made
-description: the ids       used    used    used    used       refused    refused refused used    used    refused refused made
-description: another place used    used    used    used       used       used    used    used    used    refused refused made
-classes in another order   refused refused refused refused    refused    refused refused refused refused refused refused made
-a class more               refused refused refused refused    refused    refused refused refused refused refused refused made
---flip                     refused refused refused used       refused    refused -       used    used    refused refused made
---amp                      refused refused refused refused    refused    refused refused used    used    refused refused made
---prototype_passes         used    used    used    refused    refused    refused -       used    used    refused refused made
---skip_bad                 refused refused refused refused    refused    refused refused used    used    refused refused made
---seed                     used    used    used    used       refused    refused refused used    used    refused refused made
---lr                       used    used    used    used       refused    refused refused used    used    refused refused made
---backbone                 used    used    used    used       refused    refused refused refused refused refused refused made
---num_workers              used    used    used    used       used       used    used    used    used    used    used    used
-other versions of packages used    used    used    used       used       used    used    used    used    used    used    used
-stored by a newer proda    refused refused refused refused    refused    refused refused refused refused refused refused refused
-"""  # noqa: E501 twelve columns
 
-# What a refusal says of a column; of images alone where several things would be said.
-SAID = {
-    "labels": {
-        "weights: other content": "weights: found SHA-256",
-        "target images replaced": "image files: found others under the same names",
-        "a target image more": "images: found 3, expected 4",
-        "a target image fewer": "images: found 3, expected 2",
-        "description: the size": r"size: found None, expected \[16, 8\]",
-        "classes in another order": "class names: found 2, expected 2, first difference 'road' and 'car'",
-        "a class more": "num_classes: found 2, expected 3",
-        "--flip": "flip: found (True, expected False|None, expected True)",
-        "--amp": "amp: found 'off', expected 'bf16'",
-        "--skip_bad": "images: found 3, expected 2",
-        "stored by a newer proda": "format: found 99, expected",
-    },
-    "renewed": {},  # whatever differs, they are deleted, and the student that wrote them is gone
-    "prototypes": {
-        "weights: other content": "prototypes computed from other weights",
-        "target images": "prototypes computed from other images",
-        "a target image": "prototypes computed from other images",
-        "description: the size": "prototypes computed from other size",
-        "classes in another order": "prototypes computed from other classes",
-        "a class more": "prototypes computed from other classes",
-        "--amp": "other amp: found off, expected bf16",
-        "--prototype_passes": "other passes: found 1, expected 4",
-        "--skip_bad": "prototypes computed from other images",
-        "stored by a newer proda": "written by a newer version",
-    },
-    "model": {
-        "classes in another order": "class 0 is 'road', expected 'car'",
-        "a class more": "weights for 2 classes, expected 3 classes",
-        "--backbone": "found weights of --backbone=tiny, expected --backbone=resnet50",
-        "stored by a newer proda": "written by a newer version",
-    },
-    "run": {
-        "weights: other content": "content of --weights",
-        "target images": "target images changed",
-        "a target image": "target images changed",
-        "target labels": "target labels changed",
-        "source images": "source images changed",
-        "source labels": "source labels changed",
-        "validation images": "validation images changed",
-        "validation labels": "validation labels changed",
-        "description: the size": "target description changed",
-        "description: the ids": "source description changed",
-        "description: another place": "--target was .*photos.toml, is .*moved.toml",
-        "classes in another order": "classes changed",
-        "a class more": "classes changed",
-        "--amp": "--amp was off, is bf16",
-        "--flip": "--flip was False, is True",
-        "--prototype_passes": "--prototype_passes was 1, is 4",
-        "--skip_bad": "--skip_bad was",
-        "--seed": "--seed was 0, is 7",
-        "--lr": "--lr was 0.0001, is 0.5",
-        "--backbone": "--backbone was tiny, is resnet50",
-        "stored by a newer proda": "written by a newer version|not a checkpoint",
-    },
-}
+class FileNetworks(FreshNetworks):
+    """Networks that say that they are those of a file, which need not hold weights."""
+
+    def _fresh(self, name: str, **options: Any) -> Any:
+        network = super()._fresh(name, **options)
+        flag = "weights" if name == "student" and hasattr(self.config, "weights") else name
+        network.origin = sha256(getattr(self.config, flag)) if hasattr(self.config, flag) else ""
+        return network
 
 
 class World:
-    """What the stored things depend on: data and weights in a folder, and flags; ``run`` is where they are stored."""
+    """Data and weights in a folder, and flags of a stage; ``run`` is where the stage stores things."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.run = folder, folder / "run"
-        self.flags: dict[str, Any] = {
-            "source": str(folder / "sim.toml"),
-            "target": str(folder / "photos.toml"),
-            "weights": str(folder / "weights.pt"),
-            "output": str(self.run),
-            "backbone": "tiny",
-            "device": "cpu",
-            "num_workers": 0,
-        }
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.folder, self.run, self.stage = folder, folder / "run", stage
+        self.flags: dict[str, Any] = {"source": "sim.toml", "target": "photos.toml", "output": "run"}
+        self.flags |= {"backbone": "tiny", "device": "cpu", "num_workers": 0, "batch_size": 1}
+        self.flags |= {"mean_width": 32, "crop_width": 12, "crop_height": 6}
+        self.weights = "weights" if stage == "stage1_denoise" else "teacher"  # the flag
+        self.flags[self.weights] = "weights.pt"
         for domain in ("sim", "photos", "val"):
             for name in "abc":
                 self.write(domain, name, 1)
         (folder / "sim.toml").write_text(SIM)
         (folder / "photos.toml").write_text(PHOTOS)
         (folder / "weights.pt").write_bytes(b"warm-up")
+        (folder / "bad.txt").write_text("train/b\n")
         self.run.mkdir()
 
     def write(self, domain: str, name: str, value: int, parts: tuple[str, ...] = ("images", "labels")) -> None:
@@ -175,429 +142,166 @@ class World:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((16, 32, 3) if part == "images" else (16, 32), value, np.uint8)).save(path)
 
-    def rewrite(self, domain: str, part: str) -> None:
-        for name in "abc":
-            self.write(domain, name, 2, (part,))
-
     def edit(self, file: str, old: str, new: str) -> None:
         text = (self.folder / file).read_text()
         assert old in text
         (self.folder / file).write_text(text.replace(old, new))
 
-    def move(self, flag: str, name: str) -> None:
-        self.flags[flag] = str(Path(self.flags[flag]).rename(self.folder / name))
-
-    def config(self, **flags: Any) -> stage1_denoise.Config:
-        return stage1_denoise.Config(**{**self.flags, **flags})
-
-    def skip(self) -> None:
-        (self.folder / "bad.txt").write_text("train/b\n")
-        self.flags["skip_bad"] = str(self.folder / "bad.txt")
-
-    def fewer(self) -> None:
-        for part in ("images", "labels"):
-            (self.folder / "photos" / part / "c.png").unlink()
-
-
-ORDER = '{ name = "road", ids = [1] }, { name = "car", ids = [2] }'
-ORDER_REVERSED = '{ name = "car", ids = [2] }, { name = "road", ids = [1] }'
-COLUMNS: dict[str, Callable[[World], Any]] = {
-    "nothing": lambda world: None,
-    "weights: other content": lambda world: (world.folder / "weights.pt").write_bytes(b"another"),
-    "weights: another place": lambda world: world.move("weights", "moved.pt"),
-    "target images replaced": lambda world: world.rewrite("photos", "images"),
-    "a target image more": lambda world: world.write("photos", "d", 1),
-    "a target image fewer": World.fewer,
-    "target labels changed": lambda world: world.rewrite("photos", "labels"),
-    "source images replaced": lambda world: world.rewrite("sim", "images"),
-    "source labels changed": lambda world: world.rewrite("sim", "labels"),
-    "validation images replaced": lambda world: world.rewrite("val", "images"),
-    "validation labels changed": lambda world: world.rewrite("val", "labels"),
-    "description: a comment": lambda world: world.edit("photos.toml", "[val]", "# no more than a remark\n[val]"),
-    "description: a colour": lambda world: world.edit("sim.toml", '"road", ', '"road", color = [1, 2, 3], '),
-    "description: the size": lambda world: world.edit("photos.toml", "[train]", "size = [16, 8]\n[train]"),
-    "description: the ids": lambda world: world.edit("sim.toml", "ids = [2]", "ids = [2, 3]"),
-    "description: another place": lambda world: world.move("target", "moved.toml"),
-    "classes in another order": lambda world: world.edit("sim.toml", ORDER, ORDER_REVERSED),
-    "a class more": lambda world: world.edit("sim.toml", ORDER, ORDER + ', { name = "sky", ids = [3] }'),
-    "--flip": lambda world: world.flags.update(flip=True),
-    "--amp": lambda world: world.flags.update(amp="bf16"),
-    "--prototype_passes": lambda world: world.flags.update(prototype_passes=4),
-    "--skip_bad": World.skip,
-    "--seed": lambda world: world.flags.update(seed=7),
-    "--lr": lambda world: world.flags.update(lr=0.5),
-    "--backbone": lambda world: world.flags.update(backbone="resnet50"),
-    "--num_workers": lambda world: world.flags.update(num_workers=3),
-}
-
-
-class Row:
-    """Something stored. ``use`` returns "used" or "made", or raises; ``outdate`` makes it that of a newer proda."""
-
-    said = "run"
-    names = "run"  # part of the path that a refusal begins with or holds
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def store(self) -> None:
-        raise NotImplementedError
-
-    def use(self) -> str:
-        raise NotImplementedError
-
-    def outdate(self) -> None:
-        raise NotImplementedError
-
-
-class SoftLabels(Row):
-    kind, said = "soft", "labels"
-
-    def open(self) -> tuple[Domains, Any]:
-        config = self.world.config()
-        data = Domains(config)
-        network: Any = SimpleNamespace(origin=sha256(self.world.flags["weights"]))
-        settings = {"flip": not config.flip} if self.kind == "hard" else {"flip": True} if config.flip else {}
-        return data, data.label_store(self.kind, self.world.run / "pseudo_labels", network, **settings)
-
-    def write(self, store: Any, names: list[str]) -> None:
-        for name in names:
-            if self.kind == "soft":
-                store.write(name, torch.full((2, 2, 4), 0.5))
-            else:
-                store.write(name, torch.zeros(16, 32, dtype=torch.uint8), torch.ones(16, 32))
-
-    def store(self) -> None:
-        data, store = self.open()
-        self.write(store, data.target.names)
-
-    def use(self) -> str:
-        data, store = self.open()
-        return "made" if store.missing(data.target.names) else "used"
-
-    def outdate(self) -> None:
-        change_json(self.world.run / "pseudo_labels/manifest.json", format=99)
-
-
-class HardLabels(SoftLabels):
-    kind = "hard"
-
-
-class RenewedLabels(SoftLabels):
-    """Of iteration 2, in a run that goes on from iteration 3; the first labels are left aside."""
-
-    said = "renewed"
-
-    def renewed(self) -> PseudoLabels:
-        data, store = self.open()
-        images: Any = None
-        labels = PseudoLabels(store, nn.Identity(), images, PRECISION, data.classes.names)
-        labels.attach(Trainer(lambda *_: {}), 1, labeller=nn.Identity(), folder=self.world.run)
-        labels.load_state_dict({"renewed": {"iteration": 2, "weights": "a" * 64}})
-        return labels
-
-    def store(self) -> None:
-        labels = self.renewed()
-        labels._open_renewed()
-        self.write(labels.store, list(labels.manifest.images))
-        (self.world.run / "pseudo_labels/manifest.json").unlink()
-        (self.world.run / "pseudo_labels/iteration_2").rename(self.world.folder / "kept")
-
-    def use(self) -> str:
-        labels = self.renewed()
-        (self.world.folder / "kept").rename(self.world.run / "pseudo_labels/iteration_2")
-        state = SimpleNamespace(iteration=3, epoch_length=2)
-        engine: Any = SimpleNamespace(state=state, fire_event=lambda event: None)
-        labels.prepare(engine)
-        return "used"
-
-    def outdate(self) -> None:
-        change_json(self.world.folder / "kept/manifest.json", format=99)
-
-
-class PrototypesFile(Row):
-    said, names = "prototypes", "prototypes.pt"
-
-    def use(self) -> str:
-        file, data = self.world.run / "prototypes.pt", Domains(self.world.config())
-        network = build_network("tiny", len(data.classes.names))
-        network.origin = sha256(self.world.flags["weights"])
-        before = file.read_bytes() if file.exists() else b""
-        config = data.config
-        batches = data.whole_target()
-        prepare_prototypes(file, network, batches, PRECISION, config.prototype_passes, data.made_from(network))
-        return "used" if file.read_bytes() == before else "made"
-
-    def store(self) -> None:
-        assert self.use() == "made"
-
-    def outdate(self) -> None:
-        change_tensors(self.world.run / "prototypes.pt", format=99)
-
-
-class ConfigFile(Row):
-    """The run in a folder, as its config.json tells it at --resume."""
+    def move(self, flag: str, place: str) -> None:
+        self.flags[flag] = str(Path(self.flags[flag]).rename(place))
 
     def config(self, **flags: Any) -> Any:
-        return self.world.config(**flags)
+        return CONFIGS[self.stage](**{**self.flags, **flags})
 
-    def open(self, **flags: Any) -> None:
+    def stored(self, **flags: Any) -> tuple[PseudoLabels, InitialPrototypes | None, Any, dict[str, Any]]:
+        """The labels and prototypes that the stage would use, its settings and its record."""
         config = self.config(**flags)
-        job = Job(config)
-        try:
-            job.open(data=Domains(config).fingerprints())
-        finally:
-            job.lock.release()
+        data = Data(config)
+        networks = FileNetworks(config, data.classes, PRECISION, device="meta")
+        stage = load_experiment(self.stage).build(config, data, networks)
+        assert stage.labels is not None
+        return stage.labels, stage.prototypes, config, run_record(config, data.domains.fingerprints())
 
     def store(self) -> None:
-        self.open()
-        (self.world.run / "checkpoint_1.pt").write_text("x")
+        labels, prototypes, _, record = self.stored()
+        labels.store.open()
+        save_json(record, self.run / "config.json")
+        if prototypes is not None:
+            values = torch.ones(prototypes.prototypes.values.shape), torch.zeros(2)
+            save_prototypes(prototypes.file, *values, made_from=prototypes.made_from)
 
-    def use(self) -> str:
-        self.open(resume=True)
-        return "used"
-
-    def outdate(self) -> None:
-        content = json.loads((self.world.run / "config.json").read_text())
-        change_json(self.world.run / "config.json", run={**content["run"], "format": 99})
-
-
-class Oracle(ConfigFile):
-    """The same of a run that learns the target's labels."""
-
-    def config(self, **flags: Any) -> Any:
-        known = source_only.Config.__dataclass_fields__
-        flags = {name: value for name, value in {**self.world.flags, **flags}.items() if name in known}
-        return source_only.Config(**{"lr": 1e-4, **flags}, train_on="target")
-
-
-class CheckpointFile(ConfigFile):
-    names = "run"
-
-    def trainer(self) -> tuple[Engine, Checkpoints]:
-        trainer, checkpoints = Trainer(lambda *_: {}, network=nn.Linear(2, 2)), Checkpoints(self.world.run)
-        checkpoints.attach(trainer, every=1)
-        return trainer, checkpoints
-
-    def store(self) -> None:
-        self.open()
-        self.trainer()[0].run([0], max_epochs=1)
-
-    def use(self) -> str:
-        self.open(resume=True)
-        trainer, checkpoints = self.trainer()
-        return "used" if checkpoints.resume(trainer) == 1 else "made"
-
-    def outdate(self) -> None:
-        change_tensors(self.world.run / "checkpoint_1.pt", format={"version": 99})
+    def refusals(self) -> dict[str, str]:
+        """What the stage is refused with now: by its labels, its prototypes, and the record of its run."""
+        labels, prototypes, config, record = self.stored()
+        uses: dict[str, Callable[[], Any]] = {"labels": labels.store.check}
+        uses["prototypes"] = prototypes.check if prototypes is not None else lambda: None
+        uses["run"] = lambda: refuse_other_settings(read_record(self.run, config), record, self.run)
+        found = {}
+        for name, use in uses.items():
+            try:
+                use()
+                found[name] = ""
+            except UserError as error:
+                found[name] = str(error)
+                assert "\n" not in found[name]
+        return found
 
 
-class Model(Row):
-    """last.pt, best.pt, label_free.pt and teacher.pt are files of one kind: weights, and all that they depend on."""
-
-    said, names = "model", "last.pt"
-
-    def store(self) -> None:
-        names = Domains(self.world.config()).classes.names
-        save_weights(self.world.run / "last.pt", build_network("tiny", len(names)), class_names=names)
-
-    def use(self) -> str:
-        config = self.world.config(weights=str(self.world.run / "last.pt"))
-        load_network(config, Domains(config).classes, CPU)
-        return "used"
-
-    def outdate(self) -> None:
-        change_tensors(self.world.run / "last.pt", format=99)
+@pytest.fixture
+def world(request, tmp_path, monkeypatch) -> World:
+    monkeypatch.chdir(tmp_path)
+    return World(tmp_path, request.param)
 
 
-class Teacher(Model):
-    """The mean teacher of stage 1, given to stage 2 as its teacher."""
-
-    names = "teacher.pt"
-
-    def store(self) -> None:
-        super().store()
-        (self.world.run / "last.pt").rename(self.world.run / "teacher.pt")
-
-    def use(self) -> str:
-        known = stage2_distill.Config.__dataclass_fields__
-        flags = {name: value for name, value in self.world.flags.items() if name in known}
-        config = stage2_distill.Config(**flags, teacher=str(self.world.run / "teacher.pt"))
-        load_network(config, Domains(config).classes, CPU, flag="teacher")
-        return "used"
-
-    def outdate(self) -> None:
-        change_tensors(self.world.run / "teacher.pt", format=99)
+of_stages_with_labels = pytest.mark.parametrize("world", ["stage1_denoise", "stage2_distill"], indirect=True)
 
 
-class Inputs(Row):
-    """inputs.json of a run that was cut short."""
-
-    overwrite = False
-
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
-        self.resumed: list[bool] = []
-
-    def start(self, experiment: str, flags: dict[str, Any]) -> None:
-        self.resumed.append(flags["resume"])
-        (self.world.run / "checkpoint_1.pt").write_text("x")
-        self.end()
-
-    def end(self) -> None:
-        raise KeyboardInterrupt
-
-    def complete(self) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(up_to_date, "start", self.start)
-            up_to_date.run_if_outdated(EXPERIMENT, self.world.flags, overwrite=self.overwrite)
-
-    def store(self) -> None:
-        with contextlib.suppress(KeyboardInterrupt):
-            self.complete()
-
-    def use(self) -> str:
-        self.store()
-        return "used" if self.resumed[-1] else "made"
-
-    def outdate(self) -> None:
-        change_json(self.world.run / "inputs.json", version=99)
+@of_stages_with_labels
+def test_labels_and_prototypes_depend_on_these_flags_alone(world):
+    values = {"source_width": 40, "batch_size": 2, "skip_bad": "bad.txt", "label_with": "weights.pt", "scales": "1,0.5"}
+    values |= {"backbone": "resnet50", "head": "daformer"}
+    elsewhere = {"source", "target", "num_classes", "data_root", "weights", "teacher", "output"}  # below
+    elsewhere |= {"online_soft_labels"}  # with it, none are stored
+    labels, prototypes, config, _ = world.stored()
+    made_from, of_labels, of_prototypes = prototypes and prototypes.made_from, set(), set()
+    for flag in flags_of(type(config)) - elsewhere:
+        now, then, _, _ = world.stored(**{flag: values.get(flag, other(config, flag))})
+        of_labels |= {flag} if now.manifest != labels.manifest else set()
+        of_prototypes |= {flag} if then is not None and then.made_from != made_from else set()
+    if world.stage == "stage1_denoise":
+        assert (of_labels, of_prototypes) == ({"amp", "skip_bad"}, {"amp", "skip_bad", "as_released"})
+    else:
+        assert of_labels == {"amp", "skip_bad", "flip", "scales", "label_with"}
 
 
-class Summary(Inputs):
-    """summary.json of a complete run."""
-
-    def end(self) -> None:
-        (self.world.run / "summary.json").write_text("{}")
-
-    def store(self) -> None:
-        self.complete()
-
-    def use(self) -> str:
-        self.complete()
-        return "used" if self.resumed == [False] else "made"
+def edited(file: str, old: str, new: str) -> Callable[[World], Any]:
+    return lambda world: world.edit(file, old, new)
 
 
-class Overwritten(Summary):
-    """The same with ``--overwrite``: of what has changed nothing stays."""
-
-    overwrite = True
-
-    def start(self, experiment: str, flags: dict[str, Any]) -> None:
-        assert not (self.world.run / "summary.json").exists()
-        super().start(experiment, flags)
+def rewritten(domain: str, part: str) -> Callable[[World], Any]:
+    return lambda world: [world.write(domain, name, 2, (part,)) for name in "abc"]
 
 
-ROWS: dict[str, type[Row]] = {
-    "soft": SoftLabels,
-    "hard": HardLabels,
-    "renewed": RenewedLabels,
-    "prototypes": PrototypesFile,
-    "checkpoint": CheckpointFile,
-    "config": ConfigFile,
-    "oracle": Oracle,
-    "model": Model,
-    "teacher": Teacher,
-    "inputs": Inputs,
-    "summary": Summary,
-    "again": Overwritten,
+def newer(world: World) -> None:
+    manifest = world.run / "pseudo_labels/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+    if (file := world.run / "prototypes.pt").exists():
+        torch.save({**torch.load(file, weights_only=True), "format": 99}, file)
+
+
+ROAD, CAR = '{ name = "road", ids = [1] }', '{ name = "car", ids = [2] }'
+MORE = 'ids = [2] }, { name = "sky", ids = [3] }'
+SIZE, NEWER, WEIGHTS = "size: found None, expected [32, 16]", "written by a newer version", "weights: found SHA-256"
+ORDER = ": found 2, expected 2, first difference 'road' and 'car'"
+# Change -> how it is made, and the words of the refusals of labels, prototypes and run; empty: it is used.
+CHANGES: dict[str, tuple[Callable[[World], Any], str, str, str]] = {
+    "nothing": (lambda world: None, "", "", ""),
+    "weights": (lambda world: Path("weights.pt").write_bytes(b"another"), WEIGHTS, WEIGHTS, "the content of --"),
+    "place of the weights": (lambda world: world.move(world.weights, "moved.pt"), "", "", ""),
+    "target images": (rewritten("photos", "images"), "fingerprint: found", "images: found", "target images changed"),
+    "an image more": (
+        lambda world: world.write("photos", "d", 1),
+        *("images: found 3, expected 4", "images: found", "target images changed"),
+    ),
+    "target labels": (rewritten("photos", "labels"), "", "", ""),
+    "source images": (rewritten("sim", "images"), "", "", "source images changed"),
+    "source labels": (rewritten("sim", "labels"), "", "", "source labels changed"),
+    "validation images": (rewritten("val", "images"), "", "", "validation images changed"),
+    "validation labels": (rewritten("val", "labels"), "", "", "validation labels changed"),
+    "a comment": (edited("photos.toml", "[val]", "# a remark\n[val]"), "", "", ""),
+    "a color": (edited("sim.toml", '"road", ', '"road", color = [1, 2, 3], '), "", "", ""),
+    "the size": (edited("photos.toml", PHOTOS, f"size = [32, 16]\n{PHOTOS}"), SIZE, SIZE, "target description changed"),
+    "the ids": (edited("sim.toml", "ids = [2]", "ids = [2, 3]"), "", "", "source description changed"),
+    "place of a description": (lambda world: world.move("target", "moved.toml"), "", "", ""),
+    "order of classes": (
+        edited("sim.toml", f"{ROAD}, {CAR}", f"{CAR}, {ROAD}"),
+        *(f"class_names{ORDER}", f"classes{ORDER}", "classes changed"),
+    ),
+    "a class more": (
+        edited("sim.toml", "ids = [2] }", MORE),
+        *("num_classes: found 2, expected 3", "classes: found 2, expected 3", "classes changed"),
+    ),
+    "written by a newer version": (newer, NEWER, NEWER, ""),
 }
 
 
-def change_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+@of_stages_with_labels
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_stored_is_used_or_refused_in_one_line(world, change):
+    apply, *words = CHANGES[change]
+    world.store()
+    apply(world)
+    found = world.refusals()
+    if world.stage != "stage1_denoise":
+        words[1] = ""
+    for text, (name, line) in zip(words, found.items(), strict=True):
+        assert text in line and bool(text) == bool(line), f"{name}: {line}"
+        assert not line or name == "run" or {"labels": "manifest.json", "prototypes": "prototypes.pt"}[name] in line
 
 
-def change_tensors(path: Path, **changes: Any) -> None:
-    torch.save({**torch.load(path, weights_only=True), **changes}, path)
-
-
-def cells() -> Iterator[Any]:
-    head, *lines = TABLE.strip().splitlines()
-    for line in lines:
-        column, values = line[:26].strip(), line[26:].split()
-        for row, value in zip(head.split(), values, strict=True):
-            if value != "-":
-                yield pytest.param(row, column, value, id=f"{row}, {column}")
-
-
-@pytest.mark.parametrize(("row", "column", "expected"), list(cells()))
-def test_what_is_stored_is_used_made_again_or_refused(tmp_path, monkeypatch, row, column, expected):
-    world = World(tmp_path)
-    stored = ROWS[row](world)
-    stored.store()
-    if column == "stored by a newer proda":
-        stored.outdate()
-    elif column == "other versions of packages":
-        monkeypatch.setattr(job_module, "version", lambda name: "99")
-    else:
-        COLUMNS[column](world)
-    if expected != "refused":
-        assert stored.use() == expected
-        return
-    with pytest.raises(UserError) as error:
-        stored.use()
-    line = str(error.value)
-    assert "\n" not in line and stored.names in line
-    said = SAID[stored.said]
-    if stored.said == "renewed":
-        assert "pseudo labels of iteration 2 are missing, and the networks of iteration 3 cannot write" in line
-    else:
-        best = max((start for start in said if column.startswith(start)), key=len)
-        assert re.search(said[best], line), line
-
-
-def test_prototypes_that_do_not_say_what_they_were_made_from_count_by_their_content(tmp_path):
-    world = World(tmp_path)
-    file = tmp_path / "released.pt"
-    torch.save(torch.ones(2, 8), file)
-    world.flags["prototypes"] = str(file)
-    summary = Summary(world)
-    summary.store()
-    assert summary.use() == "used"
-    world.flags["prototypes"] = str(file.rename(tmp_path / "moved.pt"))
-    assert summary.use() == "used"
-    torch.save(torch.zeros(2, 8), tmp_path / "moved.pt")
-    with pytest.raises(UserError, match="content of --prototypes changed"):
-        summary.use()
-
-
+@of_stages_with_labels
 @pytest.mark.parametrize(
-    ("change", "refused"),
+    ("flags", "overwrite", "remedy"),
     [
-        ("nothing", ""),
-        ("size", r"size \[16, 8\], not \[24, 12\]"),
-        ("seed", "seed 0, not 1"),
-        ("num_train", "num_train 1, not 2"),
-        ("num_val", "num_val 1, not 2"),
-        ("version", "version 4, not 99"),
-        ("style", "style .*, not "),
-        ("another image", ""),  # whoever reads the images compares them, as of any other data
-        ("an image more", ""),
-        ("an image fewer", ""),  # drawn again
-        ("a label map fewer", ""),
+        ({}, False, "delete the folder"),
+        ({"overwrite": True}, True, "delete the folder"),
+        ({"resume": True}, False, "restore them, or set another --output"),  # what it has trained on stays
+        ({"overwrite": True, "pseudo_labels": "shared"}, False, "delete the folder or set another --pseudo_labels"),
+        ({"resume": True, "pseudo_labels": "shared"}, False, "delete the folder or set another --pseudo_labels"),
     ],
 )
-def test_drawn_streets_are_used_again_or_refused(tmp_path, monkeypatch, change, refused):
-    arguments = {"num_train": 1, "num_val": 1, "size": (16, 8), "seed": 0}
-    write_streets(tmp_path, **arguments)
-    image = tmp_path / "gta5/images/00001.png"
-    if change in arguments:
-        arguments[change] = (24, 12) if change == "size" else arguments[change] + 1
-    elif change == "version":
-        monkeypatch.setattr(streets, "VERSION", 99)
-    elif change == "style":
-        monkeypatch.setitem(streets.SOURCES, "gta5", streets.CAMERA)
-    elif change == "another image":
-        Image.new("RGB", (16, 8)).save(image)
-    elif change == "an image more":
-        shutil.copy(image, image.with_name("00002.png"))
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    if change.endswith("fewer"):
-        (image if "image" in change else tmp_path / "gta5/labels/00001.png").unlink()
-    if refused:
-        with pytest.raises(UserError, match=f"holds Streets of other settings .*{refused}"):
-            write_streets(tmp_path, **arguments)
-    else:
-        write_streets(tmp_path, **arguments)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+def test_a_run_overwrites_the_labels_of_its_own_folder_alone(world, flags, overwrite, remedy):
+    store = world.stored(**flags)[0].store
+    assert store.folder == Path(flags.get("pseudo_labels", "run/pseudo_labels"))
+    assert store.overwrite == overwrite and remedy in store.remedy
+
+
+@pytest.mark.parametrize(("train_on", "changed"), [("source", False), ("target", True)])
+def test_only_a_run_that_learns_the_labels_of_the_target_depends_on_them(tmp_path, monkeypatch, train_on, changed):
+    monkeypatch.chdir(tmp_path)
+    world = World(tmp_path, "stage1_denoise")
+    config = CONFIGS["source_only"](source="sim.toml", target="photos.toml", train_on=train_on)
+    before = run_record(config, Domains(config).fingerprints())
+    rewritten("photos", "labels")(world)
+    found = changes(before, run_record(config, Domains(config).fingerprints()))
+    assert found == ({"target labels": "target labels changed"} if changed else {})

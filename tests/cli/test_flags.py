@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from proda.cli.flags import help_text, parse_flags, with_recorded
-from proda.run.config import AdaptConfig, TrainConfig
+from proda.run.config import MeanTeacherConfig, TrainConfig
 from proda.settings.options import PositiveFraction
 from proda.utils.errors import UserError
 
@@ -70,7 +70,7 @@ def test_help_has_the_flags_in_groups():
     text = help_text(Config, "")
     heads = [line for line in text.splitlines() if line and line[0].isupper()]
     assert heads[:4] == ["This experiment", "Recipe", "Data", "Network"] and "Machine" in heads
-    assert text.index("\nLength\n") < text.index("--epochs=") < text.index("\nOptimisation\n") < text.index("--lr=")
+    assert text.index("\nLength\n") < text.index("--epochs=") < text.index("\nOptimization\n") < text.index("--lr=")
 
 
 def test_a_config_gives_flags_which_single_flags_override(tmp_path, monkeypatch):
@@ -83,11 +83,14 @@ def test_a_config_gives_flags_which_single_flags_override(tmp_path, monkeypatch)
 def test_a_config_of_an_older_run_may_have_old_names_which_flags_of_either_name_override(tmp_path, caplog):
     caplog.set_level("WARNING", logger="proda")
     file = tmp_path / "config.json"
-    file.write_text('{"target_statistics": true, "lr": 0.5}')
-    assert with_recorded({"config": str(file)}, AdaptConfig) == {"adabn": True, "lr": 0.5}
-    assert caplog.messages[0].startswith(f"--config={file}: --target_statistics is now called --adabn; ")
-    for name in ("adabn", "target_statistics"):
-        assert with_recorded({"config": str(file), name: "False"}, AdaptConfig) == {"adabn": "False", "lr": 0.5}
+    file.write_text('{"judge_teacher": true, "lr": 0.5}')
+    assert with_recorded({"config": str(file)}, MeanTeacherConfig) == {"validate_teacher": True, "lr": 0.5}
+    assert caplog.messages[0].startswith(f"--config={file}: --judge_teacher is now called --validate_teacher; ")
+    for name in ("validate_teacher", "judge_teacher"):
+        assert with_recorded({"config": str(file), name: "False"}, MeanTeacherConfig) == {
+            "validate_teacher": "False",
+            "lr": 0.5,
+        }
 
 
 @pytest.mark.parametrize(

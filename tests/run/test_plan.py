@@ -1,29 +1,16 @@
-from typing import Any
-
 import pytest
 import torch
 from ignite.engine import Events
 
 from proda.cli.launch import load_experiment, main, start
+from proda.data.labels import class_names
+from proda.models.build import build_network
+from proda.models.weights import save_weights
 from proda.run import fit, plan
-from proda.run.job import UNCOMPARED_FLAGS
-from proda.run.memory import GB, Memory
-from proda.run.workloads import Sizes
 from proda.settings.reading import make_config
 from tests import small_runs
-
-STAGES = ("source_only", "warmup", "stage1_denoise", "stage2_distill", "pretrain")
-SIZES = Sizes(13, (48, 96), (48, 96), 4)  # those of tests/small_runs.py
-
-
-def config(stage: str, **more: Any) -> Any:
-    flags = small_runs.flags(stage, "no data", "no weights.pt", "no output", **more)
-    return make_config(load_experiment(stage).Config, flags)
-
-
-def memory_of(**peaks: float) -> Memory:
-    in_bytes = {phase: int(size * GB) for phase, size in peaks.items()}
-    return Memory({"student": 0}, 0, 0, in_bytes, checkpoint=0, model=0, parameters={"student": 0})
+from tests.run.test_made_up import SIZES, settings
+from tests.run.test_memory import memory_of
 
 
 def test_a_plan_is_printed_and_nothing_is_written(data, tmp_path, capsys):
@@ -51,13 +38,6 @@ def test_the_figures_are_returned(data, tmp_path):
     assert result["memory"].peak > sum(result["memory"].networks.values())
 
 
-def test_an_own_experiment_has_a_plan(data, tmp_path, capsys):
-    flags = small_runs.flags("stage1_denoise", data, tmp_path / "missing.pt", tmp_path / "run", plan=True)
-    del flags["adabn"], flags["label_report_every"]  # flags that it does not have
-    start("tests/experiments/my_experiment.py", flags)
-    assert "my_experiment, recognised by its DenoiseOptions" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -82,10 +62,6 @@ def test_only_the_first_process_prints(data, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
-def test_a_plan_changes_neither_a_run_nor_what_is_compared():
-    assert "plan" in UNCOMPARED_FLAGS
-
-
 @pytest.mark.parametrize(
     "flag, environment, expected",
     [
@@ -97,15 +73,14 @@ def test_a_plan_changes_neither_a_run_nor_what_is_compared():
     ],
 )
 def test_number_of_processes(flag, environment, expected):
-    assert plan.number_of_processes(config("source_only", nproc_per_node=flag), environment) == expected
+    assert plan.number_of_processes(settings("source_only", nproc_per_node=flag), environment) == expected
 
 
 def test_a_large_batch_is_measured_with_one_image_on_a_cpu(monkeypatch):
-    settings = config("source_only")
-    measured = plan.measure(settings, SIZES, torch.device("cpu"), memory_of(training=3))
-    assert measured.images == 1
+    config, build, cpu = settings("source_only"), load_experiment("source_only").build, torch.device("cpu")
+    assert plan.measure(config, build, SIZES, cpu, memory_of(training=3)).images == 1
     monkeypatch.setattr(plan, "_physical_memory", lambda: 1024)
-    refused = plan.measure(settings, SIZES, torch.device("cpu"), memory_of(training=1))
+    refused = plan.measure(config, build, SIZES, cpu, memory_of(training=1))
     assert refused == "it takes 1.0 GB of memory; this machine has 0 MB"
 
 
@@ -117,14 +92,23 @@ def test_a_slow_iteration_is_measured_once(monkeypatch):
 
 
 def test_validations_of_a_plan_are_those_of_a_run(data, weights, tmp_path, monkeypatch):
-    seen, run = [], fit.run
+    seen, train = [], fit._train
 
-    def counted(job, trainer, loaded, checkpoints, validation, *others):
-        validation.evaluators[""].add_event_handler(Events.STARTED, lambda: seen.append(1))
-        return run(job, trainer, loaded, checkpoints, validation, *others)
+    def counted(config, job, stage, common):
+        common.validation.evaluators[""].add_event_handler(Events.STARTED, lambda: seen.append(1))
+        return train(config, job, stage, common)
 
-    monkeypatch.setattr(fit, "run", counted)
-    flags = small_runs.flags("source_only", data, weights, tmp_path / "run", iterations=5, val_every=2)
+    monkeypatch.setattr(fit, "_train", counted)
+    flags, module = small_runs.flags("source_only", data, weights, tmp_path / "run"), load_experiment("source_only")
     start("source_only", flags)
-    listing = plan.list_data(make_config(load_experiment("source_only").Config, flags), 1)
-    assert plan._validations(config("source_only"), listing) == len(seen) == 3
+    config = make_config(module.Config, flags)
+    assert plan._validations(config, plan.list_data(config, module.build, 1)) == len(seen) == 3
+
+
+def test_the_architecture_of_a_teacher_is_that_of_its_file(data, tmp_path):
+    module = load_experiment("stage2_distill")
+    save_weights(tmp_path / "teacher.pt", build_network("tiny", 13, head="daformer"), class_names=class_names(13))
+    flags = small_runs.flags("stage2_distill", data, tmp_path / "teacher.pt", tmp_path / "run")
+    listing = plan.list_data(make_config(module.Config, flags), module.build, 1)
+    assert listing.sizes.teachers == {"teacher": ("tiny", "daformer")}
+    assert plan.label_bytes(listing) > 0
