@@ -32,6 +32,7 @@ from proda.run.record import experiment_name, git_commit
 from proda.run.stage import Build, Stage
 from proda.run.successors import attach_successors, check_successors
 from proda.utils.errors import UserError
+from proda.utils.run_files import all_run_files
 
 PUBLISHED_BATCH_SIZE = 4
 
@@ -61,7 +62,7 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
     check_flags(config, data.classes.names)
     stage = build(config, data, Networks(config, data.classes, job.precision))
     common = attach_common_handlers(config, stage, data, job)
-    stage.check()
+    stage.check(doomed=all_run_files(job.folder) if config.overwrite else ())
     job.open(summary_lines(config, data, stage.batches), data.domains.fingerprints())
     data.prepare()
     return _train(job, stage, common)
