@@ -54,15 +54,25 @@ def draw_weak_view(
 
     The width is uniform between 1 - ``jitter`` and 1 + ``jitter`` times ``mean_width``. Fields are 0-dim tensors. Every
     draw raises UserError if the smallest possible resize of an image of ``full_size`` is smaller than the crop; its
-    message names the ``flag`` that ``mean_width`` comes from.
+    message names the ``flag`` that ``mean_width`` comes from and, if a smaller jitter would do, ``--width_jitter``.
     """
     aspect = full_size[1] / full_size[0]
-    smallest = int((1 - jitter) * mean_width)
-    if smallest < crop_width or int(smallest / aspect) < crop_height:
+
+    def smallest(jitter: float) -> tuple[int, int]:
+        width = int((1 - jitter) * mean_width)
+        return width, int(width / aspect)
+
+    def fits(jitter: float) -> bool:
+        width, height = smallest(jitter)
+        return width >= crop_width and height >= crop_height
+
+    if not fits(jitter):
+        width, height = smallest(jitter)
+        enough = next((percent for percent in range(99, -1, -1) if fits(percent / 100)), None)
+        way_out = "" if enough is None else f"; training takes them with --width_jitter={enough / 100} or less"
         raise UserError(
-            f"--{flag}={mean_width} shrinks images of {full_size[1]}x{full_size[0]} to as little as "
-            f"{smallest}x{int(smallest / aspect)}, expected at least the crop, "
-            f"--crop_width={crop_width} x --crop_height={crop_height}"
+            f"--{flag}={mean_width} shrinks images of {full_size[1]}x{full_size[0]} to as little as {width}x{height}, "
+            f"expected at least the crop, --crop_width={crop_width} x --crop_height={crop_height}{way_out}"
         )
     width = int(rng.uniform(1 - jitter, 1 + jitter) * mean_width)
     height = int(width / aspect)

@@ -17,6 +17,7 @@ from proda.data.augment import (
     weak_view_of_labels,
 )
 from proda.method.views import Operation, StrongView, WeakView, warp_to_strong_view
+from proda.utils.errors import UserError
 
 SMALL = {"mean_width": 275, "crop_height": 64, "crop_width": 112}  # the embedded images are 256 x 128
 
@@ -75,6 +76,19 @@ def test_a_crop_that_would_not_always_fit_is_refused_with_the_flags(seed):
         "--mean_width=275 shrinks images of 256x128 to as little as 137x68, expected at least the crop, "
         "--crop_width=896 x --crop_height=512"
     )
+
+
+@pytest.mark.parametrize(
+    ("mean_width", "crop", "jitter"),
+    [(480, (320, 240), "0.33"), (480, (480, 360), "0.0"), (480, (160, 240), "0.33"), (100, (10, 8), "0.88")],
+)
+def test_where_the_jitter_alone_is_too_large_the_message_names_one_that_fits(mean_width, crop, jitter):
+    sides = {"mean_width": mean_width, "crop_width": crop[0], "crop_height": crop[1]}
+    with pytest.raises(UserError, match=rf"; training takes them with --width_jitter={jitter} or less$"):
+        draw_weak_view(np.random.default_rng(0), (360, 480), **sides, jitter=0.9)
+    draw_weak_view(np.random.default_rng(0), (360, 480), **sides, jitter=float(jitter))
+    with pytest.raises(UserError, match="shrinks images"):
+        draw_weak_view(np.random.default_rng(0), (360, 480), **sides, jitter=float(jitter) + 0.01)
 
 
 @pytest.mark.parametrize("width", [1100, 1637, 2048, 3299])

@@ -12,7 +12,7 @@ from ignite.handlers.tensorboard_logger import OutputHandler
 from proda.engines.adversarial import adversarial_trainer
 from proda.engines.denoise import denoise_trainer
 from proda.engines.distill import distill_trainer
-from proda.engines.events import ProdaEvents, average_losses, Trainer, remember
+from proda.engines.events import ProdaEvents, Trainer, average_losses, remember
 from proda.engines.supervised import supervised_trainer
 from proda.models.discriminator import Discriminator
 from tests import small_runs, tiny
