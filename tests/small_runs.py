@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -106,8 +107,8 @@ def as_words(values: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def stopped_after(iteration: int) -> Iterator[None]:
-    """A run in this process is sent SIGTERM in that iteration, after which it has to stop."""
+def stopped_after(iteration: int, *, rank: int = 0) -> Iterator[None]:
+    """A run in this process, or group of processes, has to stop after that iteration: SIGTERM is sent to ``rank``."""
     sent = []
 
     def attach(self: SeedIterations, trainer: Engine) -> None:
@@ -116,7 +117,8 @@ def stopped_after(iteration: int) -> Iterator[None]:
 
     def send(_: Engine) -> None:
         sent.append(iteration)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if idist.get_rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     attach_seeds = SeedIterations.attach
     with pytest.MonkeyPatch.context() as patch:
