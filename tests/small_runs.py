@@ -49,7 +49,7 @@ def write_weights(path: Path, *, seed: int = 0) -> Path:
     return path
 
 
-def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> dict[str, Any]:
+def flags(stage: str, data: Path, weights: Path, output: Path, /, **more: Any) -> dict[str, Any]:
     """Flags of a run of a few iterations of four images; ``weights`` is the model of the stage before."""
     values = {
         "data_root": str(data),
@@ -87,17 +87,17 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
     return {"adabn": not values["freeze_bn"] and values.get("teacher_mode") != "eval", **values}
 
 
-def train(stage: str, *args: Any, **more: Any) -> Any:
+def train(stage: str, /, *args: Any, **more: Any) -> Any:
     """Runs a stage in this process."""
     return start(f"experiments/{stage}.py", flags(stage, *args, **more))
 
 
-def train_as_command(stage: str, *args: Any, **more: Any) -> int:
+def train_as_command(stage: str, /, *args: Any, **more: Any) -> int:
     """The same from its command line; returns the exit status. Errors are on stderr."""
     return main(command(stage, *args, **more)[2:])
 
 
-def command(stage: str, *args: Any, **more: Any) -> list[str]:
+def command(stage: str, /, *args: Any, **more: Any) -> list[str]:
     """The command line of the same run."""
     return [sys.executable, "run.py", f"experiments/{stage}.py", *as_words(flags(stage, *args, **more))]
 
