@@ -106,7 +106,6 @@ def build(config: Config, data: Data, networks: Networks) -> Stage:
         file=config.prototypes or Path(config.output) / "prototypes.pt",
         made_from=data.made_from(warmup),
         passes=4 if config.as_released else 1,
-        overwrite=config.overwrite and not config.prototypes,
     )
     initial.attach(trainer)
     if config.needs_teacher:

@@ -95,7 +95,6 @@ class InitialPrototypes:
         batches: as for :func:`initial_prototypes`.
         made_from: name -> JSON value of everything that the prototypes depend on (weights, images, classes, ...). It is
             stored in the file and compared with the record in an existing file. Released files have no record.
-        overwrite: the file is one of the run, which deletes it before training starts.
     """
 
     def __init__(
@@ -108,11 +107,9 @@ class InitialPrototypes:
         made_from: Mapping[str, Any],
         *,
         passes: int = 1,
-        overwrite: bool = False,
     ) -> None:
         self.prototypes, self.network, self.batches, self.precision = prototypes, network, batches, precision
         self.file, self.made_from, self.passes = Path(file), {**made_from, "passes": passes}, passes
-        self.overwrite = overwrite
 
     def attach(self, trainer: Trainer) -> None:
         trainer.add_event_handler(Events.STARTED, self)
@@ -120,7 +117,7 @@ class InitialPrototypes:
 
     def check(self) -> None:
         """Raises UserError if the file was computed from other inputs, or has other classes or features."""
-        if self.file.is_file() and not self.overwrite:
+        if self.file.is_file():
             self._read()
 
     def __call__(self, engine: Engine) -> None:

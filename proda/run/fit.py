@@ -33,6 +33,7 @@ from proda.run.stage import Build, Stage
 from proda.run.successors import attach_successors, check_successors
 from proda.settings.reading import recipe_value
 from proda.utils.errors import UserError
+from proda.utils.run_files import all_run_files
 
 
 class CommonHandlers(NamedTuple):
@@ -61,7 +62,7 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
     stage = build(config, data, Networks(config, data.classes, job.precision))
     common = attach_common_handlers(config, stage, data, job)
     remember(stage.trainer, stopwatch=job.stopwatch)
-    stage.check()
+    stage.check(doomed=all_run_files(job.folder) if config.overwrite else ())
     common.checkpoints.check_states(stage.trainer)
     job.open(summary_lines(config, data, stage.batches), data.domains.fingerprints())
     start = _resume(config, stage, common)

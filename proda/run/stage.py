@@ -1,7 +1,8 @@
 """A stage of training: what its ``build`` returns, and ``fit`` trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
@@ -35,11 +36,14 @@ class Stage:
     teacher: EMATeacher | None = None  # a moving average of the student
     val_scale: float = 1.0  # factor by which validation images are resized
 
-    def check(self) -> None:
-        """Raises UserError if pseudo labels or prototypes that are stored already cannot be used."""
+    def check(self, doomed: Collection[Path] = ()) -> None:
+        """Raises UserError if pseudo labels or prototypes that are stored already cannot be used.
+
+        ``doomed``: files of an earlier run that ``--overwrite`` deletes before the first iteration.
+        """
         if self.labels is not None:
             self.labels.store.check()
-        if self.prototypes is not None:
+        if self.prototypes is not None and self.prototypes.file not in doomed:
             self.prototypes.check()
 
 
