@@ -54,23 +54,6 @@ def test_the_label_free_score_is_log_k_for_confident_balanced_predictions_and_ze
     assert undecided == pytest.approx(0, abs=1e-6)
 
 
-def test_flip_averages_image_and_mirror_image():
-    image = torch.zeros(1, 3, 4, 8)
-    assert torch.equal(predict(Painted(), image, (4, 8)).argmax(1)[0, 0], torch.tensor([0] * 4 + [1] * 4))
-    averaged = predict(Painted(), image, (4, 8), flip=True)
-    torch.testing.assert_close(averaged[:, 0], averaged[:, 1])
-    torch.testing.assert_close(averaged.sum(1), torch.ones(1, 4, 8))
-
-
-def test_scales_are_averaged():
-    seen = []
-    network = Painted()
-    network.register_forward_hook(lambda _module, inputs, _output: seen.append(tuple(inputs[0].shape[-2:])))
-    result = predict(network, torch.zeros(1, 3, 8, 16), (8, 16), scales=(0.5, 1.0))
-    assert seen == [(4, 8), (8, 16)] and result.shape == (1, 3, 8, 16)
-    torch.testing.assert_close(result.sum(1), torch.ones(1, 8, 16))
-
-
 def test_the_network_is_evaluated_without_gradient_in_evaluation_mode_and_its_modes_are_restored():
     network, seen = Painted().train(), []
     network.frozen = nn.Dropout().eval()
