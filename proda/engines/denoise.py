@@ -2,7 +2,7 @@
 
 Where the equations of the paper are used:
     - 3 and 4, rectified pseudo labels and prototype weights: ``_rectified_labels``.
-    - Symmetric cross entropy and the regulariser MRKLD: ``_weak_view_losses``.
+    - Symmetric cross entropy and the regularizer MRKLD: ``_weak_view_losses``.
     - 6, moving average of the prototypes: ``proda.handlers.prototypes.PrototypeEMA``, after the optimizer's step.
     - Target structure learning: ``_structure_loss``.
 
@@ -40,7 +40,7 @@ class DenoiseOptions(MeanTeacherOptions):
     threshold: FractionBelowOne = 0.0  # rectified labels with a lower probability are ignored
     ce_weight: NonNegativeFloat = 0.1  # weight of the cross entropy on the rectified labels
     rce_weight: NonNegativeFloat = 1.0  # weight of the reverse cross entropy on the rectified labels
-    mrkld_weight: NonNegativeFloat = 0.1  # weight of the regulariser MRKLD: KL divergence from the uniform distribution
+    mrkld_weight: NonNegativeFloat = 0.1  # weight of the regularizer MRKLD: KL divergence from the uniform distribution
     structure_weight: NonNegativeFloat = 10.0  # weight of structure learning: consistency of weak and strong view
     as_released: bool = False  # replay the strong view's operations with the released code's order and offsets
 
@@ -201,7 +201,7 @@ def _student_views(
 def _weak_view_losses(
     prediction: Segmentation, labels: Tensor, denominator: Tensor, precision: Precision, options: DenoiseOptions
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weighted symmetric cross entropy on the labels and the weighted regulariser, and the tensors behind them.
+    """The weighted symmetric cross entropy on the labels and the weighted regularizer, and the tensors behind them.
 
     Source: the paper for the symmetric cross entropy; CRST (arXiv:1908.09822) for MRKLD.
     """

@@ -1,4 +1,4 @@
-"""One step of the optimiser: losses, gradients, mixed precision, and the exchange of gradients between processes.
+"""One step of the optimizer: losses, gradients, mixed precision, and the exchange of gradients between processes.
 
 Every trainer has a ``StudentUpdate``, which fires ``LOSSES_READY``, ``BACKWARD_DONE`` and ``OPTIMIZER_STEPPED``.
 """
@@ -195,7 +195,8 @@ class StudentUpdate:
         for event in events:
             engine.fire_event(event)
         self._add_gradients(engine, losses)
-        engine.state.losses = engine.state.graph = None
+        nothing: Any = None
+        engine.state.losses = engine.state.graph = nothing
 
     def extra_loss(self, engine: Trainer, name: str, tensors: Any, loss: Callable[[Any], Tensor]) -> None:
         """Adds the gradients of a loss that needs forward passes of the student of its own.

@@ -1,10 +1,6 @@
-"""Handlers: everything that is attached to the engines. The experiment files list the handlers of each stage.
+"""Handlers: everything that is attached to the engines.
 
-Handlers of one event run in the order in which they were attached:
-    - Start of training: ``PseudoLabels`` writes missing labels.
-    - Start of an iteration: ``SeedIterations``.
-    - ``BACKWARD_DONE``: ``ClipGradients``, and ``AverageStatistics`` with several processes.
-    - ``OPTIMIZER_STEPPED``: in stage 1 first ``PrototypeEMA``, then ``EMATeacher``; ``PolynomialDecay`` in every stage.
-    - End of an iteration: ``StopOnNan``, ``Checkpoints``, ``Validation``, ``Board``. ``KeptModels`` follows each
-      validation.
+Handlers of one event run in the order in which they were attached: ``build`` of the stage file attaches those of the
+method, then ``proda.run.fit.attach_common_handlers`` those of every run. The order of the events is in
+``proda.engines.events``.
 """

@@ -6,6 +6,7 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
+from proda.engines.events import Trainer
 from proda.utils.progress import Progress
 
 
@@ -20,19 +21,19 @@ class TrainingProgress:
     def __init__(self) -> None:
         self.progress: Progress | None = None
 
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Trainer) -> None:
         self.trainer = trainer
         # Not at STARTED, at which the length of the run is set and missing pseudo labels are written.
         trainer.add_event_handler(Events.EPOCH_STARTED, self.open)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def open(self, trainer: Engine) -> None:
+    def open(self, trainer: Trainer) -> None:
         state = trainer.state
         if self.progress is None:
             total = state.max_iters or state.max_epochs * state.epoch_length
             self.progress = Progress("iteration", total, done=state.iteration, figures=self.figures, keep=True)
 
-    def __call__(self, trainer: Engine) -> None:
+    def __call__(self, trainer: Trainer) -> None:
         if self.progress is not None:
             self.progress.update(trainer.state.iteration)
 
@@ -42,7 +43,7 @@ class TrainingProgress:
         parts = [f"loss {float(output['loss']):.3g}"] if output and "loss" in output else []
         validation = self.trainer.state.remembered.get("validation")
         if validation is not None and validation.results:
-            parts += _score(validation.results[-1])
+            parts.append(_score(validation.results[-1]))
         return ", ".join(parts)
 
     def close(self) -> None:
@@ -75,7 +76,7 @@ def show_progress(evaluator: Engine, title: str) -> None:
     evaluator.add_event_handler(Events.TERMINATE, close)  # without COMPLETED, if a signal has ended the run
 
 
-def _score(scores: dict[str, Any]) -> list[str]:
-    if not math.isnan(scores.get("miou", math.nan)):
-        return [f"mIoU {100 * scores['miou']:.1f} %"]
-    return [f"label-free score {scores['label_free']:.2f}"] if "label_free" in scores else []
+def _score(scores: dict[str, Any]) -> str:
+    if math.isnan(scores["miou"]):
+        return f"label-free score {scores['label_free']:.2f}"
+    return f"mIoU {100 * scores['miou']:.1f} %"

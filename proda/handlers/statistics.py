@@ -16,7 +16,7 @@ from proda.method.tensors import to_float
 
 log = logging.getLogger("proda")
 
-BATCH_NORM = nn.modules.batchnorm._BatchNorm  # the synchronised class derives from it too
+BATCH_NORM = nn.modules.batchnorm._BatchNorm  # the synchronized class derives from it too
 STATISTICS = ("running_mean", "running_var")
 NUMBER = "num_batches_tracked"
 
@@ -25,9 +25,9 @@ class AdaBN:
     """Recomputes batch norm's running statistics on whole target images, before each validation and before new labels.
 
     After training, the running statistics mix crops of both domains and strong views, and fit neither domain; this
-    matters most for a network trained from scratch. Training itself does not change, because it normalises by the
+    matters most for a network trained from scratch. Training itself does not change, because it normalizes by the
     statistics of each batch. The statistics are those of all images together. In deeper layers they depend slightly
-    on the batch size, because the layers before normalise each batch separately. Frozen batch norm and networks in
+    on the batch size, because the layers before normalize each batch separately. Frozen batch norm and networks in
     evaluation mode are left unchanged. So is ``num_batches_tracked``: the result depends on the weights alone, however
     often it is computed. Source: AdaBN (arXiv:1603.04779).
 
@@ -82,7 +82,7 @@ class AdaBN:
 class AverageStatistics:
     """Averages running statistics over the processes in every iteration, before the optimizer's step.
 
-    This is for batch norm that is neither synchronised nor frozen. Without it, each process would validate with the
+    This is for batch norm that is neither synchronized nor frozen. Without it, each process would validate with the
     statistics of its own images, and only those of rank 0 would be saved. It does nothing with one process.
     """
 

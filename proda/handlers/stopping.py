@@ -49,7 +49,7 @@ class StopRequests:
         self.signal = 0  # number of the signal that this process received
         self.interrupted = False  # by Ctrl-C; the launcher then sends SIGTERM as well
         self.ending = 0  # request of a handler here: 1 terminate(), 2 terminate(skip_completed=True)
-        self.stopped, self.status = False, 0
+        self.status = 0  # the exit status of a run that is stopped
         self._previous: dict[int, Any] = {}
         # The processes agree in every iteration. Over NCCL they would wait for their GPUs to do so.
         nccl = dist.is_initialized() and dist.get_backend() == "nccl"
@@ -92,14 +92,14 @@ class StopRequests:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         del self.trainer.terminate  # restores the method of the class
-        if self.stopped and error is None:
+        if self.status and error is None:
             idist.barrier()  # the launcher ends all processes when the first exits, so wait until all have saved
             raise Stopped(self.status)
 
     def _agree(self, trainer: Engine) -> None:
         """Exchanges both kinds of request at once. A signal takes precedence over a handler's request."""
         asked, ending = divmod(self._all_reduce_max(4 * self.signal + self.ending), 4)
-        if asked and not self.stopped:  # self.signal stays: a signal may arrive meanwhile
+        if asked and not self.status:  # self.signal stays: a signal may arrive meanwhile
             self._stop(asked, f"after iteration {trainer.state.iteration}")
         if asked or ending:
             self._terminate(skip_completed=bool(asked) or ending == 2)
@@ -113,8 +113,7 @@ class StopRequests:
         return int(highest)
 
     def _stop(self, asked: int, where: str) -> None:
-        self.stopped, self.status = True, 128 + asked
-        name = signal.Signals(asked).name
+        self.status, name = 128 + asked, signal.Signals(asked).name
         log.info("%s: stopping %s; continue with --resume, a pipeline by the same command", name, where)
 
     def _ask_to_end(self, skip_completed: bool = False) -> None:

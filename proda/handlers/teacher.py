@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from ignite.handlers import EMAHandler
 from torch import nn
 
-from proda.engines.events import ProdaEvents, remember
+from proda.engines.events import ProdaEvents, Trainer, remember
 from proda.method.online import student_weight
 
 
@@ -32,12 +31,12 @@ class EMATeacher(EMAHandler):
         self.momentum = momentum  # set here, because Ignite refuses 1, with which the teacher equals the student
         self.ema_model.requires_grad_(False)
 
-    def attach(self, engine: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:
+    def attach(self, engine: Trainer, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:
         super().attach(engine, name="ema_momentum", warn_if_exists=False, event=event)
         engine.add_event_handler(event, self.copy_buffers)
         remember(engine, teacher=self)
 
-    def _update_ema_model(self, engine: Engine, name: str) -> None:
+    def _update_ema_model(self, engine: Trainer, name: str) -> None:
         """Ignite's update, computed for all parameters at once: on a GPU that is two calls instead of two for each."""
         momentum = getattr(engine.state, name)
         if self.start_as_mean:
