@@ -59,17 +59,12 @@ def test_the_network_is_evaluated_without_gradient_in_evaluation_mode_and_its_mo
     network.frozen = nn.Dropout().eval()
     network.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))
     evaluator = segmentation_evaluator(network, PRECISION)
-    evaluator.run([batch(torch.zeros(1, 4, 8, dtype=torch.uint8))])
-    assert seen == [(False, False)]
-    assert network.training and not network.frozen.training
-
-
-def test_a_run_that_is_stopped_restores_the_modes_too():
-    network = Painted().train()
-    evaluator = segmentation_evaluator(network, PRECISION)
+    one = batch(torch.zeros(1, 4, 8, dtype=torch.uint8))
+    evaluator.run([one])
+    assert seen == [(False, False)] and network.training and not network.frozen.training
     evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: evaluator.terminate(skip_completed=True))
-    evaluator.run([batch(torch.zeros(1, 4, 8, dtype=torch.uint8))] * 3)
-    assert evaluator.state.iteration == 1 and network.training
+    evaluator.run([one] * 3)  # stopped after a batch
+    assert evaluator.state.iteration == 1 and network.training and not network.frozen.training
     assert evaluator.state.output is None
 
 

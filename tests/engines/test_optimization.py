@@ -5,7 +5,7 @@ import torch
 from ignite.engine import Engine
 
 from proda.engines.events import ProdaEvents, Trainer
-from proda.engines.optimization import Precision, StudentUpdate, set_train_mode
+from proda.engines.optimization import Precision, StudentUpdate
 from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.handlers.schedule import ClipGradients, PolynomialDecay
 from proda.handlers.teacher import EMATeacher
@@ -102,13 +102,6 @@ def test_the_loss_scale_is_restored_and_a_state_without_scaling_keeps_it():
 
 def test_images_are_in_zero_to_one_without_mean_or_deviation():
     assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
-
-
-def test_training_mode_leaves_frozen_batch_norm_in_evaluation_mode():
-    network = tiny.network().eval()
-    for freeze in (True, False):
-        set_train_mode(network, freeze_bn=freeze)
-        assert network.training and network.bn1.training != freeze
 
 
 def test_resizing_aligns_corners_and_returns_float32():

@@ -167,8 +167,11 @@ def test_labels_are_prepared_when_training_starts_and_only_the_missing_ones(tmp_
     assert len(images.asked) == 2 and missing_labels(store, NAMES) == []
 
 
-def test_the_student_renews_them_every_so_many_epochs_but_not_after_the_last(tmp_path):
-    store, images, batches, read = soft_store(tmp_path), Images(), Batches(), []
+def test_the_student_renews_them_every_so_many_epochs_but_not_after_the_last(tmp_path, monkeypatch):
+    store, images, batches, read, ahead = soft_store(tmp_path), Images(), Batches(), [], []
+    monkeypatch.setattr(
+        "proda.handlers.pseudo_labels.prefetched", lambda batches, device: ahead.append(device) or batches
+    )
     student = tiny.network(1)
     run(
         labels_of(store, images),
@@ -180,17 +183,9 @@ def test_the_student_renews_them_every_so_many_epochs_but_not_after_the_last(tmp
     )
     assert read == [("from 0", tmp_path.name)] * 4 + [("from 4", "iteration_4")] * 4
     assert batches.restarts == [4] and images.asked == [NAMES, NAMES]
+    assert ahead == [PRECISION.device]  # the batches after the renewal are copied ahead like those before
     expected = student.eval()(PICTURES[:1].float() / 255).logits.softmax(1)
     torch.testing.assert_close(store.read("a"), expected[0], atol=2e-3, rtol=0)
-
-
-def test_the_batches_after_a_renewal_are_copied_ahead_like_those_before(tmp_path, monkeypatch):
-    ahead = []
-    monkeypatch.setattr(
-        "proda.handlers.pseudo_labels.prefetched", lambda batches, device: ahead.append(device) or batches
-    )
-    run(labels_of(soft_store(tmp_path)), iterations=8, every=2, student=tiny.network(1), batches=Batches())
-    assert ahead == [PRECISION.device]
 
 
 def test_renewed_labels_are_those_of_their_student_in_the_runs_own_folder(tmp_path):
@@ -262,71 +257,43 @@ def test_renewed_labels_that_no_checkpoint_needs_are_deleted(tmp_path, checkpoin
     assert (tmp_path / "first" / "manifest.json").exists()
 
 
+def checkpointed(tmp_path, epochs: int, *, every: int, images=None, resumed_at: int = 0, listen=None) -> Trainer:
+    """A run with real checkpoints whose student renews the labels after each epoch of two iterations."""
+    engine, checkpoints, folder = Trainer(lambda *_: {}), Checkpoints(tmp_path / "run"), tmp_path / "run"
+    handler = labels_of(soft_store(tmp_path / "first"), images)
+    handler.attach(engine, 1, labeller=tiny.network(1), batches=Batches(), folder=folder)
+    checkpoints.attach(engine, every=every)
+    if resumed_at:
+        assert checkpoints.resume(engine) == resumed_at
+        engine.state.max_iters = None
+    if listen:
+        engine.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED(once=resumed_at), listen)
+    engine.run(["from 0"] * 2, max_epochs=epochs, epoch_length=2)
+    return engine
+
+
 def test_a_resumed_run_keeps_the_labels_of_the_checkpoint_before_the_newest(tmp_path):
-    """Should the newest prove damaged later, the one before it is gone on with."""
-
-    def start(folder, iterations: int, resume: bool) -> Engine:
-        engine, checkpoints = Trainer(lambda *_: {}), Checkpoints(folder)
-        handler = labels_of(soft_store(tmp_path / "first"))
-        handler.attach(engine, 1, labeller=tiny.network(1), batches=Batches(), folder=folder)
-        checkpoints.attach(engine, every=3)
-        if resume:
-            assert checkpoints.resume(engine) == 6 and engine.state.checkpoint_iterations == [4, 6]
-            engine.state.max_iters = None
-        engine.run(["from 0"] * 2, max_epochs=iterations // 2, epoch_length=2)
-        return engine
-
-    run_folder = tmp_path / "run"
-    assert start(run_folder, 6, resume=False).state.checkpoint_iterations == [4, 6]  # 4 before its renewal
-    # the labels of 2, on which the run trained at iteration 4
-    assert "iteration_2" in renewed_folders(run_folder)
+    """Should the newest prove damaged later, the run continues from the one before it."""
+    assert checkpointed(tmp_path, 3, every=3).state.checkpoint_iterations == [4, 6]  # 4 before its renewal
     seen = []
-    monitor = PseudoLabels.prepare
-
-    def prepare(self, engine: Engine) -> None:
-        monitor(self, engine)
-        seen.append((engine.state.iteration, sorted(renewed_folders(run_folder))))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PseudoLabels, "prepare", prepare)
-        start(run_folder, 8, resume=True)
-    assert seen[0] == (6, ["iteration_2", "iteration_4", "iteration_6"])
+    checkpointed(tmp_path, 4, every=3, resumed_at=6, listen=lambda: seen.append(renewed_folders(tmp_path / "run")))
+    # with the labels of 2, on which the run trained at iteration 4
+    assert seen == [{"iteration_2", "iteration_4", "iteration_6"}]
 
 
 def test_the_iteration_is_saved_before_new_labels_are_written_but_not_again_by_a_resume(tmp_path):
     """Writing labels takes long: a process that is killed meanwhile would lose all since the last checkpoint."""
 
-    class Killed(BaseException):
-        pass
-
     def killed(_names: list[str]) -> list[dict]:
-        raise Killed
+        raise KeyboardInterrupt
 
-    student = tiny.network(1)
-
-    def start(images, *, resume: bool) -> Checkpoints:
-        engine, checkpoints = Trainer(lambda *_: {}), Checkpoints(tmp_path / "run")
-        first = soft_store(tmp_path / "first")
-        handler = PseudoLabels(first, tiny.network(), images, PRECISION, CLASSES)
-        handler.attach(engine, 1, labeller=student, batches=Batches(), folder=tmp_path / "run")
-        checkpoints.attach(engine, every=100)
-        if resume:
-            assert checkpoints.resume(engine) == 2
-            engine.state.max_iters = None
-            before = (tmp_path / "run" / "checkpoint_2.pt").stat().st_mtime_ns
-            engine.add_event_handler(
-                ProdaEvents.PSEUDO_LABELS_REFRESHED(once=2),
-                lambda: saved.append((tmp_path / "run" / "checkpoint_2.pt").stat().st_mtime_ns == before),
-            )
-        engine.run(["from 0"] * 2, max_epochs=2, epoch_length=2)
-        return checkpoints
-
-    saved: list[bool] = []
     labels_of(soft_store(tmp_path / "first")).prepare(Trainer(lambda *_: {}))  # so that only renewals write
-    with pytest.raises(Killed):
-        start(killed, resume=False)
-    start(Images(), resume=True)
-    assert saved == [True]
+    with pytest.raises(KeyboardInterrupt):
+        checkpointed(tmp_path, 2, every=100, images=killed)
+    file, times = tmp_path / "run" / "checkpoint_2.pt", []
+    before = file.stat().st_mtime_ns
+    checkpointed(tmp_path, 2, every=100, resumed_at=2, listen=lambda: times.append(file.stat().st_mtime_ns))
+    assert times == [before]
     assert (tmp_path / "run" / "pseudo_labels" / "iteration_2" / "manifest.json").exists()
 
 
