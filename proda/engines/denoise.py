@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, Trainer
-from proda.engines.optimization import MeanTeacherOptions, Precision, StudentUpdate, append_slice, split
+from proda.engines.optimization import MeanTeacherOptions, Precision, append_slice, split
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.engines.target import TargetView, unweighted
 from proda.method import IGNORE
@@ -123,12 +123,14 @@ def denoise_trainer(
             views |= {"strong_image": target["strong_image"], "teacher_distances": moved, "valid": valid}
             denominator["valid"] = update.loss_denominator(valid.sum())
         for micro_batch in update.micro_batches(views):
-            weak, strong_features = _student_views(update, micro_batch, options)
+            images = [micro_batch[name] for name in ("image", "strong_image") if name in micro_batch]
+            with precision.autocast():
+                weak, *strong = [student(to_float(view)) for view in images]
             losses, graph = _weak_view_losses(weak, micro_batch["labels"], denominator["labels"], precision, options)
             append_slice(out, target_logits=graph["target_logits"].detach())
-            if strong_features is not None:
+            if strong:
                 structure, graph["strong_features"] = _structure_loss(
-                    strong_features, micro_batch, prototypes, denominator["valid"], precision, options
+                    strong[0].features, micro_batch, prototypes, denominator["valid"], precision, options
                 )
                 losses["structure"] = options.structure_weight * structure
             update.backward(engine, losses, graph)
@@ -188,16 +190,6 @@ def _rectified_labels(
     return out["rectified_labels"]  # a handler may have replaced them
 
 
-def _student_views(
-    update: StudentUpdate, micro_batch: dict[str, Tensor], options: DenoiseOptions
-) -> tuple[Segmentation, Tensor | None]:
-    """The student's prediction for the weak view, and its features of the strong view if that is used."""
-    images = [micro_batch[name] for name in ("image", "strong_image") if name in micro_batch]
-    with update.precision.autocast():
-        weak, *strong = [update.student(to_float(view)) for view in images]
-    return weak, strong[0].features if strong else None
-
-
 def _weak_view_losses(
     prediction: Segmentation, labels: Tensor, denominator: Tensor, precision: Precision, options: DenoiseOptions
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -228,12 +220,9 @@ def _structure_loss(
     moved = micro_batch["teacher_distances"]
     features = resize(features, tuple(moved.shape[-2:]))
     compiled = precision.compiled
+    apart, temperature = compiled(distances)(features, prototypes), options.temperature
     loss = compiled(structure_consistency)(
-        compiled(distances)(features, prototypes),
-        moved,
-        micro_batch["valid"],
-        temperature=options.temperature,
-        denominator=denominator,
+        apart, moved, micro_batch["valid"], temperature=temperature, denominator=denominator
     )
     return loss, features
 

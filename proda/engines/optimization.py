@@ -95,11 +95,6 @@ class Precision:
             self.scaler.load_state_dict(state)
 
 
-def no_grad_sync(model: nn.Module) -> AbstractContextManager:
-    """Backward passes in this context keep gradients local; the next one outside exchanges their sum once."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
-
-
 def micro_batches(model: nn.Module, tensors: Any, number: int, *, exchange: bool = True) -> Iterator[Any]:
     """The parts of ``split``, one after another, for a forward and a backward pass of ``model`` each.
 
@@ -109,7 +104,8 @@ def micro_batches(model: nn.Module, tensors: Any, number: int, *, exchange: bool
     """
     pieces = split(tensors, number)
     for position, piece in enumerate(pieces, 1):
-        with nullcontext() if exchange and position == len(pieces) else no_grad_sync(model):
+        last = exchange and position == len(pieces)
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             yield piece
 
 
@@ -161,7 +157,9 @@ class StudentUpdate:
 
     def start(self, engine: Trainer) -> None:
         engine.state.update = self
-        set_train_mode(self.student, freeze_bn=self.freeze_bn)
+        self.student.train()
+        if self.freeze_bn:
+            freeze_batch_norm(self.student)
         self.optimizer.zero_grad(set_to_none=True)
 
     def micro_batches(self, tensors: Any, *, exchange: bool = True) -> Iterator[Any]:
@@ -227,13 +225,6 @@ class StudentUpdate:
         engine.fire_event(ProdaEvents.BACKWARD_DONE)
         if self.precision.step(self.optimizer):
             engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
-
-
-def set_train_mode(student: nn.Module, *, freeze_bn: bool) -> None:
-    """Sets training mode. With ``freeze_bn``, batch norm keeps its running statistics, scales and shifts."""
-    student.train()
-    if freeze_bn:
-        freeze_batch_norm(student)
 
 
 def rand_per_image(images: Tensor, *shape: int) -> Tensor:

@@ -13,6 +13,7 @@ from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
 from proda.method.tensors import to_float
+from proda.models.network import evaluation_mode
 
 log = logging.getLogger("proda")
 
@@ -55,18 +56,19 @@ class AdaBN:
             return
         momenta = [layer.momentum for layer in layers]
         numbers = [getattr(layer, NUMBER).clone() for layer in layers]
-        self.network.eval()  # no dropout
-        for layer in layers:
-            layer.train()
-            layer.momentum = 1.0  # so the running statistics are those of the last batch
         count, means, squares = 0, torch.zeros(()), torch.zeros(())
-        for batch in self.batches:
-            batch = to_device(batch, self.precision.device)
-            with self.precision.autocast():
-                self.network(to_float(batch["image"]))
-            mean, variance = (torch.cat([getattr(m, name) for m in layers]).double() for name in STATISTICS)
-            number = len(batch["image"])
-            means, squares, count = means + number * mean, squares + number * (variance + mean**2), count + number
+        with evaluation_mode(self.network):  # no dropout
+            for layer in layers:
+                layer.train()
+                layer.momentum = 1.0  # so the running statistics are those of the last batch
+            for batch in self.batches:
+                batch = to_device(batch, self.precision.device)
+                with self.precision.autocast():
+                    self.network(to_float(batch["image"]))
+                mean, variance = (torch.cat([getattr(m, name) for m in layers]).double() for name in STATISTICS)
+                number = len(batch["image"])
+                means, squares = means + number * mean, squares + number * (variance + mean**2)
+                count += number
         mean = means / count
         variance = (squares / count - mean**2).clamp(min=0)
         sizes = [layer.num_features for layer in layers]
@@ -76,7 +78,6 @@ class AdaBN:
             getattr(layer, NUMBER).copy_(tracked)
             for name, value in zip(STATISTICS, values, strict=True):
                 getattr(layer, name).copy_(value)
-        self.network.train()
 
 
 class AverageStatistics:

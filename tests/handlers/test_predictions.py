@@ -70,6 +70,9 @@ def test_an_overlay_has_a_legend_of_the_classes_in_it(tmp_path):
 
 
 def test_confidence_is_grey_and_shares_are_rows_of_a_table(tmp_path):
+    (tmp_path / "shares.csv").write_text("of an earlier run")
+    ClassShares(tmp_path / "shares.csv", []).attach(Engine(lambda *_: None))
+    assert not (tmp_path / "shares.csv").exists()  # if this run is interrupted, there is no table
     run(SaveConfidence(tmp_path / "confidence"), ClassShares(tmp_path / "shares.csv", ["road", "car, red", "sky"]))
     assert np.asarray(Image.open(tmp_path / "confidence/ulm_1.png")).tolist() == [[0, 128], [128, 255]]
     assert (tmp_path / "shares.csv").read_text().splitlines() == [
