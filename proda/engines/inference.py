@@ -28,10 +28,9 @@ def predict(
 ) -> Tensor:
     """Class probabilities [B, K, *size] of images [B, 3, H, W] in 0..1.
 
-    They are averaged over the ``scales`` of the image and, with ``flip``, over the image and its mirror image. By
-    default the logits are resized to ``size``, as in the released code's validation. With ``softmax_first`` the
-    probabilities are resized instead, as in the released code's pseudo labels; confidence is then lower at the
-    boundaries between classes.
+    They are averaged over the ``scales`` of the image and, with ``flip``, over the image and its mirror image. The
+    logits are resized to ``size``, as in the released code's validation; with ``softmax_first`` the probabilities, as
+    in its pseudo labels, whose confidence is lower at the boundaries between classes.
     """
 
     def probabilities_of(image: Tensor) -> Tensor:

@@ -45,10 +45,9 @@ class Checkpoints:
     def attach(self, trainer: Trainer, *, every: int) -> None:
         """Saves every ``every`` iterations, at the end of training, and when the run is stopped.
 
-        An iteration that is both saved and validated is saved before the validation, which may take long, and again
-        after it, so that a resumed run does not repeat the validation. The end of training is saved before and after
-        the last validation, too. New pseudo labels take long as well: the iteration after which they are due is saved
-        before they are written.
+        An iteration that is both saved and validated, and the end of training, are saved before the validation, which
+        may take long, and again after it, so that a resumed run does not repeat it. The iteration after which new
+        pseudo labels are due is saved before they are written.
 
         Raises (at a save):
             UserError: the state of a part cannot be read back.
@@ -100,9 +99,8 @@ class Checkpoints:
         """Loads the newest intact checkpoint into the trainer and all registered parts.
 
         Call it after all handlers are attached. Rank 0 chooses the file for all processes. A damaged file is logged
-        and renamed, and the checkpoint before it is used. A part, or a field of a part's state, that is missing in the
-        file keeps its current state; this is logged. Models in the folder that were saved after this iteration are
-        deleted, because the resumed run repeats the iterations that produced them.
+        and renamed, and the checkpoint before it is used. What the file lacks of the state keeps its current value;
+        this is logged. Models in the folder that were saved after this iteration are deleted.
 
         Returns:
             The iteration of the checkpoint, or 0 if there is none.

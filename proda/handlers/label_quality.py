@@ -46,13 +46,10 @@ PAIRS = (
 class LabelQuality:
     """Reports how good the pseudo labels seem to be, and how good they are where there is ground truth.
 
-    Looks at every ``every``-th iteration and reports the figures of ``SAMPLES`` of these together, summed over all
-    processes. When ``LABELS_REPORTED`` fires, ``engine.state.label_quality`` maps the tags of TensorBoard to the new
-    figures; ``engine.state.label_charts`` says which of them TensorBoard shows in one chart.
-    ``engine.state.summary["label_quality"]`` has the last report and the history. Nothing is changed: training is the
-    same with and without this handler.
-
-    Reads ``engine.state.batch`` and the output of ``denoise_trainer``, ``distill_trainer`` or ``online_trainer``.
+    Looks at every ``every``-th iteration of ``denoise_trainer``, ``distill_trainer`` or ``online_trainer``, and reports
+    the figures of ``SAMPLES`` of these together, summed over all processes. When ``LABELS_REPORTED`` fires,
+    ``engine.state.label_quality`` maps the tags of TensorBoard to the new figures.
+    ``engine.state.summary["label_quality"]`` has the last report and the history. Training is not changed.
 
     Args:
         prototypes: float32 [K, D], as another handler moves them.

@@ -13,12 +13,9 @@ EVERY = {"cpu": 1, "cuda": 20}  # iterations between two checks, by device
 class StopOnNan:
     """Ends the run with a FloatingPointError when a loss of the global batch is not a finite number.
 
-    To read a number from a GPU, the program has to wait for it. So the first iteration with such a loss is noted on
-    the device, and read every 20 iterations and before anything is done with the weights: before they are validated,
-    saved, or used to write pseudo labels. On a CPU it is read in every iteration.
-
-    Ignite's ``TerminateOnNan`` reads the loss in every iteration and only asks the engine to terminate: later handlers
-    and those of ``COMPLETED`` would still run and save the spoilt weights.
+    Reading a number from a GPU means to wait for it. So the first iteration with such a loss is noted on the device,
+    and read every 20 iterations (on a CPU in each) and before the weights are validated, saved, or used to write pseudo
+    labels. After Ignite's ``TerminateOnNan``, later handlers and those of ``COMPLETED`` would still save such weights.
     """
 
     def __init__(self, every: int | None = None) -> None:

@@ -13,9 +13,8 @@ from proda.utils.progress import Progress
 class TrainingProgress:
     """One bar for the whole run, or lines where stderr is no terminal: position, time left, last loss and last score.
 
-    The score is the mIoU of the last validation, or the label-free score if there are no labels; it is that of a
-    ``Validation`` which the trainer remembers. Ignite's ``ProgressBar`` cannot count the iterations of all epochs, and
-    a resumed run has to begin at its position. Attach it after ``Validation``, on rank 0 only.
+    The score is the mIoU of the ``Validation`` that the trainer remembers, or its label-free score if there are no
+    labels. Ignite's ``ProgressBar`` cannot count the iterations of all epochs. Attach it on rank 0 only.
     """
 
     def __init__(self) -> None:

@@ -25,12 +25,11 @@ NUMBER = "num_batches_tracked"
 class AdaBN:
     """Recomputes batch norm's running statistics on whole target images, before each validation and before new labels.
 
-    After training, the running statistics mix crops of both domains and strong views, and fit neither domain; this
-    matters most for a network trained from scratch. Training itself does not change, because it normalizes by the
-    statistics of each batch. The statistics are those of all images together. In deeper layers they depend slightly
-    on the batch size, because the layers before normalize each batch separately. Frozen batch norm and networks in
-    evaluation mode are left unchanged. So is ``num_batches_tracked``: the result depends on the weights alone, however
-    often it is computed. Source: AdaBN (arXiv:1603.04779).
+    After training, the running statistics mix crops of both domains and strong views, and fit neither domain. Training
+    itself does not change, because it normalizes by the statistics of each batch. The statistics are those of all
+    images together; in deeper layers they depend slightly on the batch size, because the layers before normalize each
+    batch separately. Frozen batch norm, networks in evaluation mode and ``num_batches_tracked`` are left unchanged: the
+    result depends on the weights alone, however often it is computed. Source: AdaBN (arXiv:1603.04779).
 
     Args:
         network: without a DDP wrapper.
@@ -83,8 +82,8 @@ class AdaBN:
 class AverageStatistics:
     """Averages running statistics over the processes in every iteration, before the optimizer's step.
 
-    This is for batch norm that is neither synchronized nor frozen. Without it, each process would validate with the
-    statistics of its own images, and only those of rank 0 would be saved. It does nothing with one process.
+    This is for batch norm that is neither synchronized nor frozen, with several processes: each would validate with the
+    statistics of its own images, and only those of rank 0 would be saved.
     """
 
     def __init__(self, student: nn.Module) -> None:

@@ -16,11 +16,9 @@ class EMATeacher(EMAHandler):
     With Ignite's own ``handle_buffers="copy"``, teacher and student share the storage of their buffers, so a teacher in
     training mode would change the student's batch-norm statistics.
 
-    ``momentum`` is the weight of the student in each update: 0.001 is the paper's alpha = 0.999. The teacher network is
-    ``ema_model``. It starts as a copy of the student and is updated after each step of the student's optimizer.
-
-    ``start_as_mean``: while that weighs the student more, the teacher is the mean of all students so far
-    (``proda.method.online.student_weight``), so it soon forgets the initial weights.
+    The teacher network, ``ema_model``, starts as a copy of the student and is updated after each step of the student's
+    optimizer. ``momentum`` is the weight of the student: 0.001 is the paper's alpha = 0.999. ``start_as_mean``: while
+    that weighs the student more, the teacher is the mean of all students so far (``student_weight``).
     """
 
     def __init__(self, student: nn.Module, momentum: float = 0.001, *, start_as_mean: bool = False) -> None:

@@ -21,10 +21,9 @@ class Validation:
     """Runs the evaluator at regular intervals and at the end of training, and keeps the results.
 
     ``results`` has the scores of each validation (see ``named_scores``) with its ``iteration``, and is saved in the
-    checkpoint. When ``VALIDATED`` fires, the scores of the last validation are in ``trainer.state.scores``, and
-    flattened in ``trainer.state.metrics``. If there is a ``teacher``, the evaluator of a mean teacher, it runs after
-    that of the student, and the names of its scores begin with ``teacher_``. A run that was stopped during a validation
-    repeats all of it when it is resumed.
+    checkpoint. When ``VALIDATED`` fires, those of the last one are in ``trainer.state.scores``, and flattened in
+    ``trainer.state.metrics``. The names of the scores of ``teacher``, the evaluator of a mean teacher, begin with
+    ``teacher_``. A run that was stopped during a validation repeats all of it when it is resumed.
 
     Raises:
         UserError: there are fewer validation images than processes.
