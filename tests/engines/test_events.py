@@ -4,11 +4,8 @@ import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine
-from ignite.handlers import TensorboardLogger
-from ignite.handlers.tensorboard_logger import OutputHandler
 
 from proda.engines.events import ProdaEvents, Trainer, average_losses, remember
-from tests import small_runs
 
 
 def stepping() -> Engine:
@@ -37,16 +34,6 @@ def test_filters_of_events_count_iterations(options, expected):
     engine.add_event_handler(ProdaEvents.OPTIMIZER_STEPPED(**options), lambda: seen.append(engine.state.iteration))
     engine.run([None] * 6)
     assert seen == expected
-
-
-def test_an_ignite_logger_writes_at_our_events_under_the_iteration(tmp_path):
-    engine = stepping()
-    engine.add_event_handler(ProdaEvents.OPTIMIZER_STEPPED(every=2), lambda: engine.fire_event(ProdaEvents.VALIDATED))
-    with TensorboardLogger(log_dir=tmp_path) as logger:
-        handler = OutputHandler(tag="scores", output_transform=lambda _: {"miou": engine.state.iteration / 10})
-        logger.attach(engine, handler, ProdaEvents.VALIDATED)
-        engine.run([None] * 4)
-    assert small_runs.scalars(tmp_path) == {"scores/miou": {2: pytest.approx(0.2), 4: pytest.approx(0.4)}}
 
 
 def test_remembered_parts_need_a_state_dict_and_unique_names():

@@ -36,24 +36,6 @@ def batch(labels: torch.Tensor) -> dict:
     return {"image": torch.zeros(len(labels), 3, 4, 8, dtype=torch.uint8), "labels": labels, "name": ["x"]}
 
 
-def test_the_confusion_matrix_has_true_classes_in_rows_and_ignores_pixels_without_class():
-    labels = torch.zeros(1, 4, 8, dtype=torch.uint8)
-    labels[:, 0] = 250
-    labels[:, 1] = 2
-    evaluator = segmentation_evaluator(Painted(), PRECISION)
-    confusion = evaluator.run([batch(labels)]).metrics["confusion"]
-    assert confusion.sum() == 24
-    assert confusion[0, :2].sum() == 16 and confusion[2, :2].sum() == 8 and confusion[:, 2].sum() == 0
-
-
-def test_the_label_free_score_is_log_k_for_confident_balanced_predictions_and_zero_for_uniform_ones():
-    labels = torch.zeros(2, 4, 8, dtype=torch.uint8)
-    sure = segmentation_evaluator(Painted(1e4), PRECISION).run([batch(labels)] * 2).metrics["label_free"]
-    assert sure == pytest.approx(math.log(2), abs=1e-3)
-    undecided = segmentation_evaluator(Painted(0.0), PRECISION).run([batch(labels)]).metrics["label_free"]
-    assert undecided == pytest.approx(0, abs=1e-6)
-
-
 def test_the_network_is_evaluated_without_gradient_in_evaluation_mode_and_its_modes_are_restored():
     network, seen = Painted().train(), []
     network.frozen = nn.Dropout().eval()
