@@ -38,7 +38,7 @@ def main() -> None:
     settings = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = settings.images or (20 if device.type == "cuda" else 2)
-    network = build_network(settings.backbone, 19).to(device).eval()
+    network = build_network(settings.backbone, 19).to(device).to(memory_format=torch.channels_last).eval()
     precision = Precision(device, settings.amp)
     unit, clock = ("seconds", time.perf_counter) if device.type == "cuda" else ("CPU-seconds", time.process_time)
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, median
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from proda.metrics import correlations, figures_of_run  # noqa: E402
 from proda.studies.tables import markdown_table  # noqa: E402
 
 STAGE1 = ("self_training", "symmetric", "fixed_prototypes", "moving_prototypes", "structure")
@@ -58,12 +59,29 @@ def development(folder: Path, row: str) -> str:
     return markdown_table(["iteration", *DEVELOPMENT.values()], lines)
 
 
+def correlations(rows: list[dict[str, float]], quality: str = "miou") -> dict[str, float]:
+    """Spearman's rank correlation of each other figure with ``quality`` over the rows that have both.
+
+    NaN for fewer than two rows, and where one of the two is constant.
+    """
+    result = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name != quality):
+        pairs = np.array([(row.get(name), row.get(quality)) for row in rows], float)
+        pairs = pairs[~np.isnan(pairs).any(1)]
+        ranks = (pairs < pairs[:, None]).sum(1) + (pairs == pairs[:, None]).sum(1) / 2  # equal ones share their mean
+        with np.errstate(all="ignore"):
+            result[name] = float(np.corrcoef(ranks.T)[0, 1]) if len(ranks) > 1 else float("nan")
+    return result
+
+
 def across(folder: Path) -> dict[str, float]:
     """Correlation of each figure with the mIoU on the validation images, over rows and seeds of stage 1."""
     runs = []
     for path in sorted(path for row in STAGE1 for path in folder.glob(f"seed_*/{row}/summary.json")):
         summary = json.loads(path.read_text())
-        runs.append({**figures_of_run(summary), **means(summary["label_quality"]["history"][-LAST:])})
+        quality = summary["label_quality"]
+        scores = {name: summary[name] for name in ("miou", "label_free") if name in summary}
+        runs.append({**quality.get("last", {}), **scores, **means(quality["history"][-LAST:])})
     return correlations(runs)
 
 

@@ -1,4 +1,4 @@
-"""Rewrites the tables of README.md and docs/*.md from the results in docs/results/.
+"""Rewrites the tables of README.md and of docs/ from the results in docs/results/.
 
     python docs/tables.py            # rewrites the pages and names those that changed
     python docs/tables.py --check    # only names them; exit status 1 if there are any
@@ -37,7 +37,7 @@ VIEWS = {
 
 def pages(root: Path = ROOT) -> list[Path]:
     """The pages that may hold tables of results."""
-    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
 def rewritten(page: Path, folder: Path) -> str:

@@ -6,9 +6,9 @@
     python run.py experiments/ablation.py --seed=3 --seeds=2     # seeds 3 and 4; others may run at the same time
     python run.py experiments/ablation.py --table=successors --scale=0.5
 
-Tables: parts of the method, each added to those before, as in the paper; init, the initial weights of the student of
-stage 2; renewal of the pseudo labels during stage 1; successors, the parts of later methods over online self-training
-and over stage 1; quickstart, its stages. The rows are in proda/studies/rows.py. Tables share the runs that are in both.
+Tables: parts of the method, each added to those before, as in the paper; successors, the parts of later methods over
+online self-training and over stage 1; quickstart, its stages. The rows are in proda/studies/rows.py. Tables share the
+runs that are in both.
 
 The results of all seeds in OUTPUT that are complete are written after every run: OUTPUT/ablation.md and
 OUTPUT/ablation.json, or the table's own name instead of ablation. The same command again continues where an earlier one
@@ -30,6 +30,7 @@ from proda.settings.presets import STREETS_DATA, scaled
 from proda.settings.reading import make_config
 from proda.studies.results import Results
 from proda.studies.rows import FILES, ROWS, TABLES
+from proda.studies.statistics import students_t
 from proda.studies.tables import caption, findings_table, rows_table
 from proda.studies.up_to_date import finished_summary, run_if_outdated
 from proda.utils.errors import UserError
@@ -38,7 +39,7 @@ from proda.utils.files import atomic_write
 NOT_PASSED_ON = ("preset", "seed", "output", "nproc_per_node", "backend")  # set for each run, or not used
 PASSED_ON = [field.name for field in fields(DataConfig) if field.name not in NOT_PASSED_ON]
 
-Table = Literal["parts", "init", "renewal", "successors", "quickstart"]
+Table = Literal["parts", "successors", "quickstart"]
 
 
 @dataclass
@@ -64,6 +65,7 @@ def run(local_rank: int, config: Config) -> dict:
     runs = [(seed, row) for seed in range(config.seed, config.seed + config.seeds) for row in needed_rows(config.table)]
     if config.dry:
         return dry_run(config, runs)
+    students_t()  # says now, and not after the first runs, that scipy is missing
     for number, (seed, row) in enumerate(runs, 1):
         print(f"\n[{number}/{len(runs)}] seed {seed}, {row}", flush=True)
         run_if_outdated(experiment_file(row), flags(config, row, seed), overwrite=config.overwrite)

@@ -12,7 +12,7 @@ from torch import Tensor
 from proda.data.labels import class_names as benchmark_names
 from proda.data.labels import class_subset
 from proda.method.label_quality import contingency
-from proda.method.metrics import mutual_information, rank_correlation, scores
+from proda.method.metrics import mutual_information, scores
 
 
 def named_scores(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
@@ -38,27 +38,6 @@ def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in flat.items() if value == value}
 
 
-def figures_of_run(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The last figures about the labels in a run's ``summary.json``, with its ``miou`` and label-free score."""
-    figures = summary.get("label_quality", {}).get("last", {})
-    return {**figures, **{name: summary[name] for name in ("miou", "label_free") if name in summary}}
-
-
-def correlations(rows: Sequence[Mapping[str, float | None]], quality: str = "miou") -> dict[str, float]:
-    """Which figures go with ``quality``: the rank correlation of each other figure with it over the rows.
-
-    A row holds figures of one run (``figures_of_run``), or those of one moment of a run (an entry of the history in its
-    ``summary.json``). Rows in which one of the two is missing, None or NaN do not count for a figure. NaN for a figure
-    with fewer than two rows, or that is the same in all.
-    """
-    result = {}
-    for name in dict.fromkeys(name for row in rows for name in row if name != quality):
-        pairs = [(row.get(name), row.get(quality)) for row in rows]
-        known = [(one, other) for one, other in pairs if one == one and other == other and None not in (one, other)]
-        result[name] = rank_correlation(*torch.tensor(known, dtype=torch.float64).reshape(-1, 2).T)
-    return result
-
-
 class LabelConfusion(ConfusionMatrix):
     """Ignite's confusion matrix, int64 [K, K] with true classes in rows, of label maps instead of logits.
 
@@ -81,9 +60,7 @@ class LabelFreeScore(Metric):
     """
 
     def reset(self) -> None:
-        self._mean = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._entropy = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._images = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._mean = self._entropy = self._images = torch.zeros((), dtype=torch.float64, device=self._device)
 
     def update(self, output: Sequence[Tensor]) -> None:
         mean, entropy = mutual_information(output[0])

@@ -26,7 +26,7 @@ def load_model(
     """The network of a weights file, ours or a released ``.pkl``, ready to predict.
 
     Args:
-        path: the weights file. It says which backbone and which classes the network has.
+        path: the weights file, which says what network it is.
         device: "cpu", "cuda", "cuda:1", ...; "auto" is "cuda" if there is a GPU.
         tile: larger images are predicted in overlapping tiles of at most this side, in pixels; 0: automatic, by the
             size of the images that the network was trained on.

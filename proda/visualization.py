@@ -76,16 +76,13 @@ def below(picture: np.ndarray, note: Image.Image) -> Image.Image:
 def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], size: tuple[int, int]) -> Image.Image:
     """Rows of pictures, each resized to ``size`` (width, height) without smoothing, under one row of titles."""
     width, height = size
-    sheet = Image.new(
-        "RGB", (len(titles) * (width + GAP) - GAP, TITLE + len(rows) * (height + GAP) - GAP), (255, 255, 255)
-    )
+    sheet = Image.new("RGB", (len(titles) * (width + GAP) - GAP, TITLE + len(rows) * (height + GAP) - GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
-        draw.text((column * (width + GAP) + 2, 1), title, fill=(0, 0, 0), font=_FONT)
+        draw.text((column * (width + GAP) + 2, 1), title, "black", _FONT)
         for row, pictures in enumerate(rows):
-            picture = Image.fromarray(pictures[column])
-            smooth = Image.Resampling.NEAREST
-            sheet.paste(picture.resize(size, smooth), (column * (width + GAP), TITLE + row * (height + GAP)))
+            picture = Image.fromarray(pictures[column]).resize(size, Image.Resampling.NEAREST)
+            sheet.paste(picture, (column * (width + GAP), TITLE + row * (height + GAP)))
     return sheet
 
 
@@ -94,10 +91,9 @@ def confusion_picture(confusion: np.ndarray, names: Sequence[str], *, cell: int 
 
     A class without pixels has an empty row.
     """
-    count = len(names)
+    count, margin = len(names), _margin(names)
     total = confusion.sum(1, keepdims=True)
     shares = np.divide(confusion, total, out=np.zeros(confusion.shape), where=total > 0)
-    margin = max(_text_size(name)[0] for name in names) + 12
     sheet = Image.new("RGB", (margin + count * cell + 8, margin + count * cell + 24), "white")
     draw = ImageDraw.Draw(sheet)
     for k, name in enumerate(names):
@@ -106,15 +102,13 @@ def confusion_picture(confusion: np.ndarray, names: Sequence[str], *, cell: int 
         upright = Image.new("RGB", (margin - 6, 16), "white")
         ImageDraw.Draw(upright).text((2, 8), name, fill="black", font=_FONT, anchor="lm")
         sheet.paste(upright.rotate(90, expand=True), (middle - 8, 0))
-    for row in range(count):
-        for column in range(count):
-            share = shares[row, column]
-            x, y = margin + column * cell, margin + row * cell
-            dark = tuple(round(255 - share * (255 - c)) for c in ((20, 90, 50) if row == column else (150, 30, 30)))
-            draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill=dark if total[row] else (238, 238, 238))
-            if share >= 0.005:
-                color = "white" if share > 0.5 else "black"
-                draw.text((x + cell // 2 - 1, y + cell // 2), f"{100 * share:.0f}", color, _FONT, anchor="mm")
+    for (row, column), share in np.ndenumerate(shares):
+        x, y = margin + column * cell, margin + row * cell
+        dark = tuple(round(255 - share * (255 - c)) for c in ((20, 90, 50) if row == column else (150, 30, 30)))
+        draw.rectangle((x, y, x + cell - 2, y + cell - 2), fill=dark if total[row] else (238, 238, 238))
+        if share >= 0.005:
+            color = "white" if share > 0.5 else "black"
+            draw.text((x + cell // 2 - 1, y + cell // 2), f"{100 * share:.0f}", color, _FONT, anchor="mm")
     draw.text((margin, margin + count * cell + 6), "rows: true class, columns: predicted; % of the row", "black", _FONT)
     return sheet
 
@@ -123,7 +117,7 @@ def frequency_picture(
     shares: Mapping[str, np.ndarray], names: Sequence[str], colors: np.ndarray, *, width: int = 220, row: int = 18
 ) -> Image.Image:
     """Bars of class frequencies [K] in 0..1, one column for each title; lengths are logarithmic from 0.001% to 100%."""
-    margin = max(_text_size(name)[0] for name in names) + 12
+    margin = _margin(names)
     sheet = Image.new("RGB", (margin + len(shares) * (width + 60), 24 + len(names) * row + 22), "white")
     draw = ImageDraw.Draw(sheet)
     for k, name in enumerate(names):
@@ -152,13 +146,9 @@ def example_sheet(
 ) -> Image.Image:
     """Images with the colours of their labels over them and the names of the classes in their regions.
 
-    Args:
-        examples: title, image RGB uint8 [H, W, 3] and labels uint8 [H, W] of the same size. Pixels that have no class
-            are striped.
-        names: of the classes, which are the values 0..K-1 of labels.
-        colors: uint8 [K, 3].
-        columns: examples side by side.
-        width: of each, in pixels.
+    ``examples``: title, image RGB uint8 [H, W, 3] and labels uint8 [H, W] of the same size, whose values 0..K-1 have
+    ``names`` and ``colors`` uint8 [K, 3]; other pixels are striped. ``columns`` examples stand side by side, each
+    ``width`` pixels wide.
     """
     pictures = [(title, _named_overlay(image, labels, names, colors, width)) for title, image, labels in examples]
     height = max(picture.height for _, picture in pictures) + _LINE
@@ -227,6 +217,7 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _text_size(text: str) -> tuple[int, int]:
-    left, top, right, bottom = _FONT.getbbox(text)
-    return int(right - left), int(bottom - top)
+def _margin(names: Sequence[str]) -> int:
+    """Width of the longest name, and some space."""
+    boxes = [_FONT.getbbox(name) for name in names]
+    return max(int(right - left) for left, _, right, _ in boxes) + 12

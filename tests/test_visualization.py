@@ -40,13 +40,16 @@ def labelled(width: int, height: int, left: int, right: int):
     return "name", np.full((height, width, 3), 100, np.uint8), labels
 
 
-def test_examples_show_the_colors_of_their_labels_over_the_image():
+def test_examples_show_the_colors_of_their_labels_over_the_image_and_stripes_where_there_is_no_class():
     colors = np.array([(200, 0, 0), (0, 0, 200)], np.uint8)
-    sheet = np.asarray(example_sheet([labelled(200, 100, 0, 1)], ["road", "car"], colors, columns=1, width=200))
-    left, right = sheet[-30, 4], sheet[-30, -8]
-    assert left[0] > 100 > left[2] and right[2] > 100 > right[0]
-    mirrored = example_sheet([labelled(200, 100, 1, 0)], ["road", "car"], colors, columns=1, width=200)
-    assert (np.asarray(mirrored)[-30, -8] == left).all()
+    left, right, none = (
+        np.asarray(example_sheet([labelled(200, 100, *labels)], ["road", "car"], colors, columns=1, width=200))
+        for labels in ((0, 1), (1, 0), (0, IGNORE))
+    )
+    assert left[-30, 4, 0] > 100 > left[-30, 4, 2] and left[-30, -8, 2] > 100 > left[-30, -8, 0]
+    assert (right[-30, -8] == left[-30, 4]).all()
+    striped = none[-90:-10, 110:190].reshape(-1, 3).tolist()
+    assert set(map(tuple, striped)) == {(45, 45, 45), (185, 185, 185)}
 
 
 def test_the_names_of_classes_stand_in_their_regions_and_move_with_them():
@@ -62,23 +65,11 @@ def test_the_names_of_classes_stand_in_their_regions_and_move_with_them():
     assert white(["road", "i"], 1, 0)[0] < white(["road", "i"], 1, 0)[1]
 
 
-def test_pixels_without_a_class_are_striped():
-    colors = np.array([(200, 0, 0), (0, 0, 200)], np.uint8)
-    sheet = example_sheet([labelled(200, 100, 0, IGNORE)], ["road", "car"], colors, columns=1, width=200)
-    half = np.asarray(sheet)[-90:-10, 110:190]
-    assert set(map(tuple, half.reshape(-1, 3).tolist())) == {(45, 45, 45), (185, 185, 185)}
-
-
 def test_a_sheet_has_room_for_images_of_several_sizes():
-    colors = np.zeros((2, 3), np.uint8)
-    one = example_sheet([labelled(40, 20, 0, 1)], ["a", "b"], colors, columns=2, width=100)
-    four = example_sheet(
-        [labelled(40, 20, 0, 1), labelled(40, 60, 0, 1), *[labelled(8, 8, 0, 1)] * 2],
-        ["a", "b"],
-        colors,
-        columns=2,
-        width=100,
-    )
+    colors, options = np.zeros((2, 3), np.uint8), {"columns": 2, "width": 100}
+    one = example_sheet([labelled(40, 20, 0, 1)], ["a", "b"], colors, **options)
+    shapes = [(40, 20), (40, 60), (8, 8), (8, 8)]
+    four = example_sheet([labelled(*shape, 0, 1) for shape in shapes], ["a", "b"], colors, **options)
     assert four.width == one.width and four.height > one.height + 2 * 100
 
 

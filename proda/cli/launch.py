@@ -8,7 +8,6 @@ import errno
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import shutil
 import signal
@@ -28,10 +27,12 @@ from tqdm import tqdm
 from proda import __version__
 from proda.cli.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, with_recorded, wrapped
 from proda.cli.processes import run_in_group
-from proda.run.config import RunConfig
+from proda.run.config import RunConfig, TrainConfig
 from proda.run.plan import print_plan
+from proda.run.record import read_record
 from proda.settings.reading import default_output, make_config, with_present_names
 from proda.utils.errors import MissingFileError, UserError
+from proda.utils.record import plain
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the clone, or the folder of installed packages
 EXPERIMENTS = ROOT / "experiments"
@@ -93,7 +94,7 @@ def start(experiment: str, flags: dict[str, Any]) -> Any:
     config = make_config(module.Config, flags, getattr(module, "PRESETS", None))
     file = str(module.__file__)
     config.output = config.output or default_output(file)
-    if getattr(config, "plan", False):
+    if isinstance(config, TrainConfig) and config.plan:
         if not callable(build := getattr(module, "build", None)):
             raise UserError(f"--plan: {experiment} has no build(config, data, networks), which a plan needs")
         return print_plan(config, build, Path(file).stem)
@@ -187,12 +188,10 @@ def _flags(experiment: str, *arguments: str) -> dict[str, Any]:
     """
     module = load_experiment(experiment)
     flags = with_recorded(parse_flags([*arguments], getattr(module, "POSITIONAL", "")), module.Config)
-    flags = with_present_names(flags, module.Config)
-    make_config(module.Config, flags, getattr(module, "PRESETS", None))
-    return flags
+    return with_present_names(flags, module.Config)
 
 
-def _check_places(config: Any) -> None:
+def _check_places(config: RunConfig) -> None:
     """Raises UserError if a folder to write to is a file or below one, or if a file is a folder."""
     for name in FOLDER_FLAGS:
         value = getattr(config, name, "")
@@ -203,7 +202,7 @@ def _check_places(config: Any) -> None:
         raise UserError(f"--prototypes={value}: this is a folder; expected a file")
 
 
-def _run(experiment: str, config: Any, local_rank: int) -> Any:
+def _run(experiment: str, config: RunConfig, local_rank: int) -> Any:
     """The work of each process of the group."""
     _resume_after_restart(config)
     return load_experiment(experiment).run(local_rank, config)
@@ -247,14 +246,14 @@ def _copy(arguments: list[str]) -> int:
     return 0
 
 
-def _resume_after_restart(config: Any) -> None:
+def _resume_after_restart(config: RunConfig) -> None:
     """Sets ``resume`` if torchrun or SLURM restarted the command and the output folder holds this very run.
 
     The run is recognised by the same settings in config.json. The folder of another run is refused, or deleted with
     ``--overwrite``, as at the first start. Torchrun counts restarts per machine, so the processes agree by an
     all-reduce.
     """
-    if getattr(config, "resume", True) or not hasattr(config, "overwrite"):
+    if not isinstance(config, TrainConfig) or config.resume:
         return
     restarted = any(int(os.environ.get(name) or 0) > 0 for name in RESTARTS) and _began(config)
     if idist.all_reduce(int(restarted), "MAX"):
@@ -263,14 +262,11 @@ def _resume_after_restart(config: Any) -> None:
             print(f"restarted: resuming the run in {config.output}", flush=True)
 
 
-def _began(config: Any) -> bool:
+def _began(config: RunConfig) -> bool:
     """Whether the output folder holds a run with these settings."""
-    try:
-        begun = json.loads((Path(config.output) / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    settings = {name: value for name, value in asdict(config).items() if name not in NOT_REPEATED}
-    return isinstance(begun, dict) and settings.items() <= begun.items()
+    begun = read_record(Path(config.output), config)
+    settings = {name: value for name, value in plain(asdict(config)).items() if name not in NOT_REPEATED}
+    return bool(begun) and all(begun.get(name) == value for name, value in settings.items())
 
 
 def _usage() -> str:

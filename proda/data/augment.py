@@ -5,7 +5,8 @@ module applies it to images and label maps; ``proda.method.views`` applies it to
 Sizes are (height, width).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,22 +16,64 @@ from torch import Tensor
 from proda.method.views import Operation, StrongView, WeakView
 from proda.utils.errors import UserError
 
+Size = tuple[int, int]  # height, width
 FILL = (127, 127, 127)  # colour of the cutout and of pixels from outside the image
 
-_GEOMETRY = {
-    "ShearX": Operation.SHEAR_X,
-    "ShearY": Operation.SHEAR_Y,
-    "TranslateX": Operation.TRANSLATE_X,
-    "TranslateY": Operation.TRANSLATE_Y,
-    "Rotate": Operation.ROTATE,
+
+class _Kind(NamedTuple):
+    """How a kind of operation is drawn and applied to an RGB image."""
+
+    value: Callable[[int, int, Size], float | None]  # of the level 1..9, the sign -1 or 1, and the image's size
+    apply: Callable[[Image.Image, Any], Image.Image]
+    geometry: Operation | None = None  # what it does to the geometry
+
+
+def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
+    """Output (x, y) shows input (ax + by + c, dx + ey + f)."""
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+def _enhancement(enhancer: Callable[[Image.Image], Any]) -> _Kind:
+    return _Kind(lambda level, _, __: 0.9 * level / 10 + 0.05, lambda image, value: enhancer(image).enhance(value))
+
+
+def _shear(level: int, sign: int, size: Size) -> float:
+    return sign * 0.3 * level / 10
+
+
+def _none(*_: Any) -> None:
+    return None
+
+
+_KINDS = {
+    "AutoContrast": _Kind(_none, lambda image, _: ImageOps.autocontrast(image)),
+    "Equalize": _Kind(_none, lambda image, _: ImageOps.equalize(image)),
+    "Identity": _Kind(_none, lambda image, _: image),
+    "Posterize": _Kind(lambda level, _, __: int(4 * level / 10) + 4, ImageOps.posterize),  # bits that stay
+    "Solarize": _Kind(lambda level, _, __: 256 - int(256 * level / 10), ImageOps.solarize),  # inverted from here on
+    "Brightness": _enhancement(ImageEnhance.Brightness),
+    "Color": _enhancement(ImageEnhance.Color),
+    "Contrast": _enhancement(ImageEnhance.Contrast),
+    "Sharpness": _enhancement(ImageEnhance.Sharpness),
+    "ShearX": _Kind(_shear, lambda image, x: _affine(image, (1, x, 0, 0, 1, 0)), Operation.SHEAR_X),
+    "ShearY": _Kind(_shear, lambda image, y: _affine(image, (1, 0, 0, y, 1, 0)), Operation.SHEAR_Y),
+    "TranslateX": _Kind(
+        lambda level, sign, size: int(sign * 0.3 * level / 10 * size[1]),
+        lambda image, x: _affine(image, (1, 0, x, 0, 1, 0)),
+        Operation.TRANSLATE_X,
+    ),
+    "TranslateY": _Kind(
+        lambda level, sign, size: int(sign * 0.3 * level / 10 * size[0]),
+        lambda image, y: _affine(image, (1, 0, 0, 0, 1, y)),
+        Operation.TRANSLATE_Y,
+    ),
+    "Rotate": _Kind(
+        lambda level, sign, _: sign * 30 * level / 10,  # degrees
+        lambda image, angle: image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=FILL),
+        Operation.ROTATE,
+    ),
 }
-_ENHANCERS = {
-    "Brightness": ImageEnhance.Brightness,
-    "Color": ImageEnhance.Color,
-    "Contrast": ImageEnhance.Contrast,
-    "Sharpness": ImageEnhance.Sharpness,
-}
-OPERATIONS = ("AutoContrast", "Equalize", "Identity", "Posterize", "Solarize", *_ENHANCERS, *_GEOMETRY)
+OPERATIONS = tuple(_KINDS)
 
 
 class ImageOperation(NamedTuple):
@@ -42,7 +85,7 @@ class ImageOperation(NamedTuple):
 
 def draw_weak_view(
     rng: np.random.Generator,
-    full_size: tuple[int, int],
+    full_size: Size,
     *,
     mean_width: int = 2200,
     crop_height: int = 512,
@@ -54,15 +97,25 @@ def draw_weak_view(
 
     The width is uniform between 1 - ``jitter`` and 1 + ``jitter`` times ``mean_width``. Fields are 0-dim tensors. Every
     draw raises UserError if the smallest possible resize of an image of ``full_size`` is smaller than the crop; its
-    message names the ``flag`` that ``mean_width`` comes from.
+    message names the ``flag`` that ``mean_width`` comes from and, if a smaller jitter would do, ``--width_jitter``.
     """
     aspect = full_size[1] / full_size[0]
-    smallest = int((1 - jitter) * mean_width)
-    if smallest < crop_width or int(smallest / aspect) < crop_height:
+
+    def smallest(jitter: float) -> tuple[int, int]:
+        width = int((1 - jitter) * mean_width)
+        return width, int(width / aspect)
+
+    def fits(jitter: float) -> bool:
+        width, height = smallest(jitter)
+        return width >= crop_width and height >= crop_height
+
+    if not fits(jitter):
+        width, height = smallest(jitter)
+        enough = next((percent for percent in range(99, -1, -1) if fits(percent / 100)), None)
+        way_out = "" if enough is None else f"; training takes them with --width_jitter={enough / 100} or less"
         raise UserError(
-            f"--{flag}={mean_width} shrinks images of {full_size[1]}x{full_size[0]} to as little as "
-            f"{smallest}x{int(smallest / aspect)}, expected at least the crop, "
-            f"--crop_width={crop_width} x --crop_height={crop_height}"
+            f"--{flag}={mean_width} shrinks images of {full_size[1]}x{full_size[0]} to as little as {width}x{height}, "
+            f"expected at least the crop, --crop_width={crop_width} x --crop_height={crop_height}{way_out}"
         )
     width = int(rng.uniform(1 - jitter, 1 + jitter) * mean_width)
     height = int(width / aspect)
@@ -92,7 +145,7 @@ def weak_view_of_labels(labels: Tensor, view: WeakView) -> Tensor:
     return labels[rows].index_select(1, columns)
 
 
-def draw_strong_view(rng: np.random.Generator, size: tuple[int, int]) -> tuple[list[ImageOperation], StrongView]:
+def draw_strong_view(rng: np.random.Generator, size: Size) -> tuple[list[ImageOperation], StrongView]:
     """A flip half of the time, two random operations each half of the time, and always a cutout.
 
     Returns the operations to apply between the flip and the cutout, in order, and what they do to the geometry (no
@@ -103,11 +156,11 @@ def draw_strong_view(rng: np.random.Generator, size: tuple[int, int]) -> tuple[l
     operations, kinds, values = [], [Operation.NONE] * 2, [0.0] * 2
     for n in range(2):
         name = OPERATIONS[rng.integers(len(OPERATIONS))]
-        value = _value(name, int(rng.integers(1, 10)), 1 if rng.random() < 0.5 else -1, size)
+        value = _KINDS[name].value(int(rng.integers(1, 10)), 1 if rng.random() < 0.5 else -1, size)
         if rng.random() < 0.5:
             operations.append(ImageOperation(name, value))
-            if name in _GEOMETRY:
-                kinds[n], values[n] = _GEOMETRY[name], value or 0.0
+            if geometry := _KINDS[name].geometry:
+                kinds[n], values[n] = geometry, value or 0.0
     view = StrongView(
         torch.tensor(flipped),
         torch.tensor(kinds, dtype=torch.int64),
@@ -128,65 +181,16 @@ def strong_view_of_image(image: Image.Image, operations: list[ImageOperation], v
 
 def apply_operation(image: Image.Image, operation: ImageOperation) -> Image.Image:
     """One operation on an RGB image; geometry is bilinear and keeps the size, with ``FILL`` from outside."""
-    name, value = operation.name, operation.value or 0.0
-    if name in _ENHANCERS:
-        return _ENHANCERS[name](image).enhance(value)
-    match name:
-        case "AutoContrast":
-            return ImageOps.autocontrast(image)
-        case "Equalize":
-            return ImageOps.equalize(image)
-        case "Identity":
-            return image
-        case "Posterize":
-            return ImageOps.posterize(image, int(value))
-        case "Solarize":
-            return ImageOps.solarize(image, int(value))
-        case "Rotate":
-            return image.rotate(value, Image.Resampling.BILINEAR, fillcolor=FILL)
-        case "ShearX":
-            return _affine(image, (1, value, 0, 0, 1, 0))
-        case "ShearY":
-            return _affine(image, (1, 0, 0, value, 1, 0))
-        case "TranslateX":
-            return _affine(image, (1, 0, value, 0, 1, 0))
-        case "TranslateY":
-            return _affine(image, (1, 0, 0, 0, 1, value))
-    raise ValueError(f"unknown image operation {name!r}; expected one of {', '.join(OPERATIONS)}")
+    return _KINDS[operation.name].apply(image, operation.value)
 
 
-def _value(name: str, level: int, sign: int, size: tuple[int, int]) -> float | None:
-    """The parameter of an operation at a level of 1..9; ``sign`` affects geometric operations only."""
-    if name in _ENHANCERS:
-        return 0.9 * level / 10 + 0.05
-    match name:
-        case "Posterize":
-            return int(4 * level / 10) + 4  # bits that stay
-        case "Solarize":
-            return 256 - int(256 * level / 10)  # values from here on are inverted
-        case "Rotate":
-            return sign * 30 * level / 10  # degrees
-        case "ShearX" | "ShearY":
-            return sign * 0.3 * level / 10
-        case "TranslateX":
-            return int(sign * 0.3 * level / 10 * size[1])
-        case "TranslateY":
-            return int(sign * 0.3 * level / 10 * size[0])
-    return None
-
-
-def _draw_cutout(rng: np.random.Generator, size: tuple[int, int]) -> list[int]:
+def _draw_cutout(rng: np.random.Generator, size: Size) -> list[int]:
     """x0, y0, x1, y1 of a square around a random point, a third of the shorter side long; clipped at the edges."""
     height, width = size
     side = min(height, width) // 3
     x0 = int(max(0, rng.uniform(0, width) - side / 2))
     y0 = int(max(0, rng.uniform(0, height) - side / 2))
     return [x0, y0, min(width, x0 + side), min(height, y0 + side)]
-
-
-def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
-    """Output (x, y) shows input (ax + by + c, dx + ey + f)."""
-    return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
 def _nearest(start: Tensor, length: Tensor, full: int, resized: Tensor) -> Tensor:

@@ -16,37 +16,32 @@ GTA5_RELEASED_SIZE = (1914, 1052)  # width, height
 
 
 class _Place(NamedTuple):
-    """Where the files of a download are: unpacked in a folder, or else in zip files."""
+    """PNGs of a download: a pattern below ``root`` or, if that folder is missing, one in zip files (empty: none)."""
 
-    folder: Path
-    pattern: str  # of the files in the folder
     root: Path
-    zipped: str = ""  # pattern below ``root`` of the same files in zip files; empty if the download has none
+    unpacked: str
+    zipped: str = ""
 
     @property
-    def is_unpacked(self) -> bool:
-        return self.folder.is_dir() or not self.zipped
+    def folder(self) -> Path:
+        return self.root / self.unpacked.partition("/*")[0]
+
+    @property
+    def in_zip_files(self) -> bool:
+        return bool(self.zipped) and not self.folder.is_dir()
 
     def files(self) -> FoundFiles:
-        if self.is_unpacked:
-            return list_files(self.folder, self.pattern, (".png",))
-        return list_files(self.root, self.zipped, (".png",))
+        return list_files(self.root, self.zipped if self.in_zip_files else self.unpacked, (".png",))
 
-    def expected(self, key: str) -> str:
-        """The missing file of a key, in words."""
-        name = self.pattern
+    def nor_zipped(self) -> str:
+        return f", nor {self.zipped} in {self.root}" if self.in_zip_files else ""
+
+    def file(self, key: str) -> str:
+        """The file of a key, in words."""
+        name = self.unpacked
         for part in key.split("/")[-name.count("*") :]:
             name = name.replace("*", part, 1)
-        return f"{self.folder / name}{'' if self.is_unpacked else self._nor_zipped()}"
-
-    def missing(self) -> str:
-        """What is missing if there are no files at all, in words."""
-        if self.folder.is_dir():
-            return f"no images {self.pattern} under {self.folder}"
-        return f"no folder {self.folder}{self._nor_zipped()}"
-
-    def _nor_zipped(self) -> str:
-        return f", nor {self.zipped} in {self.root}" if self.zipped else ""
+        return f"{self.root / name}{self.nor_zipped()}"
 
 
 class _Benchmark(LabelledFiles):
@@ -55,21 +50,20 @@ class _Benchmark(LabelledFiles):
     def __init__(self, images: _Place, labels: _Place | None, hint: str, **options: Any) -> None:
         files = images.files()
         if not files:
-            where = "" if images.folder.is_dir() else " (--data_root tells where)"
-            raise MissingFileError(f"{images.missing()}; {hint}{where}")
-        found = {_name(key): path for key, path in labels.files().items()} if labels else {}
+            if images.folder.is_dir():
+                raise MissingFileError(f"no images {images.root / images.unpacked}; {hint}")
+            raise MissingFileError(f"no folder {images.folder}{images.nor_zipped()}; {hint} (--data_root tells where)")
         # The order of an unpacked download, whichever zip file a file lies in.
         keys = sorted(files, key=lambda key: "/".join(files[key].parts[-2:]))
+        names = [_name(key) for key in keys]
+        found = {_name(key): path for key, path in labels.files().items()} if labels else {}
         super().__init__(
-            [files[key] for key in keys],
-            [found.get(_name(key)) for key in keys] if labels else None,
-            [_name(key) for key in keys],
-            **options,
+            [files[key] for key in keys], [found.get(name) for name in names] if labels else None, names, **options
         )
         self.left_out = files.left_out
         if labels:
-            key_of, place = {_name(key): key for key in keys}, labels
-            self.require_labels(lambda i: f"no label map {place.expected(key_of[self.names[i]])}")
+            key_of, place = dict(zip(names, keys, strict=True)), labels
+            self.require_labels(lambda i: f"no label map {place.file(key_of[self.names[i]])}")
 
 
 def _name(key: str) -> str:
@@ -90,7 +84,8 @@ class Cityscapes(_Benchmark):
         root = Path(root)
 
         def place(what: str, pattern: str) -> _Place:
-            return _Place(root / what / split, pattern, root, f"{what}_trainvaltest.zip/{what}/{split}/{pattern}")
+            unpacked = f"{what}/{split}/{pattern}"
+            return _Place(root, unpacked, f"{what}_trainvaltest.zip/{unpacked}")
 
         super().__init__(
             place("leftImg8bit", "*/*_leftImg8bit.png"),
@@ -105,19 +100,16 @@ class Cityscapes(_Benchmark):
 class GTA5(_Benchmark):
     """``images/NUMBER.png`` and ``labels/NUMBER.png`` under ``root``: all of them, whatever ``split.mat`` says.
 
-    Instead of a folder that is missing, all ``*_images.zip`` or ``*_labels.zip`` are read. The released code, too,
-    takes every file for training. Label maps are 8-bit with a palette; the index is the id.
-
-    The images are not all of one size, and a few label maps differ from theirs by some pixels; these are stretched to
-    their image. The released code resizes every image and label map to ``GTA5_RELEASED_SIZE`` instead, most of which
-    have that size: ``size=GTA5_RELEASED_SIZE`` does the same.
+    Instead of a folder that is missing, all ``*_images.zip`` or ``*_labels.zip`` are read. Label maps are 8-bit with a
+    palette; the index is the id. A few differ from their image by some pixels and are stretched to it. The released
+    code resizes every image and label map to the size of most, as ``size=GTA5_RELEASED_SIZE`` does.
     """
 
     def __init__(self, root: Path, *, num_classes: int = 19, with_labels: bool = True, **options: Any) -> None:
         root = Path(root)
         super().__init__(
-            _Place(root / "images", "*.png", root, "*_images.zip/**/*.png"),
-            _Place(root / "labels", "*.png", root, "*_labels.zip/**/*.png") if with_labels else None,
+            _Place(root, "images/*.png", "*_images.zip/**/*.png"),
+            _Place(root, "labels/*.png", "*_labels.zip/**/*.png") if with_labels else None,
             "GTA5 unpacks to images/00001.png and labels/00001.png",
             table=id_table("gta5", num_classes),
             num_classes=num_classes,
@@ -129,8 +121,7 @@ class GTA5(_Benchmark):
 class Synthia(_Benchmark):
     """SYNTHIA-RAND-CITYSCAPES: ``RGB/NAME.png`` and ``GT/LABELS/NAME.png`` under ``root`` or ``root/RAND_CITYSCAPES``.
 
-    Label maps are PNGs of 16 bits whose first channel holds the class, the others the instance. Sorted by name (the
-    released code takes them in the order of the directory, which differs between machines). The download is a RAR
+    Label maps are PNGs of 16 bits whose first channel holds the class, the others the instance. The download is a RAR
     archive and has to be unpacked.
     """
 
@@ -139,8 +130,8 @@ class Synthia(_Benchmark):
         if not (root / "RGB").is_dir() and (root / "RAND_CITYSCAPES").is_dir():
             root = root / "RAND_CITYSCAPES"
         super().__init__(
-            _Place(root / "RGB", "*.png", root),
-            _Place(root / "GT" / "LABELS", "*.png", root) if with_labels else None,
+            _Place(root, "RGB/*.png"),
+            _Place(root, "GT/LABELS/*.png") if with_labels else None,
             "SYNTHIA-RAND-CITYSCAPES unpacks to RGB/*.png and GT/LABELS/*.png",
             table=id_table("synthia", num_classes),
             num_classes=num_classes,
@@ -155,12 +146,11 @@ def open_dataset(
 
     ``split`` only affects Cityscapes; all files of GTA5 and of SYNTHIA are training data.
     """
-    root = Path(root) / name
-    if name == "cityscapes":
-        return Cityscapes(root, split, num_classes=num_classes, with_labels=with_labels, **options)
-    layouts = {"gta5": GTA5, "synthia": Synthia}
-    if name not in layouts:
+    if name not in ("cityscapes", "gta5", "synthia"):
         raise UserError(f"no data set {name!r}; there are cityscapes, gta5 and synthia")
+    root, options = Path(root) / name, {"num_classes": num_classes, "with_labels": with_labels, **options}
+    if name == "cityscapes":
+        return Cityscapes(root, split, **options)
     if split != "train":
         raise UserError(f"{name} has no split {split!r}: all of it is for training")
-    return layouts[name](root, num_classes=num_classes, with_labels=with_labels, **options)
+    return GTA5(root, **options) if name == "gta5" else Synthia(root, **options)

@@ -89,23 +89,20 @@ class DatasetReport:
 
     @property
     def ignored(self) -> float:
-        """Share of pixels without a class."""
-        return 1 - self.pixels[: self.num_classes].sum() / self.pixels.sum() if self.labelled else 0.0
+        """Share of pixels without a class; 0 without labels."""
+        return self.pixels[self.num_classes :].sum() / max(self.pixels.sum(), 1)
 
     @property
     def headline(self) -> str:
         """Number of images and labels."""
-        labels = f"{self.labelled} with labels, {100 * self.ignored:.1f}% of their pixels ignored"
-        labels = labels if self.labelled else "none with labels"
-        return f"{counted(self.images, 'image')}; {labels}"
+        ignored = f"{self.labelled} with labels, {100 * self.ignored:.1f}% of their pixels ignored"
+        return f"{counted(self.images, 'image')}; {ignored if self.labelled else 'none with labels'}"
 
     def lines(self, class_names: list[str], *, details: Path) -> Iterator[str]:
         """Sizes, classes that are in no image, and the first problems; ``details`` is the file that has them all."""
         if self.left_out:
             yield f"  left out: {'; '.join(self.left_out)}"
-        sizes = ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.sizes.most_common(5))
-        more = f", and {len(self.sizes) - 5} other sizes" if len(self.sizes) > 5 else ""
-        yield f"  sizes: {sizes or 'none could be read'}{more}"
+        yield f"  sizes: {sizes_in_words(self.sizes)}"
         absent = [name for name, count in zip(class_names, self.images_with, strict=False) if count == 0]
         if self.labelled and absent:
             yield f"  in no image: {', '.join(absent)}"
@@ -126,6 +123,13 @@ class DatasetReport:
             "left_out": self.left_out,
             "problems": self.problems,
         }
+
+
+def sizes_in_words(sizes: Counter[tuple[int, int]]) -> str:
+    """The most common sizes (width, height) and how often they occur, for one line."""
+    words = [f"{width}x{height}: {count}" for (width, height), count in sizes.most_common(5)]
+    words += [f"and {len(sizes) - 5} other sizes"] if len(sizes) > 5 else []
+    return ", ".join(words) or "none can be read"
 
 
 def choose_examples(class_pixels: Mapping[str, np.ndarray], count: int = 12) -> list[str]:

@@ -1,6 +1,7 @@
 """Looks at images and label maps and writes a first description of them, for a person to edit."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
+from proda.data.check import sizes_in_words
 from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_size, label_palette, read_colors, read_ids
 from proda.data.labels import CLASSES, TRANSPARENT, color_code, generated_colors
 from proda.data.listing import FoundFiles, list_files
@@ -50,14 +52,13 @@ def find_places(root: Path, images: str, labels: str = "") -> Places:
         UserError: no image and label map belong together.
     """
     found = list_files(root, images)
-    if not found and (videos := list_files(root, images, VIDEO_SUFFIXES)):
-        if labels:
-            raise UserError(f"--labels={labels}: --images={images} are videos, whose frames have no label maps")
-        return Places(root, images, "", videos, FoundFiles(), are_videos=True)
-    if not found:
+    videos = FoundFiles() if found else list_files(root, images, VIDEO_SUFFIXES)
+    if videos and labels:
+        raise UserError(f"--labels={labels}: --images={images} are videos, whose frames have no label maps")
+    if not found and not videos:
         raise MissingFileError(f"--images={images}: found none; expected {', '.join(IMAGE_SUFFIXES)} files or videos")
     if not labels:
-        return Places(root, images, "", found, FoundFiles())
+        return Places(root, images, "", found or videos, FoundFiles(), are_videos=bool(videos))
     label_files = list_files(root, labels, LABEL_SUFFIXES)
     if not label_files:
         raise MissingFileError(f"--labels={labels}: found none; expected {', '.join(LABEL_SUFFIXES)} files")
@@ -96,9 +97,8 @@ def look(places: Places, *, num_workers: int = 0, progress: Callable[[Iterable],
     """
     if places.are_videos:
         return Findings("")
-    label_files = [places.label_files[key] for key in places.pairs]
-    findings = _kind(label_files) if label_files else Findings("")
     labelled = {places.label_files[key]: places.image_files[key] for key in places.pairs}
+    findings = _kind(list(labelled)) if labelled else Findings("")
     files = _Files(list(places.image_files.values()), labelled, findings.labels_are)
     for size, values, problem in progress(single_items(files, num_workers)):
         if problem:
@@ -109,7 +109,7 @@ def look(places: Places, *, num_workers: int = 0, progress: Callable[[Iterable],
             findings.label_maps += 1
             findings.values.update(values)
             findings.files_with.update(values.keys())
-    if label_files:
+    if labelled:
         _check_values(findings, places.labels)
     return findings
 
@@ -171,8 +171,8 @@ def _kind(label_files: Sequence[Path]) -> Findings:
             problems.append(str(error))
     if not palettes:
         raise UserError(f"no label map can be read: {problems[0]}")
-    colored = [path for path, palette in palettes.items() if palette is None]
-    others = [path for path, palette in palettes.items() if palette is not None]
+    colored = [path for path in palettes if palettes[path] is None]
+    others = [path for path in palettes if palettes[path] is not None]
     mixed = (colored[0], others[0]) if colored and others else None
     if len(colored) > len(others):
         return Findings("colors", mixed=mixed)
@@ -205,9 +205,7 @@ def _class_values(findings: Findings) -> list[int]:
 def _head(places: Places, findings: Findings) -> str:
     if places.are_videos:
         return f"{counted(len(places.image_files), 'video')}."
-    sizes = ", ".join(f"{width}x{height}: {count}" for (width, height), count in findings.sizes.most_common(5))
-    more = f", and {len(findings.sizes) - 5} other sizes" if len(findings.sizes) > 5 else ""
-    head = f"{counted(len(places.image_files), 'image')} ({sizes or 'none can be read'}{more})."
+    head = f"{counted(len(places.image_files), 'image')} ({sizes_in_words(findings.sizes)})."
     if not places.labels:
         return head
     kind = "ids, one channel" if findings.labels_are == "ids" else "colors"
@@ -239,9 +237,8 @@ def _remarks(places: Places, findings: Findings) -> list[str]:
         lines.append("The ids look like the labelIds of Cityscapes; the comments below say what they mean there.")
     if _in_red(findings):
         lines.append(
-            "Only the red channel is used, as in CARLA's files: the first color of a class is shown, the second"
+            "Only the red channel is used, as in CARLA's files: the first of two colors is shown, the second is read."
         )
-        lines.append("is that in the label maps.")
     if TRANSPARENT in findings.values:
         lines.append(f"{_share(findings, TRANSPARENT)} of the pixels are transparent: they have no label.")
     return lines
@@ -314,14 +311,10 @@ def _color(code: int) -> list[int]:
 def _own_part(files: Iterable[str]) -> str:
     """A pattern of the prefix and suffix that all names share, without the digits next to what differs."""
     names = [key.rpartition("/")[2] for key in files]
-    prefix = _common_start(names).rstrip("0123456789")
-    suffix = _common_start([name[len(prefix) :][::-1] for name in names])[::-1].lstrip("0123456789")
+    common_start = os.path.commonprefix  # of characters, as is meant here
+    prefix = common_start(names).rstrip("0123456789")
+    suffix = common_start([name[len(prefix) :][::-1] for name in names])[::-1].lstrip("0123456789")
     return f"{prefix}*{suffix}.*"
-
-
-def _common_start(texts: Sequence[str]) -> str:
-    first, last = min(texts), max(texts)  # what these share, all share
-    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _some(files: FoundFiles) -> str:

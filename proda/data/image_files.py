@@ -10,12 +10,14 @@ import logging
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from imagecodecs import png_decode
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from proda.data.archives import open_file, read_bytes
 from proda.data.labels import TRANSPARENT
@@ -41,7 +43,6 @@ _UPRIGHT = {  # EXIF orientation -> transposition that makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112
 _TURNED = [_UPRIGHT[number] for number in (5, 6, 7, 8)]  # these swap width and height
 
 # Bit depth and colour type in the header of a PNG.
@@ -66,26 +67,15 @@ def read_image(path: Path) -> Image.Image:
         MissingFileError: the file does not exist.
         UserError: not an image in one of IMAGE_FORMATS, damaged, or of more than MAX_PIXELS.
     """
-    data = _read_bytes(path, "image")
-    try:
-        return _decode_image(path, data)
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: not a complete image ({_brief(error)})") from None
+    with _one_line(path, "image"):
+        return _decode_image(path, _content(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an upright image, from its header; UserError if it is no image."""
-    try:
-        with open_file(path) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            turned = _upright(image) in _TURNED
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: not an image ({_brief(error)})") from None
-    return (height, width) if turned else (width, height)
+    """Width and height of an upright image, from its header; errors as those of :func:`read_image`."""
+    with _one_line(path, "image"), open_file(path) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+        width, height = image.size
+        return (height, width) if _upright(image) in _TURNED else (width, height)
 
 
 def read_ids(path: Path) -> Image.Image:
@@ -99,20 +89,13 @@ def read_ids(path: Path) -> Image.Image:
         UserError: the file is damaged, is a colour picture, is of a format that changes ids or of more than
             MAX_PIXELS, or an id exceeds 255.
     """
-    data = _read_bytes(path, "label map")
-    _check_png_size(path, data)
-    try:
+    with _one_line(path, "label map"):
+        data = _content(path)
         if _png_format(data)[:1] == _16_BIT:
             deep = png_decode(data)
             return _ids_as_bytes(path, deep if deep.ndim == 2 else deep[..., 0])
-        ids = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        _check_size(path, *ids.size)
-        _check_label_format(path, ids, "ids")
+        ids = _label_picture(path, data, "ids")
         ids.load()
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: not a complete label map ({_brief(error)})") from None
     if ids.mode.startswith("I"):  # TIFF
         return _ids_as_bytes(path, np.asarray(ids))
     if ids.mode == "1" or _png_format(data) in _FEW_BITS_OF_GREY:  # Pillow stretches these to 0..255
@@ -132,21 +115,15 @@ def label_palette(path: Path) -> dict[int, int] | None:
 
     Raises MissingFileError or UserError if it cannot be read as an image.
     """
-    data = _read_bytes(path, "label map")
-    _check_png_size(path, data)
-    try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as picture:
-            _check_size(path, *picture.size)
-            if _png_format(data)[:1] == _16_BIT or picture.mode in ("1", "L") or picture.mode.startswith("I"):
-                return {}
-            if picture.mode != "P":
-                return None
-            colors = _codes(np.array(picture.getpalette("RGB"), np.uint8).reshape(1, -1, 3))[0]
-            used = np.unique(np.asarray(picture))
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: not a complete label map ({_brief(error)})") from None
+    with _one_line(path, "label map"):
+        data = _content(path)
+        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        if _png_format(data)[:1] == _16_BIT or picture.mode in ("1", "L") or picture.mode.startswith("I"):
+            return {}
+        if picture.mode != "P":
+            return None
+        colors = _codes(np.array(picture.getpalette("RGB"), np.uint8).reshape(1, -1, 3))[0]
+        used = np.unique(np.asarray(picture))
     return {int(value): int(colors[value]) for value in used if value < len(colors)}
 
 
@@ -161,19 +138,17 @@ def read_colors(path: Path) -> np.ndarray:
         UserError: the file is damaged, of a format that changes colours or of more than MAX_PIXELS, has more than 8
             bits a channel, or has pixels that are partly transparent.
     """
-    data = _read_bytes(path, "label map")
-    _check_png_size(path, data)
-    try:
+    with _one_line(path, "label map"):
+        data = _content(path)
         if _png_format(data)[:1] == _16_BIT:
             raise UserError(f"{path}: 16 bits a channel, expected a label map of colors of 8 bits a channel")
-        if _png_format(data) in (_RGB_8_BIT, _RGBA_8_BIT) and not _png_chunk(data, b"tRNS"):
+        if _png_format(data) in (_RGB_8_BIT, _RGBA_8_BIT):  # tRNS becomes alpha
             pixels = png_decode(data)
         else:
-            pixels = _label_picture(path, data)
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: not a complete label map ({_brief(error)})") from None
+            picture = _label_picture(path, data, "colors")
+            if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+                raise UserError(f"{path}: a picture of mode {picture.mode}, expected a label map of colors, RGB")
+            pixels = np.asarray(picture.convert("RGBA"))
     codes = _codes(pixels)
     alpha = pixels[..., 3:]
     if alpha.size and (alpha != alpha[0, 0]).any():
@@ -186,35 +161,26 @@ def read_colors(path: Path) -> np.ndarray:
     return codes
 
 
-def _label_picture(path: Path, data: bytes) -> np.ndarray:
-    """RGBA uint8 [H, W, 4] of a label map of colours in any format that keeps them."""
-    picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    _check_size(path, *picture.size)
-    _check_label_format(path, picture, "colors")
-    if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-        raise UserError(f"{path}: a picture of mode {picture.mode}, expected a label map of colors, RGB")
-    return np.asarray(picture.convert("RGBA"))
-
-
 def _codes(pixels: np.ndarray) -> np.ndarray:
     """0xRRGGBB, uint32 [H, W], of pixels uint8 [H, W, 3 or 4]."""
     red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
     return red << 16 | green << 8 | blue
 
 
-def _check_label_format(path: Path, picture: Image.Image, what: str) -> None:
+def _label_picture(path: Path, data: bytes, what: str) -> Image.Image:
+    """The file, not decoded yet; UserError if its format may change ``what`` it holds."""
+    picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     if picture.format not in LABEL_FORMATS:
         raise UserError(
             f"{path}: a {picture.format}, which may change {what}; expected a label map as {', '.join(LABEL_FORMATS)}"
         )
+    return picture
 
 
 def _decode_image(path: Path, data: bytes) -> Image.Image:
-    _check_png_size(path, data)
     if _png_format(data) == _RGB_8_BIT and not _png_chunk(data, b"eXIf"):
         return _as_rgb(path, png_decode(data), data)
     image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    _check_size(path, *image.size)
     image.load()
     upright = _upright(image)
     if _png_format(data)[:1] == _16_BIT:  # of which Pillow keeps eight bits where there is colour
@@ -239,7 +205,7 @@ def _upright(image: Image.Image) -> Image.Transpose | None:
     ImageOps.exif_transpose also rewrites all other tags, and fails on tags that it does not know.
     """
     try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises many errors for invalid metadata; the pixels are still valid
         return None
 
@@ -292,23 +258,29 @@ def _png_chunk(data: bytes, kind: bytes) -> bytes:
     return b""
 
 
-def _check_png_size(path: Path, data: bytes) -> None:
+def _content(path: Path) -> bytes:
+    """The bytes of a file. Pillow checks sizes itself; imagecodecs, which decodes PNGs, does not."""
+    data = read_bytes(path)
     if _png_format(data):
-        _check_size(path, *struct.unpack(">II", data[16:24]))
+        width, height = struct.unpack(">II", data[16:24])
+        if width * height > MAX_PIXELS:
+            raise UserError(f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS // 10**6} million")
+    return data
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS // 10**6} million")
-
-
-def _read_bytes(path: Path, what: str) -> bytes:
+@contextmanager
+def _one_line(path: Path, what: str) -> Iterator[None]:
+    """Turns the errors of reading and decoding a file into one line."""
     try:
-        return read_bytes(path)
+        yield
+    except UserError:
+        raise
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such {what}; it may have been moved or deleted") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: not a complete {what} ({_brief(error)})") from None
 
 
 def _brief(error: Exception) -> str:

@@ -33,8 +33,8 @@ class Example(NamedTuple):
 class LabelledFiles(Dataset[Example]):
     """Images and, where there are any, their label maps, as two lists of files.
 
-    The base of the benchmarks and of your own data. It can be used directly for data in another layout. A file is
-    read when its example is requested.
+    The base of the benchmarks and of your own data, or used directly for data in another layout. A file is read when
+    its example is requested.
 
     Args:
         images: files in one of IMAGE_FORMATS.
@@ -71,12 +71,11 @@ class LabelledFiles(Dataset[Example]):
             raise ValueError(f"names must be unique, one per image: {len(set(names))} names, {len(images)} images")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"one label map per image is needed, got {len(labels)} for {len(images)} images")
-        kept = list(range(len(images)))
-        if skip:
-            skip = frozenset(skip)
-            kept = [i for i in kept if names[i] not in skip]
-        if labelled_only:
-            kept = [i for i in kept if labels is not None and labels[i] is not None]
+        kept = [
+            i
+            for i, name in enumerate(names)
+            if name not in skip and not (labelled_only and (labels is None or labels[i] is None))
+        ]
         if images and not kept:
             raise MissingFileError(
                 f"none of {len(images)} images is left, of which the first is {images[0]}: all are to be skipped or "
@@ -92,7 +91,7 @@ class LabelledFiles(Dataset[Example]):
         self.size_tolerance = size_tolerance
         self.size = size
         self.optional_labels = optional_labels
-        self.skipped = {name for name in names if name in skip}
+        self.skipped = set(names) & set(skip)
         self.left_out: list[str] = []  # files in the folders that are not used, in words; see FoundFiles
 
     def __len__(self) -> int:
@@ -114,10 +113,7 @@ class LabelledFiles(Dataset[Example]):
         return Example(image, self._read_labels(index, image.size), self.names[index], image.size)
 
     def read_labels(self, index: int) -> np.ndarray | None:
-        """The labels of the example alone, in its size, without decoding the image; None if there are none.
-
-        None, too, where labels are optional and cannot be used.
-        """
+        """The labels of the example alone, without decoding the image; None if there are none that can be used."""
         return self._resized(self.read_unscaled_labels(index))
 
     def read_unscaled_labels(self, index: int) -> np.ndarray | None:
@@ -174,8 +170,7 @@ class LabelledFiles(Dataset[Example]):
         table = self.table
         ids = Image.fromarray(_ids_of_colors(path, table)) if isinstance(table, ColorTable) else read_ids(path)
         if ids.size != size:
-            off = max(abs(ids.width - size[0]), abs(ids.height - size[1]))
-            if off > self.size_tolerance:
+            if max(abs(ids.width - size[0]), abs(ids.height - size[1])) > self.size_tolerance:
                 raise UserError(
                     f"{path}: label map of {ids.width}x{ids.height} pixels, expected {size[0]}x{size[1]} "
                     f"as its image {image}"
@@ -209,10 +204,7 @@ def write_skip_list(path: Path, names: dict[str, Iterable[str]]) -> None:
 
 
 def read_skip_list(path: str | Path, part: str) -> set[str]:
-    """Names of images of ``part`` (source, train or val) to leave out, from a list as ``check_data`` writes it.
-
-    A line without ``PART/`` applies to every part. Raises as ``read_skip_entries``.
-    """
+    """Names of images of ``part`` (source, train or val) to leave out; a line without ``PART/`` applies to all."""
     return {name for of_part, name in read_skip_entries(path) if of_part in ("", part)}
 
 
@@ -251,10 +243,10 @@ def _ids_of_colors(path: Path, table: ColorTable) -> np.ndarray:
     labels = table.lookup(codes)
     strange, counts = np.unique(codes[labels == UNKNOWN], return_counts=True)
     if len(strange):
-        order = np.argsort(-counts, kind="stable")
-        words = [f"{color_words(int(strange[i]))} in {counts[i]} pixels" for i in order[:SHOWN_COLORS]]
-        if len(order) > SHOWN_COLORS:
-            words.append(f"and {len(order) - SHOWN_COLORS} more colors")
+        most = np.argsort(-counts, kind="stable")[:SHOWN_COLORS]
+        words = [f"{color_words(int(strange[i]))} in {counts[i]} pixels" for i in most]
+        if len(strange) > SHOWN_COLORS:
+            words.append(f"and {len(strange) - SHOWN_COLORS} more colors")
         raise UserError(
             f"{path}: unknown color {', '.join(words)}; expected only colors of classes and those of ignore"
         )

@@ -99,11 +99,8 @@ def id_table(dataset: str, num_classes: int) -> np.ndarray:
     """Table uint8 [256] from the ids in the files of ``dataset`` to train ids.
 
     ``dataset`` is "cityscapes", "gta5" or "synthia". Ids outside the classes become ``IGNORE``; ids that the
-    format does not have become ``UNKNOWN``, for the reader to refuse (the released code refuses them for GTA5 and
-    ignores them for the others).
+    format does not have become ``UNKNOWN``, for the reader to refuse (the released code refuses them for GTA5 only).
     """
-    if dataset not in _FILE_IDS:
-        raise ValueError(f"no label ids known for data set {dataset!r}; there are {', '.join(_FILE_IDS)}")
     table = np.full(256, UNKNOWN, np.uint8)
     table[list(_FILE_IDS[dataset])] = IGNORE
     for train_id, c in enumerate(classes(num_classes)):
@@ -183,15 +180,14 @@ def stored_labels(
 ) -> LabelSpace:
     """The label space that a weights file describes; what is empty was not stored.
 
-    Without names, 19, 16 and 13 classes are those of the benchmarks, and classes of another number are called "class 0"
-    and so on. The classes of the benchmarks have their colours and ids; others have hues around the circle, and ids
-    equal to their numbers.
+    Without names, 19, 16 and 13 classes are those of the benchmarks, with their colours and ids. Others are called
+    "class 0" and so on, and have hues around the circle and ids equal to their numbers.
     """
     if num_classes in _LEFT_OUT and list(names) in ([], class_names(num_classes)):
         space = benchmark_labels(num_classes)
     else:
-        numbered = [f"class {k}" for k in range(num_classes)]
-        space = LabelSpace(numbered, generated_colors(num_classes), _numbers(num_classes))
+        ids = np.append(np.arange(num_classes), np.full(256 - num_classes, UNKNOWN)).astype(np.uint8)
+        space = LabelSpace([f"class {k}" for k in range(num_classes)], generated_colors(num_classes), ids)
     return LabelSpace(
         list(names) or space.names,
         np.array(colors, np.uint8) if colors else space.colors,
@@ -203,13 +199,6 @@ def generated_colors(count: int) -> np.ndarray:
     """uint8 [K, 3] RGB: hues around the circle, dark and light in turn."""
     hues = (colorsys.hsv_to_rgb(number / count, 0.75, (0.95, 0.6)[number % 2]) for number in range(count))
     return np.array([[round(255 * value) for value in color] for color in hues], np.uint8)
-
-
-def _numbers(count: int) -> np.ndarray:
-    """The id table of label files that hold class numbers."""
-    table = np.full(256, UNKNOWN, np.uint8)
-    table[:count] = np.arange(count)
-    return table
 
 
 def colorize(labels: np.ndarray, colors: np.ndarray | None = None) -> np.ndarray:

@@ -7,7 +7,7 @@ dominate the start of a run with 25,000 files.
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from proda.data.archives import ARCHIVE_SUFFIX, is_link, open_archive
@@ -29,24 +29,16 @@ class FoundFiles(dict[str, Path]):
 
     def do_not_count(self, paths: Collection[Path]) -> None:
         """These files are used after all."""
-        for reason, ignored in list(self._left_out.items()):
-            self._left_out[reason] = [path for path in ignored if Path(path) not in paths]
-            if not self._left_out[reason]:
-                del self._left_out[reason]
+        remaining = {
+            reason: [path for path in ignored if Path(path) not in paths] for reason, ignored in self._left_out.items()
+        }
+        self._left_out = {reason: ignored for reason, ignored in remaining.items() if ignored}
 
-    def add(self, other: "FoundFiles", description: Path) -> None:
-        """Adds the files of another place; UserError if two files have the same key."""
+    def add(self, other: "FoundFiles", prefix: str = "") -> None:
+        """Adds the files of another place, with ``prefix`` before their keys; UserError if two have the same key."""
         for key, path in other.items():
-            if self.setdefault(key, path) != path:
-                raise UserError(f"{description}: {self[key]} and {path} have the same name {key!r}")
-        self._leave_out_too(other)
-
-    def merge(self, other: "FoundFiles", prefix: str) -> None:
-        """Adds the files of another place with ``prefix`` before their keys, which no file here may have."""
-        self.update({prefix + key: path for key, path in other.items()})
-        self._leave_out_too(other)
-
-    def _leave_out_too(self, other: "FoundFiles") -> None:
+            if self.setdefault(prefix + key, path) != path:
+                raise UserError(f"{self[prefix + key]} and {path} have the same name {prefix + key!r}")
         for reason, paths in other._left_out.items():
             self._left_out.setdefault(reason, []).extend(paths)
 
@@ -84,48 +76,45 @@ def list_files(
     number = next((n for n, part in enumerate(parts) if part.lower().endswith(ARCHIVE_SUFFIX)), None)
     if number is None:
         return _in_folders(root, parts, suffixes, one_per_key)
-    outer, inner, files = parts[: number + 1], list(parts[number + 1 :]), FoundFiles()
+    outer, inner, files = parts[: number + 1], parts[number + 1 :], FoundFiles()
     several = any("*" in part for part in outer)
     if not several and _existing(root, outer).is_dir():  # a folder of that name
         return _in_folders(root, parts, suffixes, one_per_key)
     for key, archive in _in_folders(root, outer, (ARCHIVE_SUFFIX,), one_per_key=True).items():
-        files.merge(_in_archive(archive, inner, suffixes, one_per_key), f"{key}/" if several else "")
+        files.add(_in_archive(archive, inner, suffixes, one_per_key), f"{key}/" if several else "")
     return files
 
 
 def _in_folders(root: Path, parts: tuple[str, ...], suffixes: tuple[str, ...], one_per_key: bool) -> FoundFiles:
     files = FoundFiles()
-    fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
-    base, pattern = _existing(root, parts[:fixed]), list(parts[fixed:])
-    if not pattern:
-        if base.is_file():
-            if base.suffix.lower() in suffixes:
-                files[_normal(base.stem)] = base
-            return files
-        pattern = ["**"]
+    fixed, pattern = _fixed_and_pattern(parts)
+    base = _existing(root, fixed)
+    if len(fixed) == len(parts) and base.is_file():
+        if base.suffix.lower() in suffixes:
+            files[_normal(base.stem)] = base
+        return files
     if not base.is_dir():
         return files
-    pattern = _of_files(pattern)
     return _matching(_walk(str(base), pattern, files, suffixes), base, pattern, files, one_per_key)
 
 
-def _in_archive(archive: Path, parts: list[str], suffixes: tuple[str, ...], one_per_key: bool) -> FoundFiles:
+def _in_archive(archive: Path, parts: Sequence[str], suffixes: tuple[str, ...], one_per_key: bool) -> FoundFiles:
     """The same below a place in a zip file."""
     files = FoundFiles()
     try:
         members = open_archive(archive).members
     except OSError as error:
         raise UserError(f"{archive}: cannot be read ({error.strerror})") from None
-    fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
-    base, pattern = "/".join(parts[:fixed]), parts[fixed:] or ["**"]
+    fixed, pattern = _fixed_and_pattern(parts)
+    base = "/".join(fixed)
     single = next((name for name in members if _normal(name) == _normal(base)), None)
-    if fixed == len(parts) and single is not None:
+    if len(fixed) == len(parts) and single is not None:
         if os.path.splitext(single)[1].lower() in suffixes:
             files[_normal(Path(single).stem)] = archive / single
         return files
     if not parts and all(name.startswith((f"{archive.stem}/", _OF_A_MAC)) for name in members):
         base = archive.stem  # photos.zip made of a folder photos
-    pattern, below = _of_files(pattern), {}
+    below = {}
     for name in members:
         if base == "" or _normal(name).startswith(f"{_normal(base)}/"):
             below["/".join(name.split("/")[base.count("/") + 1 if base else 0 :])] = name
@@ -134,9 +123,11 @@ def _in_archive(archive: Path, parts: list[str], suffixes: tuple[str, ...], one_
     return _matching(found, archive / inside, pattern, files, one_per_key)
 
 
-def _of_files(pattern: list[str]) -> list[str]:
-    """A pattern that ends with the name of a file."""
-    return [*pattern, "*"] if pattern[-1] == "**" else pattern
+def _fixed_and_pattern(parts: Sequence[str]) -> tuple[Sequence[str], list[str]]:
+    """The folders before the first star, and a pattern that ends with the name of a file: of all files by default."""
+    fixed = next((number for number, part in enumerate(parts) if "*" in part), len(parts))
+    pattern = list(parts[fixed:]) or ["**"]
+    return parts[:fixed], [*pattern, "*"] if pattern[-1] == "**" else pattern
 
 
 def _matching(found: Iterable[str], base: Path, pattern: list[str], files: FoundFiles, one_per_key: bool) -> FoundFiles:
@@ -156,10 +147,7 @@ def _matching(found: Iterable[str], base: Path, pattern: list[str], files: Found
 
 
 def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Paths, relative to ``base``, of files with one of the suffixes in folders that the pattern can mean.
-
-    What else these folders hold is noted in ``files``.
-    """
+    """Paths, relative to ``base``, of usable files in folders that the pattern can mean; ``files`` notes the others."""
     levels = _levels(pattern)
     real = os.path.realpath(base)
     waiting: list[tuple[str, str, tuple[str, ...]]] = [("", real, (real,))]
@@ -240,8 +228,7 @@ def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], bool | None]]:
 
 def _matcher(pattern: list[str]) -> Callable[[str], str | None]:
     """A function from the path of a file to its key; None if it does not match the pattern."""
-    *folders, last = pattern
-    before = "".join("**/" if part == "**" else f"{part}/" for part in folders)
+    before, last = "".join(f"{part}/" for part in pattern[:-1]), pattern[-1]
     stem, dot, suffix = last.rpartition(".")
     alternatives = [(stem, dot + suffix)] if dot else []
     if last.endswith("*"):  # it matches any suffix too
@@ -269,7 +256,7 @@ def _regular(pattern: str, star: str = "([^/]*)") -> str:
     return "".join(wild.get(piece) or re.escape(piece) for piece in pieces)
 
 
-def _existing(root: Path, parts: tuple[str, ...]) -> Path:
+def _existing(root: Path, parts: Sequence[str]) -> Path:
     """``root`` with the parts added; if a part does not exist, a name with the same normal form."""
     path = Path(root)
     for part in parts:

@@ -5,7 +5,7 @@ batch), and the order of an epoch from (seed, domain, epoch). So the batches of 
 of processes and workers and after a resume at any iteration, and no state has to be saved.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from proda.utils.errors import UserError
 
 # First number of every seed. NumPy takes (1, 2) and (1, 2, 0) for the same seed, so the kinds must not share it.
 _ORDER, _VIEWS = 1, 2
-_SOURCE, _TARGET = 0, 1
+_DOMAINS = ("source", "target")  # their numbers in seeds are 0 and 1
 SAME_SIZE_NEEDED = "whole images of one batch must have one size (own data: size = [width, height] in the description)"
 
 
@@ -30,9 +30,8 @@ class GlobalBatches:
     Process ``rank`` of ``world_size`` takes one contiguous part of each global batch. Yields lists of ``SampleIndex``.
 
     Args:
+        global_batch_size: divisible by ``world_size``, and at most ``num_samples``.
         seed: one or more non-negative numbers; those of two samplers must differ for independent draws.
-
-    Raises UserError if the batch is larger than the data set or not divisible by the number of processes.
     """
 
     def __init__(
@@ -46,10 +45,6 @@ class GlobalBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if global_batch_size < 1 or global_batch_size % world_size:
-            raise UserError(f"--batch_size={global_batch_size} must be a positive multiple of {world_size} processes")
-        if global_batch_size > num_samples:
-            raise UserError(f"--batch_size={global_batch_size} exceeds the {num_samples} images of the data set")
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
         self.seed = (seed,) if isinstance(seed, int) else tuple(seed)
@@ -78,7 +73,14 @@ class GlobalBatches:
 
 
 class Loader(DataLoader):
-    """A DataLoader that reports data errors of its workers in one line; the cause keeps the traceback."""
+    """A DataLoader for :func:`collate` that leaves signals to the training process.
+
+    It reports data errors of its workers in one line; the cause keeps the traceback.
+    """
+
+    def __init__(self, dataset: Any, *, collate_fn: Callable[[Any], Any] | None = None, **options: Any) -> None:
+        collate_fn = collate if collate_fn is None else collate_fn
+        super().__init__(dataset, collate_fn=collate_fn, worker_init_fn=leave_signals_to_the_trainer, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is what a for loop needs
         try:
@@ -91,125 +93,80 @@ class Loader(DataLoader):
             raise kind(text.splitlines()[-1].removeprefix(f"{name}: ")) from error
 
 
-def training_batches(
-    source: Dataset | None,
-    target: Dataset | None,
-    *,
-    batch_size: int,
-    iterations: int,
-    start_iteration: int = 0,
-    seed: int = 0,
-    num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-) -> Loader:
-    """Batches ``{"source": ..., "target": ...}`` of all iterations from ``start_iteration`` on, in one pass.
-
-    ``source`` is a ``SourceTraining``, ``target`` a ``TargetTraining``; a domain that is None has no key.
-    ``batch_size`` is global, and of each domain; a process gets its share. Iterating again starts again at
-    ``start_iteration``.
-    """
-    domains = {
-        key: (dataset, number)
-        for key, dataset, number in (("source", source, _SOURCE), ("target", target, _TARGET))
-        if dataset is not None
-    }
-    samplers = {
-        key: GlobalBatches(
-            len(dataset),  # type: ignore[arg-type]  # torch's Dataset does not declare its length
-            batch_size,
-            seed=(seed, number),
-            iterations=iterations,
-            start_iteration=start_iteration,
-            rank=rank,
-            world_size=world_size,
-        )
-        for key, (dataset, number) in domains.items()
-    }
-    return Loader(
-        PairedDataset({key: dataset for key, (dataset, _) in domains.items()}),
-        batch_sampler=PairedBatches(samplers),
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        collate_fn=collate,
-        worker_init_fn=leave_signals_to_the_trainer,
-    )
-
-
 class TrainingBatches:
     """The batches of a whole training run, and its length.
 
     ``epoch_length``: iterations of one pass over the target images (the source's where there is no target); the
-    incomplete last batch is dropped. ``iterations``: of the run.
+    incomplete last batch is dropped. ``iterations``: of the run. Each batch is ``{"source": ..., "target": ...}``.
 
     Args:
+        source: a ``SourceTraining``, or None; as with ``target``, batches then have no such key.
+        target: a ``TargetTraining``, or None.
+        batch_size: images of each domain in one global batch; a process gets its share.
         iterations: length of the run; 0 for ``epochs`` passes.
-        options: as ``training_batches`` takes them.
+        options: ``num_workers`` and ``pin_memory`` of a DataLoader.
 
     Raises UserError if ``batch_size`` cannot be split over the processes, or exceeds a data set.
     """
 
     def __init__(
         self,
-        source: Any,
+        source: Any | None,
         target: Any | None,
         *,
         batch_size: int,
-        epochs: int,
+        epochs: int = 1,
         iterations: int = 0,
+        seed: int = 0,
+        rank: int = 0,
         world_size: int = 1,
         **options: Any,
     ) -> None:
         if batch_size % world_size:
             raise UserError(f"--batch_size={batch_size} cannot be split evenly over {world_size} processes")
-        for name, dataset in (("source", source), ("target", target)):
-            if dataset is not None and len(dataset) < batch_size:
+        self.domains = {name: data for name, data in zip(_DOMAINS, (source, target), strict=True) if data is not None}
+        for name, dataset in self.domains.items():
+            if len(dataset) < batch_size:
                 raise UserError(f"--batch_size={batch_size} exceeds the {len(dataset)} training images of the {name}")
-        self.source, self.target, self.batch_size = source, target, batch_size
-        self.epoch_length = len(source if target is None else target) // batch_size
+        self.target, self.batch_size = target, batch_size
+        self.epoch_length = len(self.domains["target" if target is not None else "source"]) // batch_size
         self.iterations = iterations or epochs * self.epoch_length
-        self.options = {**options, "world_size": world_size}
+        self.seed, self.rank, self.world_size, self.options = seed, rank, world_size, options
 
     @property
     def images_per_iteration(self) -> int:
         """Images of both domains in one global iteration."""
-        return self.batch_size * (1 if self.target is None else 2)
+        return self.batch_size * len(self.domains)
 
     def loader(self, start: int = 0) -> Loader:
-        """Batches from iteration ``start`` to the end of the run."""
-        return training_batches(
-            self.source,
-            self.target,
-            batch_size=self.batch_size,
-            iterations=self.iterations,
-            start_iteration=start,
-            **self.options,
-        )
+        """Batches from iteration ``start`` to the end of the run, in one pass; every pass is the same."""
+        samplers = {
+            name: GlobalBatches(
+                len(dataset),
+                self.batch_size,
+                seed=(self.seed, _DOMAINS.index(name)),
+                iterations=self.iterations,
+                start_iteration=start,
+                rank=self.rank,
+                world_size=self.world_size,
+            )
+            for name, dataset in self.domains.items()
+        }
+        return Loader(PairedDataset(self.domains), batch_sampler=PairedBatches(samplers), **self.options)
 
 
-def evaluation_loader(
-    dataset: Dataset,
-    *,
-    batch_size: int = 1,
-    num_workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-) -> Loader:
+def training_batches(source: Any | None, target: Any | None, *, start_iteration: int = 0, **options: Any) -> Loader:
+    """The batches of :class:`TrainingBatches`, whose ``options`` these are, from ``start_iteration`` on."""
+    return TrainingBatches(source, target, **options).loader(start_iteration)
+
+
+def evaluation_loader(dataset: Dataset, *, rank: int = 0, world_size: int = 1, **options: Any) -> Loader:
     """Each sample once over all processes, in order; process ``rank`` takes every ``world_size``-th from its own on.
 
     No sample is repeated to make shares equal, so that sums over processes are exact; shares differ by one at most.
+    ``options``: ``batch_size``, ``num_workers`` and ``pin_memory`` of a DataLoader.
     """
-    part = Subset(dataset, range(rank, len(dataset), world_size))  # type: ignore[arg-type]
-    return Loader(
-        part,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        collate_fn=collate,
-        worker_init_fn=leave_signals_to_the_trainer,
-    )
+    return Loader(Subset(dataset, range(rank, len(dataset), world_size)), **options)  # type: ignore[arg-type]
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -270,7 +227,7 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
     """All tensors in dicts and NamedTuples."""
     if isinstance(batch, Tensor):
         yield batch
-    elif isinstance(batch, dict) or (isinstance(batch, tuple) and hasattr(batch, "_fields")):
+    elif isinstance(batch, dict | tuple):
         for value in batch.values() if isinstance(batch, dict) else batch:
             yield from _tensors(value)
 

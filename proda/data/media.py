@@ -13,18 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from proda.data.archives import ARCHIVE_SUFFIX
 from proda.data.image_files import IMAGE_SUFFIXES, read_image
 from proda.data.listing import list_files
+from proda.data.loaders import evaluation_loader
 from proda.data.samples import image_tensor
 from proda.data.videos import VIDEO_SUFFIXES
-from proda.data.workers import leave_signals_to_the_trainer
 from proda.utils.errors import MissingFileError, UserError
 
-LIST_SUFFIX = ".txt"
 NONE = f"found none; expected {', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))} files"
 
 
@@ -83,15 +81,11 @@ def unique_names(keys: Mapping[Path, str]) -> dict[str, Path]:
     """Different files by a name for each: its stem, its key, or as much of its path as makes all names differ."""
     candidates = [[path.stem for path in keys], [key.replace("/", "-") for key in keys.values()]]
     plain = [path.absolute().with_name(f"{path.stem}-{path.suffix[1:]}") for path in keys]
-    candidates += [["-".join(path.parts[1:][-depth:]) for path in plain] for depth in range(1, longest(plain) + 1)]
+    deepest = max((len(path.parts) for path in plain), default=1)
+    candidates += [["-".join(path.parts[1:][-depth:]) for path in plain] for depth in range(1, deepest + 1)]
     candidates.append([f"{path.stem}-{number}" for number, path in enumerate(keys, 1)])  # a-b/c and a/b-c are a-b-c
     names = next(names for names in candidates if len(set(names)) == len(names))
     return dict(zip(names, keys, strict=True))
-
-
-def longest(paths: Sequence[Path]) -> int:
-    """The number of parts of the path that has the most."""
-    return max((len(path.parts) for path in paths), default=1)
 
 
 class ReadableImages(Dataset[dict[str, Any]]):
@@ -132,12 +126,8 @@ class ReadableBatches:
         self, images: ReadableImages, *, batch_size: int, num_workers: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.problems: list[str] = []
-        self.loader: DataLoader = DataLoader(
-            Subset(images, range(rank, len(images), world_size)),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=list,
-            worker_init_fn=leave_signals_to_the_trainer,
+        self.loader = evaluation_loader(
+            images, rank=rank, world_size=world_size, batch_size=batch_size, num_workers=num_workers, collate_fn=list
         )
 
     @property
@@ -168,8 +158,7 @@ def batched(samples: Iterable[dict[str, Any]], count: int) -> Iterator[list[dict
 
 def photos(batch: dict[str, Any]) -> list[np.ndarray]:
     """The images of a batch as they are in their files, uint8 [H, W, 3] each."""
-    images: Tensor = batch.get("photo", batch["image"])
-    return [image.permute(1, 2, 0).cpu().numpy() for image in images]
+    return [image.permute(1, 2, 0).cpu().numpy() for image in batch.get("photo", batch["image"])]
 
 
 def _is_missing(place: str) -> bool:
@@ -179,13 +168,10 @@ def _is_missing(place: str) -> bool:
 
 def _listed(places: str) -> list[str]:
     """The places that a flag names."""
-    if not places or os.path.exists(places):  # a name may hold commas
-        listed = [places] if places else []
-    else:
-        listed = [place.strip() for place in places.split(",") if place.strip()]
+    listed = [places] if os.path.exists(places) else places.split(",")  # a name may hold commas
     expanded: list[str] = []
-    for place in listed:
-        expanded += _lines(place) if place.lower().endswith(LIST_SUFFIX) and Path(place).is_file() else [place]
+    for place in filter(None, map(str.strip, listed)):
+        expanded += _lines(place) if place.lower().endswith(".txt") and Path(place).is_file() else [place]
     return expanded
 
 

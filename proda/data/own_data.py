@@ -51,9 +51,8 @@ class Description(NamedTuple):
         ``options``: ``skip``, ``labelled_only`` and ``optional_labels`` of ``LabelledFiles``. With the last the
         description need not have labels at all.
 
-        Raises:
-            MissingFileError: no such split, images or labels in the description, or no files where it points.
-            UserError: two images have the same name.
+        Raises MissingFileError if the description has no such split, images or labels, or there are no files where it
+        points, and UserError if two images have the same name.
         """
         if split not in _SPLITS:
             raise UserError(
@@ -125,7 +124,10 @@ class Description(NamedTuple):
                     f"{self.path}: no {what} {place} for [{split}] under {self.path.parent.resolve()}; "
                     f"expected a folder or a pattern of {', '.join(suffixes)} files{aside}"
                 )
-            files.add(found, self.path)
+            try:
+                files.add(found)
+            except UserError as error:
+                raise UserError(f"{self.path}: {error}") from None
         return files
 
 
@@ -143,12 +145,8 @@ def read_description(path: str | Path) -> Description:
     except ValueError as error:  # of TOML or of UTF-8
         raise UserError(f"{path}: not TOML ({error})") from None
     _check_keys(path, "", content, (*_OF_THE_WHOLE, *_SPLITS))
-    splits, every = {}, {}
-    for split in _SPLITS:
-        if split in content:
-            splits[split] = _split(path, split, content[split])
-            if "every" in content[split]:
-                every[split] = _every(path, split, content[split])
+    splits = {split: _split(path, split, content[split]) for split in _SPLITS if split in content}
+    every = {split: content[split]["every"] for split in splits if "every" in content[split]}
     if not splits:
         raise UserError(f"{path}: neither [train] nor [val]; expected a table [train] with images = ...")
     size = content.get("size")
@@ -168,24 +166,20 @@ def _split(path: Path, split: str, table: Any) -> dict[str, list[str]]:
     if misplaced := [key for key in table if key in _OF_THE_WHOLE]:
         raise UserError(f"{path}: {misplaced[0]} = ... stands below [{split}]; move it above the first [table]")
     _check_keys(path, f"[{split}] ", table, ("images", "labels", "every"))
-    places = {}
-    for key, value in table.items():
-        if key == "every":
-            continue
-        places[key] = [value] if isinstance(value, str) else value
-        named = _is_list(places[key], str) and all(place and "\0" not in place for place in places[key])
-        if not named or not places[key]:
-            raise UserError(f"{path}: [{split}] {key} = {value!r}: expected a folder, a pattern, or a list of them")
-    return places
-
-
-def _every(path: Path, split: str, table: dict[str, Any]) -> int:
-    every = table["every"]
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+    every = table.get("every", 1)
+    if type(every) is not int or every < 1:
         raise UserError(f"{path}: [{split}] every = {every!r}: expected 10 to use every tenth frame of videos")
-    if "labels" in table:
+    if "every" in table and "labels" in table:
         raise UserError(f"{path}: [{split}] has every = ... and labels = ...; frames of videos have no labels")
-    return every
+    places = {}
+    for key in ("images", "labels"):
+        if key in table:
+            places[key] = [table[key]] if isinstance(table[key], str) else table[key]
+            if not _is_list(places[key], str) or not places[key] or any(not p or "\0" in p for p in places[key]):
+                raise UserError(
+                    f"{path}: [{split}] {key} = {table[key]!r}: expected a folder, a pattern, or a list of them"
+                )
+    return places
 
 
 def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
@@ -209,54 +203,49 @@ def _label_space(path: Path, content: dict[str, Any]) -> LabelSpace | None:
         if not isinstance(name, str) or not name or not name.isprintable() or name in names:
             raise UserError(f"{path}: class {number}: name = {name!r}: expected a name that no other class has")
         names.append(name)
+    classes, ignore = dict(zip(names, listed, strict=True)), content.get("ignore", [])
     if kind == "colors":
-        colors = [_colors_of(path, name, entry) for name, entry in zip(names, listed, strict=True)]
-        return LabelSpace(
-            names,
-            np.array([several[0] for several in colors], np.uint8),
-            _color_table(path, names, colors, content.get("ignore", [])),
-        )
-    shown = [_shown_color(path, names, number, entry) for number, entry in enumerate(listed)]
-    return LabelSpace(names, np.array(shown, np.uint8), _id_table(path, names, listed, content.get("ignore", [])))
+        colors = {name: _colors_of(path, name, entry) for name, entry in classes.items()}
+        shown = [several[0] for several in colors.values()]
+        return LabelSpace(names, np.array(shown, np.uint8), _color_table(path, colors, ignore))
+    generated = generated_colors(len(names)).tolist()
+    shown = [entry.get("color", color) for entry, color in zip(listed, generated, strict=True)]
+    for name, color in zip(names, shown, strict=True):
+        if not _is_color(color):
+            raise UserError(f"{path}: class {name}: color = {color}: expected [red, green, blue] in 0..255")
+    return LabelSpace(names, np.array(shown, np.uint8), _id_table(path, classes, ignore))
 
 
-def _id_table(path: Path, names: list[str], listed: list[dict[str, Any]], ignore: Any) -> np.ndarray:
+def _id_table(path: Path, classes: dict[str, dict[str, Any]], ignore: Any) -> np.ndarray:
+    owners = dict.fromkeys(_ids(f"{path}: ignore", ignore), "ignore")
     table = np.full(256, UNKNOWN, np.uint8)
-    ignore = [ignore] if isinstance(ignore, int) else ignore
-    if not _is_list(ignore, int) or not all(0 <= i <= 255 for i in ignore):
-        raise UserError(f"{path}: ignore = {ignore}: expected ids in 0..255")
-    table[ignore] = IGNORE
-    for number, (name, entry) in enumerate(zip(names, listed, strict=True)):
-        ids = entry.get("ids", [number])
-        ids = [ids] if isinstance(ids, int) else ids
-        if not _is_list(ids, int) or not ids or not all(0 <= i <= 255 for i in ids):
-            raise UserError(f"{path}: class {name}: ids = {ids}: expected ids in 0..255")
+    table[list(owners)] = IGNORE
+    for number, (name, entry) in enumerate(classes.items()):
+        ids = _ids(f"{path}: class {name}: ids", entry.get("ids", number), at_least=1)
         for i in ids:
-            if table[i] != UNKNOWN:
-                owner = "ignore" if table[i] == IGNORE else names[table[i]]
-                raise UserError(f"{path}: id {i} of class {name} belongs to {owner} already")
-            table[i] = number
+            if i in owners:
+                raise UserError(f"{path}: id {i} of class {name} belongs to {owners[i]} already")
+            owners[i], table[i] = name, number
     return table
 
 
-def _color_table(path: Path, names: list[str], colors: list[list[Color]], ignore: Any) -> ColorTable:
+def _ids(where: str, value: Any, at_least: int = 0) -> list[int]:
+    ids = [value] if isinstance(value, int) else value
+    if not _is_list(ids, int) or len(ids) < at_least or not all(0 <= i <= 255 for i in ids):
+        raise UserError(f"{where} = {value}: expected ids in 0..255")
+    return ids
+
+
+def _color_table(path: Path, classes: dict[str, list[Color]], ignore: Any) -> ColorTable:
     ignore = [ignore] if _is_color(ignore) else ignore
     if not isinstance(ignore, list) or not all(map(_is_color, ignore)):
         raise UserError(f"{path}: ignore = {ignore}: expected colors [[red, green, blue], ...] in 0..255")
     owners = {color_code(color): "ignore" for color in ignore}
-    for name, several in zip(names, colors, strict=True):
+    for name, several in classes.items():
         for color in several:
             if (owner := owners.setdefault(color_code(color), name)) != name:
                 raise UserError(f"{path}: color {color} of class {name} belongs to {owner} already")
-    return color_table(colors, ignore)
-
-
-def _shown_color(path: Path, names: list[str], number: int, entry: dict[str, Any]) -> Color:
-    """The colour that pictures show a class in, where label files hold ids."""
-    color = entry.get("color", generated_colors(len(names))[number].tolist())
-    if not _is_color(color):
-        raise UserError(f"{path}: class {names[number]}: color = {color}: expected [red, green, blue] in 0..255")
-    return color
+    return color_table(list(classes.values()), ignore)
 
 
 def _colors_of(path: Path, name: str, entry: dict[str, Any]) -> list[Color]:

@@ -35,11 +35,7 @@ def video_frames(videos: Mapping[str, Path], every: int, folder: Path) -> dict[s
         MissingFileError: a video is not there.
         UserError: PyAV is not installed, or a video or the folder cannot be used.
     """
-    frames = {}
-    for key, video in videos.items():
-        for path in _frames(video, key, every, folder):
-            frames[f"{key}/{path.stem}"] = path
-    return frames
+    return {f"{key}/{path.stem}": path for key, video in videos.items() for path in _frames(video, key, every, folder)}
 
 
 def _frames(video: Path, key: str, every: int, folder: Path) -> list[Path]:
@@ -52,40 +48,37 @@ def _frames(video: Path, key: str, every: int, folder: Path) -> list[Path]:
     identity = json.dumps([state.st_size, state.st_mtime_ns, every])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     folder = safe_path(folder, key.replace("/", "-"), f"-every{every}-{digest}")
-    found = _complete(folder, every)
-    if found is None:
+    counts = _complete(folder, every)
+    if counts is None:
         try:
-            decoded, announced = _extract(video, every, folder)
-            found = {"frames": -(-decoded // every), "decoded": decoded, "announced": announced}
-            save_json({"video": video.name, "bytes": state.st_size, "every": every, **found}, folder / _RECORD)
+            decoded, announced = counts = _extract(video, every, folder)
+            record = {"video": video.name, "bytes": state.st_size, "every": every}
+            save_json({**record, "decoded": decoded, "announced": announced}, folder / _RECORD)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UserError(
                 f"{folder}: cannot be written ({error.strerror}); frames = ... in the description sets another folder"
             ) from None
-    decoded, announced = found.get("decoded", 0), found.get("announced", 0)  # records of older versions have neither
+    decoded, announced = counts
     if decoded < announced:
         warn_once(f"{video}: only {decoded} of {announced} frames could be decoded; the others are left out")
-    return _files(folder, found["frames"], every)
+    return _files(folder, decoded, every)
 
 
-def _complete(folder: Path, every: int) -> dict[str, int] | None:
-    """The record of a folder of frames; None if it is missing or cannot be read, or if a frame is missing."""
+def _complete(folder: Path, every: int) -> tuple[int, int] | None:
+    """How many frames were decoded and announced; None without a record that can be read, or if a file is missing."""
     try:
         record = json.loads((folder / _RECORD).read_text())
         there = set(os.listdir(folder))
-        return record if all(file.name in there for file in _files(folder, record["frames"], every)) else None
+        complete = all(file.name in there for file in _files(folder, record["decoded"], every))
+        return (record["decoded"], record["announced"]) if complete else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _files(folder: Path, count: int, every: int) -> list[Path]:
-    return [_file(folder, number) for number in range(0, count * every, every)]
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"{number:07}.jpg"
+def _files(folder: Path, decoded: int, every: int) -> list[Path]:
+    return [folder / f"{number:07}.jpg" for number in range(0, decoded, every)]
 
 
 def _extract(path: Path, every: int, folder: Path) -> tuple[int, int]:
@@ -93,7 +86,7 @@ def _extract(path: Path, every: int, folder: Path) -> tuple[int, int]:
     video = VideoFile(path)
     shown = Progress(f"{path.name}, frame", video.count) if video.count else None
     for number, picture in video.frames(every):
-        file = _file(folder, number)
+        file = folder / f"{number:07}.jpg"
         if not file.is_file():  # otherwise it is complete, since files are written atomically
             with atomic_write(file) as partial:
                 Image.fromarray(picture).save(partial, "JPEG", quality=QUALITY, subsampling=0)

@@ -60,7 +60,9 @@ class VideoFile:
                 size = size or {"width": frame.width, "height": frame.height}  # a stream may change its size
                 if number % every:
                     continue
-                quarters = round(_rotation(frame, stream) / 90) % 4
+                # Degrees counterclockwise that make a frame upright; PyAV before 14 has them in the stream.
+                rotation = frame.rotation if hasattr(frame, "rotation") else stream.side_data.get("DISPLAYMATRIX", 0)
+                quarters = round(rotation / 90) % 4
                 picture = frame.to_ndarray(format="rgb24", **size)
                 yield number, np.ascontiguousarray(np.rot90(picture, quarters)) if quarters else picture
         if not size:
@@ -76,13 +78,6 @@ class VideoFile:
         except self.av.FFmpegError as error:
             where = f"after frame {self.decoded - 1}" if self.decoded else "at its start"
             raise UserError(f"{self.path}: cannot be decoded {where} ({error.strerror or error})") from None
-
-
-def _rotation(frame: Any, stream: Any) -> float:
-    """Degrees counterclockwise that make a frame upright: telephones store how they were held."""
-    if hasattr(frame, "rotation"):
-        return frame.rotation
-    return stream.side_data.get("DISPLAYMATRIX", 0)  # PyAV before 14
 
 
 @contextmanager

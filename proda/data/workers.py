@@ -15,9 +15,8 @@ PARENT_CHECK_SECONDS = 5.0  # between two looks of a loader process at whether t
 def leave_signals_to_the_trainer(_: int) -> None:
     """Initialises a loader process: only the training process handles a SIGTERM or SIGINT sent to all processes.
 
-    The training process finishes its iteration, which needs the loaders. It then ends them by its own SIGTERM, the only
-    one that they obey. If it is gone, they end themselves. torch's loaders do that only if it dies after they have
-    started; otherwise they would wait forever, and keep the output of the run open.
+    That process finishes its iteration, which needs the loaders, and then ends them by its own SIGTERM, the only one
+    that they obey. If it is gone, they end themselves; torch's loaders do that only if it dies after they have started.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     trainer = multiprocessing.parent_process()
@@ -41,8 +40,7 @@ def leave_signals_to_the_trainer(_: int) -> None:
 def single_items(dataset: Dataset, num_workers: int) -> DataLoader:
     """Loads the items of a dataset one by one, in order and unchanged, in ``num_workers`` processes; 0: in this one.
 
-    A loader draws a random number. This one does not draw it from torch's global generator, which would change the
-    initial weights of a run.
+    It draws no random number from torch's global generator, which would change the initial weights of a run.
     """
     return DataLoader(
         dataset,

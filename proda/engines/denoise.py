@@ -34,6 +34,8 @@ from proda.settings.options import FractionBelowOne, NonNegativeFloat, Temperatu
 class DenoiseOptions(MeanTeacherOptions):
     """Options of stage 1's trainer. The defaults are the published values."""
 
+    # -- Recipe
+    as_released: bool = False  # compute as the released code does where it departs from the paper (docs/fidelity.md)
     # -- Method
     rectification: bool = True  # weight the soft labels by the prototypes; False: conventional self-training
     temperature: Temperature = 1.0  # multiplies the distances to the prototypes
@@ -42,7 +44,6 @@ class DenoiseOptions(MeanTeacherOptions):
     rce_weight: NonNegativeFloat = 1.0  # weight of the reverse cross entropy on the rectified labels
     mrkld_weight: NonNegativeFloat = 0.1  # weight of the regularizer MRKLD: KL divergence from the uniform distribution
     structure_weight: NonNegativeFloat = 10.0  # weight of structure learning: consistency of weak and strong view
-    as_released: bool = False  # replay the strong view's operations with the released code's order and offsets
 
     @property
     def needs_teacher(self) -> bool:

@@ -27,9 +27,10 @@ from proda.settings.options import NonNegativeFloat
 class DistillOptions(StudentOptions):
     """Options of the trainer of stages 2 and 3. The defaults are the published values."""
 
+    # -- Recipe
+    as_released: bool = False  # compute as the released code does where it departs from the paper (docs/fidelity.md)
     # -- Method
     distillation_weight: NonNegativeFloat = 1.0  # weight of the KL divergence from the teacher's output
-    as_released: bool = False  # the released code's replay of the strong view and its distillation term
 
 
 def distill_trainer(

@@ -7,7 +7,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
 from proda.engines.events import Trainer
-from proda.utils.progress import Progress
+from proda.utils.progress import Progress, track
 
 
 class TrainingProgress:
@@ -54,25 +54,10 @@ def show_progress(evaluator: Engine, title: str) -> None:
     """Shows how far each run of ``evaluator`` is, if its data have a length; the bar vanishes afterwards. On rank 0."""
     if idist.get_rank() != 0:
         return
-    runs: list[Progress] = []  # the one that is going on
-
-    def close() -> None:
-        while runs:
-            runs.pop().close()
 
     @evaluator.on(Events.STARTED)
-    def start() -> None:
-        close()  # of a run that an exception has ended
-        if evaluator.state.epoch_length:
-            runs.append(Progress(title, evaluator.state.epoch_length))
-
-    @evaluator.on(Events.ITERATION_COMPLETED)
-    def update() -> None:
-        for progress in runs:
-            progress.update(evaluator.state.iteration)
-
-    evaluator.add_event_handler(Events.COMPLETED, close)
-    evaluator.add_event_handler(Events.TERMINATE, close)  # without COMPLETED, if a signal has ended the run
+    def count_batches() -> None:
+        evaluator.state.dataloader = track(evaluator.state.dataloader, title)
 
 
 def _score(scores: dict[str, Any]) -> str:

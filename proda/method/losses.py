@@ -1,12 +1,11 @@
-"""The losses of ProDA (arXiv:2101.10979).
+"""The losses of ProDA (arXiv:2101.10979), each with its source.
 
-Every loss takes tensors and returns an unweighted float32 scalar; the caller multiplies it by the weight of the term
-(0.01, 0.1, 10, ...). Half-precision inputs are converted to float32 first, because bfloat16 loses the logarithms of
-small probabilities. Class labels are integers of any type; pixels labelled ``IGNORE`` are left out.
+Every loss returns an unweighted float32 scalar; the caller multiplies it by the weight of the term. Half-precision
+inputs are converted to float32 first, because bfloat16 loses the logarithms of small probabilities. Class labels are
+integers of any type; pixels labelled ``IGNORE`` are left out.
 
-Means over pixels divide by the number of pixels that count, or by ``denominator`` (a scalar tensor) if given. With
-several processes, whose gradients are averaged, the caller passes the mean number over the processes, so that every
-pixel of the batch has the same weight.
+Means over pixels divide by the number of pixels that count, or by ``denominator`` (a scalar tensor): the mean of that
+number over processes whose gradients are averaged, so that every pixel of the batch has the same weight.
 
 B batch, K classes, h w height and width of the maps.
 """
@@ -42,8 +41,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, denominator: Tensor | None 
 def reverse_cross_entropy(logits: Tensor, labels: Tensor, *, denominator: Tensor | None = None) -> Tensor:
     """Cross entropy with prediction p and label q exchanged, -sum p log q. It is bounded: wrong labels cost little.
 
-    Shapes as in ``cross_entropy``; 0 if every pixel is ignored. Source: symmetric cross entropy (arXiv:1908.06112),
-    with the clamps of the released code.
+    Shapes as in ``cross_entropy``; 0 if every pixel is ignored. Source: the second term of symmetric cross entropy
+    (Wang et al. 2019, arXiv:1908.06112), with the clamps of the released code.
     """
     valid = labels != IGNORE
     p = logits.float().softmax(1).clamp(SMALLEST_PROBABILITY, 1)
@@ -64,27 +63,19 @@ def symmetric_cross_entropy(
 ) -> Tensor:
     """Weighted sum of cross entropy and reverse cross entropy: the loss on rectified pseudo labels in stage 1.
 
-    Shapes as in ``cross_entropy``; if every pixel is ignored, the loss is ``ce_weight * empty``.
+    Shapes as in ``cross_entropy``; if every pixel is ignored, the loss is ``ce_weight * empty``. Source: Wang et al.
+    2019 (arXiv:1908.06112), used in ProDA section 3.1 (denoising of pseudo labels).
     """
     ce = cross_entropy(logits, labels, denominator=denominator, empty=empty)
     return ce_weight * ce + rce_weight * reverse_cross_entropy(logits, labels, denominator=denominator)
 
 
 def mrkld(logits: Tensor) -> Tensor:
-    """Regulariser that keeps predictions from becoming one-hot: mean of -log p over classes and pixels.
+    """Regulariser that keeps predictions from becoming one-hot: mean of -log p over classes and all pixels.
 
-    ``logits`` [B, K, h, w]. Uses no labels and covers every pixel. Source: MRKLD of CRST (arXiv:1908.09822).
+    ``logits`` [B, K, h, w]. Source: the regulariser MRKLD of CRST (Zou et al. 2019, arXiv:1908.09822), used in stage 1.
     """
     return -logits.float().log_softmax(1).mean()
-
-
-def mrent(logits: Tensor) -> Tensor:
-    """Negative entropy of the prediction, averaged over pixels: between -log K (uniform prediction) and 0 (one-hot).
-
-    ``logits`` [B, K, h, w]. Source: MRENT of CRST (arXiv:1908.09822).
-    """
-    log_p = logits.float().log_softmax(1)
-    return (log_p.exp() * log_p).sum(1).mean()
 
 
 def structure_consistency(
@@ -95,14 +86,13 @@ def structure_consistency(
     temperature: float = 1.0,
     denominator: Tensor | None = None,
 ) -> Tensor:
-    """KL divergence between the prototypical assignments of two views: the paper's target structure learning.
+    """KL divergence between the prototypical assignments of two views, averaged over valid pixels and classes.
 
     ``student_distances`` [B, K, h, w]: distances of the strong view's features to the prototypes;
     ``teacher_distances`` [B, K, h, w]: those of the weak view to the same prototypes, warped to the strong view;
-    ``valid`` bool [B, h, w] or [B, 1, h, w]: false where the strong view shows padding. The mean is over valid pixels
-    and classes. The teacher receives no gradient.
-    The assignment is softmax(-temperature * distance): the distance is multiplied by the temperature, as in the
-    released code, and not divided by it, as in the paper.
+    ``valid`` bool [B, h, w] or [B, 1, h, w]: false where the strong view shows padding. The teacher receives no
+    gradient. The assignment is softmax(-temperature * distance), as in ``prototypes.prototype_weights``. Source:
+    target structure learning by consistent prototypical assignments, ProDA section 3.2.
     """
     log_student = (-temperature * student_distances.float()).log_softmax(1)
     teacher = (-temperature * teacher_distances.detach().float()).softmax(1)
@@ -115,9 +105,9 @@ def structure_consistency(
 def distillation(student_logits: Tensor, teacher_logits: Tensor, *, as_released: bool = False) -> Tensor:
     """KL divergence of the student from the fixed teacher, averaged over pixels and classes (stages 2 and 3).
 
-    Both [B, K, h, w]; padding counts too. Never negative, and 0 if the two agree. The teacher receives no gradient.
-    ``as_released`` takes the student's probabilities in place of their logarithms, as the published runs did. The
-    authors confirmed that this is a bug; the value is then negative.
+    Both [B, K, h, w]; padding counts too. The teacher receives no gradient. ``as_released`` takes the student's
+    probabilities in place of their logarithms, as the published runs did: a bug, as the authors confirmed; the value
+    is then negative. Source: ProDA section 3.3 (distillation).
     """
     student = student_logits.float()
     student = student.softmax(1) if as_released else student.log_softmax(1)
@@ -127,16 +117,14 @@ def distillation(student_logits: Tensor, teacher_logits: Tensor, *, as_released:
 def generator_loss(disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
     """Adversarial loss of the segmentation network: its predictions on the target should look like source (warm-up).
 
-    ``disc_target``: raw output of the discriminator on the target prediction, any shape.
+    ``disc_target``: raw output of the discriminator on the target prediction, any shape. Source: AdaptSegNet
+    (arXiv:1802.10349).
     """
     return _domain_loss(disc_target, 0.0, kind)
 
 
 def discriminator_loss(disc_source: Tensor, disc_target: Tensor, *, kind: GanKind = "lsgan") -> Tensor:
-    """Loss of the discriminator: the sum of the two domains' means, with label 0 for source and 1 for target.
-
-    Arguments: raw outputs of the discriminator, any shapes.
-    """
+    """Loss of the discriminator, whose raw outputs may have any shape: labels are 0 for source and 1 for target."""
     return _domain_loss(disc_source, 0.0, kind) + _domain_loss(disc_target, 1.0, kind)
 
 

@@ -54,19 +54,3 @@ def mutual_information(logits: Tensor) -> tuple[Tensor, Tensor]:
         total += probabilities.sum((0, 2, 3))
         entropy -= (probabilities * log).sum()
     return total / (height * width), entropy / (height * width)
-
-
-def rank_correlation(x: Tensor, y: Tensor) -> float:
-    """Spearman's rank correlation of N pairs of numbers [N], in -1..1: the correlation of their ranks.
-
-    Equal numbers share the mean of their ranks. NaN for fewer than two pairs, or if all numbers of one side are equal.
-    """
-    ranks = torch.stack([_ranks(x.double()), _ranks(y.double())])
-    deviations = ranks - ranks.mean(1, keepdim=True)
-    return (deviations.prod(0).sum() / deviations.square().sum(1).prod().sqrt()).item()
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks 1..N, float64 [N]; equal values have the mean of their ranks."""
-    smaller, equal = (values < values[:, None]).sum(1), (values == values[:, None]).sum(1)
-    return smaller + (equal.double() + 1) / 2

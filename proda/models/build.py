@@ -13,16 +13,14 @@ from proda.models.network import SegmentationNetwork
 from proda.models.timm_encoders import PREFIX, TimmEncoder
 from proda.utils.errors import UserError
 
-# A new backbone is a file of its own with a function like these, and one line here. The function takes the number of
-# classes and the keywords of ``build_network`` and returns a ``SegmentationNetwork``; ``on_encoder`` makes one from an
-# encoder. If torchvision has ImageNet weights for it, they are one more line in ``pretrained.IMAGENET``.
+# Name of a backbone -> what takes the number of classes and the keywords of ``build_network`` and returns a
+# ``SegmentationNetwork``; ``on_encoder`` makes that from an encoder. ImageNet weights: see ``pretrained.IMAGENET``.
 BUILDERS: dict[str, Callable[..., SegmentationNetwork]] = {
-    "resnet101": deeplab.resnet101,
-    "resnet50": deeplab.resnet50,
+    "resnet101": deeplab.DeepLab,  # the published network
+    "resnet50": partial(deeplab.DeepLab, blocks=(3, 4, 6, 3)),
     "tiny": deeplab.tiny,
     **{name: on_encoder(make) for name, make in encoders.BUILDERS.items()},
 }
-BACKBONES: tuple[str, ...] = tuple(BUILDERS)  # choices of --backbone, beside timm:NAME and NAME.py
 HEADS = ("deeplab", "daformer")  # choices of --head
 
 

@@ -16,14 +16,8 @@ class DAFormerHead(nn.Module):
     """Brings every scale to D channels and one size, fuses them by a depthwise separable ASPP, and classifies.
 
     As published, but for dropout, which draws for the global batch. Fresh weights have He's deviation, those of the
-    classifier 0.01, so that the first predictions are undecided.
-
-    Args:
-        in_channels: C_i of each scale.
-        channels: D; 256 as published.
-        num_classes: K.
-        dilations: of the branches of the ASPP; that of 1 is a 1 x 1 convolution, as in DeepLab's.
-        dropout: probability with which a whole feature channel is dropped.
+    classifier 0.01, so that the first predictions are undecided. ``in_channels``: C_i of each scale. ``channels``: D;
+    256 as published. ``dilations``: of the branches of the ASPP; that of 1 is a 1 x 1 convolution, as in DeepLab's.
     """
 
     def __init__(

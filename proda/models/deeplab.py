@@ -5,6 +5,8 @@ of ProDA's head the same dilated ResNet may have DAFormer's.
 """
 
 # B batch, K classes, D features of the head, H W image height and width, h w = H/8 + 1, W/8 + 1 (at network stride).
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,12 +84,10 @@ class DeepLab(SegmentationNetwork):
 
     ``blocks``: residual blocks of the four stages. ``width``: channels of the stem; the stages have 4, 8, 16 and 32
     times as many (64 is ResNet). ``head_channels``: D, a multiple of 8. ``stride``: 8, or 4 for small images, where
-    the first convolution keeps full resolution. ``bn_pretrain``: one more batch norm between backbone and head, for
-    self-supervised weights, whose scale is not that of ImageNet's. ``dropout``: probability with which a feature
-    channel is dropped. ``dilations``: of the head's 3 x 3 branches. ``head``: "deeplab" (ProDA's) or "daformer".
-    Fresh weights are as published: every convolution is normal with standard deviation 0.01, and pretrained weights
-    are expected to overwrite them; so is the backbone's under DAFormer's head. Raises ValueError for a stride or a
-    number of channels that cannot be built.
+    the first convolution keeps full resolution. ``dilations``: of the head's branches; None is as published. ``head``,
+    ``bn_pretrain`` and ``dropout`` as in ``build_network``. Fresh weights are as published, too: every convolution (of
+    the backbone alone under DAFormer's head) is normal with standard deviation 0.01; pretrained weights are expected to
+    overwrite them. Raises ValueError for a stride or a number of channels that cannot be built.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class DeepLab(SegmentationNetwork):
         stride: int = 8,
         bn_pretrain: bool = False,
         dropout: float = 0.1,
-        dilations: tuple[int, ...] = DILATIONS["deeplab"],
+        dilations: tuple[int, ...] | None = None,
         head: str = "deeplab",
     ) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class DeepLab(SegmentationNetwork):
         if head_channels < 1 or head_channels % CHANNELS_PER_GROUP:
             raise ValueError(f"head_channels must be a multiple of {CHANNELS_PER_GROUP}, got {head_channels}")
         self.num_classes, self.num_features, self.head = num_classes, head_channels, head
-        self.stride = stride
+        self.stride, dilations = stride, dilations or DILATIONS[head]
         widths = [factor * width * Bottleneck.expansion for factor in (1, 2, 4, 8)]
 
         self.conv1 = nn.Conv2d(3, width, 7, stride=stride // 4, padding=3, bias=False)
@@ -125,7 +125,7 @@ class DeepLab(SegmentationNetwork):
             initialise_as_released(self)  # before the head is there, whose fresh weights are its own
             self.layer5 = DAFormerHead(widths, head_channels, num_classes, dilations=dilations, dropout=dropout)
         else:
-            self.layer5 = Head(widths[-1], head_channels, num_classes, dilations=tuple(dilations), dropout=dropout)
+            self.layer5 = Head(widths[-1], head_channels, num_classes, dilations=dilations, dropout=dropout)
             initialise_as_released(self)
         self.bn_pretrain = BatchNorm(widths[-1]) if bn_pretrain else None
 
@@ -154,10 +154,6 @@ class DeepLab(SegmentationNetwork):
     def backbone_parts(self) -> tuple[nn.Module, ...]:
         return self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4
 
-    def backbone_layers(self) -> list[list[nn.Parameter]]:
-        stem, stages = (self.conv1, self.bn1), (self.layer1, self.layer2, self.layer3, self.layer4)
-        return [[p for part in stem for p in part.parameters()], *(list(stage.parameters()) for stage in stages)]
-
     def head_parts(self) -> tuple[nn.Module, ...]:
         return (self.layer5,) if self.bn_pretrain is None else (self.bn_pretrain, self.layer5)
 
@@ -173,19 +169,7 @@ def _stage(in_channels: int, planes: int, blocks: int, *, stride: int, dilation:
     return nn.Sequential(first, *others)
 
 
-def resnet101(num_classes: int, *, head: str, bn_pretrain: bool, dropout: float) -> DeepLab:
-    """The published network; it needs pretrained weights."""
-    dilations = DILATIONS[head]
-    return DeepLab(num_classes, head=head, dilations=dilations, bn_pretrain=bn_pretrain, dropout=dropout)
-
-
-def resnet50(num_classes: int, *, head: str, bn_pretrain: bool, dropout: float) -> DeepLab:
-    """A shallower network of the same kind; it needs pretrained weights."""
-    blocks, dilations = (3, 4, 6, 3), DILATIONS[head]
-    return DeepLab(num_classes, blocks=blocks, head=head, dilations=dilations, bn_pretrain=bn_pretrain, dropout=dropout)
-
-
-def tiny(num_classes: int, *, head: str, bn_pretrain: bool, dropout: float) -> DeepLab:
+def tiny(num_classes: int, *, head: str, **options: Any) -> DeepLab:
     """A network for images of about 256 x 128 that is trained from scratch.
 
     Its convolutions start with He's deviation; at 0.01 the signal would die out over the layers.
@@ -196,15 +180,12 @@ def tiny(num_classes: int, *, head: str, bn_pretrain: bool, dropout: float) -> D
         width=8,
         head_channels=32,
         stride=4,
-        bn_pretrain=bn_pretrain,
-        dropout=dropout,
         # These cover as large a part of a crop as the published ones, in two steps instead of four.
         dilations=(3, 6) if head == "deeplab" else (1, 3, 6),
         head=head,
+        **options,
     )
-    fresh: tuple[nn.Module, ...] = network.backbone_parts()
-    if isinstance(network.layer5, Head):  # DAFormer's has He's deviation already
-        fresh += (network.layer5,)
+    fresh = network.backbone_parts() + ((network.layer5,) if head == "deeplab" else ())  # DAFormer's has it already
     classifier = network.layer5.head[1]  # stays small, so that the first predictions are undecided
     for module in (module for part in fresh for module in part.modules()):
         if isinstance(module, nn.Conv2d) and module is not classifier:

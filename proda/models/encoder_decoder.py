@@ -4,8 +4,6 @@ B batch, K classes, D features, H W image height and width, h w those of the out
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +23,10 @@ class EncoderDecoder(SegmentationNetwork):
 
     Takes RGB in 0..1, float [B, 3, H, W]; subtracts the encoder's mean and divides by its deviation; and fills the
     image up, at the right and at the bottom and with 0 (the mean colour), to sides that the encoder takes. Returns
-    :class:`Segmentation` at 1/4 of the image size with DAFormer's head, at 1/8 with ProDA's, rounded up (where the
-    encoder's ``stride`` is 4). The norms are those that ConvNeXt and Swin have for segmentation, and DAFormer's own
-    backbone too: scales of an encoder may differ in size by orders of magnitude.
-
-    Args:
-        num_classes: K.
-        encoder: the backbone.
-        head: "deeplab" (ProDA's, on the last scale brought to 1/8) or "daformer" (on all scales).
-        bn_pretrain: one more batch norm on the last scale, before the layer norm.
-        dropout: probability with which a feature channel is dropped.
+    :class:`Segmentation` at 1/4 of the image size with DAFormer's head (which reads all scales), at 1/8 with ProDA's
+    (which reads the last one), rounded up (where the encoder's ``stride`` is 4). The norms are those that ConvNeXt and
+    Swin have for segmentation, and DAFormer's own backbone too: scales of an encoder may differ in size by orders of
+    magnitude. ``bn_pretrain``: one more batch norm on the last scale, before the layer norm.
     """
 
     backbone_prefix = "encoder."
@@ -107,9 +99,6 @@ class EncoderDecoder(SegmentationNetwork):
     def backbone_parts(self) -> tuple[nn.Module, ...]:
         return (self.encoder,)
 
-    def backbone_layers(self) -> list[list[nn.Parameter]]:
-        return self.encoder.layers()
-
     def head_parts(self) -> tuple[nn.Module, ...]:
         parts = (self.norms, self.decoder)
         return parts if self.bn_pretrain is None else (self.bn_pretrain, *parts)
@@ -117,8 +106,4 @@ class EncoderDecoder(SegmentationNetwork):
 
 def on_encoder(make: Callable[[], Encoder]) -> Callable[..., EncoderDecoder]:
     """A builder for ``BUILDERS``: the backbone is what ``make`` returns; the head is the one asked for."""
-    return partial(_build, make)
-
-
-def _build(make: Callable[[], Encoder], num_classes: int, **options: Any) -> EncoderDecoder:
-    return EncoderDecoder(num_classes, make(), **options)
+    return lambda num_classes, **options: EncoderDecoder(num_classes, make(), **options)

@@ -42,11 +42,6 @@ class Encoder(nn.Module):
     checkpoint_activations: bool = False  # keep fewer activations for the backward pass
     recomputes_stages: bool = False  # ``forward`` does so itself, stage by stage; otherwise for the encoder as a whole
 
-    def layers(self) -> list[list[nn.Parameter]]:
-        """All parameters, in layers from the image to the output, whose learning rates may differ (--layer_decay)."""
-        layers = [list(child.parameters()) for child in self.children()]
-        return [layer for layer in layers if layer]
-
     def renamed(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a pretrained model of the encoder's library, under the names that they have here."""
         return found
@@ -79,10 +74,6 @@ class TorchvisionEncoder(Encoder):
             if number % 2:
                 scales.append(x.permute(0, 3, 1, 2) if self.channels_last else x)
         return scales
-
-    def layers(self) -> list[list[nn.Parameter]]:
-        """Four: each stage with the downsampling before it."""
-        return [list(self.features[start : start + 2].parameters()) for start in (0, 2, 4, 6)]
 
 
 BUILDERS: dict[str, Callable[[], Encoder]] = {name: partial(TorchvisionEncoder, name) for name in TORCHVISION}

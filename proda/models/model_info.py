@@ -41,11 +41,6 @@ class ModelInfo:
     miou: float | None = None  # on labelled validation images, 0..1; NaN without labels
     label_free: float | None = None  # label-free score of the same validation
 
-    @property
-    def class_ids(self) -> tuple[int, ...]:
-        """The (lowest) value of each class in label files of the target; empty if the file does not say."""
-        return tuple(self.label_ids.index(k) for k in range(self.num_classes)) if self.label_ids else ()
-
     def __str__(self) -> str:
         """One line for people: ``tiny, 13 classes; stage1_denoise, streets, iteration 800, mIoU 52.1``."""
         parts = [self.stage, self.recipe, "" if self.iteration is None else f"iteration {self.iteration}"]
@@ -73,11 +68,10 @@ def read_info(content: Mapping[str, Any], path: str | Path) -> ModelInfo:
     names |= {field.name: field.name for field in dataclasses.fields(ModelInfo)}
     values = {name: content[entry] for entry, name in names.items() if content.get(entry) is not None}
     for name, value in values.items():
-        valid, expected = _expected(name)
+        expected, valid = _EXPECTED.get(name, _TEXT)
         if not valid(value):
             raise UserError(f"{path}: found {name} of type {type(value).__name__}, expected {expected}")
-        values[name] = _as_tuples(value)
-    info = ModelInfo(**values)
+    info = ModelInfo(**{name: _as_tuples(value) for name, value in values.items()})
     count = info.num_classes or len(info.class_names)
     for name in ("class_names", "colors"):
         if (found := len(getattr(info, name))) not in (0, count):
@@ -87,23 +81,6 @@ def read_info(content: Mapping[str, Any], path: str | Path) -> ModelInfo:
     if info.normalisation != NORMALISATION:
         raise UserError(f"{path}: found a network for {info.normalisation!r}, expected {NORMALISATION!r}")
     return dataclasses.replace(info, num_classes=count)
-
-
-def _expected(name: str) -> tuple[Callable[[Any], bool], str]:
-    """A test of the value of a field, and what it expects."""
-    if name == "class_names":
-        return (lambda value: _is_list(value, str)), "a list of names"
-    if name == "colors":
-        return (lambda value: _is_list(value, list) and all(_is_bytes(color, 3) for color in value)), "RGB colours"
-    if name == "label_ids":
-        return (lambda value: _is_bytes(value, 256)), "a list of 256 numbers in 0..255"
-    if name == "size":
-        return (lambda value: _is_list(value, int) and len(value) == 2 and min(value) > 0), "[width, height]"
-    if name in ("miou", "label_free"):
-        return (lambda value: isinstance(value, float)), "a number"
-    if name in ("num_classes", "mean_width", "iteration"):
-        return (lambda value: type(value) is int and value >= 0), "a whole number"
-    return (lambda value: isinstance(value, str)), "text"
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -116,3 +93,21 @@ def _is_bytes(value: Any, count: int) -> bool:
 
 def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+# Field -> what it expects, and a test of its value.
+_Expected = tuple[str, Callable[[Any], bool]]
+_TEXT: _Expected = ("text", lambda value: isinstance(value, str))
+_NUMBER: _Expected = ("a number", lambda value: isinstance(value, float))
+_COUNT: _Expected = ("a whole number", lambda value: type(value) is int and value >= 0)
+_EXPECTED: dict[str, _Expected] = {
+    "num_classes": _COUNT,
+    "class_names": ("a list of names", lambda value: _is_list(value, str)),
+    "colors": ("RGB colours", lambda value: _is_list(value, list) and all(_is_bytes(color, 3) for color in value)),
+    "label_ids": ("a list of 256 numbers in 0..255", lambda value: _is_bytes(value, 256)),
+    "size": ("[width, height]", lambda value: _is_list(value, int) and len(value) == 2 and min(value) > 0),
+    "mean_width": _COUNT,
+    "iteration": _COUNT,
+    "miou": _NUMBER,
+    "label_free": _NUMBER,
+}

@@ -62,11 +62,6 @@ class SegmentationNetwork(nn.Module):
         """Height and width that the backbone's output covers: more than the image's where the network fills it up."""
         return height, width
 
-    def backbone_layers(self) -> list[list[nn.Parameter]]:
-        """All parameters of the backbone, in layers from the image to the output, whose learning rates may differ."""
-        layers = [list(part.parameters()) for part in self.backbone_parts()]
-        return [layer for layer in layers if layer]
-
 
 # Parts of the names of parameters that say where something is, or scale a whole channel or head of attention.
 _NOT_DECAYED = (
@@ -81,7 +76,6 @@ def parameter_groups(
     *,
     head_factor: float = 10.0,
     repeat_backbone: bool = False,
-    layer_decay: float = 1.0,
     spare_norms: bool = False,
 ) -> list[dict]:
     """Groups for a torch optimizer: the backbone at ``lr``, the head at ``head_factor`` times ``lr``.
@@ -90,40 +84,25 @@ def parameter_groups(
     often as the released code does, three or four times: it walks over nested modules and takes all parameters of
     each. SGD then steps that often. Repeated parameters always have a group of their own.
 
-    With a ``layer_decay`` below 1, each layer of the backbone has its own rate: the last ``lr``, the layer before it
-    ``layer_decay * lr``, the one before that ``layer_decay**2 * lr``, and so on. ``spare_norms``: no weight decay for
-    parameters of norms, embeddings of positions, tokens and scales of channels, as DAFormer has it; biases decay.
-    Either of them cannot be combined with ``repeat_backbone``.
+    ``spare_norms``: no weight decay for parameters of norms, embeddings of positions, tokens and scales of channels, as
+    DAFormer has it; biases decay. It cannot be combined with ``repeat_backbone``.
     """
-    if layer_decay != 1 or spare_norms:
-        return _layered_groups(network, lr, head_factor, layer_decay, _not_decayed(network) if spare_norms else set())
-    if head_factor == 1 and not repeat_backbone:
+    if head_factor == 1 and not repeat_backbone and not spare_norms:
         return [{"params": list(network.parameters()), "lr": lr}]
     repeated = list(_walk_parameters(network))
-    groups = [
-        {"params": list(dict.fromkeys(repeated)), "lr": lr},
-        {"params": [p for part in network.head_parts() for p in part.parameters()], "lr": head_factor * lr},
-    ]
+    backbone, head = dict.fromkeys(repeated), [p for part in network.head_parts() for p in part.parameters()]
+    if spare_norms:
+        spared, groups = _not_decayed(network), []
+        for parameters, rate in ((backbone, lr), (head, head_factor * lr)):
+            groups.append({"params": [p for p in parameters if p not in spared], "lr": rate})
+            groups.append({"params": [p for p in parameters if p in spared], "lr": rate, "weight_decay": 0.0})
+        return [group for group in groups if group["params"]]
+    groups = [{"params": list(backbone), "lr": lr}, {"params": head, "lr": head_factor * lr}]
     if repeat_backbone:
         # Without foreach, whose one step over all tensors would write to a repeated one several times at once.
         groups[0] |= {"params": repeated, "foreach": False}
         warnings.filterwarnings("ignore", message="optimizer contains a parameter group with duplicate parameters")
     return groups
-
-
-def _layered_groups(
-    network: SegmentationNetwork, lr: float, head_factor: float, layer_decay: float, spared: set[nn.Parameter]
-) -> list[dict]:
-    layers = network.backbone_layers()
-    if layer_decay == 1:
-        layers = [[parameter for layer in layers for parameter in layer]]
-    rates = [lr * layer_decay ** (len(layers) - 1 - number) for number in range(len(layers))]
-    head = [parameter for part in network.head_parts() for parameter in part.parameters()]
-    groups = []
-    for parameters, rate in [*zip(layers, rates, strict=True), (head, head_factor * lr)]:
-        groups.append({"params": [p for p in parameters if p not in spared], "lr": rate})
-        groups.append({"params": [p for p in parameters if p in spared], "lr": rate, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
 
 
 def _not_decayed(network: nn.Module) -> set[nn.Parameter]:

@@ -1,9 +1,8 @@
-"""Pretrained backbones: ImageNet weights of torchvision, SimCLR checkpoints, and those of our own pretraining."""
+"""Pretrained backbones: ImageNet weights of torchvision, and SimCLR checkpoints."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +13,7 @@ from proda.models.encoders import TORCHVISION
 from proda.models.network import SegmentationNetwork
 from proda.models.timm_encoders import PREFIX, pretrained_tensors
 from proda.models.weights import (
-    FORMAT,
-    PRETRAINED,
     as_state_dict,
-    check_format,
     describe,
     matching_tensors,
     mismatch,
@@ -105,8 +101,7 @@ def _fill_from_library(network: SegmentationNetwork, found: dict[str, Tensor], p
 def load_simclr(network: SegmentationNetwork, path: str | Path) -> str:
     """Fills the backbone from a SimCLR checkpoint; returns one line saying how many tensors matched.
 
-    Three layouts are read: that of our own pretraining, see ``backbone_content``; ``{"state_dict": ...}`` with
-    torchvision's names, which the released code reads; and
+    Two layouts are read: ``{"state_dict": ...}`` with torchvision's names, which the released code reads; and
     ``{"resnet": ..., "head": ...}`` as ``convert.py`` of https://github.com/Separius/SimCLRv2-Pytorch writes it from
     Google's SimCLRv2 checkpoints. The published stage 2 starts from ``r101_1x_sk0`` (ResNet-101, width 1, no selective
     kernels); ``r50_1x_sk0`` fits ``--backbone=resnet50``.
@@ -114,31 +109,18 @@ def load_simclr(network: SegmentationNetwork, path: str | Path) -> str:
     kernels.
     """
     data = read_tensors(path)
-    check_format(data, path)
     layout = next((key for key in ("state_dict", "resnet") if isinstance(data, Mapping) and key in data), None)
     if layout is None:
         raise UserError(f"{path}: found {describe(data)}, expected a SimCLR checkpoint with 'state_dict' or 'resnet'")
-    if "backbone" not in data and isinstance(network, EncoderDecoder):
+    if isinstance(network, EncoderDecoder):
         raise UserError(
-            f"{path}: found SimCLR weights of a ResNet, expected --backbone=resnet101 or resnet50; for "
-            f"--backbone={network.backbone}, files of pretrain fit"
+            f"{path}: found SimCLR weights of a ResNet, expected --backbone=resnet101 or resnet50, found "
+            f"--backbone={network.backbone}"
         )
-    made_with = data.get("backbone", network.backbone)
-    if made_with != network.backbone:
-        raise UserError(f"{path}: found weights of --backbone={made_with}, expected --backbone={network.backbone}")
     found = {_torchvision_name(name): value for name, value in as_state_dict(data[layout], path, "network").items()}
     if any("mixing_conv" in name for name in found):
         raise UserError(f"{path}: found a ResNet with selective kernels (sk1), expected one without (sk0)")
     return _fill_backbone(network, found, path)
-
-
-def backbone_content(network: SegmentationNetwork, **info: bool | int | float | str) -> dict[str, Any]:
-    """What a file of pretraining holds: ``content`` (says that it is one), ``backbone``, ``state_dict`` and ``info``.
-
-    ``state_dict`` has the tensors of the backbone alone, the network's own, not copies. ``info``: more plain entries.
-    """
-    content = {"format": FORMAT, "content": PRETRAINED, "backbone": network.backbone}
-    return content | {"state_dict": _backbone_tensors(network)} | info
 
 
 def _torchvision_name(name: str) -> str:

@@ -81,13 +81,6 @@ class TimmEncoder(Encoder):
 
     _checkpoint = False
 
-    def layers(self) -> list[list[nn.Parameter]]:
-        """timm's own layers for layer-wise learning rates: the embedding of patches, then each block."""
-        numbers, layers = _layer_numbers(self.name), dict[int, list[nn.Parameter]]()
-        for name, parameter in self.model.named_parameters():
-            layers.setdefault(numbers[_plain(name)], []).append(parameter)
-        return [layers[number] for number in sorted(layers)]
-
     def renamed(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Converts a released file as timm does, if it has not timm's names; what is not needed keeps its name."""
         whole = _without_memory(self.name, **_layout(self.name).options)
@@ -192,16 +185,6 @@ def _gives_channels_last(model: Any) -> bool:
 def _switch_of_recomputation(model: Any) -> Any:
     """The function that switches timm's recomputation of activations on and off, if there is one."""
     return getattr(getattr(model, "model", model), "set_grad_checkpointing", None)
-
-
-@cache
-def _layer_numbers(name: str) -> dict[str, int]:
-    """The plain name of each parameter -> the number of its layer, from the image to the output."""
-    from timm.models import group_parameters
-
-    whole = _without_memory(name, **_layout(name).options)
-    numbers = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
-    return {_plain(parameter): number for parameter, number in numbers.items()}
 
 
 def _without_memory(name: str, **options: Any) -> Any:

@@ -3,10 +3,9 @@
 Read: our own files and checkpoints, released ``.pkl`` checkpoints of all stages and their prototype files, bare state
 dicts. No code runs from any of them. Errors are one line: the file, what was found, what was expected.
 
-Our weights file is a dict saved with ``torch.save``: ``format`` (3), ``model`` (state dict), where there are any
+Our weights file is a dict saved with ``torch.save``: ``format``, ``model`` (state dict), where there are any
 ``prototypes`` and ``discriminator``, and one entry for each known value of :class:`~proda.models.model_info.ModelInfo`.
-Files of format 2 say only ``num_classes``, ``class_names``, ``backbone``, ``iteration`` and ``miou``; those of format 1
-have neither ``format`` nor ``class_names``. What a file does not say about its network is read off the tensors.
+What a file does not say about its network is read off the tensors.
 """
 
 import itertools
@@ -27,19 +26,16 @@ from proda.models.model_info import ModelInfo, read_info
 from proda.models.network import SegmentationNetwork
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_tensors, sha256
+from proda.utils.record import check_format
 
 FORMAT = 3
-NETWORK, DISCRIMINATOR = "ResNet101", "FCDiscriminator"  # top-level keys of released checkpoints
-PRETRAINED = "pretrained backbone"  # entry ``content`` of files of pretraining (``pretrained.backbone_content``)
-ENOUGH = 0.5  # fraction of a network's tensors that must match if a complete match is not required
+NETWORK = "ResNet101"  # top-level key of the network in released checkpoints
 
 
 class Weights(NamedTuple):
-    """What a checkpoint holds. All tensors are on the CPU."""
+    """The network of a weights file or checkpoint. All tensors are on the CPU."""
 
     model: dict[str, Tensor]
-    prototypes: Tensor | None  # float32 [K, D]
-    discriminator: dict[str, Tensor] | None
     info: ModelInfo
     path: str  # for messages
 
@@ -74,62 +70,44 @@ _ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 def load_weights(path: str | Path) -> Weights:
     """Reads a checkpoint: ours (``model``), a released one (``ResNet101``) or a bare state dict.
 
-    Prototypes that are all zero, as in released checkpoints of other stages than stage 1, count as none.
     Raises MissingFileError, or UserError for anything that is not such a file.
     """
     data = read_tensors(path)
     expected = f"expected 'model' (ours), {NETWORK!r} (released) or a state dict"
     if not isinstance(data, Mapping) or not data:
         raise UserError(f"{path}: found {describe(data)}, {expected}")
-    check_format(data, path)
-    if data.get("content") == PRETRAINED:
-        raise UserError(
-            f"{path}: found a pretrained backbone without a head, expected a whole network; a stage with "
-            "--init=simclr and --init_file starts from it"
-        )
+    check_format(data.get("format"), FORMAT, path)
     if NETWORK in data:
         entry = data[NETWORK]
         if not isinstance(entry, Mapping) or "model_state" not in entry:
             raise UserError(f"{path}: found {describe(entry)} under {NETWORK!r}, expected a dict with 'model_state'")
-        discriminator = data.get(DISCRIMINATOR)
-        if discriminator is not None:
-            discriminator = discriminator.get("model_state") if isinstance(discriminator, Mapping) else discriminator
-        model, prototypes = entry["model_state"], entry.get("objective_vectors")
+        model = entry["model_state"]
     elif "model" in data:
-        model, prototypes, discriminator = data["model"], data.get("prototypes"), data.get("discriminator")
+        model = data["model"]
     elif all(isinstance(value, Tensor) for value in data.values()):
-        model, prototypes, discriminator = data, None, None
-        data = {}
+        model, data = data, {}
     else:
         raise UserError(f"{path}: found {describe(data)}, {expected}")
-    vectors = None if prototypes is None else _prototypes(prototypes, path)
     state = as_state_dict(model, path, "network")
-    return Weights(
-        state,
-        vectors if vectors is not None and vectors.any() else None,
-        None if discriminator is None else as_state_dict(discriminator, path, "discriminator"),
-        _with_shapes(read_info(data, path), state),
-        str(path),
-    )
+    return Weights(state, _with_shapes(read_info(data, path), state), str(path))
 
 
-def load_into(model: nn.Module, source: str | Path | Weights, *, strict: bool = True) -> str:
-    """Copies a checkpoint's network into ``model``; returns one line saying how many tensors matched.
+def load_into(model: nn.Module, weights: Weights) -> None:
+    """Copies a checkpoint's network into ``model``, which has to have the same keys and shapes.
 
-    ``strict`` requires the same keys and shapes; otherwise the tensors that match are copied, which must be at least
-    half of the network's. Raises UserError, with the first keys that differ on both sides or with the two numbers of
-    classes; then nothing is copied.
+    Raises UserError, with the first keys that differ on both sides or with the two numbers of classes; then nothing is
+    copied.
     """
-    weights = source if isinstance(source, Weights) else load_weights(source)
-    return _copy(model, weights.model, weights.path, strict=strict)
-
-
-def load_discriminator(model: nn.Module, source: str | Path | Weights) -> str:
-    """As :func:`load_into`, for the discriminator of a warm-up checkpoint. UserError when there is none."""
-    weights = source if isinstance(source, Weights) else load_weights(source)
-    if weights.discriminator is None:
-        raise UserError(f"{weights.path}: found no discriminator, expected the checkpoint of a warm-up")
-    return _copy(model, weights.discriminator, weights.path, strict=True)
+    own, found = model.state_dict(), weights.model
+    theirs, ours = _num_classes(found), _num_classes(own)
+    if theirs and ours and theirs != ours:
+        raise UserError(
+            f"{weights.path}: found weights for {theirs} classes, expected {ours} classes (--source, --num_classes)"
+        )
+    matching = matching_tensors(own, found)
+    if not len(matching) == len(own) == len(found):
+        raise UserError(mismatch(weights.path, own, found, matching))
+    model.load_state_dict(matching)
 
 
 def load_network(
@@ -145,10 +123,9 @@ def load_network(
 
     ``backbone``, ``head`` and ``class_names``, in the order of the logits, are what the network has to have; if they
     are empty, the file decides; ``head`` counts for backbones that leave the choice. A ``backbone`` that is a file
-    ``NAME.py`` is executed; one that only the weights file names is not, and refused.
-    Files that do not name their classes (released ones, our format 1) are compared by the number of
-    classes. ``flag``: the flag that named the file, for the message. Sets ``origin`` and ``class_names`` of the
-    network.
+    ``NAME.py`` is executed; one that only the weights file names is not, and refused. Files that do not name their
+    classes, such as released ones, are compared by the number of classes. ``flag``: the flag that named the file, for
+    the message. Sets ``origin`` and ``class_names`` of the network.
 
     Raises:
         MissingFileError: no such file.
@@ -236,15 +213,17 @@ def load_prototypes(path: str | Path) -> Tensor:
     Raises MissingFileError, or UserError when the file holds none (all zero is none).
     """
     data = read_tensors(path)
-    check_format(data, path)
+    if isinstance(data, Mapping):
+        check_format(data.get("format"), FORMAT, path)
     if isinstance(data, Mapping) and isinstance(data.get(NETWORK), Mapping):
         data = data[NETWORK].get("objective_vectors", data)
-    elif isinstance(data, Mapping):  # in a checkpoint of ours they are a state dict of their own
-        data = data.get("prototypes", data)
-    prototypes = _prototypes(data, path)
-    if not prototypes.any():
+    for _ in range(2):  # in a checkpoint of ours they are a state dict of their own
+        data = data.get("prototypes", data) if isinstance(data, Mapping) else data
+    if not isinstance(data, Tensor) or data.ndim != 2:
+        raise UserError(f"{path}: found {describe(data)}, expected prototypes [classes, features]")
+    if not data.any():
         raise UserError(f"{path}: found prototypes that are all zero, expected those of a trained model")
-    return prototypes
+    return data.float()
 
 
 def save_prototypes(path: str | Path, prototypes: Tensor, counts: Tensor, *, made_from: Mapping[str, Any]) -> None:
@@ -260,14 +239,11 @@ def save_prototypes(path: str | Path, prototypes: Tensor, counts: Tensor, *, mad
 def prototypes_record(path: str | Path) -> dict[str, Any]:
     """What the prototypes of a file were made from, as given to :func:`save_prototypes`; empty if it does not say.
 
-    Our format 1 says only from which weights (``{"weights": SHA-256}``). Raises as :func:`load_prototypes`.
+    Raises MissingFileError, or UserError for a damaged file.
     """
     data = read_tensors(path)
-    if not isinstance(data, Mapping):
-        return {}
-    if isinstance(data.get("made_from"), Mapping):
-        return dict(data["made_from"])
-    return {"weights": data["origin"]} if data.get("origin") and isinstance(data["origin"], str) else {}
+    record = data.get("made_from") if isinstance(data, Mapping) else None
+    return dict(record) if isinstance(record, Mapping) else {}
 
 
 def read_tensors(path: str | Path) -> Any:
@@ -313,21 +289,13 @@ def as_state_dict(data: object, path: str | Path, what: str) -> dict[str, Tensor
     return {str(key).removeprefix("module.").removeprefix("_orig_mod."): value for key, value in data.items()}
 
 
-def check_format(data: object, path: str | Path) -> None:
-    """Raises UserError for a file of a newer version."""
-    found = data.get("format") if isinstance(data, Mapping) else None
-    if isinstance(found, int) and found > FORMAT:
-        raise UserError(f"{path}: written by a newer version of proda (format {found}, this one reads {FORMAT})")
-
-
 def _with_shapes(info: ModelInfo, state: Mapping[str, Tensor]) -> ModelInfo:
     """``info`` with the number of classes, backbone and head that the tensors show, where it does not say them."""
-    count, backbone, head = info.num_classes or _num_classes(state) or 0, info.backbone, info.head
-    if count and not backbone:
+    count = info.num_classes or _num_classes(state)
+    if count and not info.backbone:
         backbone, head = _known_by_shapes(state, count)
-    if backbone and not head:  # before there was a choice
-        head = HEADS[0]
-    return replace(info, num_classes=count, backbone=backbone, head=head)
+        return replace(info, num_classes=count, backbone=backbone, head=head)
+    return replace(info, num_classes=count)
 
 
 def _known_by_shapes(state: Mapping[str, Tensor], num_classes: int) -> tuple[str, str]:
@@ -345,36 +313,10 @@ def _has_extra_norm(state: Mapping[str, Tensor]) -> bool:
     return any(key.startswith("bn_pretrain.") for key in state)
 
 
-def _prototypes(data: object, path: str | Path) -> Tensor:
-    if isinstance(data, Mapping):
-        data = data.get("prototypes", data)
-    if not isinstance(data, Tensor) or data.ndim != 2:
-        raise UserError(f"{path}: found {describe(data)}, expected prototypes [classes, features]")
-    return data.float()
-
-
-def _num_classes(state: Mapping[str, Tensor]) -> int | None:
-    for classifier in ("layer5.head.1.weight", "decoder.head.1.weight"):
-        if classifier in state:
-            return state[classifier].shape[0]
-    if "classifier.weight" in state and "conv1.weight" in state:  # a discriminator, which reads the classes
-        return state["conv1.weight"].shape[1]
-    return None
-
-
-def _copy(model: nn.Module, found: dict[str, Tensor], path: str, *, strict: bool) -> str:
-    own = model.state_dict()
-    theirs, ours = _num_classes(found), _num_classes(own)
-    if theirs is not None and ours is not None and theirs != ours:
-        raise UserError(
-            f"{path}: found weights for {theirs} classes, expected {ours} classes (--source, --num_classes)"
-        )
-    matching = matching_tensors(own, found)
-    complete = len(matching) == len(own) == len(found)
-    if (strict and not complete) or len(matching) < ENOUGH * len(own):
-        raise UserError(mismatch(path, own, found, matching))
-    model.load_state_dict(matching, strict=complete)
-    return f"{path}: {len(matching)} of the network's {len(own)} tensors loaded, {len(found) - len(matching)} left over"
+def _num_classes(state: Mapping[str, Tensor]) -> int:
+    """By the classifier of either head of ours; 0 if there is none."""
+    weights = (state.get(f"{place}.head.1.weight") for place in ("layer5", "decoder"))
+    return next((len(weight) for weight in weights if weight is not None), 0)
 
 
 def matching_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -43,11 +43,8 @@ def line_chart(
 ) -> Chart | None:
     """A chart of named curves over the iterations; None if there are no curves.
 
-    Curves of more than ``MOST_POINTS`` points are averaged over neighbours.
-
-    Args:
-        from_zero: the axis of values includes zero.
-        least_span: the axis covers at least so much, so that small changes do not look large.
+    Curves of more than ``MOST_POINTS`` points are averaged over neighbours. With ``from_zero``, the axis of values
+    includes zero; it covers at least ``least_span``, so that small changes do not look large.
     """
     if not curves:
         return None
@@ -67,23 +64,14 @@ def line_chart(
     def y(value: float) -> float:
         return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
-    lines = [
-        Line(
-            name,
-            [(x(point.step), y(point.value)) for point in curve],
-            len(curve) <= MARKED_POINTS,
-            number(curves[name][-1].value),
-        )
-        for name, curve in drawn.items()
-    ]
-    digits = _decimals(y_ticks[1] - y_ticks[0])
-    return Chart(
-        title,
-        lines,
-        [Tick(x(tick), f"{tick:,.0f}") for tick in x_ticks],
-        [Tick(y(tick), tick_text(tick, digits)) for tick in y_ticks],
-        averaged,
-    )
+    lines = []
+    for name, curve in drawn.items():
+        points = [(x(point.step), y(point.value)) for point in curve]
+        lines.append(Line(name, points, len(curve) <= MARKED_POINTS, number(curves[name][-1].value)))
+    digits = max(0, -math.floor(math.log10(y_ticks[1] - y_ticks[0]) + 1e-9))
+    places_x = [Tick(x(tick), f"{tick:,.0f}") for tick in x_ticks]
+    places_y = [Tick(y(tick), tick_text(tick, digits)) for tick in y_ticks]
+    return Chart(title, lines, places_x, places_y, averaged)
 
 
 def nice_ticks(low: float, high: float, *, most: int = 5) -> list[float]:
@@ -109,7 +97,3 @@ def number(value: float) -> str:
     if value and abs(value) < 0.001:
         return f"{value:.1e}".replace("e-0", "e-")
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
-
-
-def _decimals(step: float) -> int:
-    return max(0, -math.floor(math.log10(step) + 1e-9))

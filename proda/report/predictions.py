@@ -115,13 +115,8 @@ def look_at_predictions(
             total += confusion
             if confusion.sum() == 0:
                 continue  # without a labelled pixel, the image has no score
-            result = scores(confusion)
-            kept.append(
-                ImageResult(
-                    *(name, result.mean_iou.item(), result.overall_accuracy.item(), confusion),
-                    *(image_picture(image), truth.numpy(), predicted.numpy()),
-                )
-            )
+            result, pictures = scores(confusion), (image_picture(image), truth.numpy(), predicted.numpy())
+            kept.append(ImageResult(name, result.mean_iou.item(), result.overall_accuracy.item(), confusion, *pictures))
         kept = sorted(kept, key=lambda result: result.miou)[:worst]
     return Predictions(data.classes, total, len(chosen), len(images), kept)
 

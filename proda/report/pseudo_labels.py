@@ -96,15 +96,14 @@ def label_sentences(run: Run) -> list[str]:
     reports = max(1, len(run.curves["labels_percent/kept"]) // 4)
     over = f"Mean of the last {reports} reports" if reports > 1 else "In the last report"
     found = []
-    before, labels_ = late.get("truth_percent/miou_before"), late.get("truth_percent/miou_labels")
-    # On all pixels, as before it; the labels lack those below the threshold. Older runs have only the labels.
-    after = late.get("truth_percent/miou_rectified", labels_)
-    if labels_ is None or after is None:
+    # Before and after rectification on all pixels; the labels lack those below the threshold.
+    before, after, labels_ = (late.get(f"truth_percent/miou_{name}") for name in ("before", "rectified", "labels"))
+    if labels_ is None:
         found.append(
             "The target's training images have no ground truth, so nothing here can say whether the labels are right; "
             "the curves without ground truth show whether they are sure, stable and complete."
         )
-    elif before is None:
+    elif before is None or after is None:
         found.append(f"{over}: the labels that the student is trained on reach {labels_:.1f} % mIoU.")
     else:
         gain = after - before

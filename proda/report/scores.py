@@ -36,17 +36,12 @@ def scores(groups: Sequence[Group]) -> dict[str, Any]:
     """Columns of the table of scores, and its rows by group."""
     runs = [run for group in groups for run in group.runs]
     columns = {title: key for title, key in COLUMNS.items() if any(run.summary.get(key) is not None for run in runs)}
+    rows = [[_score_row(group, run, columns) for run in group.runs] for group in groups]
     return {
         "columns": list(columns),
-        "groups": [
-            {"name": group.name, "rows": [_score_row(group, run, columns) for run in group.runs]} for group in groups
-        ],
+        "groups": [{"name": group.name, "rows": of} for group, of in zip(groups, rows, strict=True)],
         "class_counts": sorted({len(run.class_names) for run in runs if run.class_names}),
-        "has_gain": any(
-            (other := group.reference(run)) and difference(run, other) is not None
-            for group in groups
-            for run in group.runs
-        ),
+        "has_gain": any(row["gain"] is not None for of_group in rows for row in of_group),
         "unfinished": [run.title for run in runs if not run.finished],
         "has_control": any(run.name == CONTROL for run in runs),
         "has_oracle": any(run.is_oracle for run in runs),

@@ -64,7 +64,7 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
     stage.check()
     job.open(summary_lines(config, data, stage.batches), data.domains.fingerprints())
     data.prepare()
-    return _train(job, stage, common)
+    return _train(config, job, stage, common)
 
 
 def attach_common_handlers(config: TrainConfig, stage: Stage, data: Data, job: Job) -> CommonHandlers:
@@ -122,9 +122,8 @@ def attach_common_handlers(config: TrainConfig, stage: Stage, data: Data, job: J
     return CommonHandlers(checkpoints, validation, models, board)
 
 
-def _train(job: Job, stage: Stage, common: CommonHandlers) -> dict[str, Any]:
+def _train(config: TrainConfig, job: Job, stage: Stage, common: CommonHandlers) -> dict[str, Any]:
     """Runs the trainer. If the last iteration was completed before, only an interrupted validation is repeated."""
-    config: Any = job.config
     trainer, batches, state = stage.trainer, stage.batches, stage.trainer.state
     remember(trainer, stopwatch=job.stopwatch)
     start = common.checkpoints.resume(trainer) if config.resume else 0

@@ -174,7 +174,7 @@ class Stopwatch:
         self.before = float(state["seconds"])
 
 
-def device_of(config: Any) -> torch.device:
+def device_of(config: RunConfig) -> torch.device:
     """The device of this process, as ``--device`` asks for it."""
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

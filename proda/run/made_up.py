@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
     teachers: Mapping[str, tuple[str, str]] = {}  # flag -> backbone and head of the network in its file, if it is there
 
 
-def made_up_stage(config: Any, build: Build, sizes: Sizes, precision: Precision) -> tuple[Stage, Networks]:
+def made_up_stage(config: TrainConfig, build: Build, sizes: Sizes, precision: Precision) -> tuple[Stage, Networks]:
     """A stage with fresh networks on ``precision.device``, whose batches are made up; and these networks.
 
     Which classes are objects makes no difference to time and memory.
@@ -71,7 +71,7 @@ class FreshNetworks(Networks):
 
     def __init__(
         self,
-        config: Any,
+        config: TrainConfig,
         classes: LabelSpace,
         precision: Precision,
         teachers: Mapping[str, tuple[str, str]] = {},

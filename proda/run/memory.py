@@ -18,7 +18,7 @@ from proda.engines.optimization import Precision
 from proda.handlers.statistics import AdaBN
 from proda.method.metrics import mutual_information
 from proda.method.tensors import to_float
-from proda.run.config import AdaptConfig
+from proda.run.config import AdaptConfig, TrainConfig
 from proda.run.data import STATISTICS_BATCH
 from proda.run.live_bytes import LiveBytes, fake_tensors, tensor_bytes
 from proda.run.made_up import Sizes, made_up_stage, training_batch
@@ -56,7 +56,7 @@ class Memory(NamedTuple):
         return MARGIN * self.peak + CONTEXT
 
 
-def stage_memory(config: Any, build: Build, sizes: Sizes, processes: int = 1) -> Memory:
+def stage_memory(config: TrainConfig, build: Build, sizes: Sizes, processes: int = 1) -> Memory:
     """The memory of a process, counted on tensors without data. It does not depend on this machine."""
     config = replace(config, compile=False)
     precision = Precision("cpu", "off" if config.amp == "off" else "bf16")  # fp16 has the same size
@@ -118,7 +118,7 @@ def _peak(count: LiveBytes, run: Callable[[], Any]) -> int:
 
 
 def _other_phases(
-    config: Any, sizes: Sizes, precision: Precision, stage: Stage
+    config: TrainConfig, sizes: Sizes, precision: Precision, stage: Stage
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What a run does besides training, where it may take more memory. Gradients are still there meanwhile."""
     image = torch.zeros(config.val_batch_size, 3, *sizes.full_image, dtype=torch.uint8)
@@ -151,7 +151,7 @@ def _other_phases(
 
 
 def fitting(
-    config: Any, build: Build, sizes: Sizes, processes: int, memory: Memory
+    config: TrainConfig, build: Build, sizes: Sizes, processes: int, memory: Memory
 ) -> dict[int, tuple[dict[str, Any], Memory]]:
     """GB of a GPU -> the first changes of flags with which a process fits it, and its memory then.
 
@@ -168,7 +168,7 @@ def fitting(
     return found
 
 
-def ladder(config: Any, sizes: Sizes, memory: Memory) -> Iterator[dict[str, Any]]:
+def ladder(config: TrainConfig, sizes: Sizes, memory: Memory) -> Iterator[dict[str, Any]]:
     """Changes of flags that save more and more memory; those that change least come first. The first is none."""
     changes: dict[str, Any] = {}
     yield changes

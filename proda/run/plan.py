@@ -24,7 +24,7 @@ from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.handlers.checkpoints import KEPT
 from proda.models.weights import read_weights
-from proda.run.config import AdaptConfig, MeanTeacherConfig
+from proda.run.config import AdaptConfig, MeanTeacherConfig, TrainConfig
 from proda.run.data import Data, whole_images
 from proda.run.fit import PUBLISHED_BATCH_SIZE, check_flags
 from proda.run.made_up import FreshNetworks, MadeUpImages, Sizes, made_up_stage, training_batch
@@ -67,7 +67,7 @@ class Listing(NamedTuple):
     validation_images: int
 
 
-def print_plan(config: Any, build: Build, name: str) -> dict[str, Any]:
+def print_plan(config: TrainConfig, build: Build, name: str) -> dict[str, Any]:
     """Prints what the run of ``config`` will take; returns the figures by name. ``name``: of the experiment.
 
     Raises:
@@ -104,7 +104,7 @@ def print_plan(config: Any, build: Build, name: str) -> dict[str, Any]:
     return result | {"timing": timing}
 
 
-def number_of_processes(config: Any, environment: Mapping[str, str]) -> int:
+def number_of_processes(config: TrainConfig, environment: Mapping[str, str]) -> int:
     """The processes of the run: of ``--nproc_per_node``, torchrun or SLURM."""
     if config.nproc_per_node > 1:
         return config.nproc_per_node
@@ -113,7 +113,7 @@ def number_of_processes(config: Any, environment: Mapping[str, str]) -> int:
     return int(environment.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in environment else 1
 
 
-def list_data(config: Any, build: Build, processes: int) -> Listing:
+def list_data(config: TrainConfig, build: Build, processes: int) -> Listing:
     """Lists and checks the data as the run would, and builds its stage with networks that have no weights.
 
     Raises:
@@ -131,7 +131,7 @@ def list_data(config: Any, build: Build, processes: int) -> Listing:
     return Listing(stage, data, sizes, len(data.domains.target), len(validation))
 
 
-def _teachers(config: Any) -> dict[str, tuple[str, str]]:
+def _teachers(config: TrainConfig) -> dict[str, tuple[str, str]]:
     """Flag -> backbone and head of each network that only predicts; the student's as long as its file is missing."""
     files = {flag: getattr(config, flag, "") for flag in ("teacher", "label_with")}
     return {
@@ -141,7 +141,7 @@ def _teachers(config: Any) -> dict[str, tuple[str, str]]:
     }
 
 
-def measure(config: Any, build: Build, sizes: Sizes, device: torch.device, memory: Memory) -> Timing | str:
+def measure(config: TrainConfig, build: Build, sizes: Sizes, device: torch.device, memory: Memory) -> Timing | str:
     """Times an iteration and a validation on ``device``; if that is impossible, says why.
 
     The first iteration is not counted, unless it is a slow one. On a CPU a large batch is replaced by one image.
@@ -184,7 +184,7 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> tuple[float, int]:
     return (first, 1) if first > SLOW else ((once() + once()) / 2, 2)
 
 
-def _length_lines(config: Any, listing: Listing, processes: int) -> Iterator[tuple[str, str]]:
+def _length_lines(config: TrainConfig, listing: Listing, processes: int) -> Iterator[tuple[str, str]]:
     batches, images = listing.stage.batches, listing.sizes.images
     text = f"{config.batch_size} images" + (" of each domain" if batches.target is not None else "")
     if processes > 1:
@@ -255,7 +255,7 @@ def _fitting_lines(found: dict[int, tuple[dict[str, Any], Memory]]) -> Iterator[
         yield from (f"{'':<28}{line}" for line in rest)
 
 
-def _time_lines(config: Any, listing: Listing, processes: int, timing: Timing) -> Iterator[tuple[str, str]]:
+def _time_lines(config: TrainConfig, listing: Listing, processes: int, timing: Timing) -> Iterator[tuple[str, str]]:
     scale = listing.sizes.images / timing.images
     iteration = scale * timing.iteration
     text = f"{iteration:.3g} s"
@@ -288,11 +288,11 @@ def _validates_teacher(listing: Listing) -> bool:
     return isinstance(config, MeanTeacherConfig) and config.validate_teacher
 
 
-def _validations(config: Any, listing: Listing) -> int:
+def _validations(config: TrainConfig, listing: Listing) -> int:
     return math.ceil(listing.stage.batches.iterations / config.val_every)
 
 
-def _device(config: Any) -> torch.device:
+def _device(config: TrainConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: this machine has no CUDA device; use --device=cpu")
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -13,6 +13,7 @@ from typing import Any
 
 import ignite.distributed as idist
 
+from proda.run.config import RunConfig
 from proda.settings.reading import with_present_names
 from proda.utils.errors import UserError
 from proda.utils.files import sha256
@@ -34,7 +35,7 @@ WEIGHTS_FILES = (".pt", ".pth", ".pkl", ".npz")  # files with these suffixes are
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow", "tensorboardX", "fire")
 
 
-def run_record(config: Any, data: Mapping[str, str], device: str = "") -> dict[str, Any]:
+def run_record(config: RunConfig, data: Mapping[str, str], device: str = "") -> dict[str, Any]:
     """The content of ``config.json``: the flags, and under ``run`` how, by what and on what the run is made.
 
     ``data``: name -> fingerprint of images, labels and descriptions.
@@ -56,7 +57,7 @@ def run_record(config: Any, data: Mapping[str, str], device: str = "") -> dict[s
     }
 
 
-def read_record(folder: Path, config: Any) -> dict[str, Any]:
+def read_record(folder: Path, config: RunConfig) -> dict[str, Any]:
     """``config.json`` of the run in ``folder``, with the defaults of flags that did not exist yet; empty if damaged.
 
     Raises:
@@ -147,12 +148,12 @@ def _horizon(settings: Mapping[str, Any]) -> str:
     return f"iteration {iterations}" if iterations else f"the end of epoch {settings.get('epochs')}"
 
 
-def weights_flags(config: Any) -> dict[str, str]:
+def weights_flags(config: RunConfig) -> dict[str, str]:
     """Flag -> path, for each flag that names a file of weights or prototypes. The file need not exist."""
     return {n: v for n, v in asdict(config).items() if isinstance(v, str) and Path(v).suffix in WEIGHTS_FILES}
 
 
-def keep_inputs(folder: Path, config: Any, *more: Path) -> None:
+def keep_inputs(folder: Path, config: RunConfig, *more: Path) -> None:
     """Raises UserError if a flag names a file that ``--overwrite`` deletes: a file of the run or one of ``more``."""
     doomed = {path.resolve() for path in (*all_run_files(folder), *more)}
     for name, value in asdict(config).items():
@@ -173,7 +174,7 @@ def refuse_other_run(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def experiment_name(config: Any) -> str:
+def experiment_name(config: RunConfig) -> str:
     """Name of the experiment file that defines ``config``, without the suffix."""
     module = sys.modules.get(type(config).__module__)
     return Path(getattr(module, "__file__", None) or type(config).__module__).stem

@@ -2,12 +2,12 @@
 
 import json
 import os
-import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from imagecodecs import png_encode
 from PIL import Image
 
 from proda.data.labels import CLASSES
@@ -15,6 +15,7 @@ from proda.streets.scene import draw_scene
 from proda.streets.style import CAMERA, GAME, SIMULATOR, Style
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write, save_json
+from proda.utils.record import differences
 
 VERSION = 4  # increase it whenever the drawings change; folders of another version are refused
 SOURCES = {"gta5": GAME, "synthia": SIMULATOR}
@@ -99,10 +100,7 @@ def _finished(folder: Path, wanted: dict) -> bool:
     for marker in (folder / MARKER, folder / UNFINISHED):
         if marker.exists():
             found = json.loads(marker.read_text())
-            differing = [
-                f"{key} {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value
-            ]
-            if differing:
+            if differing := differences(found, wanted):
                 raise UserError(
                     f"{folder} holds Streets of other settings ({'; '.join(differing)}): delete it or choose another "
                     "data root"
@@ -143,7 +141,7 @@ def _save_labels(labels: np.ndarray, dataset: str, path: Path) -> None:
     if dataset == "synthia":
         pixels = np.zeros((*labels.shape, 4), np.uint16)  # class, instance (always 0), unused, opacity
         pixels[..., 0], pixels[..., 3] = ids[labels], 0xFFFF
-        path.write_bytes(_png16(pixels))
+        path.write_bytes(png_encode(pixels, level=3))  # Pillow cannot write 16 bits per channel
         return
     image = Image.fromarray(ids[labels])
     if dataset == "gta5":
@@ -151,17 +149,3 @@ def _save_labels(labels: np.ndarray, dataset: str, path: Path) -> None:
         colours[[c.cityscapes for c in CLASSES]] = [c.color for c in CLASSES]
         image.putpalette(colours.tobytes())  # the image gets a palette; its pixel values remain the ids
     image.save(path, "PNG", compress_level=3)
-
-
-def _png16(pixels: np.ndarray) -> bytes:
-    """Bytes of a PNG file with 16 bits per channel, which Pillow cannot write, from RGBA uint16 [H, W, 4]."""
-    height, width, _ = pixels.shape
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 16, 6, 0, 0, 0)  # 16 bits, RGBA, not interlaced
-    rows = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
-    lines = np.insert(rows, 0, 0, axis=1)  # every line begins with the number of its filter; 0 is no filter
-    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines.tobytes(), 3)), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -20,8 +20,6 @@ WARMUP = {"weights": "warmup/last.pt"}
 BOTH = {"label_with": "warmup/last.pt"}  # label together with the teacher
 STAGE1 = {"teacher": "structure/last.pt", **BOTH}
 STAGE2 = {"teacher": "distillation/last.pt", "init_file": "distillation/last.pt", **BOTH}
-# A student that does not start from its teacher needs statistics of its own.
-OTHER_START = {"freeze_bn": False, "adabn": True, "lr": 0.03}
 
 # Conventional self-training ignores pixels whose label has a lower probability.
 SELF_TRAINING_THRESHOLD = 0.9
@@ -29,7 +27,6 @@ SELF_TRAINING_THRESHOLD = 0.9
 # together with the symmetric cross entropy.
 SELF_TRAINING = {**NO_TARGET_LOSS, "ce_weight": 0.5, "threshold": SELF_TRAINING_THRESHOLD}
 NO_STRUCTURE = {"structure_weight": 0.0}
-RENEWED = {"renew_labels_every": 7}  # epochs between renewals of the soft labels
 
 ROWS = {
     # The parts of the method. From "symmetric" on, the weights of the losses are those of the preset.
@@ -44,14 +41,9 @@ ROWS = {
     "distillation": Row("stage2_distill", {}, {**STAGE1, "init_file": "structure/last.pt"}),
     "second_distillation": Row("stage3_distill", {}, STAGE2),
     "oracle": Row("source_only", {"train_on": "target"}),  # as many labelled images as source_only
-    # Initial weights of the student of stage 2. With its teacher's weights it is the row "distillation".
-    "from_random": Row("stage2_distill", {**OTHER_START, "init": "random", "init_file": ""}, STAGE1),
-    "from_source": Row("stage2_distill", OTHER_START, {**STAGE1, "init_file": "source_only/last.pt"}),
-    # Soft labels renewed during stage 1. Without renewal it is the row "structure".
-    "renewed_by_student": Row("stage1_denoise", RENEWED, WARMUP),
 }
 
-# Parts of ProDA's successors (docs/parts.md), each over plain online self-training and over stage 1.
+# Parts of ProDA's successors (docs/successors.md), each over plain online self-training and over stage 1.
 ADDED: dict[str, dict[str, Any]] = {
     "mixed": {"class_mix": True, "color_augmentation": True},
     "rare": {"rare_class_sampling": True},
@@ -124,24 +116,6 @@ QUICKSTART = ResultTable(
         Difference("oracle", "source_only"),
     ),
 )
-INIT = ResultTable(
-    {
-        "structure": "teacher: the model of stage 1",
-        "distillation": "weights of its teacher",
-        "from_random": "random weights",
-        "from_source": "weights of source only",
-    },
-    (
-        Difference("distillation", "structure"),
-        Difference("from_random", "distillation"),
-        Difference("from_source", "distillation"),
-    ),
-)
-RENEWAL = ResultTable(
-    {"structure": "labels of the warm-up", "renewed_by_student": "renewed by the student"},
-    (Difference("renewed_by_student", "structure"),),
-)
-
 SUCCESSORS = ResultTable(
     {"source_only": "source only", "online": "online self-training"}
     | {f"online_{name}": f"online: {title}" for name, title in ADDED_TITLES.items()}
@@ -160,9 +134,7 @@ SUCCESSORS = ResultTable(
 # Value of --table, and name of the files of results -> table.
 TABLES = {
     "parts": PARTS,
-    "init": INIT,
-    "renewal": RENEWAL,
     "successors": SUCCESSORS,
     "quickstart": QUICKSTART,
 }
-FILES = {"parts": "ablation", "init": "pretraining"}  # other files have the name of their table
+FILES = {"parts": "ablation"}  # other files have the name of their table

@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Any
+
+from proda.utils.errors import UserError
 
 CONFIDENCE = 0.95  # of every interval, two-sided
 
@@ -34,8 +37,9 @@ def mean_interval(values: Sequence[float]) -> MeanInterval:
     """
     if not values:
         raise ValueError("a mean needs at least one value")
-    middle, n = mean(values), len(values)
-    margin = t_quantile(n - 1) * stdev(values) / math.sqrt(n) if n > 1 else math.inf
+    middle, n, margin = mean(values), len(values), math.inf
+    if n > 1:
+        margin = float(students_t().ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(values) / math.sqrt(n)
     return MeanInterval(middle, middle - margin, middle + margin)
 
 
@@ -59,24 +63,12 @@ def share_of_gap(values: Sequence[float], low: Sequence[float], high: Sequence[f
     return mean_interval([(value - bottom) / (top - bottom) for value, bottom, top in seeds])
 
 
-def t_quantile(degrees: int) -> float:
-    """The bound that Student's t exceeds, up or down, with a probability of 5 % in all; ``degrees`` of freedom >= 1."""
-    low, high = 0.0, 16.0  # 12.7 with one degree of freedom; the bound falls towards 1.96 with more
-    for _ in range(60):  # bisection: 16 / 2**60 is below the resolution of a float
-        middle = (low + high) / 2
-        low, high = (middle, high) if _central_probability(middle, degrees) < CONFIDENCE else (low, middle)
-    return high
-
-
-def _central_probability(t: float, degrees: int) -> float:
-    """P(-t <= T <= t) of Student's t, for t >= 0.
-
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, equations 26.7.3 and 26.7.4.
-    """
-    angle = math.atan(t / math.sqrt(degrees))
-    odd = degrees % 2
-    total, term = 0.0, math.cos(angle) if odd else 1.0
-    for k in range(2 + odd, degrees + 1, 2):  # powers of the cosine up to degrees - 2
-        total += term
-        term *= math.cos(angle) ** 2 * (k - 1) / k
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+def students_t() -> Any:
+    """The distribution ``scipy.stats.t``. UserError that says how to install scipy; only these intervals need it."""
+    try:
+        from scipy.stats import t
+    except ImportError:
+        raise UserError(
+            'confidence intervals over seeds need scipy, which is not installed: pip install -e ".[ablation]"'
+        ) from None
+    return t

@@ -11,6 +11,7 @@ from typing import Any
 import ignite.distributed as idist
 
 from proda.cli.launch import load_experiment, start
+from proda.run.config import DataConfig
 from proda.run.domains import Domains
 from proda.run.job import read_summary
 from proda.run.record import UNCOMPARED_FLAGS, changes, keep_inputs, read_record, run_record, weights_flags
@@ -85,13 +86,13 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder / "pseudo_labels", ignore_errors=True)
 
 
-def _check_weights(experiment: str, config: Any) -> None:
+def _check_weights(experiment: str, config: DataConfig) -> None:
     for name, path in weights_flags(config).items():
         if name != "prototypes" and not Path(path).is_file():  # the run computes missing prototypes
             raise MissingFileError(f"--{name}={path}: no such file; expected the weights that {experiment} starts from")
 
 
-def _changes(before: dict[str, Any], config: Any, data: dict[str, str]) -> list[str]:
+def _changes(before: dict[str, Any], config: DataConfig, data: dict[str, str]) -> list[str]:
     """What differs between the record of a run and what ``config`` and ``data`` would give, in words."""
     if not before:
         return []

@@ -1,1 +1,1 @@
-"""Helpers that are independent of the method: atomic files, locks, options and errors."""
+"""Helpers that are independent of the method: errors, atomic files, the lock of a folder, progress and words."""

@@ -1,4 +1,8 @@
-"""A lock file that lets one command at a time use a folder. It names its owner; stale locks are taken over."""
+"""A lock file that lets one command at a time use a folder. It names its owner; stale locks are taken over.
+
+A lease of filelock would not do: it counts a killed process that nobody has waited for as alive, and a process of
+another machine with the same host name as dead. ``flock`` does not reach other machines on every shared file system.
+"""
 
 import atexit
 import contextlib
@@ -10,9 +14,7 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ignite.distributed as idist
@@ -42,7 +44,7 @@ class FolderLock:
         self._released: threading.Event | None = None  # None: not held
 
     def acquire(self) -> "FolderLock":
-        if idist.get_rank() == 0:
+        if idist.get_rank() == 0 and self._released is None:
             self._take()
         idist.barrier()
         return self
@@ -55,107 +57,87 @@ class FolderLock:
         self._released = None
         atexit.unregister(self.release)
         # A forked loader process inherits this object, and a suspended owner may have lost the lock to another host.
-        if _is_me(_parsed(self._text())):
+        if _is_me(_parsed(self._read()[0])):
             self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> "FolderLock":
         return self.acquire()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def _take(self) -> None:
-        if self._released is not None:
-            return  # this process holds it already
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while not self._create():
-            text = self._text()
+            seen = text, updated = self._read()
             owner = _parsed(text)
-            if text is None:
+            if not updated:
                 continue  # released in the meantime
             if _is_me(owner):
                 break
-            if _is_alive(owner) or (_is_alive(owner) is None and self._is_renewed(owner)):
+            alive = _is_alive(owner)
+            if alive is None:
+                message = "waiting up to %.0f s to see whether %s still uses %s"
+                log.warning(message, PATIENCE, _described(owner), self.path.parent)
+                alive = self._is_updated_after(updated)
+            if alive:
+                owner = _parsed(self._read()[0])  # again: the first reading may have come before the owner's writing
                 raise UserError(
                     f"{self.path.parent} is in use by {_described(owner)}: wait until it has ended, or use another "
                     f"folder; if it has ended, delete {self.path}"
                 )
             log.warning("%s: taking over the lock of %s, which has ended", self.path, _described(owner))
-            self._delete_stale(text)
+            self._delete_stale(seen)
         self._released = threading.Event()
-        threading.Thread(target=_renew, args=(self.path, self._released), daemon=True).start()
+        threading.Thread(target=_keep_updated, args=(self.path, self._released), daemon=True).start()
         atexit.register(self.release)
 
     def _create(self) -> bool:
-        """Tries to create the lock. It is a hard link to a complete file, so that no process reads a part of it."""
-        content = json.dumps({**_identity(), "command": sys.argv, "since": time.strftime("%Y-%m-%d %H:%M:%S %z")})
-        draft = self.path.with_name(f".lock.{uuid.uuid4().hex[:8]}.part")
-        draft.write_text(content)
+        """Creates the lock file; False if there is one."""
         try:
-            os.link(draft, self.path)
+            with open(self.path, "x") as file:
+                json.dump(_identity() | {"command": sys.argv, "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}, file)
         except FileExistsError:
             return False
-        except OSError:  # a file system without hard links
-            try:
-                with open(self.path, "x") as file:
-                    file.write(content)
-            except FileExistsError:
-                return False
-        finally:
-            draft.unlink(missing_ok=True)
         return True
 
-    def _text(self) -> str | None:
+    def _read(self) -> tuple[str, int]:
+        """The content of the lock file and the time of its last update; an empty text and 0 if there is no file."""
         try:
-            return self.path.read_text(errors="replace")
+            with open(self.path, errors="replace") as file:  # open() refreshes attributes on NFS, stat() may not
+                return file.read(), os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
-            return None
+            return "", 0
 
-    def _is_renewed(self, owner: dict[str, Any]) -> bool:
+    def _is_updated_after(self, first: int) -> bool:
         """Whether an owner on another machine updates the lock file; waits up to ``PATIENCE`` seconds."""
-        message = "waiting up to %.0f s to see whether %s still uses %s"
-        log.warning(message, PATIENCE, _described(owner), self.path.parent)
-        deadline, first = time.monotonic() + PATIENCE, None
-        while time.monotonic() < deadline:
-            try:
-                with open(self.path) as file:  # open() refreshes attributes on NFS, stat() may not
-                    renewed = os.fstat(file.fileno()).st_mtime_ns
-            except FileNotFoundError:
-                return False
-            first = first or renewed
-            if renewed != first:
-                return True
+        deadline = time.monotonic() + PATIENCE
+        while (updated := self._read()[1]) == first and time.monotonic() < deadline:
             time.sleep(min(1.0, PATIENCE / 10))
-        return False
+        return updated not in (first, 0)
 
-    def _delete_stale(self, text: str) -> None:
+    def _delete_stale(self, seen: tuple[str, int]) -> None:
         """Deletes a stale lock, unless another command that saw the same lock has already taken it over."""
         with contextlib.suppress(FileNotFoundError), open(self.path) as file:
-            with contextlib.suppress(OSError):  # a file system without file locks
+            with contextlib.suppress(OSError):  # a file system without flock
                 fcntl.flock(file, fcntl.LOCK_EX)
-            same_file = os.fstat(file.fileno()).st_ino == os.stat(self.path).st_ino
-            if same_file and file.read() == text:
+            if self._read() == seen:
                 self.path.unlink()
 
 
-def _renew(path: Path, released: threading.Event) -> None:
+def _keep_updated(path: Path, released: threading.Event) -> None:
     while not released.wait(HEARTBEAT):
-        try:
+        with contextlib.suppress(OSError):  # the next update may succeed
             os.utime(path)
-        except FileNotFoundError:
-            return
-        except OSError:
-            continue  # the next update may succeed
 
 
 def _identity() -> dict[str, Any]:
     """Identifies a process uniquely. It includes the PID namespace: containers may share host names and process ids."""
     try:
-        boot, space = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
+        machine = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        boot, space = "", ""
+        machine = ""
     pid = os.getpid()
-    machine = f"{boot} {space}".strip()
     return {"host": socket.gethostname(), "machine": machine, "pid": pid, "started": _start_time(pid)}
 
 
@@ -169,7 +151,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def _is_me(owner: dict[str, Any]) -> bool:
-    return all(owner.get(name) == value for name, value in _identity().items())
+    return owner | _identity() == owner
 
 
 def _is_alive(owner: dict[str, Any]) -> bool | None:
@@ -177,21 +159,19 @@ def _is_alive(owner: dict[str, Any]) -> bool | None:
     me = _identity()
     if not me["started"] or (owner.get("host"), owner.get("machine")) != (me["host"], me["machine"]):
         return None
-    return isinstance(owner.get("pid"), int) and _start_time(owner["pid"]) == owner.get("started")
+    return _start_time(owner["pid"]) == owner["started"]
 
 
 def _described(owner: dict[str, Any]) -> str:
     if not owner:
         return "an unknown command"
-    command = owner.get("command")
-    words = " ".join(map(str, command)) if isinstance(command, list) else "a command"
-    return f"`{words}` (process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')})"
+    command = " ".join(owner.get("command", ["a command"]))
+    return f"`{command}` (process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')})"
 
 
-def _parsed(text: str | None) -> dict[str, Any]:
+def _parsed(text: str) -> dict[str, Any]:
     """The owner in the text of a lock file; empty if the text is invalid."""
     try:
-        content = json.loads(text or "")
-    except ValueError:
+        return dict(json.loads(text))
+    except (TypeError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}

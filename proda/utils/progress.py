@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
@@ -17,8 +17,12 @@ from proda.utils.words import duration
 
 LOGGER = "proda.progress"
 LINE_SECONDS, LINE_SHARE, LONGEST_SILENCE = 30.0, 0.05, 600.0
-BAR_SECONDS = 1.0  # between two drawings of a bar; to draw the loss, the program has to wait for a GPU
-BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed} elapsed, {remaining} left{postfix}"
+BAR: dict[str, Any] = {
+    "bar_format": "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed} elapsed, {remaining} left{postfix}",
+    "dynamic_ncols": True,
+    "mininterval": 1.0,  # seconds between two drawings; to draw the loss, the program has to wait for a GPU
+    "miniters": 1,
+}
 
 log = logging.getLogger(LOGGER)
 Item = TypeVar("Item")
@@ -46,17 +50,14 @@ class Progress:
         self.shown = done
         self.bar: tqdm | None = None
         if sys.stderr.isatty():
-            self.bar = tqdm(
-                desc=title, total=total, initial=done, leave=keep, bar_format=BAR, dynamic_ncols=True, file=sys.stderr
-            )
+            self.bar = tqdm(desc=title, total=total, initial=done, leave=keep, file=sys.stderr, **BAR)
 
     def update(self, done: int) -> None:
         """Sets the number that is done, and shows it if it is time to."""
         self.done, now = done, time.monotonic()
         if self.bar is not None:
-            if now - self.shown_at >= BAR_SECONDS:
-                self._draw()
-                self.shown_at = now
+            if self.bar.update(done - self.bar.n):
+                self.bar.set_postfix_str(self.figures(), refresh=False)
         elif self._line_due(now):
             log.info("%s", self._line(now))
             self.shown_at, self.shown = now, done
@@ -64,15 +65,9 @@ class Progress:
     def close(self) -> None:
         """Ends the bar. It can be called again."""
         if self.bar is not None:
-            self._draw()
+            self.bar.set_postfix_str(self.figures(), refresh=False)
             self.bar.close()
             self.bar = None
-
-    def _draw(self) -> None:
-        assert self.bar is not None
-        self.bar.n = self.done
-        self.bar.set_postfix_str(self.figures(), refresh=False)
-        self.bar.refresh()
 
     def _line_due(self, now: float) -> bool:
         silence, share = now - self.shown_at, (self.done - self.shown) / max(1, self.total)
@@ -89,18 +84,24 @@ class Progress:
         return ", ".join(parts)
 
 
-def track(items: Iterable[Item], title: str, *, show: bool = True) -> Iterator[Item]:
-    """Yields ``items``, and shows how many are done; nothing if not ``show``, or if ``items`` have no length."""
-    total = len(items) if show and isinstance(items, Sized) else 0
-    progress = Progress(title, total) if total else None
-    try:
-        for number, item in enumerate(items, 1):
-            yield item
-            if progress is not None:
+class _Tracked(Generic[Item]):
+    def __init__(self, items: Iterable[Item], title: str, total: int) -> None:
+        self.items, self.title, self.total = items, title, total
+
+    def __iter__(self) -> Iterator[Item]:
+        progress = Progress(self.title, self.total)
+        try:
+            for number, item in enumerate(self.items, 1):
+                yield item
                 progress.update(number)
-    finally:
-        if progress is not None:
+        finally:
             progress.close()
+
+
+def track(items: Iterable[Item], title: str, *, show: bool = True) -> Iterable[Item]:
+    """Items that show how many are done while they are iterated over; nothing if not ``show``, or without a length."""
+    total = len(items) if show and isinstance(items, Sized) else 0
+    return _Tracked(items, title, total) if total else items
 
 
 class ConsoleHandler(logging.StreamHandler):

@@ -29,7 +29,7 @@ def check_format(found: Any, newest: int, place: object) -> None:
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
     """One text for each name that has other values in the two records: ``NAME: found A, expected B``.
 
-    Values of dicts are compared name by name. Checksums are shortened; of lists, the first difference is given.
+    Dicts are compared name by name. Checksums are shortened; of lists of names, the first difference is shown.
     """
     texts = []
     for name in dict.fromkeys((*expected, *found)):
@@ -38,7 +38,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             texts += differences(old, new)
-        elif isinstance(old, list) and isinstance(new, list):
+        elif isinstance(old, list) and isinstance(new, list) and any(isinstance(item, str) for item in (*old, *new)):
             one, other = next(((a, b) for a, b in zip(old, new, strict=False) if a != b), ("the end", "the end"))
             first = f"first difference {_spelled(one, other)} and {_spelled(other, one)}"
             texts.append(f"{name}: found {len(old)}, expected {len(new)}, {first}")

@@ -5,10 +5,10 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from proda.data import archives
 from proda.data.archives import file_size, open_file, read_bytes
@@ -52,12 +52,12 @@ def test_a_path_into_a_zip_file_is_read_like_any_other(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["a.zip/x/c.png", "a.zip/x", "a.zip/x/a.png/b", "b.zip/x/a.png", "none/a.png"])
-@pytest.mark.parametrize("read", [read_bytes, file_size, open_file])
-def test_what_is_not_in_a_zip_file_is_a_missing_file(tmp_path, path, read):
+def test_what_is_not_in_a_zip_file_is_a_missing_file(tmp_path, path):
     zip_of(tmp_path / "a.zip", {"x/a.png": b"a"})
-    with pytest.raises(FileNotFoundError) as caught:
-        read(tmp_path / path)
-    assert caught.value.filename == str(tmp_path / path)
+    for read in (read_bytes, file_size, open_file):
+        with pytest.raises(FileNotFoundError) as caught:
+            read(tmp_path / path)
+        assert caught.value.filename == str(tmp_path / path)
 
 
 def test_a_missing_or_damaged_member_is_named_in_one_line(tmp_path):
@@ -75,21 +75,17 @@ def test_a_missing_or_damaged_member_is_named_in_one_line(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"PK nothing", "not a complete zip file"), (None, "cannot be read"), ("encrypted", "encrypted (such as b.png)")],
-)
-def test_a_zip_file_that_cannot_be_used_is_named(tmp_path, content, message, monkeypatch):
+@pytest.mark.parametrize("message", ["not a complete zip file", "cannot be read", "encrypted (such as b.png)"])
+def test_a_zip_file_that_cannot_be_used_is_named(tmp_path, message, monkeypatch):
     path = zip_of(tmp_path / "a.zip", {"b.png": b"b"})
-    if content == "encrypted":
-        data = path.read_bytes()
+    data = path.read_bytes()
+    if message.startswith("encrypted"):
         directory = data.index(b"PK\1\2")
         path.write_bytes(data[: directory + 8] + b"\1" + data[directory + 9 :])
-    elif content:
-        path.write_bytes(content)
+    elif message.startswith("not"):
+        path.write_bytes(data[:-1])
     else:
-        monkeypatch.setattr(archives, "open_archive", lambda path: (_ for _ in ()).throw(PermissionError(13, "no")))
-        monkeypatch.setattr("proda.data.listing.open_archive", archives.open_archive)
+        monkeypatch.setattr("proda.data.listing.open_archive", Mock(side_effect=PermissionError(13, "no")))
     assert error_of(UserError, lambda: list_files(tmp_path, "a.zip")).startswith(f"{path}: {message}")
 
 
@@ -145,10 +141,10 @@ def test_own_data_in_zip_files_equal_those_in_folders_fingerprint_included(tmp_p
     for name in content:
         labels[name] = save(tmp_path / "ids" / name, np.full((12, 16), 3)).read_bytes()
     zip_of(tmp_path / "images.zip", {f"images/{name}": data for name, data in content.items()})
-    zip_of(tmp_path / "ids.zip", labels)
+    zip_of(tmp_path / "all.zip", {f"{part}/{name}": data for part in ("ids", "rgb") for name, data in labels.items()})
     own = read_description(description(tmp_path, "images", "ids"))
     folders = own.open("train", own.space, with_labels=True)
-    own = read_description(description(tmp_path, "images.zip", "ids.zip"))
+    own = read_description(description(tmp_path, "images.zip", "all.zip/ids"))
     zips = own.open("train", own.space, with_labels=True)
     assert zips.names == folders.names == list("abcd")
     assert zips.fingerprint() == folders.fingerprint() and zips.label_fingerprint() == folders.label_fingerprint()
@@ -218,12 +214,3 @@ def test_threads_read_one_archive_at_the_same_time(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         for _ in range(20):
             assert list(pool.map(lambda name: read_bytes(path / name), content)) == list(content.values())
-
-
-def test_label_maps_and_images_may_lie_in_one_archive(tmp_path):
-    members = {"rgb/a.png": photo(tmp_path / "a.png").read_bytes()}
-    members["ids/a.png"] = save(tmp_path / "b.png", np.full((4, 8), 1)).read_bytes()
-    zip_of(tmp_path / "all.zip", members)
-    own = read_description(description(tmp_path, "all.zip/rgb", "all.zip/ids"))
-    image, labels, *_ = own.open("train", own.space, with_labels=True)[0]
-    assert isinstance(image, Image.Image) and (labels == 1).all()

@@ -38,18 +38,12 @@ def synthia(root: Path, ids: np.ndarray) -> Path:
     return root
 
 
-def test_cityscapes_reads_an_image_its_train_ids_and_its_name(tmp_path):
-    image, labels, name, _ = Cityscapes(cityscapes(tmp_path, raw_id=8), "train", num_classes=19)[0]
-    assert image.mode == "RGB" and image.getpixel((3, 2)) == (10, 20, 30)
-    assert labels.dtype == np.uint8 and labels.shape == (4, 8) and (labels == 1).all()
-    assert name == "aachen_000000_000019"
-
-
 def test_cityscapes_is_sorted_by_path_and_keeps_splits_apart(tmp_path):
     cityscapes(tmp_path, ["ulm_000001_000019", "aachen_000002_000019", "aachen_000001_000019"])
     cityscapes(tmp_path, ["munster_000000_000019"], split="val")
     train = Cityscapes(tmp_path, "train")
     assert train.names == ["aachen_000001_000019", "aachen_000002_000019", "ulm_000001_000019"] and len(train) == 3
+    assert train[0].image.getpixel((3, 2)) == (10, 20, 30) and train[0].labels.dtype == np.uint8
     assert Cityscapes(tmp_path, "val").names == ["munster_000000_000019"]
 
 
@@ -70,6 +64,8 @@ def test_gta5_stretches_a_label_map_that_differs_from_its_image_by_a_few_pixels(
     ids[:, 0] = 8
     labels = GTA5(gta5(tmp_path, ids))[0].labels
     assert labels.shape == (4, 8) and (labels[:, 0] == 1).all() and (labels[:, 1:] == 0).all()
+    save(tmp_path / "labels/00001.png", np.full((4, 30), 7))  # too many
+    assert "label map of 30x4 pixels, expected 8x4" in error_of(ValueError, lambda: GTA5(tmp_path)[0])
 
 
 def test_synthia_reads_the_first_channel_of_16_bit_labels(tmp_path):
@@ -78,16 +74,13 @@ def test_synthia_reads_the_first_channel_of_16_bit_labels(tmp_path):
     assert (labels == id_table("synthia", 16)[ids]).all()
 
 
-def test_synthia_is_found_in_the_folder_that_its_archive_makes(tmp_path):
-    synthia(tmp_path / "RAND_CITYSCAPES", np.full((4, 8), 3))
-    assert (Synthia(tmp_path)[0].labels == 0).all()
-
-
 @pytest.mark.parametrize("name", ["cityscapes", "gta5", "synthia"])
 def test_open_dataset_finds_each_data_set_in_the_folder_of_its_name(tmp_path, name):
-    write = {"cityscapes": cityscapes, "gta5": lambda r: gta5(r, sevens), "synthia": lambda r: synthia(r, sevens - 4)}
     sevens = np.full((4, 8), 7)  # road in Cityscapes and GTA5, as 3 is in SYNTHIA
-    write[name](tmp_path / name)
+    if name == "synthia":
+        synthia(tmp_path / name / "RAND_CITYSCAPES", sevens - 4)
+    else:
+        cityscapes(tmp_path / name) if name == "cityscapes" else gta5(tmp_path / name, sevens)
     data = open_dataset(name, tmp_path, "train", 16)
     assert len(data) == 1 and data.num_classes == 16 and (data[0].labels == 0).all()
     assert open_dataset(name, tmp_path, "train", 16, with_labels=False)[0].labels is None
@@ -99,19 +92,13 @@ def test_an_unknown_data_set_or_split_is_named(tmp_path):
     assert message == "gta5 has no split 'val': all of it is for training"
 
 
-def test_a_missing_folder_is_named_with_the_expected_layout(tmp_path):
+def test_missing_images_are_named_with_the_expected_layout(tmp_path):
     message = error_of(FileNotFoundError, lambda: Cityscapes(tmp_path, "val"))
-    assert message.startswith(
-        f"no folder {tmp_path}/leftImg8bit/val, nor leftImg8bit_trainvaltest.zip/leftImg8bit/val/*/*_leftImg8bit.png "
-        f"in {tmp_path}; Cityscapes unpacks to leftImg8bit/val/CITY/"
-    )
-    assert "--data_root" in message
-
-
-def test_an_empty_folder_is_named_with_the_expected_layout(tmp_path):
+    assert message.startswith(f"no folder {tmp_path}/leftImg8bit/val, nor leftImg8bit_trainvaltest.zip/leftImg8bit/val")
+    assert "Cityscapes unpacks to leftImg8bit/val/CITY/" in message and "--data_root" in message
     (tmp_path / "images").mkdir()
     message = error_of(FileNotFoundError, lambda: GTA5(tmp_path))
-    assert message == f"no images *.png under {tmp_path}/images; GTA5 unpacks to images/00001.png and labels/00001.png"
+    assert message == f"no images {tmp_path}/images/*.png; GTA5 unpacks to images/00001.png and labels/00001.png"
 
 
 def test_a_missing_label_map_is_named_before_anything_is_read(tmp_path):
@@ -119,57 +106,14 @@ def test_a_missing_label_map_is_named_before_anything_is_read(tmp_path):
     for name in ("a_0_1", "b_0_0"):
         (tmp_path / f"gtFine/train/{name[0]}/{name}_gtFine_labelIds.png").unlink()
     message = error_of(FileNotFoundError, lambda: Cityscapes(tmp_path, "train"))
-    assert message == (
-        f"no label map {tmp_path}/gtFine/train/a/a_0_1_gtFine_labelIds.png for the image "
-        f"{tmp_path}/leftImg8bit/train/a/a_0_1_leftImg8bit.png; 2 of 3 images are without"
-    )
-
-
-def test_an_image_that_vanishes_after_it_was_listed_is_named(tmp_path):
-    data = Cityscapes(cityscapes(tmp_path), "train")
-    data.images[0].unlink()
-    assert error_of(FileNotFoundError, lambda: data[0]).startswith(f"{data.images[0]}: no such image")
-
-
-def test_a_label_map_of_another_size_is_named_with_both_sizes(tmp_path):
-    data = Cityscapes(cityscapes(tmp_path), "train")
-    save(data.label_files[0], np.full((4, 9), 7))
-    assert error_of(ValueError, lambda: data[0]) == (
-        f"{data.label_files[0]}: label map of 9x4 pixels, expected 8x4 as its image {data.images[0]}"
-    )
-
-
-def test_gta5_refuses_a_label_map_of_quite_another_size(tmp_path):
-    data = GTA5(gta5(tmp_path, np.full((4, 30), 7)))
-    assert "label map of 30x4 pixels, expected 8x4" in error_of(ValueError, lambda: data[0])
-
-
-def test_an_unknown_id_is_named_with_the_ids_expected(tmp_path):
-    data = Cityscapes(cityscapes(tmp_path, raw_id=77), "train")
-    message = error_of(ValueError, lambda: data[0])
-    assert message == f"{data.label_files[0]}: unknown label id 77, expected ids 0..33, 255"
-
-
-def test_a_16_bit_id_beyond_a_byte_is_refused_and_not_wrapped(tmp_path):
-    data = Synthia(synthia(tmp_path, np.full((4, 8), 256 + 3)))
-    assert "unknown label id 259 in the first channel" in error_of(ValueError, lambda: data[0])
+    assert message.startswith(f"no label map {tmp_path}/gtFine/train/a/a_0_1_gtFine_labelIds.png for the image ")
+    assert message.endswith("a_0_1_leftImg8bit.png; 2 of 3 images are without")
 
 
 def test_names_must_tell_the_images_apart(tmp_path):
     table = id_table("cityscapes", 19)
     with pytest.raises(ValueError, match="names must be unique, one per image: 1 names, 2 images"):
         LabelledFiles([tmp_path / "a", tmp_path / "b"], None, ["a", "a"], table=table, num_classes=19)
-
-
-def test_what_other_systems_leave_in_the_folders_is_no_image_and_no_label_map(tmp_path):
-    cityscapes(tmp_path), gta5(tmp_path, np.full((4, 8), 7)), synthia(tmp_path, np.full((4, 8), 3))
-    for folder in ("leftImg8bit/train/aachen", "gtFine/train/aachen", "images", "labels", "RGB", "GT/LABELS"):
-        file = next((tmp_path / folder).glob("*.png"))
-        for name in (f"._{file.name}", ".DS_Store", "Thumbs.db"):
-            (tmp_path / folder / name).write_bytes(b"\0")
-    (tmp_path / "leftImg8bit/train/.DS_Store").write_bytes(b"\0")
-    for dataset in (Cityscapes(tmp_path, "train"), GTA5(tmp_path), Synthia(tmp_path)):
-        assert len(dataset) == 1 and (dataset[0].labels == 0).all()
 
 
 def test_gta5_is_resized_as_the_released_code_does_when_asked_to(tmp_path):

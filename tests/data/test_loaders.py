@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from proda.data.labelled_files import Example
-from proda.data.loaders import GlobalBatches, collate, evaluation_loader, to_device, training_batches
+from proda.data.loaders import GlobalBatches, TrainingBatches, collate, evaluation_loader, to_device, training_batches
 from proda.data.samples import EvaluationSamples, SampleIndex, SourceTraining, TargetTraining
 from proda.method import IGNORE
 from proda.method.views import StrongView, WeakView
@@ -85,16 +85,11 @@ def same(one, two) -> bool:
     )
 
 
-def test_a_source_sample_is_a_crop_with_its_labels():
-    sample = SourceTraining(Scenes(), **CROP)[SampleIndex(2, (1, 2))]
-    assert set(sample) == {"image", "labels", "name"} and sample["name"] == "scene_2"
-    assert sample["image"].shape == (3, 16, 32) and sample["image"].dtype == torch.uint8
-    assert sample["labels"].shape == (16, 32) and sample["labels"].dtype == torch.uint8
-
-
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_labels_of_a_crop_lie_where_its_image_says(seed):
     sample = SourceTraining(Scenes(), **CROP)[SampleIndex(0, (seed,))]
+    assert set(sample) == {"image", "labels", "name"} and sample["name"] == "scene_0"
+    assert sample["image"].shape == (3, 16, 32) and sample["image"].dtype == sample["labels"].dtype == torch.uint8
     column, row = sample["image"][0].int(), sample["image"][1].int()
     clear = ((column - 127).abs() > 9) & ((row - 127).abs() > 9)  # away from the border of quadrants
     expected = 2 * (row > 127) + (column > 127)
@@ -120,20 +115,12 @@ def test_a_target_sample_has_what_was_asked_for_and_never_the_labels_of_its_data
     assert isinstance(full["weak_view"], WeakView) and isinstance(full["strong_view"], StrongView)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_soft_labels_of_a_weak_view_lie_where_its_image_says(seed):
     sample = TargetTraining(Scenes(), **CROP, soft_labels=SoftStore())[SampleIndex(0, (seed,))]
     rows, columns = torch.linspace(0, 15, 4).round().long(), torch.linspace(0, 31, 8).round().long()
     seen = sample["image"][:2][:, rows][:, :, columns] / 255  # corners aligned: first and last pixels are shared
     assert (sample["soft_labels"] - seen).abs().max() < 0.05
-
-
-def test_pseudo_labels_of_low_confidence_are_ignored():
-    for seed in range(5):
-        sample = TargetTraining(Scenes(), **CROP, pseudo_labels=HardStore())[SampleIndex(0, (seed,))]
-        column, labels = sample["image"][0].int(), sample["pseudo_labels"]
-        assert labels.dtype == torch.uint8
-        assert (labels[column > 140] == IGNORE).all() and (labels[column < 115] < 4).all()
 
 
 def test_the_threshold_is_exact_unless_the_released_rule_is_asked_for():
@@ -145,6 +132,10 @@ def test_the_threshold_is_exact_unless_the_released_rule_is_asked_for():
         (data[SampleIndex(0, (s,))]["pseudo_labels"] != IGNORE).any() for data in (exact, released) for s in range(5)
     ]
     assert any(kept[:5]) and not any(kept[5:])
+    for seed in range(5):  # the confident half alone has labels
+        sample = exact[SampleIndex(0, (seed,))]
+        column, labels = sample["image"][0].int(), sample["pseudo_labels"]
+        assert (labels[column > 140] == IGNORE).all() and (labels[column < 115] < 4).all()
 
 
 def test_stored_pseudo_labels_of_another_size_are_refused():
@@ -169,55 +160,35 @@ def test_an_epoch_shows_each_image_once_and_epochs_differ_in_order():
     assert set().union(*epochs) == set(range(9))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_share_the_global_batches_of_one(world_size):
+def test_processes_share_the_global_batches_of_one():
     whole = list(GlobalBatches(10, 4, seed=5, iterations=7))
-    parts = [list(GlobalBatches(10, 4, seed=5, iterations=7, rank=r, world_size=world_size)) for r in range(world_size)]
+    parts = [list(GlobalBatches(10, 4, seed=5, iterations=7, rank=r, world_size=4)) for r in range(4)]
     assert [[sample for part in parts for sample in part[i]] for i in range(7)] == whole
 
 
 def test_no_two_samples_share_a_seed():
     seeds = [s.seed for n in (0, 1) for batch in GlobalBatches(4, 2, seed=(0, n), iterations=9) for s in batch]
     assert len({np.random.default_rng(seed).random() for seed in seeds}) == len(seeds) == 36
-
-
-def test_another_seed_gives_another_order_and_other_views():
-    one, two = (list(GlobalBatches(50, 4, seed=seed, iterations=3)) for seed in (0, 1))
-    assert [s.index for s in one[0]] != [s.index for s in two[0]] and one[0][0].seed != two[0][0].seed
+    one, two = (next(iter(GlobalBatches(50, 4, seed=seed, iterations=3))) for seed in (0, 1))
+    assert [sample.index for sample in one] != [sample.index for sample in two]
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():
-    with pytest.raises(ValueError, match=r"^--batch_size=6 must be a positive multiple of 4 processes$"):
-        GlobalBatches(10, 6, seed=0, iterations=1, world_size=4)
+    with pytest.raises(UserError, match=r"^--batch_size=6 cannot be split evenly over 4 processes$"):
+        TrainingBatches(range(10), range(10), batch_size=6, world_size=4)
 
 
-def test_a_batch_larger_than_the_data_set_is_refused():
-    with pytest.raises(ValueError, match=r"^--batch_size=4 exceeds the 3 images of the data set$"):
-        GlobalBatches(3, 4, seed=0, iterations=1)
-
-
-def test_training_batches_hold_both_domains_with_views_stacked():
-    loader = batches()
-    assert len(loader) == 6
-    first = next(iter(loader))
-    assert set(first) == {"source", "target"}
+def test_source_and_target_draw_apart_and_either_may_be_missing():
+    first = next(iter(batches()))
+    assert set(first) == {"source", "target"} and len(first["target"]["name"]) == 4
     assert first["source"]["image"].shape == (4, 3, 16, 32) and first["source"]["image"].is_contiguous()
-    target = first["target"]
-    assert target["full_image"].shape == (4, 3, 32, 64) and target["soft_labels"].shape == (4, 2, 4, 8)
-    assert all(field.shape == (4,) for field in target["weak_view"])
-    assert target["strong_view"].operations.shape == (4, 2) and target["strong_view"].cutout.shape == (4, 4)
-    assert len(target["name"]) == 4
-
-
-def test_one_domain_alone_has_no_key_for_the_other():
-    loader = training_batches(SourceTraining(Scenes(), **CROP), None, batch_size=2, iterations=1)
-    assert [set(batch) for batch in loader] == [{"source"}]
-
-
-def test_source_and_target_draw_apart():
+    assert all(field.shape == (4,) for field in first["target"]["weak_view"])
+    assert first["target"]["strong_view"].operations.shape == (4, 2)
     for batch in batches():
         assert batch["source"]["name"] != batch["target"]["name"]
         assert not torch.equal(batch["source"]["image"], batch["target"]["image"])
+    loader = training_batches(SourceTraining(Scenes(), **CROP), None, batch_size=2, iterations=1)
+    assert [set(batch) for batch in loader] == [{"source"}]
 
 
 def test_a_resumed_run_sees_the_batches_that_were_to_come():
@@ -236,7 +207,7 @@ def test_batches_of_two_processes_together_are_those_of_one():
             assert torch.equal(torch.cat([one, two]), value) if torch.is_tensor(value) else one + two == value
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("world_size", [1, 3, 7])
 def test_evaluation_shows_each_image_once_over_all_processes(world_size):
     names = [
         name
@@ -252,10 +223,7 @@ def test_images_of_two_sizes_in_one_batch_are_refused_by_name():
     samples = [{"target": data[SampleIndex(i, (0,))]} for i in range(2)]
     with pytest.raises(ValueError) as caught:
         collate(samples)
-    assert str(caught.value) == (
-        "found images of 64x32 (scene_0) and 72x36 (scene_1); whole images of one batch must have one size (own data: "
-        "size = [width, height] in the description)"
-    )
+    assert str(caught.value).startswith("found images of 64x32 (scene_0) and 72x36 (scene_1); ")
 
 
 class Broken(Scenes):
@@ -267,14 +235,12 @@ class Broken(Scenes):
         raise self.kind(f"{Path('data/scene.png')}: not a complete image (cut short)")
 
 
-@pytest.mark.parametrize("kind", [ValueError, UserError, MissingFileError])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("workers", "kind"), [(0, UserError), (1, ValueError), (1, UserError), (1, MissingFileError)])
 def test_an_error_about_a_file_stays_one_line_whoever_reads_it(workers, kind):
     loader = evaluation_loader(EvaluationSamples(Broken(kind)), num_workers=workers)
     with pytest.raises(kind) as caught:
         list(loader)
-    assert type(caught.value) is kind
-    assert str(caught.value) == "data/scene.png: not a complete image (cut short)"
+    assert type(caught.value) is kind and str(caught.value) == "data/scene.png: not a complete image (cut short)"
 
 
 def test_to_device_moves_tensors_wherever_they_are_and_keeps_the_rest():

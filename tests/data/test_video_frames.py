@@ -16,7 +16,7 @@ from proda.data.labels import benchmark_labels
 from proda.data.own_data import read_description
 from proda.data.video_frames import video_frames
 from proda.run.config import TrainConfig
-from proda.run.domains import Domains
+from proda.run.data import Data
 from proda.run.job import read_summary
 from proda.settings.reading import make_config
 from proda.utils.errors import MissingFileError, UserError
@@ -56,22 +56,17 @@ def test_every_nth_frame_is_an_image_file_in_order(tmp_path):
     assert [right(path) for path in frames.values()] == pytest.approx([0, 100, 200], abs=4)
     assert all(Image.open(path).size == (64, 32) for path in frames.values())
     assert len(video_frames({"v": tmp_path / "v.mp4"}, 1, tmp_path / "frames")) == 25
-
-
-@pytest.mark.parametrize("count", [20, 21])
-def test_the_last_frame_counts_if_it_is_an_nth_one(tmp_path, count):
-    assert len(video_frames({"v": film(tmp_path / "v.mp4", count)}, 10, tmp_path / "frames")) == (count + 9) // 10
+    for count in (20, 21):
+        assert len(video_frames({"v": film(tmp_path / "v.mp4", count)}, 10, tmp_path / "frames")) == (count + 9) // 10
 
 
 @pytest.mark.parametrize("rotation", [90, -90, 180])
 def test_frames_are_upright(tmp_path, rotation):
     path = film(tmp_path / "v.mp4", 1, rotation=rotation)
-    pixels = np.asarray(Image.open(*video_frames({"v": path}, 1, tmp_path / "frames").values()).convert("L")).astype(
-        int
-    )
-    bright = {90: pixels[-8:], -90: pixels[:8], 180: pixels[:, -8:]}[
-        rotation
-    ]  # counterclockwise: left comes to lie below
+    (file,) = video_frames({"v": path}, 1, tmp_path / "frames").values()
+    pixels = np.asarray(Image.open(file).convert("L")).astype(int)
+    # Counterclockwise: left comes to lie below.
+    bright = {90: pixels[-8:], -90: pixels[:8], 180: pixels[:, -8:]}[rotation]
     assert pixels.shape == ((32, 64) if rotation == 180 else (64, 32)) and bright.min() > 240
 
 
@@ -103,12 +98,6 @@ def test_a_complete_folder_needs_no_decoder(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)  # cannot be imported
     assert video_frames(videos, 10, tmp_path / "frames") == frames
     assert "PyAV, which is not installed" in error_of(UserError, lambda: video_frames(videos, 5, tmp_path / "frames"))
-
-
-def test_another_video_of_the_same_name_has_frames_of_its_own(tmp_path):
-    first = video_frames({"v": film(tmp_path / "v.mp4")}, 10, tmp_path / "frames")
-    second = video_frames({"v": film(tmp_path / "v.mp4", 12)}, 10, tmp_path / "frames")
-    assert len(second) == 2 and not set(first.values()) & set(second.values())
 
 
 def test_a_damaged_video_is_named_and_leaves_no_complete_folder(tmp_path):
@@ -153,13 +142,6 @@ def test_a_description_of_videos_opens_like_a_folder_of_images(tmp_path):
     assert own.open("train", benchmark_labels(19), with_labels=False).fingerprint() == data.fingerprint()
 
 
-def test_the_frames_may_go_to_another_folder(tmp_path):
-    film(tmp_path / "v.mp4")
-    own = read_description(described(tmp_path, 'frames = "big/disk"\n[train]\nimages = "v.mp4"\nevery = 10\n'))
-    data = own.open("train", benchmark_labels(19), with_labels=False)
-    assert data.images[0].is_relative_to(tmp_path / "big/disk") and data.names[0] == "v-0000000"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -167,28 +149,22 @@ def test_the_frames_may_go_to_another_folder(tmp_path):
         ("every = 0.5", "[train] every = 0.5: expected 10 to use every tenth frame of videos"),
         ('every = 2\nlabels = "ids"', "[train] has every = ... and labels = ...; frames of videos have no labels"),
         ("", "v.mp4 for [train] holds videos; every = 10 in [train] takes every tenth frame"),
-        ("evry = 3", "[train] unknown key 'evry'; the nearest is 'every'"),
+        ('[val]\nimages = "v.mp4"', "frames = 'x': expected a folder for the frames of videos, with every = ..."),
     ],
 )
 def test_a_mistake_in_a_description_of_videos_is_one_line(tmp_path, text, message):
     (tmp_path / "v.mp4").write_bytes(b"")
-    path = described(tmp_path, f'[train]\nimages = "v.mp4"\n{text}\n')
+    frames = 'frames = "x"\n' if "frames = " in message else ""
+    path = described(tmp_path, f'{frames}[train]\nimages = "v.mp4"\n{text}\n')
     found = error_of(UserError, lambda: read_description(path).open("train", benchmark_labels(19), with_labels=False))
     assert found == f"{path}: {message}"
-
-
-def test_a_folder_for_frames_without_videos_is_refused(tmp_path):
-    path = described(tmp_path, 'frames = "x"\n[train]\nimages = "photos"\n')
-    assert error_of(UserError, lambda: read_description(path)) == (
-        f"{path}: frames = 'x': expected a folder for the frames of videos, with every = ..."
-    )
 
 
 def test_training_and_check_data_take_videos_as_their_target(tmp_path):
     film(tmp_path / "v.mp4")
     target = described(tmp_path, '[train]\nimages = "v.mp4"\nevery = 5\n')
     views = {"mean_width": 64, "crop_width": 16, "crop_height": 8}
-    assert len(Domains(make_config(TrainConfig, {"target": str(target), **views})).target_views()) == 5
+    assert len(Data(make_config(TrainConfig, {"target": str(target), **views})).target_views()) == 5
     flags = [f"--target={target}", "--parts=train", "--num_workers=0", f"--output={tmp_path}/check"]
     flags += [f"--{name}={value}" for name, value in views.items()]
     assert main([f"{ROOT}/experiments/check_data.py", *flags]) == 0

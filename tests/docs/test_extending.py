@@ -1,14 +1,14 @@
 """The code of docs/extending.md does what the page says, on the smallest network and batch."""
 
-import dataclasses
+import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from proda.engines.contrastive import contrastive_trainer
-from proda.models.contrastive import ContrastiveNetwork
 
 from proda.cli.launch import main
 from proda.data.own_data import read_description
@@ -22,8 +22,7 @@ from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.models.build import build_network
 from proda.models.discriminator import Discriminator
 from proda.models.network import parameter_groups
-from proda.models.weights import save_weights
-from proda.settings.reading import make_config
+from proda.models.weights import load_weights, save_weights
 from proda.trained_model import load_model
 from proda.utils.errors import UserError
 from tests import small_runs, tiny
@@ -135,7 +134,7 @@ def test_a_network_is_built_from_its_file_trained_saved_and_loaded(section, head
     file.write_text(block(section))
     network = build_network(str(file), K, head=head or "daformer")
     assert (network.backbone, network.head) == ("my_network.py", head or "linear")
-    groups = parameter_groups(network, 0.1, layer_decay=0.5)
+    groups = parameter_groups(network, 0.1)
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
     supervised_trainer(network, tiny.sgd(network), PRECISION).run([tiny.batch()])
     save_weights(weights, network, class_names=[f"class {k}" for k in range(K)])
@@ -168,23 +167,56 @@ def test_the_command_line_takes_the_file_of_a_backbone(tmp_path, capsys):
     assert line in capsys.readouterr().err
 
 
-def test_a_stage_is_a_copy_with_a_flag_of_its_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def my_stage(tmp_path) -> Path:
+    file = tmp_path / "my_stage.py"
+    file.write_text(block("A stage of your own"))
+    return file
+
+
+def command(file: Path, data: Path, weights: Path, **more: Any) -> list[str]:
+    flags = small_runs.flags("warmup", data, weights, file.parent / "run", **more)
+    return [str(file), *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def test_a_stage_of_your_own_shows_its_flags_and_a_plan_and_writes_nothing(my_stage, data, weights, capsys):
     for line in block("A stage of your own", "bash").splitlines():
-        assert line.startswith("python run.py ") and main(line.split()[2:]) == 0
+        assert line.startswith("python run.py my_stage.py --")
+    assert main([str(my_stage), "--help"]) == 0 and "--entropy_weight=0.01" in capsys.readouterr().out
+    assert main(command(my_stage, data, weights, plan=True)) == 0
+    assert "an iteration" in capsys.readouterr().out and not (my_stage.parent / "run").exists()
+
+
+def test_a_stage_of_your_own_trains_clips_resumes_and_stops_on_nan(my_stage, data, weights, tmp_path, capsys):
+    more = {"iterations": 2, "feature_distance": 0.1, "grad_clip": 1e-9, "weight_decay": 0, "adabn": False}
+    assert main(command(my_stage, data, weights, **more)) == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["iterations"] == 2
+    before, after = (load_weights(path).model for path in (weights, tmp_path / "run/last.pt"))
+    key = "layer5.head.1.weight"
+    assert (after[key] - before[key]).norm() < 1e-6  # the gradients were clipped to nearly nothing
+    assert main(command(my_stage, data, weights, **more | {"iterations": 3, "resume": True})) == 0
+    assert (
+        main(
+            command(
+                my_stage, data, weights, **more | {"grad_clip": 0, "lr": 1000.0, "overwrite": True, "iterations": 30, "val_every": 30}
+            )
+        )
+        == 2
+    )
+    assert "not a finite number" in capsys.readouterr().err
+
+
+def test_a_stage_can_be_copied(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["copy", "stage1_denoise", "my_stage.py"]) == 0 and main(["my_stage.py", "--help"]) == 0
     assert "--structure_weight" in capsys.readouterr().out
-    config = executed("A stage of your own")["Config"]
-    assert make_config(config, {"entropy_weight": "0.5"}).entropy_weight == 0.5
-    assert "entropy_weight" in {field.name for field in dataclasses.fields(config)}
 
 
 def trainers(student=None, **options) -> dict[str, Engine]:
     student, critic = student or tiny.network(), Discriminator(K)
     optimizers = tiny.sgd(student), tiny.sgd(critic)
-    network = ContrastiveNetwork(tiny.network(), hidden=16, dimensions=32)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return {
-        "contrastive_trainer": contrastive_trainer(network, torch.optim.SGD(trained, 0.01), PRECISION),
         "denoise_trainer": denoise(student, **options),
         "distill_trainer": distill_trainer(
             student, tiny.network(1), optimizers[0], PRECISION, DistillOptions(**options)
@@ -192,17 +224,6 @@ def trainers(student=None, **options) -> dict[str, Engine]:
         "online_trainer": online_trainer(student, tiny.network(1), optimizers[0], PRECISION, OnlineOptions(**options)),
         "adversarial_trainer": adversarial_trainer(student, critic, *optimizers, PRECISION),
         "supervised_trainer": supervised_trainer(student, optimizers[0], PRECISION),
-    }
-
-
-def view_pairs() -> dict[str, dict[str, torch.Tensor]]:
-    """A batch of pretraining; each view is whole."""
-    whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(B, 2, 4)
-    views = [torch.stack([tiny.pictures(H, W), tiny.pictures(H, W)], dim=1) for _ in range(2)]
-    flipped = torch.zeros(B, 2, dtype=torch.bool)
-    return {
-        domain: {"views": pairs, "overlap": whole, "flipped": flipped}
-        for domain, pairs in zip(("source", "target"), views, strict=True)
     }
 
 
@@ -224,13 +245,13 @@ def test_the_tables_say_which_events_fire_in_which_order_and_what_is_there(name)
         trainer.add_event_handler(event, note, event.name)
     if name == "denoise_trainer":
         PrototypeEMA(PROTOTYPES).attach(trainer)  # last, so that what it fires is noted after the event it listens to
-    trainer.run([view_pairs() if name == "contrastive_trainer" else tiny.batch()])
+    trainer.run([tiny.batch()])
     assert documented == [event for event in seen.events if event != "ITERATION_STARTED" or name == "denoise_trainer"]
 
     (ready,) = [row for row in rows if row[0] == "`LOSSES_READY`"]
     _, losses, graph = re.split(r"`losses`: |`graph`: ", ready[1])
     assert set(re.findall(r"`(\w+)`", losses)) == seen.losses
-    sides = {"N": 2 * B, "B": B, "K": K, "D": 32, "H": H, "W": W, "h": H // 4, "w": W // 4}
+    sides = {"B": B, "K": K, "D": 32, "H": H, "W": W, "h": H // 4, "w": W // 4}
     described = dict(re.findall(r"`(\w+)` \[([^]]+)\]", graph))
     assert described.keys() == seen.graph.keys()
     for key, shape in described.items():

@@ -36,7 +36,6 @@ def test_supervised_losses_and_their_gradients():
             logits, labels, ce_weight=1.0, rce_weight=0.5
         ),
         "mrkld": losses.mrkld(logits),
-        "mrent": losses.mrent(logits),
     }.items():
         assert_value_and_gradients(key, loss, grad=logits)
 

@@ -8,6 +8,7 @@ from ignite.engine import Engine, Events
 
 from proda.engines.events import Trainer, remember
 from proda.handlers.progress import TrainingProgress, show_progress
+from tests.utils.test_progress import shown
 
 
 class Results:
@@ -74,10 +75,10 @@ def test_every_run_of_an_evaluator_has_a_bar_that_vanishes(terminal):
     for _ in range(2):
         evaluator.run([1, 2, 3])
     assert terminal.getvalue().count("validation, batch 0/3") == 2
-    assert terminal.getvalue().split("\r")[-2].strip() == ""  # blanks over the bar
+    assert shown(terminal.getvalue()) == ""  # blanks over the bar
     evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: evaluator.terminate(skip_completed=True))
     evaluator.run([1, 2, 3])
-    assert terminal.getvalue().split("\r")[-2].strip() == ""  # as if a signal had ended it
+    assert shown(terminal.getvalue()) == ""  # as if a signal had ended it
     terminal.seek(0), terminal.truncate()
     endless = Engine(lambda *_: None)
     show_progress(endless, "validation, batch")

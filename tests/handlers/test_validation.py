@@ -53,7 +53,9 @@ class Run:
             Checkpoints(folder).attach(self.trainer, every=checkpoint_every)
         self.validation = Validation(evaluator, [None], CLASSES, teacher=teacher)
         self.validation.attach(self.trainer, every=every)
-        parts = {"prototypes": torch.ones(3, 2), "teacher": None if teacher is None else self.network}
+        self.mean_teacher = tiny.network(1)
+        self.mean_teacher.register_buffer("iteration", torch.tensor(0))
+        parts = {"prototypes": torch.ones(3, 2), "teacher": None if teacher is None else self.mean_teacher}
         self.models = KeptModels(
             self.validation, self.network, ModelInfo(class_names=tuple("abcde"), recipe="streets"), folder, **parts
         )
@@ -61,6 +63,7 @@ class Run:
 
     def step(self, engine: Engine, _batch: None) -> dict:
         self.network.iteration.fill_(engine.state.iteration)
+        self.mean_teacher.iteration.fill_(100 + engine.state.iteration)
         return {}
 
 
@@ -196,7 +199,7 @@ def test_a_network_that_predicts_nan_ends_the_run_and_replaces_no_file(tmp_path,
     run = Run(tmp_path, Judge((5, 0.1), (9, student)), teacher=Judge((5, 0.1), (9, teacher)))
     with pytest.raises(FloatingPointError, match=f"the {who} predicts NaN at iteration 2"):
         run.trainer.run([None] * 3)
-    assert kept(tmp_path) == dict.fromkeys(("last", "best", "label_free", "teacher"), 1)
+    assert kept(tmp_path) == {"last": 1, "best": 1, "label_free": 1, "teacher": 101}
 
 
 def test_a_teacher_is_judged_beside_the_student_and_kept_as_it_was_last(tmp_path, caplog, monkeypatch):
@@ -209,7 +212,7 @@ def test_a_teacher_is_judged_beside_the_student_and_kept_as_it_was_last(tmp_path
         "iteration 2: mIoU 80.00 % (best 90.00 %), label-free score 0.4000; "
         "teacher: mIoU 60.00 %, label-free score 0.3000"
     )
-    assert kept(tmp_path) == {"last": 2, "best": 1, "label_free": 1, "teacher": 2}
+    assert kept(tmp_path) == {"last": 2, "best": 1, "label_free": 1, "teacher": 102}
     assert torch.load(tmp_path / "teacher.pt", weights_only=True)["miou"] == pytest.approx(0.6)
     summary = run.validation.summary()
     assert (summary["miou"], summary["teacher_miou"]) == pytest.approx((0.8, 0.6))

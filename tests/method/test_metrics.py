@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proda.method import metrics
-from proda.method.metrics import mutual_information, rank_correlation, scores
+from proda.method.metrics import mutual_information, scores
 
 
 def test_scores_of_two_classes_by_hand():
@@ -103,26 +103,3 @@ def test_a_class_with_a_logit_of_minus_infinity_is_impossible_and_nan_stays_nan(
     assert mean.tolist() == pytest.approx([0.5, 0.5, 0]) and entropy.item() == pytest.approx(math.log(2))
     logits[0, 1] = math.nan
     assert all(term.isnan().any() for term in mutual_information(logits))
-
-
-def test_rank_correlation_without_ties_is_spearmans_formula():
-    x, y = torch.randperm(9), torch.randperm(9)
-    expected = 1 - 6 * (x - y).square().sum().item() / (9 * (81 - 1))
-    assert rank_correlation(x, y) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("change", "expected"), [(torch.exp, 1), (lambda x: -(x**3), -1)])
-def test_rank_correlation_sees_the_order_alone(change, expected):
-    x = torch.randn(20)
-    assert rank_correlation(x, change(x)) == pytest.approx(expected)
-
-
-def test_equal_numbers_share_their_ranks():
-    # Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: deviations -1.5, 0, 0, 1.5 and -1.5, -0.5, 0.5, 1.5.
-    found = rank_correlation(torch.tensor([1.0, 2.0, 2.0, 3.0]), torch.tensor([5.0, 6.0, 7.0, 8.0]))
-    assert found == pytest.approx(4.5 / math.sqrt(4.5 * 5))
-
-
-def test_rank_correlation_with_a_constant_or_of_one_pair_is_undefined():
-    assert math.isnan(rank_correlation(torch.ones(3), torch.arange(3)))
-    assert math.isnan(rank_correlation(torch.ones(1), torch.ones(1)))

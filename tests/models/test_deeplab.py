@@ -19,15 +19,12 @@ def test_output_is_at_network_stride_plus_one(stride, size):
     assert output.features.shape == (2, 16, *size)
 
 
-def test_logits_are_the_last_convolution_of_the_features():
-    model = smallest().train()  # with dropout: features are taken after it
+@pytest.mark.parametrize("head", ["deeplab", "daformer"])
+def test_features_are_taken_after_dropout_of_whole_channels(head):
+    model = smallest(dropout=0.5, head=head).train()
     output = model(torch.rand(2, 3, 32, 64))
     assert torch.equal(output.logits, model.layer5.head[1](output.features))
-
-
-def test_dropout_takes_whole_feature_channels_and_scales_the_others():
-    model = smallest(dropout=0.5).train()
-    channels = model(torch.rand(2, 3, 32, 64)).features.abs().amax((2, 3))
+    channels = output.features.abs().amax((2, 3))
     assert (channels == 0).any() and (channels > 0).any()
     model.layer5.head[0].p = 0.0
     assert (model(torch.rand(2, 3, 32, 64)).features.abs().amax((2, 3)) > 0).all()
@@ -74,19 +71,13 @@ def test_batch_norm_of_any_depth_leaves_its_counter_alone():
     assert model.bn_pretrain.running_mean.any()
 
 
-def test_batch_norm_converts_to_the_synchronised_one_of_torch():
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(smallest())
-    assert isinstance(model.layer1[0].bn1, nn.SyncBatchNorm)
-    freeze_batch_norm(model.train())
-    assert not model.layer1[0].bn1.training
-
-
-def test_frozen_batch_norm_neither_moves_nor_learns():
-    model = smallest()
+@pytest.mark.parametrize("convert", [nn.Identity(), nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_frozen_batch_norm_neither_moves_nor_learns(convert):
+    model = convert(smallest())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     freeze_batch_norm(model.train())
     model(torch.rand(2, 3, 32, 64)).logits.sum().backward()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert all(norm.weight.grad is None and norm.bias.grad is None and not norm.training for norm in norms)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert model.conv1.weight.grad is not None and model.training
@@ -99,13 +90,16 @@ def test_impossible_sizes_are_refused():
         DeepLab(3, head_channels=12)
 
 
-def test_tiny_network_passes_a_signal_and_starts_undecided():
-    model = build_network("tiny", 13).train()
+@pytest.mark.parametrize("head", ["deeplab", "daformer"])
+def test_tiny_network_passes_a_signal_and_starts_undecided(head):
+    torch.manual_seed(0)
+    model = build_network("tiny", 13, head=head, dropout=0.0).train()
     output = model(torch.rand(4, 3, 64, 112))
-    assert output.features.std().item() == pytest.approx(1, abs=0.2)  # a group norm comes before
+    assert 0.1 < output.features.std() < 10  # of its own head about 1, since a group norm comes before
     assert output.logits.softmax(1).max().item() < 0.25
     output.logits.square().sum().backward()
     assert model.conv1.weight.grad.abs().max() > 0
+    assert model.num_features == model.layer5.head[1].in_channels == 32
 
 
 def test_tiny_network_learns_two_colours_from_scratch():
@@ -127,29 +121,6 @@ def test_forward_is_finite_in_bfloat16_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         output = smallest().train()(torch.rand(2, 3, 32, 64))
     assert output.logits.isfinite().all() and output.features.isfinite().all()
-
-
-def test_checkpointed_stages_give_the_same_bits():
-    """Gradients, running statistics and the state of the random generator, over two iterations."""
-
-    def run(checkpoint_activations: bool) -> tuple[dict, torch.Tensor]:
-        network = build_network("tiny", 5, dropout=0.5)
-        network.checkpoint_activations = checkpoint_activations
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        for _ in range(2):
-            optimizer.zero_grad()
-            network(image).logits.square().sum().backward()
-            optimizer.step()
-        return network.state_dict(), torch.rand(1)
-
-    image, found = torch.rand(2, 3, 32, 64), []
-    for checkpoint_activations in (False, True):
-        torch.manual_seed(0)
-        found.append(run(checkpoint_activations))
-    (plain, draw), (checkpointed, other_draw) = found
-    assert torch.equal(draw, other_draw)
-    assert plain.keys() == checkpointed.keys()
-    assert all(torch.equal(value, checkpointed[name]) for name, value in plain.items())
 
 
 def test_checkpointed_stages_keep_less_in_memory():

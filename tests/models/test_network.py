@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from proda.models.build import BACKBONES, BUILDERS, HEADS, build_network
+from proda.models.build import BUILDERS, HEADS, build_network
 from proda.models.deeplab import DeepLab
 from proda.models.layers import Dropout
 from proda.models.network import Segmentation, SegmentationNetwork, parameter_groups
@@ -20,8 +20,8 @@ def smallest(**settings) -> DeepLab:
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", BACKBONES)
-def test_every_network_is_built_with_every_option_and_trained_at_odd_sizes(name, head):
+@pytest.mark.parametrize("name", ["resnet101", "tiny", "convnext_tiny", "swin_v2_t"])
+def test_a_network_of_each_kind_is_built_with_every_option_and_trained_at_odd_sizes(name, head):
     """On tensors without data: shapes, and that every parameter gets a gradient."""
     seen = []
     with torch.device("meta"):
@@ -38,40 +38,39 @@ def test_every_network_is_built_with_every_option_and_trained_at_odd_sizes(name,
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert len(seen) == 1 and len(seen[0]) == 4
     assert model.bn_pretrain is not None
-    layers, head_parts = model.backbone_layers(), model.head_parts()
-    found = [p for layer in layers for p in layer] + [p for part in head_parts for p in part.parameters()]
+    parts = (*model.backbone_parts(), *model.head_parts())
+    found = [p for part in parts for p in part.parameters()]
     assert sorted(map(id, found)) == sorted(map(id, model.parameters()))
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", ["tiny", "convnext_tiny", "swin_v2_t"])
-def test_activations_computed_again_change_neither_output_nor_gradients_nor_statistics(name, head):
+@pytest.mark.parametrize(
+    ("name", "head"), [("tiny", "deeplab"), ("convnext_tiny", "deeplab"), ("swin_v2_t", "daformer")]
+)
+def test_activations_computed_again_change_no_bit_of_outputs_gradients_statistics_and_random_numbers(name, head):
     torch.manual_seed(0)
-    model, results = build_network(name, 3, head=head, dropout=0.0), []
-    image = torch.rand(1, 3, 33, 65)
+    model, results = build_network(name, 3, head=head, dropout=0.5), []
+    image = torch.rand(2, 3, 33, 65)
     for again in (False, True):
         twin = copy.deepcopy(model)
         twin.checkpoint_activations = again
-        output = twin(image)
-        (output.logits.square().sum() + output.features.square().sum()).backward()
-        results.append([output.logits, *(p.grad for p in twin.parameters()), *twin.buffers()])
+        torch.manual_seed(1)
+        for _ in range(2):
+            output = twin(image)
+            (output.logits.square().sum() + output.features.square().sum()).backward()
+        results.append([output.logits, *(p.grad for p in twin.parameters()), *twin.buffers(), torch.rand(1)])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_parts_of_backbone_and_head_have_every_parameter_once():
-    for options in ({}, {"bn_pretrain": True}):
-        model = smallest(**options)
-        parts = [p for part in model.backbone_parts() + model.head_parts() for p in part.parameters()]
-        assert sorted(map(id, parts)) == sorted(map(id, model.parameters()))
-
-
-def test_unknown_backbone_is_refused_with_the_known_names():
-    with pytest.raises(
-        UserError, match=r"^--backbone=resnet18: expected one of resnet101, .*, timm:NAME or a file NAME.py$"
-    ):
-        build_network("resnet18", 19)
-    with pytest.raises(UserError, match=r"^--head=fcn: expected one of deeplab, daformer$"):
-        build_network("tiny", 19, head="fcn")
+@pytest.mark.parametrize(
+    ("name", "head", "words"),
+    [
+        ("resnet18", "deeplab", "^--backbone=resnet18: expected one of resnet101, .*, timm:NAME or a file NAME.py$"),
+        ("tiny", "fcn", "^--head=fcn: expected one of deeplab, daformer$"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_known_ones(name, head, words):
+    with pytest.raises(UserError, match=words):
+        build_network(name, 19, head=head)
 
 
 class Patches(SegmentationNetwork):
@@ -171,25 +170,20 @@ def by_rate_and_decay(groups: list[dict]) -> dict[int, tuple[float, float | None
     return {id(p): (group["lr"], group.get("weight_decay")) for group in groups for p in group["params"]}
 
 
-def test_layers_closer_to_the_image_learn_more_slowly():
-    model = smallest()
-    groups = parameter_groups(model, 1.0, head_factor=10.0, layer_decay=0.5)
-    found = by_rate_and_decay(groups)
-    assert len(found) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    for depth, part in enumerate((model.layer4, model.layer3, model.layer2, model.layer1, model.conv1)):
-        assert {found[id(p)] for p in part.parameters()} == {(0.5**depth, None)}
-    assert {found[id(p)] for p in model.bn1.parameters()} == {(0.5**4, None)}
-    assert {found[id(p)] for p in model.layer5.parameters()} == {(10.0, None)}
-
-
-def test_norms_and_embeddings_do_not_decay_and_biases_do():
+@pytest.mark.parametrize(
+    ("name", "more", "decayed"),
+    [
+        ("swin_v2_t", ("cpb_mlp", "logit_scale"), "encoder.features.1.0.attn.qkv.bias"),
+        ("convnext_tiny", ("layer_scale",), "encoder.features.1.0.block.0.bias"),
+    ],
+)
+def test_norms_embeddings_and_scales_of_channels_do_not_decay_and_biases_do(name, more, decayed):
     with torch.device("meta"):
-        model = build_network("swin_v2_t", 3, head="daformer")
-    groups = parameter_groups(model, 1.0, spare_norms=True)
+        model = build_network(name, 3, head="daformer")
+    groups, named = parameter_groups(model, 1.0, spare_norms=True), dict(model.named_parameters())
     found = by_rate_and_decay(groups)
-    assert len(found) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert len(found) == sum(len(group["params"]) for group in groups) == len(named)
     assert {rate for rate, _ in found.values()} == {1.0, 10.0}
-    named = dict(model.named_parameters())
     spared = {name for name, parameter in named.items() if found[id(parameter)][1] == 0.0}
     norms = {
         f"{name}.{part}"
@@ -197,24 +191,6 @@ def test_norms_and_embeddings_do_not_decay_and_biases_do():
         for part in ("weight", "bias")
         if isinstance(module, nn.LayerNorm | nn.BatchNorm2d)
     }
-    embeddings = {name for name in named if "cpb_mlp" in name or "logit_scale" in name}
-    assert norms and embeddings and spared == norms | embeddings
-    decayed = named.keys() - spared
-    assert {"encoder.features.1.0.attn.qkv.bias", "decoder.head.1.bias", "decoder.projections.0.weight"} < decayed
-
-
-def test_scales_of_channels_tokens_and_positions_do_not_decay():
-    with torch.device("meta"):
-        model = build_network("convnext_tiny", 3)
-    found, named = by_rate_and_decay(parameter_groups(model, 1.0, spare_norms=True)), dict(model.named_parameters())
-    assert found[id(named["encoder.features.1.0.layer_scale"])] == (1.0, 0.0)
-    assert found[id(named["encoder.features.1.0.block.0.bias"])] == (1.0, None)
-
-
-def test_layer_decay_and_spared_norms_go_together():
-    with torch.device("meta"):
-        model = build_network("convnext_tiny", 3)
-    groups = parameter_groups(model, 1.0, head_factor=2.0, layer_decay=0.5, spare_norms=True)
-    assert [(group["lr"], group.get("weight_decay")) for group in groups] == [
-        (rate, decay) for rate in (0.125, 0.25, 0.5, 1.0, 2.0) for decay in (None, 0.0)
-    ]
+    scales = {name for name in named if any(part in name for part in more)}
+    assert norms and scales and spared == norms | scales
+    assert {decayed, "decoder.head.1.bias", "decoder.projections.0.weight"} < named.keys() - spared

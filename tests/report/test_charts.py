@@ -43,16 +43,13 @@ def test_an_axis_may_have_to_cover_zero_or_a_span():
     assert line_chart("", flat, from_zero=True).y_ticks[0].text == "0"
     texts = [float(tick.text) for tick in line_chart("", flat, least_span=10).y_ticks]
     assert max(texts) - min(texts) >= 10 and min(texts) <= 63.5 <= 63.7 <= max(texts)
+    assert line_chart("", {}) is None
 
 
 def test_long_curves_are_averaged_and_say_so():
     chart = line_chart("", {"a": curve(*map(float, range(1000))), "b": curve(1.0)})
     assert chart.averaged == 7 and len(chart.lines[0].points) <= charts.MOST_POINTS and not chart.lines[0].marked
     assert chart.lines[0].last == "999"
-
-
-def test_no_curves_no_chart():
-    assert line_chart("", {}) is None
 
 
 @pytest.mark.parametrize(

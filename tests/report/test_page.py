@@ -129,29 +129,23 @@ def test_two_runs_side_by_side_show_what_differs(runs):
     assert "Not recorded for other: figures about labels need --label_report_every above 0" in page.text
 
 
-def test_predictions_are_those_of_the_last_validation(runs):
+def test_predictions_are_those_of_the_last_validation_at_its_scale(runs):
     run = read_group(runs / "other").result
-    seen = look_at_predictions(run, open_data(run), CPU, worst=2)
+    data = open_data(run)
+    seen = look_at_predictions(run, data, CPU, worst=2)
     assert seen.miou == pytest.approx(run.summary["miou"], abs=1e-6)
     assert (seen.images, seen.available, len(seen.worst)) == (5, 5, 2)
     assert seen.worst[0].miou <= seen.worst[1].miou
-    every = look_at_predictions(run, open_data(run), CPU, worst=5)
+    every = look_at_predictions(run, data, CPU, worst=5)
     assert [result.name for result in every.worst[:2]] == [result.name for result in seen.worst]
     assert torch.equal(sum(result.confusion for result in every.worst), every.confusion)
-    some = look_at_predictions(run, open_data(run), CPU, worst=5, max_images=2)
+    some = look_at_predictions(run, data, CPU, worst=5, max_images=2)
     assert some.images == 2 and len(some.worst) == 2
-
-
-def test_predictions_have_the_scale_of_the_validations_of_the_run(runs):
-    run = read_group(runs / "other").result
-    data, confusions = open_data(run), []
     run.config["val_scale"] = 0.5
-    seen = look_at_predictions(run, data, CPU)
-    for scale in (0.5, 1.0):
-        network = load_network(run.folder / "last.pt")
-        evaluator = segmentation_evaluator(network, Precision(CPU), scales=(scale,))
-        confusions.append(evaluator.run(data.validation_batches()).metrics["confusion"])
-    assert torch.equal(seen.confusion, confusions[0]) and not torch.equal(seen.confusion, confusions[1])
+    evaluator = segmentation_evaluator(load_network(run.folder / "last.pt"), Precision(CPU), scales=(0.5,))
+    halved = evaluator.run(data.validation_batches()).metrics["confusion"]
+    assert torch.equal(look_at_predictions(run, data, CPU).confusion, halved)
+    assert not torch.equal(seen.confusion, halved)
 
 
 def test_data_of_a_run_are_opened_without_waiting_for_other_processes(runs, tmp_path, monkeypatch):
@@ -270,25 +264,29 @@ def test_labels_without_ground_truth_and_labels_that_get_worse(tmp_path):
     assert "have no ground truth" in label_sentences(run)[0]
     assert "45.0 % of the pixels keep a label." not in label_sentences(run)  # of the last report alone
     assert "40.0 % of the pixels keep a label." in label_sentences(run)
-    run.curves.update({"truth_percent/miou_before": curve(50, 50), "truth_percent/miou_labels": curve(60, 49)})
-    assert label_sentences(run)[0] == (
-        "Rectification makes the labels worse. In the last report: mIoU 50.0 % before, 49.0 % after it "
-        "(\N{MINUS SIGN}1.0 points)."
-    )
-    # With a threshold, the labels that are left are compared with nothing: the pixels differ.
-    run.curves["truth_percent/miou_rectified"] = curve(60, 52)
-    assert label_sentences(run)[0].startswith("Rectification makes the labels better. In the last report: mIoU 50.0 %")
-    assert "40.0 % of the pixels keep a label; these labels reach 49.0 % mIoU." in label_sentences(run)
+    run.curves["truth_percent/miou_labels"] = curve(60, 49)
+    assert label_sentences(run)[0] == "In the last report: the labels that the student is trained on reach 49.0 % mIoU."
+    run.curves["truth_percent/miou_before"] = curve(50, 50)
+    for after, verdict in ((48, "worse"), (50.25, "hardly changes"), (52, "better")):
+        run.curves["truth_percent/miou_rectified"] = curve(60, after)
+        first, *others = label_sentences(run)
+        assert (
+            verdict in first and f"mIoU 50.0 % before, {after:.1f} % after it ({points(after / 100 - 0.5)} p" in first
+        )
+        # With a threshold, the labels that are left are compared with nothing: the pixels differ.
+        assert "40.0 % of the pixels keep a label; these labels reach 49.0 % mIoU." in others
+    run.config["rectification"] = False
+    assert label_sentences(run)[0] == "The labels are not rectified in this run. In the last report: mIoU 52.0 %."
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--runs: no run given; expected folders"),
-        (["nowhere"], "nowhere: no such folder; expected the folder of a training run"),
-        (["a", "--runs=b"], "'a' and --runs=b: give all of them in one way"),
-        (["a", "--amp=bf16"], "--amp has no effect on a report"),
-        (["a", "--worst=-1"], "--worst=-1: expected a whole number of at least 0"),
+        ([], "--runs: no run given"),
+        (["nowhere"], "nowhere: no such folder"),
+        (["a", "--runs=b"], "'a' and --runs=b"),
+        (["a", "--amp=bf16"], "--amp has no effect"),
+        (["a", "--worst=-1"], "--worst=-1: expected"),
     ],
 )
 def test_mistakes_are_one_line(arguments, words, tmp_path, monkeypatch, capsys):

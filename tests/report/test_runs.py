@@ -68,10 +68,7 @@ def test_flags_that_differ_from_the_preset(tmp_path):
     config = vars(make_config(stage1_denoise.Config, {**given, "output": "o"}, stage1_denoise.PRESETS))
     (run,) = read_group(write_run(tmp_path / "run", config, {}, experiment="stage1_denoise")).runs
     assert changed_flags(run) == {"lr": (0.5, 0.06), "weights": ("my.pt", "runs/warmup/last.pt")}
-
-
-def test_an_experiment_that_is_not_there_has_no_preset(tmp_path):
-    (run,) = read_group(write_run(tmp_path / "run", {}, {}, experiment="my_stage")).runs
+    run.provenance["experiment"] = "my_stage"
     with pytest.raises(UserError, match="no such experiment"):
         changed_flags(run)
 
@@ -85,13 +82,10 @@ def test_flags_that_differ_between_runs(tmp_path):
 
 
 def test_folders_that_cannot_be_used_are_one_line(tmp_path):
-    for folder, error, words in (
-        (tmp_path / "nowhere", MissingFileError, "nowhere: no such folder; expected the folder of a training run"),
-        (tmp_path, MissingFileError, "found no training run; expected its config.json here, or in the folders"),
-    ):
-        with pytest.raises(error, match=words):
+    for folder, words in ((tmp_path / "nowhere", "nowhere: no such folder"), (tmp_path, "found no training run")):
+        with pytest.raises(MissingFileError, match=words):
             read_group(folder)
     for content in ("{", "[]", '{"run": 1}'):
         write_run(tmp_path / "run").joinpath("config.json").write_text(content)
-        with pytest.raises(UserError, match=r"config\.json: .*expected the settings of a run"):
+        with pytest.raises(UserError, match=r"config\.json: .*the settings of a run"):
             read_group(tmp_path)

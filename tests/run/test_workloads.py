@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from ignite.engine import Events
+from proda.run.workloads import Sizes, batches, stage_kind, workload
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -13,7 +14,6 @@ from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
 from proda.run import fit
 from proda.run.config import RunConfig, TrainConfig
-from proda.run.workloads import Sizes, batches, stage_kind, workload
 from proda.settings.reading import make_config
 from proda.utils.errors import UserError
 from tests import small_runs

@@ -1,24 +1,13 @@
-"""Means over seeds, their intervals, and the t distribution behind them."""
+"""Means over seeds and their intervals."""
 
 import math
+import sys
 
 import pytest
 import torch
 
-from proda.studies.statistics import mean_interval, paired_difference, share_of_gap, t_quantile
-
-# NIST/SEMATECH e-Handbook of Statistical Methods, section 1.3.6.7.2: 0.975 quantiles by degrees of freedom
-TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 9: 2.262, 10: 2.228, 30: 2.042, 100: 1.984}
-
-
-@pytest.mark.parametrize("degrees", TABLE)
-def test_quantiles_are_those_of_the_printed_table(degrees):
-    assert t_quantile(degrees) == pytest.approx(TABLE[degrees], abs=5.1e-4)
-
-
-def test_quantiles_with_one_and_two_degrees_of_freedom_have_closed_forms():
-    assert t_quantile(1) == pytest.approx(math.tan(0.475 * math.pi), rel=1e-12)
-    assert t_quantile(2) == pytest.approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), rel=1e-12)
+from proda.studies.statistics import mean_interval, paired_difference, share_of_gap
+from proda.utils.errors import UserError
 
 
 def test_the_interval_of_two_values_is_known():
@@ -53,5 +42,12 @@ def test_the_share_of_the_gap_is_that_of_each_seed():
 
 def test_intervals_cover_the_true_mean_as_often_as_they_say():
     samples = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0)).double()
-    margin = t_quantile(4) * samples.std(1) / math.sqrt(5)
-    assert (samples.mean(1).abs() <= margin).double().mean().item() == pytest.approx(0.95, abs=0.01)
+    intervals = [mean_interval(sample) for sample in samples.tolist()]
+    assert sum(found.low <= 0 <= found.high for found in intervals) / 4000 == pytest.approx(0.95, abs=0.01)
+
+
+def test_without_scipy_the_message_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert mean_interval([0.5]).high == math.inf
+    with pytest.raises(UserError, match=r'^confidence intervals over seeds need scipy, .* "proda\[ablation\]"$'):
+        mean_interval([0.5, 0.6])

@@ -33,18 +33,17 @@ def test_a_line_says_position_figures_and_time_left(caplog, clock):
     assert lines[1].startswith("iteration 240/800 (30 %)") and len(lines) == 6  # one every 30 seconds
 
 
-def test_long_work_has_a_first_line_early_and_then_one_for_every_5_percent(caplog, clock):
-    lines = lines_of(caplog, clock, total=1000, seconds=10)
-    assert [line.split()[1] for line in lines[:3]] == ["3/1000", "53/1000", "103/1000"]
-
-
-def test_very_long_work_has_a_line_every_ten_minutes(caplog, clock):
-    lines = lines_of(caplog, clock, total=1000, seconds=300)
-    assert [line.split()[1] for line in lines[:3]] == ["1/1000", "3/1000", "5/1000"]
-
-
-def test_short_work_has_no_line(caplog, clock):
-    assert lines_of(caplog, clock, total=10, seconds=2) == []
+@pytest.mark.parametrize(
+    ("total", "seconds", "first"),
+    [
+        (1000, 10, ["3/1000", "53/1000", "103/1000"]),  # a line early, and then one for every 5 %
+        (1000, 300, ["1/1000", "3/1000", "5/1000"]),  # one every ten minutes
+        (10, 2, []),  # short work
+    ],
+)
+def test_lines_are_neither_many_nor_far_apart(caplog, clock, total, seconds, first):
+    lines = lines_of(caplog, clock, total=total, seconds=seconds)
+    assert [line.split()[1] for line in lines[:3]] == first
 
 
 def test_resumed_work_goes_on_at_its_position_and_at_the_speed_of_its_own_steps(caplog, clock):
