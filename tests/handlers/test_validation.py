@@ -13,6 +13,8 @@ from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
+from proda.handlers.label_quality import LabelQuality
+from proda.handlers.nan import StopOnNan
 from proda.handlers.validation import Validation
 from proda.models.model_info import ModelInfo
 from proda.utils.files import save_json, save_tensors
@@ -254,6 +256,19 @@ def test_a_failed_save_is_not_forgotten_until_a_better_model_makes_up_for_it(tmp
     run.trainer.run([None] * 4)
     assert kept(tmp_path)["best"] == 4
     run.models.raise_failures()
+
+
+def test_handlers_that_are_attached_in_another_order_than_they_act_are_refused(tmp_path):
+    run, fresh = Run(tmp_path, Judge()), Trainer(lambda *_: {})
+    with pytest.raises(ValueError, match="attach KeptModels after Validation"):
+        run.models.attach(fresh)
+    for handler, options in (
+        (StopOnNan(), {}),
+        (Checkpoints(tmp_path), {"every": 1}),
+        (LabelQuality([]), {"every": 1}),
+    ):
+        with pytest.raises(ValueError, match=f"attach {type(handler).__name__} before Validation"):
+            handler.attach(run.trainer, **options)
 
 
 def test_a_summary_with_an_absent_class_is_valid_json(tmp_path):
