@@ -91,6 +91,9 @@ def test_what_it_leaves_depends_on_the_weights_alone_and_networks_that_do_not_tr
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     frozen, _ = trained(whole_images(), freeze_bn=True)
     assert torch.equal(statistics(frozen), statistics(tiny.network()))
+    counting = nn.Sequential(nn.BatchNorm2d(3))  # torch's layer counts its batches
+    AdaBN(counting, whole_images(), PRECISION)(None)
+    assert counting[0].num_batches_tracked == 0 and counting[0].running_mean.any()
 
 
 def _average(rank: int, folder) -> None:
