@@ -95,6 +95,7 @@ class InitialPrototypes:
         batches: as for :func:`initial_prototypes`.
         made_from: name -> JSON value of everything that the prototypes depend on (weights, images, classes, ...). It is
             stored in the file and compared with the record in an existing file. Released files have no record.
+        overwrite: the file is one of the run, which deletes it before training starts.
     """
 
     def __init__(
@@ -107,23 +108,26 @@ class InitialPrototypes:
         made_from: Mapping[str, Any],
         *,
         passes: int = 1,
+        overwrite: bool = False,
     ) -> None:
         self.prototypes, self.network, self.batches, self.precision = prototypes, network, batches, precision
         self.file, self.made_from, self.passes = Path(file), {**made_from, "passes": passes}, passes
+        self.overwrite = overwrite
 
     def attach(self, trainer: Trainer) -> None:
         trainer.add_event_handler(Events.STARTED, self)
+        remember(trainer, prototypes=self.prototypes)
 
     def check(self) -> None:
         """Raises UserError if the file was computed from other inputs, or has other classes or features."""
-        if self.file.is_file():
-            self._load()
+        if self.file.is_file() and not self.overwrite:
+            self._read()
 
     def __call__(self, engine: Trainer) -> None:
         if engine.state.iteration > 0:
             return
         if idist.broadcast(int(self.file.is_file()), src=0):  # others may see a new file on a shared disk later
-            self._load()
+            self.prototypes.values.copy_(self._read())
         else:
             log.info("computing prototypes into %s", self.file)
             initial_prototypes(self.prototypes, self.network, self.batches, self.precision, passes=self.passes)
@@ -133,7 +137,8 @@ class InitialPrototypes:
             idist.barrier()
         self.prototypes.counts.zero_()
 
-    def _load(self) -> None:
+    def _read(self) -> Tensor:
+        """The prototypes in the file, float32 [K, D]."""
         values, recorded = load_prototypes(self.file), prototypes_record(self.file)
         expected = {name: value for name, value in plain(self.made_from).items() if name in recorded}
         if other := differences({name: recorded[name] for name in expected}, expected):
@@ -141,10 +146,10 @@ class InitialPrototypes:
                 f"{self.file}: prototypes of other inputs: {shortened(other)}; remove the file, or choose another "
                 "--prototypes"
             )
-        try:
-            self.prototypes.load_state_dict({"prototypes": values})
-        except ValueError as error:
-            raise UserError(f"{self.file}: {error}") from error
+        if values.shape != self.prototypes.values.shape:
+            found, size = list(values.shape), list(self.prototypes.values.shape)
+            raise UserError(f"{self.file}: prototypes have shape {found}, expected [classes, features] = {size}")
+        return values
 
 
 @torch.no_grad()

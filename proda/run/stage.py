@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from torch.optim import Optimizer
 
 from proda.data.loaders import TrainingBatches
@@ -19,7 +18,9 @@ from proda.run.networks import Networks
 
 @dataclass
 class Stage:
-    """A trainer with the handlers of its method, and what surrounds it. Nothing has been written or trained yet.
+    """A trainer with the handlers of its method, and the networks, batches and optimizers that ``fit`` needs.
+
+    Nothing has been written or trained yet.
 
     ``fit`` attaches what every training run has: the seed of each iteration, the schedule of the student's learning
     rate, clipping, the stop on NaN, checkpoints, validation, models to keep, TensorBoard, and the successors' parts.
@@ -32,7 +33,6 @@ class Stage:
     labels: PseudoLabels | None = None  # of a stage that trains on stored pseudo labels
     prototypes: InitialPrototypes | None = None  # of stage 1; they are saved with the student
     teacher: EMATeacher | None = None  # a moving average of the student
-    discriminator: nn.Module | None = None  # without a DDP wrapper; it is saved with the student
     val_scale: float = 1.0  # factor by which validation images are resized
 
     def check(self) -> None:

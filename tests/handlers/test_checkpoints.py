@@ -55,7 +55,8 @@ class Run:
         return {}
 
     def to(self, iterations: int) -> "Run":
-        self.checkpoints.check(self.engine)
+        self.checkpoints.check_states(self.engine)
+        self.checkpoints.check_folder()
         self.engine.run([None] * 100, max_iters=iterations, epoch_length=100)
         return self
 

@@ -168,7 +168,7 @@ def test_a_released_file_that_says_nothing_about_its_origin_is_taken_if_it_fits(
     torch.save(torch.ones(tiny.K, tiny.D), file)
     assert initial(file).values.sum() == tiny.K * tiny.D
     torch.save(torch.ones(3, 7), file)
-    for said in (r"prototypes have shape \(3, 7\)", "cannot be read"):
+    for said in (r"prototypes have shape \[3, 7\]", "cannot be read"):
         with pytest.raises(ValueError, match=said) as error:
             initial(file)
         assert str(error.value).count("prototypes.pt") == 1
