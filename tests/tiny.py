@@ -6,18 +6,26 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from proda.engines.events import ProdaEvents
-from proda.engines.optimization import Precision
+from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
+from proda.engines.denoise import DenoiseOptions, denoise_trainer
+from proda.engines.distill import DistillOptions, distill_trainer
+from proda.engines.events import ProdaEvents, Trainer
+from proda.engines.online import OnlineOptions, online_trainer
+from proda.engines.optimization import Precision, StudentOptions
+from proda.engines.supervised import supervised_trainer
 from proda.method import IGNORE
 from proda.method.views import Operation, StrongView, WeakView
 from proda.models.build import build_network
+from proda.models.discriminator import Discriminator
 from proda.models.network import SegmentationNetwork
 
 CPU = torch.device("cpu")
 B, K = 2, 5  # images of a batch, classes
+D = 32  # features of the network
 H, W = 32, 64  # of a view
 FULL = (48, 96)  # of a whole target image
 PRECISION = Precision(CPU)
+STAGES = ("supervised", "warmup", "stage1", "stage2", "online")  # of :func:`trainer`
 
 
 def network(seed: int = 0, **options: Any) -> SegmentationNetwork:
@@ -27,6 +35,35 @@ def network(seed: int = 0, **options: Any) -> SegmentationNetwork:
 
 def sgd(model: nn.Module, lr: float = 0.01) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def trainer(
+    stage: str,
+    student: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    *,
+    precision: Precision = PRECISION,
+    lr: float = 0.01,
+    discriminator: Discriminator | None = None,
+    prototypes: torch.Tensor | None = None,
+    labeller: nn.Module | None = None,
+    **options: Any,
+) -> Trainer:
+    """The trainer of a stage, with the options of its engine; the networks of student and teacher differ."""
+    student, teacher = student or network(), teacher or network(1)
+    optimizer = sgd(student, lr)
+    if stage == "supervised":
+        return supervised_trainer(student, optimizer, precision, StudentOptions(**options))
+    if stage == "warmup":
+        discriminator = discriminator or Discriminator(K, width=4)
+        adam = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
+        return adversarial_trainer(student, discriminator, optimizer, adam, precision, AdversarialOptions(**options))
+    if stage == "stage1":
+        prototypes = torch.randn(K, D) if prototypes is None else prototypes
+        return denoise_trainer(student, teacher, prototypes, optimizer, precision, DenoiseOptions(**options), labeller)
+    if stage == "stage2":
+        return distill_trainer(student, teacher, optimizer, precision, DistillOptions(**options))
+    return online_trainer(student, teacher, optimizer, precision, OnlineOptions(**options))
 
 
 def pictures(*size: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Where the equations of the paper are used:
     - 3 and 4, rectified pseudo labels and prototype weights: ``_rectified_labels``.
-    - Symmetric cross entropy and the regulariser MRKLD: ``_weak_view_losses``.
+    - Symmetric cross entropy and the regularizer MRKLD: ``_weak_view_losses``.
     - 6, moving average of the prototypes: ``proda.handlers.prototypes.PrototypeEMA``, after the optimizer's step.
     - Target structure learning: ``_structure_loss``.
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, Trainer
-from proda.engines.optimization import MeanTeacherOptions, Precision, StudentUpdate, append_slice, split
+from proda.engines.optimization import MeanTeacherOptions, Precision, append_slice, split
 from proda.engines.supervised import source_backward, student_of, student_update
 from proda.engines.target import TargetView, unweighted
 from proda.method import IGNORE
@@ -42,7 +42,7 @@ class DenoiseOptions(MeanTeacherOptions):
     threshold: FractionBelowOne = 0.0  # rectified labels with a lower probability are ignored
     ce_weight: NonNegativeFloat = 0.1  # weight of the cross entropy on the rectified labels
     rce_weight: NonNegativeFloat = 1.0  # weight of the reverse cross entropy on the rectified labels
-    mrkld_weight: NonNegativeFloat = 0.1  # weight of the regulariser MRKLD: KL divergence from the uniform distribution
+    mrkld_weight: NonNegativeFloat = 0.1  # weight of the regularizer MRKLD: KL divergence from the uniform distribution
     structure_weight: NonNegativeFloat = 10.0  # weight of structure learning: consistency of weak and strong view
 
     @property
@@ -124,12 +124,14 @@ def denoise_trainer(
             views |= {"strong_image": target["strong_image"], "teacher_distances": moved, "valid": valid}
             denominator["valid"] = update.loss_denominator(valid.sum())
         for micro_batch in update.micro_batches(views):
-            weak, strong_features = _student_views(update, micro_batch, options)
+            images = [micro_batch[name] for name in ("image", "strong_image") if name in micro_batch]
+            with precision.autocast():
+                weak, *strong = [student(to_float(view)) for view in images]
             losses, graph = _weak_view_losses(weak, micro_batch["labels"], denominator["labels"], precision, options)
             append_slice(out, target_logits=graph["target_logits"].detach())
-            if strong_features is not None:
+            if strong:
                 structure, graph["strong_features"] = _structure_loss(
-                    strong_features, micro_batch, prototypes, denominator["valid"], precision, options
+                    strong[0].features, micro_batch, prototypes, denominator["valid"], precision, options
                 )
                 losses["structure"] = options.structure_weight * structure
             update.backward(engine, losses, graph)
@@ -189,20 +191,10 @@ def _rectified_labels(
     return out["rectified_labels"]  # a handler may have replaced them
 
 
-def _student_views(
-    update: StudentUpdate, micro_batch: dict[str, Tensor], options: DenoiseOptions
-) -> tuple[Segmentation, Tensor | None]:
-    """The student's prediction for the weak view, and its features of the strong view if that is used."""
-    images = [micro_batch[name] for name in ("image", "strong_image") if name in micro_batch]
-    with update.precision.autocast():
-        weak, *strong = [update.student(to_float(view)) for view in images]
-    return weak, strong[0].features if strong else None
-
-
 def _weak_view_losses(
     prediction: Segmentation, labels: Tensor, denominator: Tensor, precision: Precision, options: DenoiseOptions
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weighted symmetric cross entropy on the labels and the weighted regulariser, and the tensors behind them.
+    """The weighted symmetric cross entropy on the labels and the weighted regularizer, and the tensors behind them.
 
     Source: the paper for the symmetric cross entropy; CRST (arXiv:1908.09822) for MRKLD.
     """
@@ -229,12 +221,9 @@ def _structure_loss(
     moved = micro_batch["teacher_distances"]
     features = resize(features, tuple(moved.shape[-2:]))
     compiled = precision.compiled
+    apart, temperature = compiled(distances)(features, prototypes), options.temperature
     loss = compiled(structure_consistency)(
-        compiled(distances)(features, prototypes),
-        moved,
-        micro_batch["valid"],
-        temperature=options.temperature,
-        denominator=denominator,
+        apart, moved, micro_batch["valid"], temperature=temperature, denominator=denominator
     )
     return loss, features
 

@@ -60,9 +60,10 @@ class TrainerState(State):
     batch: dict[str, Any]  # on the device
     output: dict[str, Tensor]  # grows during the iteration; detached. Each trainer's docstring lists its keys
     update: "StudentUpdate"  # the student's micro-batches, gradients and optimizer step
-    target: TargetView | None  # images and labels of the target loss; handlers of ``TARGET_READY`` may replace it
-    losses: dict[str, Tensor] | None  # weighted terms of the backward pass that is being prepared
-    graph: Mapping[str, Tensor] | None  # tensors with gradients, from which further terms can be computed then
+    # These three are None where a trainer has no target, and where no backward pass is being prepared.
+    target: TargetView  # images and labels of the target loss; handlers of ``TARGET_READY`` may replace it
+    losses: dict[str, Tensor]  # weighted terms of the backward pass
+    graph: Mapping[str, Tensor]  # tensors with gradients, from which further terms can be computed
 
     # Written by handlers, over the run
     remembered: dict[str, Any]  # name -> object with a state dict, saved in checkpoints (``remember``)
@@ -75,7 +76,8 @@ class TrainerState(State):
 
     def __init__(self) -> None:
         super().__init__()
-        self.target = self.losses = self.graph = None
+        nothing: Any = None
+        self.target = self.losses = self.graph = nothing
         self.remembered, self.summary, self.scores = {}, {}, {}
         self.pseudo_label_scores, self.label_quality, self.label_charts = {}, {}, {}
         self.checkpoint_iterations = []

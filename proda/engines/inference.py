@@ -14,7 +14,7 @@ from proda.method import IGNORE
 from proda.method.pseudo_labels import flip_averaged
 from proda.method.tensors import resize, to_float
 from proda.metrics import LabelConfusion, LabelFreeScore
-from proda.models.network import SegmentationNetwork
+from proda.models.network import SegmentationNetwork, evaluation_mode
 
 
 def predict(
@@ -28,10 +28,9 @@ def predict(
 ) -> Tensor:
     """Class probabilities [B, K, *size] of images [B, 3, H, W] in 0..1.
 
-    They are averaged over the ``scales`` of the image and, with ``flip``, over the image and its mirror image. By
-    default the logits are resized to ``size``, as in the released code's validation. With ``softmax_first`` the
-    probabilities are resized instead, as in the released code's pseudo labels; confidence is then lower at the
-    boundaries between classes.
+    They are averaged over the ``scales`` of the image and, with ``flip``, over the image and its mirror image. The
+    logits are resized to ``size``, as in the released code's validation; with ``softmax_first`` the probabilities, as
+    in its pseudo labels, whose confidence is lower at the boundaries between classes.
     """
 
     def probabilities_of(image: Tensor) -> Tensor:
@@ -95,34 +94,25 @@ def segmentation_evaluator(
 
     Metrics: ``confusion`` (int64 [K, K], true classes in rows) and ``label_free`` (see ``LabelFreeScore``). Batches
     may lack labels; these are then ``IGNORE`` everywhere, and only ``label_free`` is meaningful.
-    The network is in evaluation mode during the run; afterwards, or when it is stopped, each module returns to its
-    previous mode. An output is released before the next batch and after the run, because full-size logits are the
-    largest tensors of a run.
+    The network predicts in evaluation mode; after each batch every module returns to its previous mode. An output is
+    released before the next batch and after the run, because full-size logits are the largest tensors of a run.
     """
 
     @torch.no_grad()
     def step(engine: Engine, batch: dict[str, Any]) -> dict[str, Tensor]:
         engine.state.output = None
         engine.state.batch = batch = to_device(batch, precision.device)
-        network.eval()
         image = batch["image"]
         size = tuple(image.shape[-2:])
-        with precision.autocast():
+        with precision.autocast(), evaluation_mode(network):
             predicted, logits = classes_and_logits(network, to_float(image), size, flip=flip, scales=scales)
         labels = batch["labels"].long() if "labels" in batch else torch.full_like(image[:, 0], IGNORE).long()
         return {"predicted": predicted, "logits": logits, "labels": labels}
 
     engine = Engine(step)
-    modes: dict[nn.Module, bool] = {}
-
-    @engine.on(Events.STARTED)
-    def note_modes() -> None:
-        modes.update((module, module.training) for module in network.modules())
 
     @engine.on(Events.COMPLETED | Events.TERMINATE)  # the second alone if a signal ends the run
-    def restore(engine: Engine) -> None:
-        for module, training in modes.items():
-            module.training = training
+    def release(engine: Engine) -> None:
         engine.state.output = engine.state.batch = None
 
     metrics: dict[str, Metric] = {

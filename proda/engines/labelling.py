@@ -49,10 +49,9 @@ def write_pseudo_labels(
     """Writes the network's predictions on ``batches`` to ``store``.
 
     ``batches``: ``{"image", "name"}``; each image is on one process only. Soft labels are probabilities [K, h, w] at
-    network resolution. Hard labels are the arg-max of the probabilities at image size, with their confidence. With
-    ``flip`` the probabilities are averaged over the image and its mirror image. Those of hard labels are averaged over
-    the ``scales`` of the image, too, and over the network and ``ensemble``. The networks predict in evaluation mode;
-    afterwards each module returns to its previous mode.
+    network resolution; hard labels are the arg-max of the probabilities at image size, with their confidence. The
+    probabilities are averaged as in :class:`Averaging`, those of soft labels over the mirror image (``flip``) only.
+    The networks predict in evaluation mode; afterwards each module returns to its previous mode.
 
     Returns:
         Scores of the labels (see ``named_scores``) if the batches contain ground truth, which is used for nothing else;

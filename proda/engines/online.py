@@ -1,7 +1,7 @@
 """Online self-training with a mean teacher (DACS, arXiv:2007.08702; DAFormer, arXiv:2111.14887).
 
 One iteration: gradients of the source loss; the teacher's pseudo labels of the target crop, and how sure it is of them;
-the cross entropy on these; then the optimizer's step. The formulas are in ``proda.method.online``. ClassMix, colour
+the cross entropy on these; then the optimizer's step. The formulas are in ``proda.method.online``. ClassMix, color
 augmentation, masked image consistency and the feature distance are handlers.
 """
 

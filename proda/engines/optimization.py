@@ -1,4 +1,4 @@
-"""One step of the optimiser: losses, gradients, mixed precision, and the exchange of gradients between processes.
+"""One step of the optimizer: losses, gradients, mixed precision, and the exchange of gradients between processes.
 
 Every trainer has a ``StudentUpdate``, which fires ``LOSSES_READY``, ``BACKWARD_DONE`` and ``OPTIMIZER_STEPPED``.
 """
@@ -95,21 +95,16 @@ class Precision:
             self.scaler.load_state_dict(state)
 
 
-def no_grad_sync(model: nn.Module) -> AbstractContextManager:
-    """Backward passes in this context keep gradients local; the next one outside exchanges their sum once."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
-
-
 def micro_batches(model: nn.Module, tensors: Any, number: int, *, exchange: bool = True) -> Iterator[Any]:
     """The parts of ``split``, one after another, for a forward and a backward pass of ``model`` each.
 
-    Its gradients stay local to the process, except in the last part: that backward pass exchanges the sum of all
-    between the processes. With ``exchange=False`` they stay local there too, because other losses of the same iteration
-    follow.
+    The backward pass of the last part exchanges the sum of all gradients between the processes; with
+    ``exchange=False`` that is left to other losses of the same iteration.
     """
     pieces = split(tensors, number)
     for position, piece in enumerate(pieces, 1):
-        with nullcontext() if exchange and position == len(pieces) else no_grad_sync(model):
+        last = exchange and position == len(pieces)
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             yield piece
 
 
@@ -139,9 +134,8 @@ def append_slice(output: dict[str, Any], **tensors: Tensor) -> None:
 class StudentUpdate:
     """One update of the student: its mode, its gradients, their exchange between processes, and the optimizer's step.
 
-    With ``accumulate=N`` in the options, the process's batch goes through the student in N equal parts, so that only
-    the activations of one part are in memory. The gradients are those of the whole batch's loss; only batch statistics
-    and dropout are those of each part.
+    The process's batch goes through the student in ``accumulate`` equal parts, so that only the activations of one part
+    are in memory. The gradients are those of the whole batch's loss; batch statistics and dropout are of each part.
 
     An iteration is: ``start``; for each of the :meth:`micro_batches` a forward pass and a ``backward``; ``step``.
     Handlers find this object in ``engine.state.update``.
@@ -161,7 +155,9 @@ class StudentUpdate:
 
     def start(self, engine: Trainer) -> None:
         engine.state.update = self
-        set_train_mode(self.student, freeze_bn=self.freeze_bn)
+        self.student.train()
+        if self.freeze_bn:
+            freeze_batch_norm(self.student)
         self.optimizer.zero_grad(set_to_none=True)
 
     def micro_batches(self, tensors: Any, *, exchange: bool = True) -> Iterator[Any]:
@@ -186,23 +182,23 @@ class StudentUpdate:
     ) -> None:
         """Fires ``events``, then computes the gradients of the sum of all losses of this part.
 
-        Handlers find the weighted terms in ``engine.state.losses`` and may add their own, computed from the live
-        tensors in ``engine.state.graph``. Both are set to None afterwards, so that nothing keeps the graph in memory.
-        Adds ``loss_NAME`` for every term to ``engine.state.output``, and their sum to ``loss``; all are detached
-        scalars, and means over the parts.
+        Handlers find the weighted terms in ``engine.state.losses`` and may add their own, computed from the tensors in
+        ``engine.state.graph``. Both are None afterwards, so that nothing keeps the graph in memory. Adds ``loss_NAME``
+        for every term to ``engine.state.output``, and their sum to ``loss``: detached scalars, means over the parts.
         """
         engine.state.losses, engine.state.graph = losses, graph
         for event in events:
             engine.fire_event(event)
         self._add_gradients(engine, losses)
-        engine.state.losses = engine.state.graph = None
+        nothing: Any = None
+        engine.state.losses = engine.state.graph = nothing
 
     def extra_loss(self, engine: Trainer, name: str, tensors: Any, loss: Callable[[Any], Tensor]) -> None:
         """Adds the gradients of a loss that needs forward passes of the student of its own.
 
         Handlers of ``EXTRA_LOSSES`` call it. ``loss`` takes a part of ``tensors`` (of the whole batch; see
-        :func:`split`), calls ``self.student`` on it, and returns the weighted term, a scalar. The graph of a part is
-        freed before the next one. The gradients are exchanged together with those of the losses that follow.
+        :func:`split`), calls ``self.student`` on it, and returns the weighted term, a scalar. The gradients are
+        exchanged together with those of the losses that follow.
         """
         for part in self.micro_batches(tensors, exchange=False):
             self._add_gradients(engine, {name: loss(part)})
@@ -226,13 +222,6 @@ class StudentUpdate:
         engine.fire_event(ProdaEvents.BACKWARD_DONE)
         if self.precision.step(self.optimizer):
             engine.fire_event(ProdaEvents.OPTIMIZER_STEPPED)
-
-
-def set_train_mode(student: nn.Module, *, freeze_bn: bool) -> None:
-    """Sets training mode. With ``freeze_bn``, batch norm keeps its running statistics, scales and shifts."""
-    student.train()
-    if freeze_bn:
-        freeze_batch_norm(student)
 
 
 def rand_per_image(images: Tensor, *shape: int) -> Tensor:

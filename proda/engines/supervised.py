@@ -20,39 +20,29 @@ def student_update(
     return StudentUpdate(student, optimizer, precision, freeze_bn=options.freeze_bn, accumulate=options.accumulate)
 
 
-def source_loss(update: StudentUpdate, source: dict[str, Any], denominator: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy (scalar) on labelled images at full crop resolution, and the upsampled logits [B, K, H, W]."""
-    labels = source["labels"].long()
-    with update.precision.autocast():
-        logits = update.student(to_float(source["image"])).logits
-    logits = resize(logits, labels.shape[-2:])
-    return update.precision.compiled(cross_entropy)(logits, labels, denominator=denominator), logits
-
-
-def source_backward(engine: Trainer, update: StudentUpdate, source: dict[str, Any]) -> None:
+def source_backward(engine: Trainer, update: StudentUpdate, source: dict[str, Any], *, only_loss: bool = False) -> None:
     """Computes the gradients of the source loss, between ``SOURCE_LOSSES_READY`` and ``SOURCE_BACKWARD_DONE``.
 
-    Processes do not exchange these gradients here; the backward pass of the target losses exchanges the sum of both.
+    It is the cross entropy at full crop resolution. Processes do not exchange these gradients here; the backward pass
+    of the target losses exchanges the sum of both. With ``only_loss`` there are none: ``LOSSES_READY`` fires too, and
+    the gradients are exchanged.
     At ``SOURCE_LOSSES_READY``, ``engine.state.graph`` holds ``source_logits`` [B, K, H, W], ``source_image`` uint8
     [B, 3, H, W] and ``source_labels`` [B, H, W]. Adds ``loss_source`` (scalar) and ``source_logits`` [B, K, H, W]
     float32 to ``engine.state.output``.
     """
+    events = [ProdaEvents.SOURCE_LOSSES_READY, *([ProdaEvents.LOSSES_READY] if only_loss else [])]
     denominator = update.loss_denominator((source["labels"] != IGNORE).sum())
-    for micro_batch in update.micro_batches(labelled(source), exchange=False):
-        loss, logits = source_loss(update, micro_batch, denominator)
+    labelled = {name: source[name] for name in ("image", "labels")}
+    for micro_batch in update.micro_batches(labelled, exchange=only_loss):
+        images, labels = micro_batch["image"], micro_batch["labels"]
+        with update.precision.autocast():
+            logits = update.student(to_float(images)).logits
+        logits = resize(logits, labels.shape[-2:])
+        loss = update.precision.compiled(cross_entropy)(logits, labels.long(), denominator=denominator)
         append_slice(engine.state.output, source_logits=logits.detach())
-        update.backward(engine, {"source": loss}, _graph(micro_batch, logits), events=[ProdaEvents.SOURCE_LOSSES_READY])
+        graph = {"source_logits": logits, "source_image": images, "source_labels": labels}
+        update.backward(engine, {"source": loss}, graph, events=events)
     engine.fire_event(ProdaEvents.SOURCE_BACKWARD_DONE)
-
-
-def _graph(source: dict[str, Tensor], logits: Tensor) -> dict[str, Tensor]:
-    """What handlers find in ``engine.state.graph`` about a part of the source batch."""
-    return {"source_logits": logits, **{f"source_{name}": value for name, value in source.items()}}
-
-
-def labelled(source: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a batch that the source loss needs."""
-    return {"image": source["image"], "labels": source["labels"]}
 
 
 def supervised_trainer(
@@ -76,13 +66,7 @@ def supervised_trainer(
         update.start(engine)
 
         engine.fire_event(ProdaEvents.EXTRA_LOSSES)
-        denominator = update.loss_denominator((batch["source"]["labels"] != IGNORE).sum())
-        for micro_batch in update.micro_batches(labelled(batch["source"])):
-            loss, logits = source_loss(update, micro_batch, denominator)
-            append_slice(out, source_logits=logits.detach())
-            events = [ProdaEvents.SOURCE_LOSSES_READY, ProdaEvents.LOSSES_READY]
-            update.backward(engine, {"source": loss}, _graph(micro_batch, logits), events=events)
-        engine.fire_event(ProdaEvents.SOURCE_BACKWARD_DONE)
+        source_backward(engine, update, batch["source"], only_loss=True)
         update.step(engine)
         return out
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import TensorboardLogger
+from tensorboardX import SummaryWriter
 from torch.optim import Optimizer
 
 from proda.engines.events import ProdaEvents, Trainer
@@ -33,7 +34,7 @@ class Board:
     Args:
         evaluator: of the student, whose images are shown.
         optimizers: name -> optimizer whose learning rates are shown.
-        colors: uint8 [K, 3], the colours of the classes.
+        colors: uint8 [K, 3], the colors of the classes.
     """
 
     def __init__(
@@ -58,12 +59,11 @@ class Board:
         resumed = {"purge_step": start + 1, "filename_suffix": f".{start}"} if start else {}
         self.logger = board = TensorboardLogger(log_dir=str(self.folder), **resumed)
         _outlive_full_disk(board)
-        regularly, before_step = (
-            Events.ITERATION_COMPLETED(every=self.every),
-            _filtered(ProdaEvents.BACKWARD_DONE, self.every),
-        )
+        regularly = Events.ITERATION_COMPLETED(every=self.every)
+        event: Any = ProdaEvents.BACKWARD_DONE  # mypy treats the members of our enumeration as strings
+        before_step = event(every=self.every)
         board.attach_output_handler(trainer, regularly, tag="train", output_transform=losses)
-        if hasattr(trainer.state, "ema_momentum"):
+        if "teacher" in trainer.state.remembered:
             board.attach_output_handler(trainer, regularly, tag="train", state_attributes=["ema_momentum"])
         for name, optimizer in self.optimizers.items():  # before the step: the next rate is set right after it
             board.attach_opt_params_handler(trainer, before_step, optimizer, tag=name)
@@ -73,50 +73,42 @@ class Board:
         # Flushed each time, so that a killed run loses no point before its last checkpoint.
         trainer.add_event_handler(regularly, lambda: board.writer.flush())
         trainer.add_event_handler(ProdaEvents.VALIDATED, self.write_scores)
-        trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED, self.write_label_quality)
+        trainer.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED, self.write_label_scores)
         trainer.add_event_handler(ProdaEvents.LABELS_REPORTED, self.write_label_figures)
         if trainer.state.label_charts:
             board.writer.add_custom_scalars(trainer.state.label_charts)
         TrainingPanels(board.writer, self.colors).attach(trainer, every=PANELS * self.every)
         ValidationPanels(board.writer, self.colors).attach(trainer, self.evaluator)
 
-    def write_scores(self, trainer: Engine) -> None:
-        self._write("val", trainer.state.scores, trainer.state.iteration)
+    def write_scores(self, trainer: Trainer) -> None:
+        self._write("val/", trainer.state.scores)
 
-    def write_label_quality(self, trainer: Engine) -> None:
-        self._write("pseudo_labels", trainer.state.pseudo_label_scores, trainer.state.iteration)
+    def write_label_scores(self, trainer: Trainer) -> None:
+        self._write("pseudo_labels/", trainer.state.pseudo_label_scores)
 
-    def write_label_figures(self, trainer: Engine) -> None:
+    def write_label_figures(self, trainer: Trainer) -> None:
         """Figures of ``LabelQuality``, whose names contain their groups."""
-        assert self.logger is not None
-        for tag, value in trainer.state.label_quality.items():
-            self.logger.writer.add_scalar(tag, value, trainer.state.iteration)
-        self.logger.writer.flush()  # the regular flush may come after the checkpoint of this iteration
+        self._write("", trainer.state.label_quality).flush()  # the regular flush may come after this checkpoint
 
-    def write_gpu_memory(self, trainer: Engine) -> None:
+    def write_gpu_memory(self, trainer: Trainer) -> None:
         """Peak GPU memory in GiB."""
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        self._write("train", {"gpu_memory_gib": peak}, trainer.state.iteration)
+        self._write("train/", {"gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30})
 
     def close(self) -> None:
         self.progress.close()
         if self.logger is not None:
             self.logger.close()
 
-    def _write(self, tag: str, scores: Mapping[str, Any], iteration: int) -> None:
+    def _write(self, group: str, figures: Mapping[str, Any]) -> SummaryWriter:
         assert self.logger is not None  # the callers are attached by open()
-        for name, value in flatten(scores).items():
-            self.logger.writer.add_scalar(f"{tag}/{name}", value, iteration)
+        for name, value in flatten(figures).items():
+            self.logger.writer.add_scalar(f"{group}{name}", value, self.trainer.state.iteration)
+        return self.logger.writer
 
 
 def losses(output: dict[str, Any]) -> dict[str, float]:
     """The losses of a trainer's output as floats."""
     return {name: float(value) for name, value in output.items() if name.startswith("loss")}
-
-
-def _filtered(event: Any, every: int) -> Any:
-    """``event(every=every)``, untyped because mypy treats the members of our enumeration as strings."""
-    return event(every=every)
 
 
 def _outlive_full_disk(board: TensorboardLogger) -> None:
@@ -125,16 +117,17 @@ def _outlive_full_disk(board: TensorboardLogger) -> None:
     tensorboardX writes in a thread. An OSError would end the thread, and training would wait for it forever.
     """
     writer = board.writer.file_writer.event_writer._ev_writer
-    said: list[OSError] = []
+    failed = False
 
     def surviving(write: Callable) -> Callable:
         def attempt(*args: Any) -> None:
+            nonlocal failed
             try:
                 write(*args)
             except OSError as error:
-                if not said:
+                if not failed:
                     log.error("cannot write TensorBoard files: %s; training continues without these points", error)
-                said.append(error)
+                failed = True
 
         return attempt
 

@@ -32,10 +32,9 @@ TRAINED = (nn.Module, Optimizer)  # parts that a checkpoint must contain, with f
 class Checkpoints:
     """Saves ``checkpoint_<iteration>.pt`` in a folder: the trainer, and the parts registered with ``remember``.
 
-    The registered parts are looked up at every save, so handlers may register late. A file contains a dict of state
-    dicts: ``trainer``, each registered part under its name, and ``format`` with the version of the layout. The newest
-    two files of this run are kept. If the disk is full, the error is logged and the existing checkpoints stay.
-    ``trainer.state.checkpoint_iterations`` lists the iterations of the existing files.
+    A file contains a dict of state dicts: ``trainer``, each registered part under its name, and ``format`` with the
+    version of the layout. Parts may register late. The newest two files of this run are kept; their iterations are in
+    ``trainer.state.checkpoint_iterations``. If the disk is full, the error is logged and the existing files stay.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,14 +45,13 @@ class Checkpoints:
     def attach(self, trainer: Trainer, *, every: int) -> None:
         """Saves every ``every`` iterations, at the end of training, and when the run is stopped.
 
-        An iteration that is both saved and validated is saved before the validation, which may take long, and again
-        after it, so that a resumed run does not repeat the validation. The end of training is saved before and after
-        the last validation, too. New pseudo labels take long as well: the iteration after which they are due is saved
-        before they are written.
+        An iteration that is both saved and validated, and the end of training, are saved before the validation, which
+        may take long, and again after it, so that a resumed run does not repeat it. The iteration after which new
+        pseudo labels are due is saved before they are written.
 
         Raises (at a save):
             UserError: the state of a part cannot be read back.
-            FloatingPointError: a network or optimiser contains numbers that are not finite; nothing is saved.
+            FloatingPointError: a network or optimizer contains numbers that are not finite; nothing is saved.
         """
         check_before_validation(trainer, self)
         self.handler = Checkpoint(
@@ -64,21 +62,21 @@ class Checkpoints:
             global_step_transform=global_step_from_engine(trainer, Events.ITERATION_COMPLETED),
         )
 
-        def save_unless_done(trainer: Engine) -> None:
+        def save_unless_done(trainer: Trainer) -> None:
             if trainer.state.iteration != self.saved:
                 self.save(trainer)
 
-        def save_again(trainer: Engine) -> None:
+        def save_again(trainer: Trainer) -> None:
             if trainer.state.iteration == self.saved:
                 self.save(trainer)
 
-        def start(trainer: Engine) -> None:
+        def start(trainer: Trainer) -> None:
             if not trainer.has_event_handler(self.save, Events.COMPLETED):
                 # Attached only now, so that they run after the handlers that were attached in the meantime.
                 trainer.add_event_handler(Events.COMPLETED, self.save)
                 trainer.add_event_handler(ProdaEvents.VALIDATED, save_again)
 
-        def save_if_stopped(trainer: Engine) -> None:
+        def save_if_stopped(trainer: Trainer) -> None:
             if trainer.should_terminate == "skip_completed":  # otherwise COMPLETED follows and saves
                 self.save(trainer)
 
@@ -88,7 +86,7 @@ class Checkpoints:
         trainer.add_event_handler(Events.COMPLETED, save_unless_done)
         trainer.add_event_handler(Events.TERMINATE, save_if_stopped)
 
-    def save(self, trainer: Engine) -> None:
+    def save(self, trainer: Trainer) -> None:
         """Writes the checkpoint of the trainer's iteration, in place of an earlier one of the same iteration."""
         trainer.fire_event(ProdaEvents.BEFORE_WEIGHTS_USED)
         self.handler.to_save = parts = {"format": Format(), **self._parts(trainer)}
@@ -97,13 +95,12 @@ class Checkpoints:
         self.handler(trainer)
         trainer.state.checkpoint_iterations = list(self.writer.own)
 
-    def resume(self, trainer: Engine) -> int:
+    def resume(self, trainer: Trainer) -> int:
         """Loads the newest intact checkpoint into the trainer and all registered parts.
 
         Call it after all handlers are attached. Rank 0 chooses the file for all processes. A damaged file is logged
-        and renamed, and the checkpoint before it is used. A part, or a field of a part's state, that is missing in the
-        file keeps its current state; this is logged. Models in the folder that were saved after this iteration are
-        deleted, because the resumed run repeats the iterations that produced them.
+        and renamed, and the checkpoint before it is used. What the file lacks of the state keeps its current value;
+        this is logged. Models in the folder that were saved after this iteration are deleted.
 
         Returns:
             The iteration of the checkpoint, or 0 if there is none.
@@ -129,7 +126,7 @@ class Checkpoints:
         log.info("resumed from %s", files[iteration])
         return iteration
 
-    def _parts(self, trainer: Engine) -> dict[str, Any]:
+    def _parts(self, trainer: Trainer) -> dict[str, Any]:
         return {"trainer": trainer, **trainer.state.remembered}
 
     def check_states(self, trainer: Trainer) -> None:
@@ -255,7 +252,7 @@ def damage(path: Path) -> str:
 
 
 def remove_abandoned(folder: str | Path, iteration: int) -> None:
-    """Deletes models saved after ``iteration``, from which a run resumes: they are not among its validations."""
+    """Deletes models saved after ``iteration``, from which a run resumes: it repeats the validations they are of."""
     for path in (Path(folder) / name for name in MODELS):
         if path.exists() and not damage(path):
             content = torch.load(path, map_location="meta", weights_only=True)

@@ -1,9 +1,8 @@
 """ClassMix: the student is trained on target images onto which classes of the source are pasted."""
 
 import torch
-from ignite.engine import Engine
 
-from proda.engines.events import ProdaEvents
+from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.optimization import rand_per_image
 from proda.method.mixing import choose_classes, paste, pixels_of, present_classes
 from proda.method.views import downscale_labels
@@ -12,7 +11,7 @@ from proda.method.views import downscale_labels
 class ClassMix:
     """Pastes half of the classes of each source image onto the target image of the same place in the batch.
 
-    Replaces ``engine.state.target`` at ``TARGET_READY``: pasted pixels have the colours and the labels of the source,
+    Replaces ``engine.state.target`` at ``TARGET_READY``: pasted pixels have the colors and the labels of the source,
     and the weight 1 where pixels have weights. Adds ``pasted``, bool [B, h, w] at the resolution of the labels, to the
     output. Source: ClassMix (arXiv:2007.07936), between domains as in DACS (arXiv:2007.08702).
     """
@@ -20,11 +19,11 @@ class ClassMix:
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
 
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Trainer) -> None:
         trainer.add_event_handler(ProdaEvents.TARGET_READY, self)
 
     @torch.no_grad()
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Trainer) -> None:
         source, target = engine.state.batch["source"], engine.state.target
         present = present_classes(source["labels"], self.num_classes)
         present[:, -1] = False  # IGNORE

@@ -1,31 +1,30 @@
-"""Colour augmentation of the target images that the student is trained on."""
+"""Color augmentation of the target images that the student is trained on."""
 
 import ignite.distributed as idist
 import numpy as np
 import torch
-from ignite.engine import Engine
 from torch import Tensor
 
 from proda.data.color import NUMBERS, change_colors, color_changes
-from proda.engines.events import ProdaEvents
+from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.optimization import of_own_images
 
 
 class ColorAugmentation:
-    """Changes the colours of ``engine.state.target`` at ``TARGET_READY``, and blurs it: see ``proda.data.color``."""
+    """Changes the colors of ``engine.state.target`` at ``TARGET_READY``, and blurs it: see ``proda.data.color``."""
 
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Trainer) -> None:
         """The colors of the pasted source change too, if this is attached after ``ClassMix``."""
         trainer.add_event_handler(ProdaEvents.TARGET_READY, self)
 
     @torch.no_grad()
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Trainer) -> None:
         target = engine.state.target
         engine.state.target = target._replace(image=augmented(target.image))
 
 
 def augmented(images: Tensor) -> Tensor:
-    """``images`` uint8 [B, 3, H, W] with other colours.
+    """``images`` uint8 [B, 3, H, W] with other colors.
 
     The random numbers are NumPy's, as they are needed on the CPU. They are drawn for the global batch, so that they do
     not depend on the number of processes (see ``rand_per_image``).

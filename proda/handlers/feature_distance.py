@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from ignite.engine import Engine
 from torch import Tensor
 
-from proda.engines.events import ProdaEvents
+from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.optimization import Precision
 from proda.method import IGNORE
 from proda.method.feature_distance import feature_distance, mostly_one_of
@@ -41,7 +40,7 @@ class FeatureDistance:
         self.frozen = copy.deepcopy(network).requires_grad_(False).eval()
         self.features: Tensor | None = None  # [B, C, h, w] of the student's last pass with gradients
 
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Trainer) -> None:
         """Copies of the network that are made afterwards have its hook, too."""
         self.network.backbone_output.register_forward_hook(self._keep)
         trainer.add_event_handler(ProdaEvents.SOURCE_LOSSES_READY, self)
@@ -55,7 +54,7 @@ class FeatureDistance:
         """Lets go of the features of the target's passes."""
         self.features = None
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Trainer) -> None:
         """Raises UserError if the network does not pass the output of its backbone through ``backbone_output``."""
         features, graph = self.features, engine.state.graph
         if features is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from torch import Tensor
 
 from proda.engines.events import ProdaEvents, Trainer
@@ -58,7 +58,7 @@ class KeptModels:
         trainer.add_event_handler(ProdaEvents.VALIDATED, self)
         trainer.add_event_handler(Events.COMPLETED, self)
 
-    def __call__(self, trainer: Engine) -> None:
+    def __call__(self, trainer: Trainer) -> None:
         """Saves what this process has not saved yet; a resumed run may have been interrupted while saving."""
         results = self.validation.results
         if not results or results[-1]["iteration"] != trainer.state.iteration:

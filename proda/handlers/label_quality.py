@@ -3,6 +3,7 @@
 docs/watching.md says what each figure means. The sums behind them are in ``proda.method.label_quality``.
 """
 
+import copy
 import logging
 import math
 import re
@@ -12,21 +13,14 @@ from typing import Any
 import ignite.distributed as idist
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from torch import Tensor
 
 from proda.data.augment import weak_view_of_labels
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, Trainer, check_before_validation, remember
 from proda.method import IGNORE
-from proda.method.label_quality import (
-    agreement,
-    certainty,
-    contingency,
-    corrections,
-    movements,
-    nearest_distances,
-)
+from proda.method.label_quality import agreement, certainty, contingency, corrections, movements, nearest_distances
 from proda.method.metrics import scores
 from proda.method.pseudo_labels import hard_labels
 from proda.method.tensors import resize
@@ -40,6 +34,8 @@ KEPT_REPORTS = 199  # in summary.json; a checkpoint has all
 PREDICTED = 0.001  # a class with a smaller share of the first labels is not watched for dying out
 DEAD = 0.01  # a class has died out where less than this part of its share is left, in two reports in a row
 
+# What a checkpoint has of LabelQuality.
+STATE = ("start", "sums", "samples", "first", "renewed", "missing", "died_out", "history", "classes")
 # Maps of classes whose pairs are counted.
 PAIRS = (
     *(("before", "rectified"), ("student", "labels"), ("teacher", "labels"), ("student", "teacher")),
@@ -50,18 +46,15 @@ PAIRS = (
 class LabelQuality:
     """Reports how good the pseudo labels seem to be, and how good they are where there is ground truth.
 
-    Looks at every ``every``-th iteration and reports the figures of ``SAMPLES`` of these together, summed over all
-    processes. When ``LABELS_REPORTED`` fires, ``engine.state.label_quality`` maps the tags of TensorBoard to the new
-    figures; ``engine.state.label_charts`` says which of them TensorBoard shows in one chart.
-    ``engine.state.summary["label_quality"]`` has the last report and the history. Nothing is changed: training is the
-    same with and without this handler.
-
-    Reads ``engine.state.batch`` and the output of ``denoise_trainer``, ``distill_trainer`` or ``online_trainer``.
+    Looks at every ``every``-th iteration of ``denoise_trainer``, ``distill_trainer`` or ``online_trainer``, and reports
+    the figures of ``SAMPLES`` of these together, summed over all processes. When ``LABELS_REPORTED`` fires,
+    ``engine.state.label_quality`` maps the tags of TensorBoard to the new figures.
+    ``engine.state.summary["label_quality"]`` has the last report and the history. Training is not changed.
 
     Args:
         prototypes: float32 [K, D], as another handler moves them.
         truth: name of a target image -> its ground truth, uint8 [H, W], or None; used for the report only.
-        replay_as_released: as in the options of ``distill_trainer``.
+        replay_as_released: ``as_released`` of the options of ``distill_trainer``.
     """
 
     def __init__(
@@ -98,7 +91,7 @@ class LabelQuality:
         trainer.state.label_charts = charts(self.class_names)
 
     @torch.no_grad()
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Trainer) -> None:
         """Adds the batch of this iteration to the sums, and reports when they cover ``SAMPLES`` iterations."""
         batch, out = engine.state.batch, engine.state.output
         sums = self._denoising if "rectified" in out else self._online if "confidence" in out else self._distillation
@@ -112,7 +105,7 @@ class LabelQuality:
         if self.samples == SAMPLES:
             self.report(engine)
 
-    def report(self, engine: Engine) -> None:
+    def report(self, engine: Trainer) -> None:
         """Turns the sums into figures, and starts new ones."""
         reference = self._first_labels()
         figures = {name: round(value, DIGITS) for name, value in self._figures() if not math.isnan(value)}
@@ -123,7 +116,7 @@ class LabelQuality:
         engine.state.label_quality = tags(figures, self.classes)
         engine.fire_event(ProdaEvents.LABELS_REPORTED)
 
-    def finish(self, engine: Engine) -> None:
+    def finish(self, engine: Trainer) -> None:
         """Puts the record into the summary. A last report of fewer iterations is only made if there is no other."""
         if self.samples and not self.history:
             self.report(engine)
@@ -140,7 +133,7 @@ class LabelQuality:
             "history": self.history[::-1][::step][::-1],  # the last one is always among them
         }
 
-    def note_prototypes(self, trainer: Engine) -> None:
+    def note_prototypes(self, trainer: Trainer) -> None:
         if self.prototypes is not None and trainer.state.iteration == 0:
             self.start = self.prototypes.clone()
 
@@ -178,7 +171,7 @@ class LabelQuality:
         return part
 
     def _distillation(self, target: dict[str, Any], out: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums of a batch of stages 2 and 3, on the strong view without its fill colour and cutout."""
+        """Sums of a batch of stages 2 and 3, on the strong view without its fill color and cutout."""
         labels = out["pseudo_labels"]
         teacher = resize(out["teacher_logits"], labels.shape[-2:]).softmax(1)
         student = out["target_logits"].softmax(1)
@@ -311,20 +304,12 @@ class LabelQuality:
                 )  # fmt: skip
                 self.died_out.append({"class": name, "of": where, "iteration": before[name], "share_before": first})
 
-    # Saved in checkpoints
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            **{"start": self.start, "sums": self.sums, "samples": self.samples, "first": self.first},
-            **{"renewed": self.renewed, "missing": self.missing, "died_out": self.died_out},
-            **{"history": self.history, "classes": self.classes},
-        }
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.start, self.sums, self.samples = state["start"], dict(state["sums"]), int(state["samples"])
-        self.first, self.renewed = state["first"], bool(state["renewed"])
-        self.missing, self.died_out = dict(state["missing"]), list(state["died_out"])
-        self.history, self.classes = list(state["history"]), dict(state["classes"])
+        for name in STATE:
+            setattr(self, name, copy.copy(state[name]))
 
 
 def _without_pasted(classes: Tensor, out: Mapping[str, Tensor]) -> Tensor:

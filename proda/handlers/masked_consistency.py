@@ -1,10 +1,9 @@
 """Masked image consistency: the student predicts the teacher's labels of what it cannot see."""
 
 import torch
-from ignite.engine import Engine
 from torch import Tensor
 
-from proda.engines.events import ProdaEvents
+from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.optimization import Precision, rand_per_image
 from proda.handlers.color_augmentation import augmented
 from proda.method import IGNORE
@@ -19,13 +18,13 @@ RATIO = 0.7  # of the squares that are masked
 class MaskedConsistency:
     """Adds the loss of MIC (arXiv:2212.01322) at ``EXTRA_LOSSES``: ``loss_masked`` in the output.
 
-    The target image, before ``TARGET_READY``, is augmented in colour; then squares of ``block`` pixels are masked, each
+    The target image, before ``TARGET_READY``, is augmented in color; then squares of ``block`` pixels are masked, each
     with the probability ``RATIO``. The loss is the cross entropy of the student on it with the labels of the image as
     a whole. Each pixel is weighted: by ``engine.state.target.weights`` where the stage has them; otherwise by the share
     of the image's pixels of which the labels are sure, in stage 1 those whose rectified label has at least the
     probability ``confidence``, in stages 2 and 3 those that have a label.
 
-    ``network``: the student without a DDP wrapper, whose backbone's neutral colour fills the squares.
+    ``network``: the student without a DDP wrapper, whose backbone's neutral color fills the squares.
     """
 
     def __init__(
@@ -41,10 +40,10 @@ class MaskedConsistency:
         self.confidence = confidence
         self.color = torch.tensor(network.neutral_color, device=precision.device)
 
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Trainer) -> None:
         trainer.add_event_handler(ProdaEvents.EXTRA_LOSSES, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Trainer) -> None:
         target, update = engine.state.target, engine.state.update
         size = (target.image.shape[-2], target.image.shape[-1])
         draws = rand_per_image(target.image, *mask_grid(size, self.block))
@@ -65,7 +64,7 @@ class MaskedConsistency:
         update.extra_loss(engine, "masked", tensors, loss)
 
     @torch.no_grad()
-    def _weights(self, engine: Engine) -> Tensor:
+    def _weights(self, engine: Trainer) -> Tensor:
         """Weight of each pixel, float32 [B, h, w]."""
         out, target = engine.state.output, engine.state.target
         if target.weights is not None:

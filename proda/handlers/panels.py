@@ -8,7 +8,7 @@ from ignite.engine import Engine, Events
 from PIL import Image
 from tensorboardX import SummaryWriter
 
-from proda.engines.events import ProdaEvents
+from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.target import TargetView
 from proda.visualization import confidence_picture, grid, image_picture, label_picture
 
@@ -27,16 +27,12 @@ class TrainingPanels:
     def __init__(self, writer: SummaryWriter, colors: np.ndarray) -> None:
         self.writer, self.colors = writer, colors
 
-    def attach(self, trainer: Engine, *, every: int) -> None:
-        """``every``: iterations between panels; 0 for none."""
-        if every > 0:
-            trainer.add_event_handler(
-                Events.ITERATION_COMPLETED(every=every) | Events.ITERATION_COMPLETED(once=1), self
-            )
+    def attach(self, trainer: Trainer, *, every: int) -> None:
+        """``every``: iterations between panels; the first iteration has one, too."""
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every) | Events.ITERATION_COMPLETED(once=1), self)
 
-    def __call__(self, engine: Engine) -> None:
-        trained_on = engine.state.target
-        for name, titles, rows in self._panels(engine.state.batch, engine.state.output, trained_on):
+    def __call__(self, engine: Trainer) -> None:
+        for name, titles, rows in self._panels(engine.state.batch, engine.state.output, engine.state.target):
             height, width = rows[0][0].shape[:2]
             panel = grid(rows, titles, (max(width, 160), max(width, 160) * height // width))
             self.writer.add_image(name, np.asarray(panel), engine.state.iteration, dataformats="HWC")
@@ -49,7 +45,7 @@ class TrainingPanels:
             prediction = out["source_logits"].argmax(1)
             rows = [
                 [image_picture(image), label_picture(truth, self.colors), label_picture(predicted, self.colors)]
-                for image, truth, predicted in list(zip(source["image"], source["labels"], prediction, strict=True))
+                for image, truth, predicted in zip(source["image"], source["labels"], prediction, strict=True)
             ]
             yield "train/source", ["source image", "ground truth", "prediction"], rows[:PANEL_ROWS]
         if "target" in batch and "target_logits" in out:
@@ -79,7 +75,7 @@ class ValidationPanels:
         self.writer, self.colors = writer, colors
         self.rows: list[list[np.ndarray]] = []
 
-    def attach(self, trainer: Engine, evaluator: Engine) -> None:
+    def attach(self, trainer: Trainer, evaluator: Engine) -> None:
         evaluator.add_event_handler(Events.STARTED, lambda: self.rows.clear())
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         trainer.add_event_handler(ProdaEvents.VALIDATED, self.write)
@@ -96,6 +92,6 @@ class ValidationPanels:
                 self.rows.append([np.asarray(Image.fromarray(picture).resize(PANEL_SIZE, 0)) for picture in pictures])
             del self.rows[PANEL_ROWS:]
 
-    def write(self, trainer: Engine) -> None:
+    def write(self, trainer: Trainer) -> None:
         panel = grid(self.rows, ["target image", "ground truth", "prediction", "confidence"], PANEL_SIZE)
         self.writer.add_image("val/panel", np.asarray(panel), trainer.state.iteration, dataformats="HWC")

@@ -1,4 +1,4 @@
-"""Writes predictions as files: label maps, coloured overlays, confidence, videos and shares of classes.
+"""Writes predictions as files: label maps, colored overlays, confidence, videos and shares of classes.
 
 They listen to ``prediction_engine``, whose output has the size of the image file; ``SavePredictions`` also listens to
 ``segmentation_evaluator``.
@@ -24,7 +24,17 @@ from proda.visualization import below, confidence_picture, legend, overlay
 LARGEST_JPEG = 65_500  # pixels of a side
 
 
-class SavePredictions:
+class _OfEveryImage:
+    """Base of handlers that write a file of every image of an engine's run to a folder."""
+
+    folder: Path
+
+    def attach(self, engine: Engine) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+
+class SavePredictions(_OfEveryImage):
     """Writes the predicted classes of every image of an evaluator's run to ``FOLDER/NAME + suffix``.
 
     The file is a PNG with one channel. The map has the size of the image file, even if the network's input was resized.
@@ -41,10 +51,6 @@ class SavePredictions:
     ) -> None:
         self.folder, self.suffix, self.ids, self.colors = Path(folder), suffix, ids, colors
 
-    def attach(self, evaluator: Engine) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self)
-
     def __call__(self, engine: Engine) -> None:
         batch, out = engine.state.batch, engine.state.output
         for number, (name, size) in enumerate(zip(batch["name"], batch["file_size"].tolist(), strict=True)):
@@ -60,18 +66,14 @@ class SavePredictions:
                 picture.save(partial, "PNG")
 
 
-class SaveOverlays:
-    """Writes every image, blended with the colours of its prediction, to ``FOLDER/NAME.jpg``.
+class SaveOverlays(_OfEveryImage):
+    """Writes every image, blended with the colors of its prediction, to ``FOLDER/NAME.jpg``.
 
     ``names`` of the classes: a legend of those that occur in the image is added under it. Without names there is none.
     """
 
     def __init__(self, folder: Path, colors: np.ndarray, *, names: Sequence[str] = (), strength: float = 0.5) -> None:
         self.folder, self.colors, self.names, self.strength = Path(folder), colors, names, strength
-
-    def attach(self, engine: Engine) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         batch = engine.state.batch
@@ -87,15 +89,11 @@ class SaveOverlays:
                 picture.save(partial, "JPEG", quality=90)
 
 
-class SaveConfidence:
+class SaveConfidence(_OfEveryImage):
     """Writes the probability of the predicted class to ``FOLDER/NAME.png``, grey: 255 is 1."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-
-    def attach(self, engine: Engine) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         for name, values in zip(engine.state.batch["name"], engine.state.output["confidence"], strict=True):
@@ -104,7 +102,7 @@ class SaveConfidence:
 
 
 class AddToVideo:
-    """Adds every image to a video, blended with the colours of its prediction; ``side_by_side`` after the image."""
+    """Adds every image to a video, blended with the colors of its prediction; ``side_by_side`` after the image."""
 
     def __init__(
         self, video: Encoder, colors: np.ndarray, *, side_by_side: bool = False, strength: float = 0.5

@@ -6,33 +6,33 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
+from proda.engines.events import Trainer
 from proda.utils.progress import Progress, track
 
 
 class TrainingProgress:
     """One bar for the whole run, or lines where stderr is no terminal: position, time left, last loss and last score.
 
-    The score is the mIoU of the last validation, or the label-free score if there are no labels; it is that of a
-    ``Validation`` which the trainer remembers. Ignite's ``ProgressBar`` cannot count the iterations of all epochs, and
-    a resumed run has to begin at its position. Attach it after ``Validation``, on rank 0 only.
+    The score is the mIoU of the ``Validation`` that the trainer remembers, or its label-free score if there are no
+    labels. Ignite's ``ProgressBar`` cannot count the iterations of all epochs. Attach it on rank 0 only.
     """
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
 
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Trainer) -> None:
         self.trainer = trainer
         # Not at STARTED, at which the length of the run is set and missing pseudo labels are written.
         trainer.add_event_handler(Events.EPOCH_STARTED, self.open)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def open(self, trainer: Engine) -> None:
+    def open(self, trainer: Trainer) -> None:
         state = trainer.state
         if self.progress is None:
             total = state.max_iters or state.max_epochs * state.epoch_length
             self.progress = Progress("iteration", total, done=state.iteration, figures=self.figures, keep=True)
 
-    def __call__(self, trainer: Engine) -> None:
+    def __call__(self, trainer: Trainer) -> None:
         if self.progress is not None:
             self.progress.update(trainer.state.iteration)
 
@@ -42,7 +42,7 @@ class TrainingProgress:
         parts = [f"loss {float(output['loss']):.3g}"] if output and "loss" in output else []
         validation = self.trainer.state.remembered.get("validation")
         if validation is not None and validation.results:
-            parts += _score(validation.results[-1])
+            parts.append(_score(validation.results[-1]))
         return ", ".join(parts)
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ def show_progress(evaluator: Engine, title: str) -> None:
         evaluator.state.dataloader = track(evaluator.state.dataloader, title)
 
 
-def _score(scores: dict[str, Any]) -> list[str]:
-    if not math.isnan(scores.get("miou", math.nan)):
-        return [f"mIoU {100 * scores['miou']:.1f} %"]
-    return [f"label-free score {scores['label_free']:.2f}"] if "label_free" in scores else []
+def _score(scores: dict[str, Any]) -> str:
+    if math.isnan(scores["miou"]):
+        return f"label-free score {scores['label_free']:.2f}"
+    return f"mIoU {100 * scores['miou']:.1f} %"

@@ -10,7 +10,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
@@ -71,14 +71,14 @@ class PrototypeEMA:
         self.prototypes, self.momentum = prototypes, momentum
 
     @torch.no_grad()
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Trainer) -> None:
         means, present = engine.state.output["class_means"], engine.state.output["class_present"]
         if idist.get_world_size() > 1:
             means, present = idist.all_gather(means), idist.all_gather(present.to(torch.uint8)).bool()
         self.prototypes.update(means, present, momentum=self.momentum)
         engine.fire_event(ProdaEvents.PROTOTYPES_UPDATED)
 
-    def attach(self, engine: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:
+    def attach(self, engine: Trainer, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:
         if self.momentum > 0:
             engine.add_event_handler(event, self)
         remember(engine, prototypes=self.prototypes)
@@ -120,7 +120,7 @@ class InitialPrototypes:
         if self.file.is_file():
             self._read()
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Trainer) -> None:
         if engine.state.iteration > 0:
             return
         if idist.broadcast(int(self.file.is_file()), src=0):  # others may see a new file on a shared disk later

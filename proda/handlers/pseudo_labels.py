@@ -25,9 +25,9 @@ log = logging.getLogger("proda")
 class PseudoLabels:
     """Writes pseudo labels of the target training images when training starts, and optionally renews them.
 
-    At the start the frozen ``network`` of the previous stage predicts the labels that ``store`` does not contain yet.
-    Then ``PSEUDO_LABELS_REFRESHED`` fires; ``engine.state.pseudo_label_scores`` contains the scores of the new labels
-    if there is ground truth, and is empty otherwise.
+    At the start the frozen ``network`` of the previous stage predicts the labels that ``store`` lacks. Then
+    ``PSEUDO_LABELS_REFRESHED`` fires; ``engine.state.pseudo_label_scores`` has the scores of new labels, if there is
+    ground truth.
 
     Args:
         store: not yet opened; its manifest describes the first labels.
@@ -71,10 +71,9 @@ class PseudoLabels:
         """Renews the labels every ``renew_every`` epochs; 0 never renews them.
 
         The ``labeller``, usually the student, writes new labels to ``folder/pseudo_labels/iteration_N`` after
-        ``BEFORE_LABELS_WRITTEN``. Their manifest contains the checksum of its weights; checkpoints record N. A run that
-        resumes at iteration N writes these labels again; a run that resumes later needs the files. Folders that no
-        checkpoint needs are deleted.
-        ``store.folder`` changes, so that readers of ``store`` get the new labels. The loader of ``batches`` is
+        ``BEFORE_LABELS_WRITTEN``, with the checksum of its weights in their manifest. A run that resumes at iteration N
+        writes these labels again; a run that resumes later needs the files. Folders that no checkpoint needs are
+        deleted. ``store.folder`` changes, so that readers of ``store`` get the new labels. The loader of ``batches`` is
         restarted, because its processes have already read ahead.
         """
         trainer.add_event_handler(Events.STARTED, self.prepare)

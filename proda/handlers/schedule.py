@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from ignite.engine import Engine
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from proda.engines.events import ProdaEvents, remember
+from proda.engines.events import ProdaEvents, Trainer, remember
 
 POWER = 0.9
 
@@ -27,12 +26,12 @@ class PolynomialDecay:
         # Not torch's PolynomialLR, whose recursive formula accumulates rounding errors over 90,000 iterations.
         self.scheduler = LambdaLR(optimizer, factor)
 
-    def attach(self, trainer: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED, *, name: str = "schedule") -> None:
+    def attach(self, trainer: Trainer, event: Any = ProdaEvents.OPTIMIZER_STEPPED, *, name: str = "schedule") -> None:
         """``event``: fires after each step of the optimizer. ``name``: key of the schedule in the checkpoint."""
         trainer.add_event_handler(event, self)
         remember(trainer, **{name: self.scheduler})
 
-    def __call__(self, _: Engine) -> None:
+    def __call__(self, _: Trainer) -> None:
         self.scheduler.step()
 
 
@@ -42,9 +41,9 @@ class ClipGradients:
     def __init__(self, network: nn.Module, largest: float) -> None:
         self.network, self.largest = network, largest
 
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Trainer) -> None:
         if self.largest > 0:
             trainer.add_event_handler(ProdaEvents.BACKWARD_DONE, self)
 
-    def __call__(self, _: Engine) -> None:
+    def __call__(self, _: Trainer) -> None:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.largest)

@@ -1,7 +1,9 @@
 """Random numbers that depend only on the seed and the iteration."""
 
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from ignite.utils import manual_seed
+
+from proda.engines.events import Trainer
 
 
 class SeedIterations:
@@ -14,8 +16,8 @@ class SeedIterations:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Trainer) -> None:
         trainer.add_event_handler(Events.ITERATION_STARTED, self)
 
-    def __call__(self, trainer: Engine) -> None:
+    def __call__(self, trainer: Trainer) -> None:
         manual_seed((self.seed * 1_000_003 + trainer.state.iteration * 1_009) % 2**32)

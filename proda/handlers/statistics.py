@@ -13,10 +13,11 @@ from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents
 from proda.engines.optimization import Precision
 from proda.method.tensors import to_float
+from proda.models.network import evaluation_mode
 
 log = logging.getLogger("proda")
 
-BATCH_NORM = nn.modules.batchnorm._BatchNorm  # the synchronised class derives from it too
+BATCH_NORM = nn.modules.batchnorm._BatchNorm  # the synchronized class derives from it too
 STATISTICS = ("running_mean", "running_var")
 NUMBER = "num_batches_tracked"
 
@@ -24,12 +25,11 @@ NUMBER = "num_batches_tracked"
 class AdaBN:
     """Recomputes batch norm's running statistics on whole target images, before each validation and before new labels.
 
-    After training, the running statistics mix crops of both domains and strong views, and fit neither domain; this
-    matters most for a network trained from scratch. Training itself does not change, because it normalises by the
-    statistics of each batch. The statistics are those of all images together. In deeper layers they depend slightly
-    on the batch size, because the layers before normalise each batch separately. Frozen batch norm and networks in
-    evaluation mode are left unchanged. So is ``num_batches_tracked``: the result depends on the weights alone, however
-    often it is computed. Source: AdaBN (arXiv:1603.04779).
+    After training, the running statistics mix crops of both domains and strong views, and fit neither domain. Training
+    itself does not change, because it normalizes by the statistics of each batch. The statistics are those of all
+    images together; in deeper layers they depend slightly on the batch size, because the layers before normalize each
+    batch separately. Frozen batch norm, networks in evaluation mode and ``num_batches_tracked`` are left unchanged: the
+    result depends on the weights alone, however often it is computed. Source: AdaBN (arXiv:1603.04779).
 
     Args:
         network: without a DDP wrapper.
@@ -55,18 +55,19 @@ class AdaBN:
             return
         momenta = [layer.momentum for layer in layers]
         numbers = [getattr(layer, NUMBER).clone() for layer in layers]
-        self.network.eval()  # no dropout
-        for layer in layers:
-            layer.train()
-            layer.momentum = 1.0  # so the running statistics are those of the last batch
         count, means, squares = 0, torch.zeros(()), torch.zeros(())
-        for batch in self.batches:
-            batch = to_device(batch, self.precision.device)
-            with self.precision.autocast():
-                self.network(to_float(batch["image"]))
-            mean, variance = (torch.cat([getattr(m, name) for m in layers]).double() for name in STATISTICS)
-            number = len(batch["image"])
-            means, squares, count = means + number * mean, squares + number * (variance + mean**2), count + number
+        with evaluation_mode(self.network):  # no dropout
+            for layer in layers:
+                layer.train()
+                layer.momentum = 1.0  # so the running statistics are those of the last batch
+            for batch in self.batches:
+                batch = to_device(batch, self.precision.device)
+                with self.precision.autocast():
+                    self.network(to_float(batch["image"]))
+                mean, variance = (torch.cat([getattr(m, name) for m in layers]).double() for name in STATISTICS)
+                number = len(batch["image"])
+                means, squares = means + number * mean, squares + number * (variance + mean**2)
+                count += number
         mean = means / count
         variance = (squares / count - mean**2).clamp(min=0)
         sizes = [layer.num_features for layer in layers]
@@ -76,14 +77,13 @@ class AdaBN:
             getattr(layer, NUMBER).copy_(tracked)
             for name, value in zip(STATISTICS, values, strict=True):
                 getattr(layer, name).copy_(value)
-        self.network.train()
 
 
 class AverageStatistics:
     """Averages running statistics over the processes in every iteration, before the optimizer's step.
 
-    This is for batch norm that is neither synchronised nor frozen. Without it, each process would validate with the
-    statistics of its own images, and only those of rank 0 would be saved. It does nothing with one process.
+    This is for batch norm that is neither synchronized nor frozen, with several processes: each would validate with the
+    statistics of its own images, and only those of rank 0 would be saved.
     """
 
     def __init__(self, student: nn.Module) -> None:

@@ -20,10 +20,9 @@ TIMEOUT = timedelta(hours=1)
 
 
 class Stopped(SystemExit):
-    """The run stopped early and has saved a checkpoint.
+    """The run was stopped by a signal and has saved a checkpoint; raised on every process after all have finished.
 
-    The exit status is 128 plus the number of the signal. Every process of the run raises it, after all of them have
-    finished.
+    The exit status is 128 plus the number of the signal.
     """
 
     together = True
@@ -32,13 +31,11 @@ class Stopped(SystemExit):
 class StopRequests:
     """Ends training on all processes after the current iteration, if any process is asked to stop.
 
-    It is a context manager around ``trainer.run``, and raises ``Stopped`` on exit if the run was stopped early. Such a
-    run ends with ``Events.TERMINATE``, at which the checkpoint is saved, and without ``Events.COMPLETED``. Signals are
-    handled from the start of the first epoch on; earlier work (pseudo labels, prototypes) may be interrupted at any
-    time. A second Ctrl-C interrupts immediately.
-
+    A context manager around ``trainer.run``, which raises ``Stopped`` on exit from a run that a signal stopped. Such a
+    run ends with ``Events.TERMINATE``, at which the checkpoint is saved, and without ``Events.COMPLETED``. Work before
+    the first epoch (pseudo labels, prototypes) may be interrupted at any time; a second Ctrl-C interrupts immediately.
     If a handler on any process calls ``trainer.terminate()`` (as Ignite's ``TimeLimit`` and ``EarlyStopping`` do), all
-    processes end at the end of the current iteration or epoch, whichever event it was called from.
+    processes end with the current iteration or epoch.
 
     Args:
         timeout: how long a process waits for the others at the end of an iteration; None: as long as torch does.
@@ -49,7 +46,7 @@ class StopRequests:
         self.signal = 0  # number of the signal that this process received
         self.interrupted = False  # by Ctrl-C; the launcher then sends SIGTERM as well
         self.ending = 0  # request of a handler here: 1 terminate(), 2 terminate(skip_completed=True)
-        self.stopped, self.status = False, 0
+        self.status = 0  # the exit status of a run that is stopped
         self._previous: dict[int, Any] = {}
         # The processes agree in every iteration. Over NCCL they would wait for their GPUs to do so.
         nccl = dist.is_initialized() and dist.get_backend() == "nccl"
@@ -58,10 +55,8 @@ class StopRequests:
     def attach_to(self, evaluator: Engine) -> None:
         """Lets a signal end a run of ``evaluator`` after the current batch, the same one on all processes.
 
-        ``Events.COMPLETED`` and ``Events.EPOCH_COMPLETED`` then do not fire, so metrics are not computed. The caller
-        can see from ``evaluator.should_terminate`` that the run is unfinished. If the processes have different numbers
-        of batches, signals have an effect up to the last batch that all processes have. An evaluator whose data has no
-        length always runs to its end.
+        Metrics are then not computed, and ``evaluator.should_terminate`` is set. Signals have an effect up to the last
+        batch that all processes have; an evaluator whose data has no length always runs to its end.
         """
         common = 0
 
@@ -92,14 +87,14 @@ class StopRequests:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         del self.trainer.terminate  # restores the method of the class
-        if self.stopped and error is None:
+        if self.status and error is None:
             idist.barrier()  # the launcher ends all processes when the first exits, so wait until all have saved
             raise Stopped(self.status)
 
     def _agree(self, trainer: Engine) -> None:
         """Exchanges both kinds of request at once. A signal takes precedence over a handler's request."""
         asked, ending = divmod(self._all_reduce_max(4 * self.signal + self.ending), 4)
-        if asked and not self.stopped:  # self.signal stays: a signal may arrive meanwhile
+        if asked and not self.status:  # self.signal stays: a signal may arrive meanwhile
             self._stop(asked, f"after iteration {trainer.state.iteration}")
         if asked or ending:
             self._terminate(skip_completed=bool(asked) or ending == 2)
@@ -113,8 +108,7 @@ class StopRequests:
         return int(highest)
 
     def _stop(self, asked: int, where: str) -> None:
-        self.stopped, self.status = True, 128 + asked
-        name = signal.Signals(asked).name
+        self.status, name = 128 + asked, signal.Signals(asked).name
         log.info("%s: stopping %s; continue with --resume, a pipeline by the same command", name, where)
 
     def _ask_to_end(self, skip_completed: bool = False) -> None:

@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from ignite.handlers import EMAHandler
 from torch import nn
 
-from proda.engines.events import ProdaEvents, remember
+from proda.engines.events import ProdaEvents, Trainer, remember
 from proda.method.online import student_weight
 
 
@@ -17,11 +16,9 @@ class EMATeacher(EMAHandler):
     With Ignite's own ``handle_buffers="copy"``, teacher and student share the storage of their buffers, so a teacher in
     training mode would change the student's batch-norm statistics.
 
-    ``momentum`` is the weight of the student in each update: 0.001 is the paper's alpha = 0.999. The teacher network is
-    ``ema_model``. It starts as a copy of the student and is updated after each step of the student's optimizer.
-
-    ``start_as_mean``: while that weighs the student more, the teacher is the mean of all students so far
-    (``proda.method.online.student_weight``), so it soon forgets the initial weights.
+    The teacher network, ``ema_model``, starts as a copy of the student and is updated after each step of the student's
+    optimizer. ``momentum`` is the weight of the student: 0.001 is the paper's alpha = 0.999. ``start_as_mean``: while
+    that weighs the student more, the teacher is the mean of all students so far (``student_weight``).
     """
 
     def __init__(self, student: nn.Module, momentum: float = 0.001, *, start_as_mean: bool = False) -> None:
@@ -32,12 +29,12 @@ class EMATeacher(EMAHandler):
         self.momentum = momentum  # set here, because Ignite refuses 1, with which the teacher equals the student
         self.ema_model.requires_grad_(False)
 
-    def attach(self, engine: Engine, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:
+    def attach(self, engine: Trainer, event: Any = ProdaEvents.OPTIMIZER_STEPPED) -> None:
         super().attach(engine, name="ema_momentum", warn_if_exists=False, event=event)
         engine.add_event_handler(event, self.copy_buffers)
         remember(engine, teacher=self)
 
-    def _update_ema_model(self, engine: Engine, name: str) -> None:
+    def _update_ema_model(self, engine: Trainer, name: str) -> None:
         """Ignite's update, computed for all parameters at once: on a GPU that is two calls instead of two for each."""
         momentum = getattr(engine.state, name)
         if self.start_as_mean:

@@ -8,7 +8,7 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from proda.engines.events import ProdaEvents, remember
+from proda.engines.events import ProdaEvents, Trainer, remember
 from proda.handlers.nan import REMEDY
 from proda.handlers.progress import show_progress
 from proda.metrics import flatten, named_scores
@@ -21,17 +21,14 @@ class Validation:
     """Runs the evaluator at regular intervals and at the end of training, and keeps the results.
 
     ``results`` has the scores of each validation (see ``named_scores``) with its ``iteration``, and is saved in the
-    checkpoint. When ``VALIDATED`` fires, the scores of the last validation are in ``trainer.state.scores``, and
-    flattened in ``trainer.state.metrics``. If there is a ``teacher``, the evaluator of a mean teacher, it runs after
-    that of the student, and the names of its scores begin with ``teacher_``. A run that was stopped during a validation
-    repeats all of it when it is resumed.
+    checkpoint. When ``VALIDATED`` fires, those of the last one are in ``trainer.state.scores``, and flattened in
+    ``trainer.state.metrics``. The names of the scores of ``teacher``, the evaluator of a mean teacher, begin with
+    ``teacher_``. A run that was stopped during a validation repeats all of it when it is resumed.
 
     Raises:
         UserError: there are fewer validation images than processes.
         FloatingPointError: a network predicts NaN; ``VALIDATED`` does not fire.
     """
-
-    always = "label_free"  # a score that every validation has, unless the network predicts NaN
 
     def __init__(
         self, evaluator: Engine, batches: Iterable, class_names: Sequence[str], *, teacher: Engine | None = None
@@ -44,7 +41,7 @@ class Validation:
         self.results: list[dict[str, Any]] = []
         self.every = 0
 
-    def attach(self, trainer: Engine, *, every: int) -> None:
+    def attach(self, trainer: Trainer, *, every: int) -> None:
         """``every``: iterations between validations."""
         self.every = every
         for prefix, evaluator in self.evaluators.items():
@@ -54,7 +51,7 @@ class Validation:
         trainer.add_event_handler(Events.COMPLETED, self)
         remember(trainer, validation=self)
 
-    def __call__(self, trainer: Engine) -> None:
+    def __call__(self, trainer: Trainer) -> None:
         iteration = trainer.state.iteration
         if self.results and self.results[-1]["iteration"] == iteration:
             return  # the end of training coincides with a regular validation
@@ -64,23 +61,19 @@ class Validation:
             evaluator.run(self.batches)
             if evaluator.should_terminate:
                 return  # stopped during the validation; the resumed run repeats it
-            found = self.scores(evaluator)
-            if math.isnan(found[self.always]):
+            metrics = evaluator.state.metrics
+            if math.isnan(metrics["label_free"]):
                 raise FloatingPointError(
                     f"the {'teacher' if prefix else 'network'} predicts NaN at iteration {iteration}; files saved "
                     f"before are kept: {REMEDY}"
                 )
+            found = {"label_free": metrics["label_free"], **named_scores(metrics["confusion"], self.class_names)}
             scores |= {f"{prefix}{name}": value for name, value in found.items()}
         self.results.append({"iteration": iteration, **scores})
         log.info("iteration %d: %s", iteration, self.describe(scores))
         trainer.state.scores = scores
         trainer.state.metrics.update(flatten(scores))
         trainer.fire_event(ProdaEvents.VALIDATED)
-
-    def scores(self, evaluator: Engine) -> dict[str, Any]:
-        """The scores of an evaluator's last run."""
-        metrics = evaluator.state.metrics
-        return {"label_free": metrics["label_free"], **named_scores(metrics["confusion"], self.class_names)}
 
     def describe(self, scores: dict[str, Any]) -> str:
         """The scores of the last result in words, for the log."""
@@ -92,7 +85,7 @@ class Validation:
             parts.append(f"{name}{miou}, label-free score {scores[f'{prefix}label_free']:.4f}")
         return "; ".join(parts)
 
-    def repeat_interrupted(self, trainer: Engine) -> None:
+    def repeat_interrupted(self, trainer: Trainer) -> None:
         """Repeats the validation of the iteration that a resumed run starts from, if it was due but not finished."""
         if trainer.state.iteration > 0 and trainer.state.iteration % self.every == 0:
             self(trainer)

@@ -1,6 +1,5 @@
 """A batch in parts gives the gradients of the whole batch, and moves everything else once an iteration."""
 
-from collections.abc import Callable
 from typing import Any
 
 import ignite.distributed as idist
@@ -10,13 +9,8 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from proda.data.loaders import to_device
-from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
-from proda.engines.denoise import DenoiseOptions, denoise_trainer
-from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.online import OnlineOptions, online_trainer
-from proda.engines.optimization import StudentOptions, split
-from proda.engines.supervised import supervised_trainer
+from proda.engines.optimization import split
 from proda.handlers.class_mix import ClassMix
 from proda.handlers.color_augmentation import ColorAugmentation
 from proda.handlers.feature_distance import FeatureDistance
@@ -29,9 +23,8 @@ from proda.method import IGNORE
 from proda.models.discriminator import Discriminator
 from proda.models.network import freeze_batch_norm
 from tests import tiny
-from tests.tiny import CPU, PRECISION, B, K
+from tests.tiny import CPU, PRECISION, B, D, K
 
-D = 32  # features of the tiny network
 FROZEN = {"freeze_bn": True}  # batch statistics are those of a part
 
 
@@ -47,83 +40,42 @@ def student() -> nn.Module:
     return network
 
 
-def supervised(**options: Any) -> tuple[Engine, list]:
-    network = student()
-    optimizer = tiny.sgd(network)
-    return supervised_trainer(in_parallel(network), optimizer, PRECISION, StudentOptions(**options)), [network]
+def made(stage: str, **options: Any) -> tuple[Engine, list]:
+    """A trainer with the handlers that have a state, and whatever is compared; "self_training" is "online" with parts.
 
-
-def warmup(**options: Any) -> tuple[Engine, list]:
-    network = student()
-    discriminator = Discriminator(K)
-    trainer = adversarial_trainer(
-        *(in_parallel(network), in_parallel(discriminator)),
-        *(tiny.sgd(network), torch.optim.Adam(discriminator.parameters())),
-        PRECISION,
-        AdversarialOptions(adversarial_weight=1.0, **options),
-    )
-    return trainer, [network, discriminator]
-
-
-def stage1(**options: Any) -> tuple[Engine, list]:
-    """With a threshold that leaves a different number of pixels in each image."""
-    network, prototypes = student(), Prototypes(K, D)
+    The threshold of stage 1 leaves a different number of pixels in each image.
+    """
+    network, discriminator, prototypes = student(), Discriminator(K), Prototypes(K, D)
     torch.manual_seed(1)
     prototypes.values.copy_(torch.randn(K, D))
-    teacher, optimizer = EMATeacher(network, 0.1), tiny.sgd(network)
-    options = {"threshold": 0.5, "teacher_mode": "eval", "rce_weight": 0.5} | options
-    trainer = denoise_trainer(
-        *(in_parallel(network), teacher.ema_model, prototypes.values, optimizer, PRECISION),
-        DenoiseOptions(**options),
-    )
-    PrototypeEMA(prototypes, 0.1).attach(trainer)
-    teacher.attach(trainer)
-    PolynomialDecay(optimizer, 5).attach(trainer)
-    return trainer, [network, teacher, prototypes]
+    teacher = EMATeacher(network, 0.1, start_as_mean=stage == "self_training")
+    options |= {
+        "warmup": {"adversarial_weight": 1.0, "discriminator": in_parallel(discriminator)},
+        "stage1": {"threshold": 0.5, "teacher_mode": "eval", "rce_weight": 0.5, "prototypes": prototypes.values},
+        "unstored": {"teacher_mode": "eval", "labeller": tiny.network(2)},  # stage 1 without stored labels
+        "self_training": {"confidence": 0.3, "teacher_mode": "eval"},
+    }.get(stage, {})
+    moving = teacher.ema_model if stage in ("stage1", "self_training") else tiny.network(1)
+    name = {"unstored": "stage1", "self_training": "online"}.get(stage, stage)
+    trainer = tiny.trainer(name, in_parallel(network), moving, **options)
+    if stage == "unstored":
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda: trainer.state.batch["target"].pop("soft_labels", 0))
+    if stage == "self_training":
+        SeedIterations(0).attach(trainer)
+        FeatureDistance(network, PRECISION, [0, 1, 2], weight=0.1).attach(trainer)
+        MaskedConsistency(network, PRECISION, block=8).attach(trainer)
+        ClassMix(K).attach(trainer)
+        ColorAugmentation().attach(trainer)
+        teacher.attach(trainer)
+    if stage == "stage1":
+        PrototypeEMA(prototypes, 0.1).attach(trainer)
+        teacher.attach(trainer)
+        PolynomialDecay(trainer.state.remembered["optimizer"], 5).attach(trainer)
+    compared = {"warmup": [discriminator], "stage1": [teacher, prototypes], "self_training": [teacher]}
+    return trainer, [network, *compared.get(stage, [])]
 
 
-def online(**options: Any) -> tuple[Engine, list]:
-    """Stage 1 without stored labels."""
-    network, labeller = student(), tiny.network(2)
-    trainer = denoise_trainer(
-        *(in_parallel(network), tiny.network(1), torch.randn(K, D), tiny.sgd(network), PRECISION),
-        *(DenoiseOptions(teacher_mode="eval", **options), labeller),
-    )
-    trainer.add_event_handler(Events.ITERATION_STARTED, lambda: trainer.state.batch["target"].pop("soft_labels", None))
-    return trainer, [network]
-
-
-def stage2(**options: Any) -> tuple[Engine, list]:
-    network = student()
-    trainer = distill_trainer(
-        in_parallel(network), tiny.network(1), tiny.sgd(network), PRECISION, DistillOptions(**options)
-    )
-    return trainer, [network]
-
-
-def self_training(**options: Any) -> tuple[Engine, list]:
-    """Online self-training with every part that is a handler."""
-    network = student()
-    teacher, optimizer = EMATeacher(network, 0.1, start_as_mean=True), tiny.sgd(network)
-    options = {"confidence": 0.3, "teacher_mode": "eval"} | options
-    trainer = online_trainer(in_parallel(network), teacher.ema_model, optimizer, PRECISION, OnlineOptions(**options))
-    SeedIterations(0).attach(trainer)
-    FeatureDistance(network, PRECISION, [0, 1, 2], weight=0.1).attach(trainer)
-    MaskedConsistency(network, PRECISION, block=8).attach(trainer)
-    ClassMix(K).attach(trainer)
-    ColorAugmentation().attach(trainer)
-    teacher.attach(trainer)
-    return trainer, [network, teacher]
-
-
-STAGES = {
-    "supervised": supervised,
-    "warmup": warmup,
-    "stage1": stage1,
-    "online": online,
-    "stage2": stage2,
-    "self_training": self_training,
-}
+STAGES = ("supervised", "warmup", "stage1", "unstored", "stage2", "self_training")
 
 
 def batches(rank: int = 0) -> list[dict[str, Any]]:
@@ -138,10 +90,10 @@ def batches(rank: int = 0) -> list[dict[str, Any]]:
     return found
 
 
-def results(make: Callable, rank: int = 0, **options: Any) -> dict[str, torch.Tensor]:
+def results(stage: str, rank: int = 0, **options: Any) -> dict[str, torch.Tensor]:
     """Gradients, losses and states after two iterations."""
     torch.manual_seed(0)
-    trainer, parts = make(**FROZEN, **options)
+    trainer, parts = made(stage, **FROZEN, **options)
     found: dict[str, torch.Tensor] = {}
 
     def note(engine: Engine) -> None:
@@ -174,20 +126,15 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_parts_give_the_results_of_one(stage, double):
-    one, two = results(STAGES[stage]), results(STAGES[stage], accumulate=2)
+    one, two = results(stage), results(stage, accumulate=2)
     assert any(name.startswith("gradient of conv1") and value.any() for name, value in one.items())
     assert_same(two, one)
-
-
-def test_joint_views_give_the_same_gradients_where_batch_norm_is_frozen(double):
-    assert_same(results(stage1, joint_views=True), results(stage1))
-    assert_same(results(stage1, joint_views=True, accumulate=2), results(stage1))
 
 
 def both(rank: int, stage: str) -> list[dict[str, torch.Tensor]]:
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double
-    return [results(STAGES[stage], rank, accumulate=number) for number in (1, 2)]
+    return [results(stage, rank, accumulate=number) for number in (1, 2)]
 
 
 def in_group(rank: int, folder: str) -> None:
@@ -209,7 +156,7 @@ def test_two_processes_with_two_parts_each_give_the_results_of_one_part(tmp_path
 
 
 def test_events_fire_once_an_iteration_but_losses_ready_for_every_part():
-    trainer, _ = stage1(**FROZEN, accumulate=2)
+    trainer, _ = made("stage1", **FROZEN, accumulate=2)
     spy, seen = tiny.Spy(trainer), []
     trainer.add_event_handler(
         ProdaEvents.LOSSES_READY, lambda engine: seen.append(len(engine.state.graph["target_logits"]))
@@ -226,7 +173,7 @@ def test_a_users_loss_is_the_mean_over_the_parts():
         engine.state.losses["mine"] = engine.state.graph["target_logits"].mean()
 
     def run(**options):
-        trainer, _ = stage2(**FROZEN, **options)
+        trainer, _ = made("stage2", **FROZEN, **options)
         trainer.add_event_handler(ProdaEvents.LOSSES_READY, mean_logit)
         return trainer.run(batches()[:1]).output
 

@@ -4,79 +4,19 @@ import pytest
 import torch
 from ignite.engine import Events
 
-from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.optimization import Precision
-from proda.handlers.prototypes import PrototypeEMA, Prototypes
 from proda.method import IGNORE
 from proda.method.losses import symmetric_cross_entropy
 from proda.method.views import WeakView, crop_soft_labels
 from tests import tiny
-from tests.tiny import CPU, PRECISION, B, H, K, W
+from tests.tiny import B, D, H, K, W
 
-D = 32  # features of the tiny network
 QUARTER = (H // 4, W // 4)
-
-
-def trainer_of(student=None, teacher=None, precision=PRECISION, prototypes=None, **options):
-    student, teacher = student or tiny.network(), teacher or tiny.network(1)
-    prototypes = torch.randn(K, D) if prototypes is None else prototypes
-    labeller, options = options.pop("labeller", None), DenoiseOptions(**options)
-    return denoise_trainer(student, teacher, prototypes, tiny.sgd(student), precision, options, labeller)
-
-
-def test_events_fire_in_their_order_prototypes_after_the_optimizer():
-    prototypes = Prototypes(K, D)
-    trainer = trainer_of(prototypes=prototypes.values)
-    spy = tiny.Spy(trainer)  # before the handler, which fires an event within the optimizer's
-    PrototypeEMA(prototypes).attach(trainer)
-    trainer.run([tiny.batch()])
-    assert spy.names == [
-        "ITERATION_STARTED",
-        "SOURCE_LOSSES_READY",
-        "SOURCE_BACKWARD_DONE",
-        "TEACHER_FORWARD_DONE",
-        "LABELS_RECTIFIED",
-        "EXTRA_LOSSES",
-        "TARGET_READY",
-        "LOSSES_READY",
-        "BACKWARD_DONE",
-        "OPTIMIZER_STEPPED",
-        "PROTOTYPES_UPDATED",
-        "ITERATION_COMPLETED",
-    ]
-    assert {"class_means", "class_present"} <= spy.keys["TEACHER_FORWARD_DONE"]
-    assert {"pseudo_labels", "rectified", "rectified_labels", "prototype_weights"} <= spy.keys["LABELS_RECTIFIED"]
-    assert {"loss", "loss_target", "loss_mrkld", "loss_structure", "target_logits"} <= spy.keys["BACKWARD_DONE"]
-
-
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_the_output_is_as_documented_and_holds_no_graph(amp):
-    out = trainer_of(precision=Precision(CPU, amp)).run([tiny.batch()]).output
-    tiny.assert_detached(out)
-    maps, hard = (B, K, *QUARTER), (B, *QUARTER)
-    assert tiny.shapes(out) == {
-        **dict.fromkeys(("loss", "loss_source", "loss_target", "loss_mrkld", "loss_structure"), ()),
-        **{"class_means": (B, K, D), "class_present": (B, K)},
-        **{"prototype_weights": maps, "rectified": maps, "target_logits": maps, "source_logits": (B, K, H, W)},
-        **{"soft_labels": maps, "pseudo_labels": hard, "rectified_labels": hard},
-        "full_logits": (B, K, 13, 25),  # an eighth of the whole image
-    }
-    assert out["class_means"].dtype == out["rectified"].dtype == out["loss"].dtype == torch.float32
-    assert out["class_present"].dtype == torch.bool
-    assert out["pseudo_labels"].dtype == out["rectified_labels"].dtype == torch.int64
-    torch.testing.assert_close(out["rectified"].sum(1), torch.ones(B, *QUARTER))
-
-
-def test_the_loss_is_the_weighted_sum_of_its_parts():
-    out = trainer_of(mrkld_weight=0.3, structure_weight=7.0).run([tiny.batch()]).output
-    expected = out["loss_source"] + out["loss_target"] + out["loss_mrkld"] + out["loss_structure"]
-    torch.testing.assert_close(out["loss"], expected)
 
 
 def test_rectified_labels_follow_prototypes_and_soft_labels():
     batch = tiny.batch()
-    out = trainer_of().run([batch]).output
+    out = tiny.trainer("stage1").run([batch]).output
     product = batch["target"]["soft_labels"] * out["prototype_weights"]
     torch.testing.assert_close(out["rectified"], product / product.sum(1, keepdim=True))
     assert torch.equal(out["rectified_labels"], product.argmax(1))
@@ -85,7 +25,7 @@ def test_rectified_labels_follow_prototypes_and_soft_labels():
 
 def test_without_rectification_the_stored_labels_are_trained_on():
     batch = tiny.batch()
-    out = trainer_of(rectification=False).run([batch]).output
+    out = tiny.trainer("stage1", rectification=False).run([batch]).output
     assert "prototype_weights" not in out and "class_means" in out  # the consistency term still needs the teacher
     assert torch.equal(out["rectified_labels"], out["pseudo_labels"])
     assert torch.equal(out["rectified"], batch["target"]["soft_labels"])
@@ -95,21 +35,21 @@ def test_without_consistency_no_strong_view_is_computed():
     student, batch, passes = tiny.network(), tiny.batch(), []
     del batch["target"]["strong_image"], batch["target"]["strong_view"]
     student.register_forward_hook(lambda *_: passes.append(1))
-    out = trainer_of(student, structure_weight=0.0).run([batch]).output
+    out = tiny.trainer("stage1", student, structure_weight=0.0).run([batch]).output
     assert "loss_structure" not in out and len(passes) == 2  # source and weak view
 
 
 def test_with_neither_the_teacher_is_not_run():
     teacher = tiny.network(1)
     teacher.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
-    trainer = trainer_of(teacher=teacher, rectification=False, structure_weight=0.0)
+    trainer = tiny.trainer("stage1", teacher=teacher, rectification=False, structure_weight=0.0)
     spy = tiny.Spy(trainer)
     out = trainer.run([tiny.batch()]).output
     assert "TEACHER_FORWARD_DONE" not in spy.names and "class_means" not in out
 
 
 def test_pixels_below_the_threshold_are_ignored():
-    out = trainer_of(threshold=0.6).run([tiny.batch()]).output
+    out = tiny.trainer("stage1", threshold=0.6).run([tiny.batch()]).output
     sure = out["rectified"].amax(1) >= 0.6
     assert torch.equal(out["rectified_labels"] == 250, ~sure) and sure.any() and not sure.all()
 
@@ -119,7 +59,9 @@ def test_a_handler_may_replace_the_rectified_labels():
     for own in (False, True):
         torch.manual_seed(3)
         batch = tiny.batch()
-        trainer = trainer_of(tiny.network(dropout=0.0), tiny.network(1, dropout=0.0), prototypes=torch.ones(K, D))
+        trainer = tiny.trainer(
+            "stage1", tiny.network(dropout=0.0), tiny.network(1, dropout=0.0), prototypes=torch.ones(K, D)
+        )
         if own:
             trainer.add_event_handler(
                 ProdaEvents.LABELS_RECTIFIED,
@@ -134,14 +76,14 @@ def test_the_teacher_runs_in_its_mode_without_gradient_and_keeps_its_weights(mod
     teacher, modes = tiny.network(1), []
     before = {name: value.clone() for name, value in teacher.named_parameters()}
     teacher.register_forward_hook(lambda module, *_: modes.append(module.training))
-    trainer_of(teacher=teacher, teacher_mode=mode).run([tiny.batch()])
+    tiny.trainer("stage1", teacher=teacher, teacher_mode=mode).run([tiny.batch()])
     assert modes == [mode == "train"]
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in teacher.named_parameters())
 
 
 def test_prototypes_are_read_at_every_iteration_not_copied():
     prototypes, weights = torch.randn(K, D), []
-    trainer = trainer_of(prototypes=prototypes)
+    trainer = tiny.trainer("stage1", prototypes=prototypes)
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED, lambda engine: weights.append(engine.state.output["prototype_weights"])
     )
@@ -162,7 +104,9 @@ def test_labels_predicted_online_are_those_that_a_store_would_have_held():
     prototypes, outputs = torch.randn(K, D), []
     for data, options in ((batch, {}), (online, {"labeller": labeller.train()})):
         torch.manual_seed(0)  # dropout
-        outputs.append(trainer_of(tiny.network(), tiny.network(1), prototypes=prototypes, **options).run([data]).output)
+        outputs.append(
+            tiny.trainer("stage1", tiny.network(), tiny.network(1), prototypes=prototypes, **options).run([data]).output
+        )
     tiny.assert_detached(outputs[1])
     torch.testing.assert_close(outputs[0]["rectified"], outputs[1]["rectified"])
     assert outputs[0]["loss"] == pytest.approx(outputs[1]["loss"].item(), abs=1e-5)
@@ -175,13 +119,13 @@ def test_each_loss_is_multiplied_by_its_weight():
         students = tiny.network(dropout=0.0), tiny.network(1, dropout=0.0)
         weights = {"ce": 0.1, "rce": 1.0, "mrkld": 0.1, "structure": 1.0}
         options = {f"{name}_weight": factor * weight for name, weight in weights.items()}
-        losses.append(trainer_of(*students, prototypes=prototypes, **options).run([tiny.batch()]).output)
+        losses.append(tiny.trainer("stage1", *students, prototypes=prototypes, **options).run([tiny.batch()]).output)
     for name in ("loss_target", "loss_mrkld", "loss_structure"):
         assert losses[1][name] == pytest.approx(losses[0][name].item() / 2) != 0
 
 
 def test_the_mean_of_the_target_loss_is_over_the_pixels_that_are_not_ignored():
-    trainer, logits = trainer_of(threshold=0.6), []
+    trainer, logits = tiny.trainer("stage1", threshold=0.6), []
     trainer.add_event_handler(
         ProdaEvents.LOSSES_READY, lambda engine: logits.append(engine.state.graph["target_logits"].detach())
     )

@@ -36,57 +36,17 @@ def batch(labels: torch.Tensor) -> dict:
     return {"image": torch.zeros(len(labels), 3, 4, 8, dtype=torch.uint8), "labels": labels, "name": ["x"]}
 
 
-def test_the_confusion_matrix_has_true_classes_in_rows_and_ignores_pixels_without_class():
-    labels = torch.zeros(1, 4, 8, dtype=torch.uint8)
-    labels[:, 0] = 250
-    labels[:, 1] = 2
-    evaluator = segmentation_evaluator(Painted(), PRECISION)
-    confusion = evaluator.run([batch(labels)]).metrics["confusion"]
-    assert confusion.sum() == 24
-    assert confusion[0, :2].sum() == 16 and confusion[2, :2].sum() == 8 and confusion[:, 2].sum() == 0
-
-
-def test_the_label_free_score_is_log_k_for_confident_balanced_predictions_and_zero_for_uniform_ones():
-    labels = torch.zeros(2, 4, 8, dtype=torch.uint8)
-    sure = segmentation_evaluator(Painted(1e4), PRECISION).run([batch(labels)] * 2).metrics["label_free"]
-    assert sure == pytest.approx(math.log(2), abs=1e-3)
-    undecided = segmentation_evaluator(Painted(0.0), PRECISION).run([batch(labels)]).metrics["label_free"]
-    assert undecided == pytest.approx(0, abs=1e-6)
-
-
-def test_flip_averages_image_and_mirror_image():
-    image = torch.zeros(1, 3, 4, 8)
-    assert torch.equal(predict(Painted(), image, (4, 8)).argmax(1)[0, 0], torch.tensor([0] * 4 + [1] * 4))
-    averaged = predict(Painted(), image, (4, 8), flip=True)
-    torch.testing.assert_close(averaged[:, 0], averaged[:, 1])
-    torch.testing.assert_close(averaged.sum(1), torch.ones(1, 4, 8))
-
-
-def test_scales_are_averaged():
-    seen = []
-    network = Painted()
-    network.register_forward_hook(lambda _module, inputs, _output: seen.append(tuple(inputs[0].shape[-2:])))
-    result = predict(network, torch.zeros(1, 3, 8, 16), (8, 16), scales=(0.5, 1.0))
-    assert seen == [(4, 8), (8, 16)] and result.shape == (1, 3, 8, 16)
-    torch.testing.assert_close(result.sum(1), torch.ones(1, 8, 16))
-
-
 def test_the_network_is_evaluated_without_gradient_in_evaluation_mode_and_its_modes_are_restored():
     network, seen = Painted().train(), []
     network.frozen = nn.Dropout().eval()
     network.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))
     evaluator = segmentation_evaluator(network, PRECISION)
-    evaluator.run([batch(torch.zeros(1, 4, 8, dtype=torch.uint8))])
-    assert seen == [(False, False)]
-    assert network.training and not network.frozen.training
-
-
-def test_a_run_that_is_stopped_restores_the_modes_too():
-    network = Painted().train()
-    evaluator = segmentation_evaluator(network, PRECISION)
+    one = batch(torch.zeros(1, 4, 8, dtype=torch.uint8))
+    evaluator.run([one])
+    assert seen == [(False, False)] and network.training and not network.frozen.training
     evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=1), lambda: evaluator.terminate(skip_completed=True))
-    evaluator.run([batch(torch.zeros(1, 4, 8, dtype=torch.uint8))] * 3)
-    assert evaluator.state.iteration == 1 and network.training
+    evaluator.run([one] * 3)  # stopped after a batch
+    assert evaluator.state.iteration == 1 and network.training and not network.frozen.training
     assert evaluator.state.output is None
 
 

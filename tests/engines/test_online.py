@@ -4,53 +4,12 @@ import pytest
 import torch
 
 from proda.engines.events import ProdaEvents
-from proda.engines.online import OnlineOptions, online_trainer
-from proda.engines.optimization import Precision
 from proda.handlers.teacher import EMATeacher
 from proda.method.losses import cross_entropy
 from proda.method.online import weighted_cross_entropy
 from proda.method.tensors import resize, to_float
 from tests import tiny
-from tests.tiny import CPU, PRECISION, B, H, K, W
-
-
-def trainer_of(student=None, teacher=None, precision=PRECISION, lr=0.01, **options):
-    student = student or tiny.network(dropout=0.0)
-    return online_trainer(
-        student, teacher or tiny.network(1), tiny.sgd(student, lr), precision, OnlineOptions(**options)
-    )
-
-
-def test_events_fire_in_their_order():
-    trainer = trainer_of()
-    spy = tiny.Spy(trainer)
-    trainer.run([tiny.batch()])
-    assert spy.names == [
-        "ITERATION_STARTED",
-        "SOURCE_LOSSES_READY",
-        "SOURCE_BACKWARD_DONE",
-        "TEACHER_FORWARD_DONE",
-        "EXTRA_LOSSES",
-        "TARGET_READY",
-        "LOSSES_READY",
-        "BACKWARD_DONE",
-        "OPTIMIZER_STEPPED",
-        "ITERATION_COMPLETED",
-    ]
-    assert {"pseudo_labels", "confidence", "confident_fraction"} <= spy.keys["TEACHER_FORWARD_DONE"]
-
-
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_the_output_is_as_documented_and_holds_no_graph(amp):
-    output = trainer_of(precision=Precision(CPU, amp)).run([tiny.batch()]).output
-    tiny.assert_detached(output)
-    assert tiny.shapes(output) == {
-        **{name: () for name in ("loss", "loss_source", "loss_target")},
-        **{name: (B, H, W) for name in ("pseudo_labels", "confidence")},
-        **{name: (B, K, H, W) for name in ("source_logits", "target_logits")},
-        "confident_fraction": (B,),
-    }
-    assert output["pseudo_labels"].dtype == torch.long and output["confidence"].dtype == torch.float32
+from tests.tiny import B, H, W
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -58,7 +17,7 @@ def test_the_step_is_plain_gradient_descent_on_the_two_losses(mode):
     student, reference, teacher = tiny.network(dropout=0.0), tiny.network(dropout=0.0), tiny.network(1, dropout=0.5)
     judge, batch = tiny.network(1, dropout=0.0), tiny.batch()
     options = {"confidence": 0.21, "ignore_top": 3, "ignore_bottom": 4, "target_weight": 0.7, "teacher_mode": mode}
-    output = trainer_of(student, teacher, lr=0.5, **options).run([batch]).output
+    output = tiny.trainer("online", student, teacher, lr=0.5, **options).run([batch]).output
 
     judge.train(mode == "train")
     image = batch["target"]["image"]
@@ -78,16 +37,21 @@ def test_the_step_is_plain_gradient_descent_on_the_two_losses(mode):
     for (name, moved), still in zip(student.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(moved, still - 0.5 * still.grad, msg=lambda text, name=name: f"{name}: {text}")
     assert output["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert not teacher.layer5.head[0].training  # dropout
+
+
+def online(**options):
+    return tiny.trainer("online", tiny.network(dropout=0.0), **options)
 
 
 def test_a_teacher_that_is_never_sure_leaves_only_the_source_loss():
-    output = trainer_of(confidence=1.0).run([tiny.batch()]).output
+    output = online(confidence=1.0).run([tiny.batch()]).output
     assert not output["confident_fraction"].any() and output["loss_target"] == 0 and output["loss_source"] > 0
 
 
 def test_the_student_is_trained_on_what_a_handler_puts_in_the_place_of_the_target():
     seen = []
-    trainer = trainer_of(confidence=0.0)
+    trainer = online(confidence=0.0)
 
     @trainer.on(ProdaEvents.TARGET_READY)
     def only_class_two(engine):
@@ -109,18 +73,10 @@ def test_the_student_is_trained_on_what_a_handler_puts_in_the_place_of_the_targe
     )
 
 
-@pytest.mark.parametrize("freeze", [False, True])
-def test_batch_norm_of_the_teacher_is_frozen_with_that_of_the_student(freeze):
-    student, teacher = tiny.network(dropout=0.0), tiny.network(1)
-    trainer_of(student, teacher, freeze_bn=freeze).run([tiny.batch()])
-    assert teacher.bn1.training == student.bn1.training == (not freeze)
-    assert not teacher.layer5.head[0].training  # dropout
-
-
 def test_a_target_without_weights_counts_fully():
     losses = []
     for weights in (None, torch.ones(B, H, W)):
-        trainer = trainer_of()
+        trainer = online()
         trainer.add_event_handler(
             ProdaEvents.TARGET_READY,
             lambda e, w=weights: setattr(e.state, "target", e.state.target._replace(weights=w)),
@@ -132,7 +88,7 @@ def test_a_target_without_weights_counts_fully():
 def test_the_teacher_starts_as_the_mean_of_all_students():
     student = tiny.network(dropout=0.0)
     teacher = EMATeacher(student, 0.01, start_as_mean=True)
-    trainer = trainer_of(student, teacher.ema_model, lr=0.5)
+    trainer = tiny.trainer("online", student, teacher.ema_model, lr=0.5)
     teacher.attach(trainer)
     weights = [student.conv1.weight.detach().clone()]
     trainer.add_event_handler(

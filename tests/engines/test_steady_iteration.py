@@ -11,13 +11,8 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from proda.engines.adversarial import AdversarialOptions, adversarial_trainer
-from proda.engines.denoise import DenoiseOptions, denoise_trainer
-from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.online import OnlineOptions, online_trainer
 from proda.engines.optimization import Precision
-from proda.engines.supervised import supervised_trainer
 from proda.handlers.class_mix import ClassMix
 from proda.handlers.color_augmentation import ColorAugmentation
 from proda.handlers.feature_distance import FeatureDistance
@@ -28,9 +23,8 @@ from proda.handlers.teacher import EMATeacher
 from proda.method import losses, prototypes, pseudo_labels, views
 from proda.models.discriminator import Discriminator
 from tests import tiny
-from tests.tiny import H, K, W
+from tests.tiny import D, H, K, W
 
-D = 32  # features of the tiny network
 MAPS = (2, K, H // 4, W // 4)
 
 
@@ -47,41 +41,32 @@ def on_fake(mode: FakeTensorMode, network: nn.Module) -> nn.Module:
     return network
 
 
-def trainers(mode: FakeTensorMode, stage: str, amp: str, **options: Any) -> Engine:
+def trainer_of(mode: FakeTensorMode, stage: str, amp: str, **options: Any) -> Engine:
     precision, student = Precision("cpu", amp), tiny.network()
     teacher = EMATeacher(student, 0.1)
-    on_fake(mode, teacher.ema_model)
-    optimizer = tiny.sgd(on_fake(mode, student))
-    if stage == "supervised":
-        trainer = supervised_trainer(student, optimizer, precision)
-    elif stage == "warmup":
-        discriminator = on_fake(mode, Discriminator(K))
-        adam = torch.optim.Adam(discriminator.parameters())
-        trainer = adversarial_trainer(student, discriminator, optimizer, adam, precision, AdversarialOptions(**options))
-    elif stage == "distill":
-        other = on_fake(mode, tiny.network(1))
-        trainer = distill_trainer(student, other, optimizer, precision, DistillOptions(**options))
-    elif stage == "self_training":
-        trainer = online_trainer(student, teacher.ema_model, optimizer, precision, OnlineOptions(**options))
-        distance = FeatureDistance(tiny.network(), precision, [0, 1])
-        distance.network = student
-        on_fake(mode, distance.frozen)
+    distance = FeatureDistance(tiny.network(), precision, [0, 1])
+    distance.network = on_fake(mode, student)
+    for network in (teacher.ema_model, distance.frozen):
+        on_fake(mode, network)
+    with mode:
+        means = Prototypes(K, D)
+    others = {"discriminator": on_fake(mode, Discriminator(K)), "prototypes": means.values}
+    if stage == "unstored":
+        options["labeller"] = on_fake(mode, tiny.network(1))
+    moving = on_fake(mode, tiny.network(1)) if stage == "stage2" else teacher.ema_model
+    name = {"unstored": "stage1"}.get(stage, stage)
+    trainer = tiny.trainer(name, student, moving, precision=precision, **others, **options)
+    if name == "online":
         distance.attach(trainer)
         with mode:
             MaskedConsistency(student, precision, block=8).attach(trainer)
         ClassMix(K).attach(trainer)
         ColorAugmentation().attach(trainer)
-        teacher.attach(trainer)
-    else:
-        with mode:
-            means = Prototypes(K, D)
-        labeller = on_fake(mode, tiny.network(1)) if stage == "online" else None
-        trainer = denoise_trainer(
-            *(student, teacher.ema_model, means.values, optimizer, precision, DenoiseOptions(**options), labeller)
-        )
+    if name == "stage1":
         PrototypeEMA(means).attach(trainer)
+    if name in ("stage1", "online"):
         teacher.attach(trainer)
-    PolynomialDecay(optimizer, 100).attach(trainer)
+    PolynomialDecay(trainer.state.remembered["optimizer"], 100).attach(trainer)
     ClipGradients(student, 1.0).attach(trainer)
     return trainer
 
@@ -94,37 +79,34 @@ def fake_batch(mode: FakeTensorMode, *, soft_labels: bool = True) -> dict[str, A
     return batch
 
 
-RELEASED = {"replay_as_released": True}
-
-
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize(
     ("stage", "options"),
     [
         ("supervised", {}),
         ("warmup", {"accumulate": 2}),
-        ("denoise", {"threshold": 0.5}),
-        ("denoise", {"accumulate": 2, "joint_views": True, **RELEASED}),
+        ("stage1", {"threshold": 0.5}),
+        ("stage1", {"accumulate": 2, "as_released": True}),
+        ("unstored", {}),
+        ("stage2", {}),
+        ("stage2", {"as_released": True}),
         ("online", {}),
-        ("distill", {}),
-        ("distill", {"distillation_as_released": True, **RELEASED}),
-        ("self_training", {}),
-        ("self_training", {"accumulate": 2}),
+        ("online", {"accumulate": 2}),
     ],
 )
 def test_no_iteration_asks_for_a_value(stage, options, amp):
     mode, done = FakeTensorMode(), []
-    trainer = trainers(mode, stage, amp, **options)
+    trainer = trainer_of(mode, stage, amp, **options)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: done.append(set(engine.state.output)))
     with mode:
-        trainer.run([fake_batch(mode, soft_labels=stage != "online")] * 2)
+        trainer.run([fake_batch(mode, soft_labels=stage != "unstored")] * 2)
     assert len(done) == 2 and "loss" in done[-1]
 
 
 @pytest.mark.parametrize("ask", [torch.Tensor.item, torch.Tensor.nonzero, bool])
 def test_fake_tensors_find_a_handler_that_asks_for_a_value(ask):
     mode = FakeTensorMode()
-    trainer = trainers(mode, "supervised", "off")
+    trainer = trainer_of(mode, "supervised", "off")
     trainer.add_event_handler(ProdaEvents.BACKWARD_DONE, lambda engine: ask(engine.state.output["loss_source"]))
     with mode, pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
         trainer.run([fake_batch(mode)])
@@ -199,8 +181,7 @@ def test_compiled_training_agrees():
             for network in (student, teacher.ema_model):
                 network.compile(dynamic=False)
         torch.manual_seed(1)
-        precision, optimizer = Precision("cpu", compile=compile), tiny.sgd(student)
-        trainer = denoise_trainer(student, teacher.ema_model, torch.randn(K, D), optimizer, precision)
+        trainer = tiny.trainer("stage1", student, teacher.ema_model, precision=Precision("cpu", compile=compile))
         trainer.add_event_handler(
             Events.ITERATION_COMPLETED,
             lambda engine: found.append({n: v.item() for n, v in engine.state.output.items() if n.startswith("loss")}),

@@ -19,8 +19,8 @@ REL = 1e-9
 class Settings:
     """What ``make_optimizer`` reads of a stage's settings: published values but for the rate."""
 
-    head_lr_factor, repeat_backbone_parameters, momentum, weight_decay = 10.0, False, 0.9, 2e-4
-    optimizer, layer_decay = "sgd", 1.0
+    head_lr_factor, weight_decay = 10.0, 2e-4
+    optimizer, amp, as_released = "sgd", "off", False
 
     def __init__(self, lr: float) -> None:
         self.lr = lr

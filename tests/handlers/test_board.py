@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.engines.target import TargetView
-from proda.handlers.board import Board, losses
+from proda.handlers.board import Board
 from proda.handlers.panels import PANEL_ROWS, PANEL_SIZE, TrainingPanels, ValidationPanels
 from proda.handlers.teacher import EMATeacher
 from tests import tiny
@@ -26,7 +26,7 @@ def stage1_output() -> dict[str, torch.Tensor]:
     return out | {"rectified_labels": maps.argmax(1), "loss": torch.tensor(1.5), "loss_target": torch.tensor(0.5)}
 
 
-def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = False, panels_every: int = 2) -> None:
+def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = False) -> None:
     """A run of fake steps with a board and one validation in the middle."""
 
     def step(engine: Engine, batch: dict) -> dict:
@@ -46,7 +46,7 @@ def run(folder, output, *, iterations: int = 4, start: int = 0, teacher: bool = 
     trainer.add_event_handler(Events.ITERATION_STARTED, lambda: optimizer.param_groups[0].update(lr=0.125))
     trainer.add_event_handler(ProdaEvents.OPTIMIZER_STEPPED, lambda: optimizer.param_groups[0].update(lr=0.25))
     board = Board(folder, evaluator, {"student": optimizer}, COLORS)
-    board.attach(trainer, every=1, panels_every=panels_every)
+    board.attach(trainer, every=1)
     board.open()
 
     @trainer.on(Events.STARTED)
@@ -70,19 +70,16 @@ def board(folder) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
 
 
-def test_the_board_has_every_scalar_and_panel(tmp_path):
+def test_scalars_and_panels_are_written_at_their_iterations(tmp_path, monkeypatch):
+    monkeypatch.setattr("proda.handlers.board.PANELS", 3)
     run(tmp_path, stage1_output, teacher=True)
-    tags = board(tmp_path).Tags()
-    assert set(tags["scalars"]) == {
+    events = board(tmp_path)
+    assert set(events.Tags()["scalars"]) == {
         *("train/loss", "train/loss_target", "train/ema_momentum", "student/lr/group_0"),
         *("val/miou", "val/iou/road", "pseudo_labels/miou", "pseudo_labels/iou/road"),
     }
-    assert set(tags["images"]) == {"train/source", "train/target", "val/panel"}
-
-
-def test_scalars_are_written_at_their_iterations(tmp_path):
-    run(tmp_path, stage1_output, teacher=True)
-    events = board(tmp_path)
+    steps = {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
+    assert steps == {"train/source": [1, 3], "train/target": [1, 3], "val/panel": [2, 4]}
     points = lambda tag: [(point.step, point.value) for point in events.Scalars(tag)]  # noqa: E731
     assert points("train/loss") == [(i, 1.5) for i in (1, 2, 3, 4)]
     assert points("student/lr/group_0") == [(i, 0.125) for i in (1, 2, 3, 4)]
@@ -100,16 +97,6 @@ def test_a_resumed_run_hides_the_points_past_its_checkpoint(tmp_path):
     assert points == [(1, 1), (2, 1), (3, 2), (4, 2)]
 
 
-def test_panels_come_at_the_first_iteration_and_then_at_their_interval(tmp_path):
-    run(tmp_path, stage1_output, panels_every=3)
-    assert [image.step for image in board(tmp_path).Images("train/target")] == [1, 3]
-
-
-def test_panels_can_be_switched_off(tmp_path):
-    run(tmp_path, stage1_output, panels_every=0)
-    assert board(tmp_path).Tags()["images"] == ["val/panel"]
-
-
 def panels(output: dict, batch: dict | None = None, target: TargetView | None = None) -> dict[str, list[str]]:
     """Name of each panel -> its column titles."""
     rows = {}
@@ -119,15 +106,19 @@ def panels(output: dict, batch: dict | None = None, target: TargetView | None = 
     return rows
 
 
-def test_the_panel_of_stage_1_shows_labels_before_and_after_rectification():
-    titles = panels(stage1_output())["train/target"]
-    assert titles == ["image", "prediction", "confidence", "pseudo label", "rectified", "strong view"]
+def without(out: dict, *names: str) -> dict:
+    return {name: value for name, value in out.items() if name not in names}
 
 
-def test_the_panel_of_stage_2_shows_the_strong_view_that_the_student_sees():
-    out = stage1_output() | {"teacher_logits": torch.randn(B, K, H // 4, W // 4)}
-    del out["rectified_labels"]
-    assert panels(out)["train/target"] == ["strong image", "prediction", "confidence", "pseudo label"]
+def test_the_panels_of_each_stage():
+    labels, out = ["prediction", "confidence", "pseudo label"], stage1_output()
+    assert panels(out)["train/target"] == ["image", *labels, "rectified", "strong view"]
+    second = without(out, "rectified_labels") | {"teacher_logits": out["target_logits"]}
+    assert panels(second)["train/target"] == ["strong image", *labels]
+    source = {"source": tiny.batch()["source"]}
+    assert panels(without(out, "target_logits"), source) == {
+        "train/source": ["source image", "ground truth", "prediction"]
+    }
 
 
 def test_a_panel_shows_what_handlers_have_put_in_the_place_of_the_target():
@@ -136,12 +127,6 @@ def test_a_panel_shows_what_handlers_have_put_in_the_place_of_the_target():
     assert "trained on" not in panels(out, batch, same)["train/target"]
     titles = panels(out, batch, same._replace(image=same.image.clone()))["train/target"]
     assert titles[:4] == ["image", "trained on", "its labels", "prediction"]
-
-
-def test_source_training_has_only_a_source_panel():
-    batch = {"source": tiny.batch()["source"]}
-    out = {"source_logits": torch.randn(B, K, H, W), "loss": torch.zeros(())}
-    assert panels(out, batch) == {"train/source": ["source image", "ground truth", "prediction"]}
 
 
 @pytest.mark.parametrize("images", [1, PANEL_ROWS + 1])
@@ -155,13 +140,6 @@ def test_a_training_panel_has_a_row_for_each_of_the_first_images_in_their_shape(
     (picture,) = writer.pictures
     rows, columns = min(images, PANEL_ROWS), 3
     assert picture.shape[0] // 100 == rows and picture.shape[1] // 200 == columns
-
-
-def test_losses_are_the_outputs_of_that_name():
-    assert losses({"loss": torch.tensor(1.0), "loss_source": 2.0, "logits": torch.ones(2)}) == {
-        "loss": 1.0,
-        "loss_source": 2.0,
-    }
 
 
 def test_a_progress_bar_shows_the_iterations_of_all_epochs(tmp_path, terminal):

@@ -5,11 +5,10 @@ import torch
 
 from proda.data.color import NUMBERS, change_colors, color_changes
 from proda.engines.events import ProdaEvents
-from proda.engines.online import OnlineOptions, online_trainer
 from proda.handlers.class_mix import ClassMix
 from proda.handlers.color_augmentation import ColorAugmentation, augmented
 from tests import tiny
-from tests.tiny import PRECISION, K
+from tests.tiny import K
 
 
 def test_every_image_has_a_change_of_its_own():
@@ -34,8 +33,7 @@ def test_a_process_has_its_part_of_the_draws_of_the_global_batch(monkeypatch):
 
 
 def test_it_changes_the_mixed_image_and_nothing_else():
-    student, seen = tiny.network(), []
-    trainer = online_trainer(student, tiny.network(1), tiny.sgd(student), PRECISION, OnlineOptions())
+    trainer, seen = tiny.trainer("online"), []
     ClassMix(K).attach(trainer)
     trainer.add_event_handler(ProdaEvents.TARGET_READY, lambda engine: seen.append(engine.state.target))
     ColorAugmentation().attach(trainer)

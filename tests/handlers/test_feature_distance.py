@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from proda.engines.events import ProdaEvents
-from proda.engines.supervised import supervised_trainer
 from proda.handlers.feature_distance import FeatureDistance
 from proda.method.feature_distance import mostly_one_of
 from proda.models.build import build_network
@@ -24,7 +23,7 @@ def batch():
 
 
 def trainer_of(network, lr=0.0, **options):
-    trainer = supervised_trainer(network, tiny.sgd(network, lr), PRECISION)
+    trainer = tiny.trainer("supervised", network, lr=lr)
     handler = FeatureDistance(network, PRECISION, THINGS, **options)
     handler.attach(trainer)
     return trainer, handler
@@ -82,27 +81,18 @@ def test_nothing_keeps_the_features_after_the_backward_pass():
     trainer.add_event_handler(ProdaEvents.SOURCE_LOSSES_READY, lambda _: kept.append(handler.features is not None))
     trainer.run([batch()])
     assert kept == [False] and handler.features is None  # let go of at once: the teacher's pass comes next
-
-
-def test_evaluation_leaves_no_features():
-    network = tiny.network()
-    _, handler = trainer_of(network)
     with torch.no_grad():
-        network.eval()(torch.rand(1, 3, 32, 32))
-    assert handler.features is None
+        handler.network.eval()(torch.rand(1, 3, 32, 32))
+    assert handler.features is None  # nor does evaluation leave any
 
 
-def test_a_network_that_hides_its_backbone_is_named(monkeypatch):
+def test_a_network_that_hides_its_backbone_or_has_no_features_of_it_is_named(monkeypatch):
     network = tiny.network()
     trainer, _ = trainer_of(network)
     monkeypatch.setattr(type(network), "forward", lambda self, x: self.layer5(torch.rand(len(x), 256, 9, 17)))
     monkeypatch.setattr(type(network), "num_features", 32, raising=False)
     with pytest.raises(UserError, match="DeepLab does not pass the output of its backbone through backbone_output"):
         trainer.run([batch()])
-
-
-def test_a_network_without_features_of_its_backbone_is_named(monkeypatch):
-    network = tiny.network()
     monkeypatch.setattr(type(network), "backbone_features", SegmentationNetwork.backbone_features)
     with pytest.raises(UserError, match="the network DeepLab does not have backbone_features"):
         FeatureDistance(network, PRECISION, THINGS)

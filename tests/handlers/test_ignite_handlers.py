@@ -72,20 +72,15 @@ def test_a_time_limit_ends_the_run_and_saves(train, tmp_path):
     assert summary["iteration"] == 1 and checkpoints(tmp_path / "run") == {"checkpoint_1.pt"}
 
 
-def test_the_basic_profiler_measures_every_iteration(train):
-    profiler = BasicTimeProfiler()
-    train(profiler.attach)
+def test_the_profilers_measure_every_iteration_and_know_our_handlers_by_name(train):
+    profiler, of_handlers = BasicTimeProfiler(), HandlersTimeProfiler()
+    train(lambda trainer: (profiler.attach(trainer), of_handlers.attach(trainer)))
     results = profiler.get_results()
     assert results["processing_stats"]["total"] > 0 and results["dataflow_stats"]["total"] > 0
     # it makes room for as many batches an epoch as the loader has, and ours has those of the whole run
     assert (profiler.processing_times > 0).nonzero().flatten().tolist() == list(range(ITERATIONS))
     assert results["event_handlers_stats"]["ITERATION_COMPLETED"]["total"] > 0
-
-
-def test_the_handlers_profiler_knows_our_handlers_by_name(train):
-    profiler = HandlersTimeProfiler()
-    train(profiler.attach)
-    rows = {row[0]: row for row in profiler.get_results()}
+    rows = {row[0]: row for row in of_handlers.get_results()}
     assert {"SeedIterations", "Validation", "StopOnNan"} <= rows.keys() | {name.split(".")[0] for name in rows}
     assert rows["Processing"][2] > 0
 
@@ -140,14 +135,10 @@ def test_the_learning_rate_finder_leaves_a_trainer_as_it_was(train):
             warnings.catch_warnings(action="ignore"),
             finder.attach(trainer, to_save, lambda output: output["loss"].item(), num_iter=4, end_lr=1.0) as finding,
         ):
-            finding.run([{"source": source_batch()}] * 4)
+            finding.run([{"source": tiny.batch()["source"]}] * 4)
         assert torch.equal(parts["student"].conv1.weight, before) and trainer.state.iteration == 0
         rates.extend(finder.get_results()["lr"])
 
     summary = train(attach)
     assert len(rates) == 4 and rates == sorted(rates) and rates[-1] > 10 * rates[0]
     assert summary["iteration"] == ITERATIONS
-
-
-def source_batch() -> dict[str, torch.Tensor]:
-    return tiny.batch()["source"]

@@ -3,10 +3,7 @@
 import pytest
 import torch
 
-from proda.engines.denoise import DenoiseOptions, denoise_trainer
-from proda.engines.distill import DistillOptions, distill_trainer
 from proda.engines.events import ProdaEvents
-from proda.engines.online import OnlineOptions, online_trainer
 from proda.handlers import masked_consistency
 from proda.handlers.class_mix import ClassMix
 from proda.handlers.masked_consistency import MaskedConsistency
@@ -22,9 +19,8 @@ def own_colors(monkeypatch):
     monkeypatch.setattr(masked_consistency, "augmented", lambda images: 255 - images)
 
 
-def online(student, lr=0.0):
-    options = OnlineOptions(confidence=0.21, ignore_top=2, ignore_bottom=3)
-    return online_trainer(student, tiny.network(1), tiny.sgd(student, lr), PRECISION, options)
+def online(student):
+    return tiny.trainer("online", student, lr=0.0, confidence=0.21, ignore_top=2, ignore_bottom=3)
 
 
 def spied(trainer, handler):
@@ -57,13 +53,6 @@ def test_the_student_sees_the_augmented_image_with_squares_in_the_neutral_colour
     assert squares[~masked].equal(expected[~masked])
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0])
-def test_the_ratio_is_the_probability_of_a_square(ratio):
-    student = tiny.network(dropout=0.0)
-    masked = spied(online(student), made(student, ratio=ratio))["masked"]
-    assert masked.eq(0).all() == (ratio == 1)
-
-
 def test_the_loss_is_the_weighted_cross_entropy_with_the_labels_of_the_whole_image():
     student = tiny.network(dropout=0.0)
     seen = spied(online(student), made(student, weight=0.3))
@@ -79,7 +68,7 @@ def test_the_loss_is_the_weighted_cross_entropy_with_the_labels_of_the_whole_ima
 
 def test_its_gradients_reach_the_student():
     gradients = []
-    for weight in (1.0, 2.0):
+    for weight in (0.0, 1.0, 2.0):
         student = tiny.network(dropout=0.0)
         trainer = online(student)
         trainer.add_event_handler(
@@ -88,43 +77,28 @@ def test_its_gradients_reach_the_student():
         torch.manual_seed(5)
         made(student, weight=weight).attach(trainer)
         trainer.run([tiny.batch()])
-    student = tiny.network(dropout=0.0)
-    trainer = online(student)
-    trainer.add_event_handler(ProdaEvents.BACKWARD_DONE, lambda _: gradients.append(student.conv1.weight.grad.clone()))
-    torch.manual_seed(5)
-    trainer.run([tiny.batch()])
-    once, twice, without = gradients
+    without, once, twice = gradients
     assert (once - without).abs().max() > 1e-6
     torch.testing.assert_close(twice - without, 2 * (once - without), rtol=1e-3, atol=1e-6)
 
 
-def test_it_uses_the_image_before_mixing():
+def test_it_uses_the_image_before_mixing(monkeypatch):
+    monkeypatch.setattr(masked_consistency, "RATIO", 0.0)
     student = tiny.network(dropout=0.0)
     trainer = online(student)
     ClassMix(K).attach(trainer)  # attached first, and yet later
-    seen = spied(trainer, made(student, ratio=0.0))
+    seen = spied(trainer, made(student))
     assert seen["masked"].equal((255 - seen["target"].image) / 255)
 
 
-def test_stage_1_weights_an_image_by_its_sure_rectified_labels():
-    student = tiny.network(dropout=0.0)
-    means = torch.randn(K, student.num_features)
-    trainer = denoise_trainer(student, tiny.network(1), means, tiny.sgd(student), PRECISION, DenoiseOptions())
-    handler = made(student, confidence=0.5)
-    weights = []
-    trainer.add_event_handler(ProdaEvents.EXTRA_LOSSES, lambda engine: weights.append(handler._weights(engine)))
-    output = spied(trainer, handler)["output"]
-    confident_fraction = (output["rectified"].max(1).values >= 0.5).float().mean((1, 2))
-    assert 0 < confident_fraction.min() < 1 and weights[0].shape == (2, H // 4, W // 4)
-    assert weights[0].equal(confident_fraction[:, None, None].expand_as(weights[0])) and output["loss_masked"] > 0
-
-
-def test_stages_2_and_3_weight_it_by_the_pixels_that_have_a_label():
-    student = tiny.network(dropout=0.0)
-    trainer = distill_trainer(student, tiny.network(1), tiny.sgd(student), PRECISION, DistillOptions())
-    handler = made(student)
-    weights = []
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_stages_without_weights_weight_an_image_by_the_share_of_its_sure_labels(stage):
+    student, weights = tiny.network(dropout=0.0), []
+    trainer, handler = tiny.trainer(stage, student), made(student, confidence=0.5)
     trainer.add_event_handler(ProdaEvents.EXTRA_LOSSES, lambda engine: weights.append(handler._weights(engine)))
     seen = spied(trainer, handler)
-    share = (seen["target"].labels != IGNORE).float().mean((1, 2))
-    assert 0 < share.min() < 1 and weights[0][:, 0, 0].equal(share) and seen["output"]["loss_masked"] > 0
+    output = seen["output"]
+    sure = output["rectified"].max(1).values >= 0.5 if stage == "stage1" else seen["target"].labels != IGNORE
+    share = sure.float().mean((1, 2))
+    assert 0 < share.min() < 1 and output["loss_masked"] > 0
+    assert weights[0].equal(share[:, None, None].expand(2, H // 4, W // 4))

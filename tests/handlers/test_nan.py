@@ -16,15 +16,6 @@ def trainer_of(*, every: int | None = None) -> Engine:
     return trainer
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_on_a_cpu_the_run_ends_at_once(value):
-    trainer, done = trainer_of(), []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: done.append(engine.state.iteration))
-    with pytest.raises(FloatingPointError, match="at iteration 3"):
-        trainer.run([1.0, 2.0, value, 1.0])
-    assert done == [1, 2]  # no later handler sees the iteration
-
-
 @pytest.mark.parametrize("event", [ProdaEvents.BEFORE_WEIGHTS_USED, ProdaEvents.BEFORE_LABELS_WRITTEN])
 def test_elsewhere_it_ends_before_the_weights_are_used(event):
     trainer, used = trainer_of(every=20), []
@@ -44,14 +35,10 @@ def test_it_ends_within_the_given_number_of_iterations_and_at_the_end():
         trainer_of(every=5).run([1.0, math.nan, 1.0])
 
 
-def test_finite_losses_end_nothing():
-    assert trainer_of().run([1.0, -1e30, 0.0]).iteration == 3
-
-
 @pytest.mark.parametrize("name", ["loss", "loss_discriminator"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(name, bad):
-    outputs = iter([1.0, bad, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_on_a_cpu_the_run_ends_at_once_before_anything_is_saved(name, bad):
+    outputs = iter([-1e30, bad, 1.0])
     saved = []
     engine = Trainer(lambda *_: {"loss": torch.tensor(1.0)} | {name: torch.tensor(next(outputs))})
     StopOnNan().attach(engine)

@@ -87,6 +87,9 @@ def run(
     return engine
 
 
+to_size = partial(torch.nn.functional.interpolate, mode="bilinear", align_corners=True)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_soft_labels_are_the_probabilities_at_network_resolution(tmp_path, flip):
     network, store = tiny.network().train(), soft_store(tmp_path)
@@ -101,35 +104,23 @@ def test_soft_labels_are_the_probabilities_at_network_resolution(tmp_path, flip)
         torch.testing.assert_close(store.read(name), probabilities, atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_hard_labels_are_the_arg_max_at_image_size(tmp_path, flip):
-    network = tiny.network().eval()
-    store = open_store(tmp_path, "hard", Manifest(K, "w", {"flip": flip}, NAMES))
-    write_pseudo_labels(store, network, Images()(NAMES), PRECISION, class_names=CLASSES, flip=flip)
-    image = PICTURES[:1].float() / 255
-    logits = [network(image).logits] + ([network(image.flip(-1)).logits] if flip else [])
-    maps = [torch.nn.functional.interpolate(x.softmax(1), FULL, mode="bilinear", align_corners=True) for x in logits]
-    expected = (maps[0] + maps[-1].flip(-1)) / 2 if flip else maps[0]
-    labels, confidence = store.read("a")
-    assert (labels == expected[0].argmax(0)).float().mean() > 0.999  # except for ties in the last bit
-    torch.testing.assert_close(confidence, expected[0].amax(0), atol=5.1e-3, rtol=0)
-
-
-def test_hard_labels_are_averaged_over_scales_and_over_other_networks(tmp_path):
-    first, second = tiny.network(seed=1).eval(), tiny.network(seed=2).eval()
-    averaging = Averaging(flip=True, scales=(0.5, 1.0), ensemble=[second])
+@pytest.mark.parametrize(("flip", "scales", "several"), [(False, (1.0,), 0), (True, (1.0,), 0), (True, (0.5, 1.0), 1)])
+def test_hard_labels_are_averaged_over_mirror_images_scales_and_networks(tmp_path, flip, scales, several):
+    first, others = tiny.network(seed=1).eval(), [tiny.network(seed=2).eval()] * several
+    averaging = Averaging(flip=flip, scales=scales, ensemble=others)
     store = open_store(tmp_path, "hard", Manifest(K, "w", averaging.settings(), NAMES))
     write_pseudo_labels(store, first, Images()(NAMES), PRECISION, class_names=CLASSES, **averaging._asdict())
-    total, image = torch.zeros(1, K, *FULL), PICTURES[:1].float() / 255
-    to_size = partial(torch.nn.functional.interpolate, mode="bilinear", align_corners=True)
-    for network in (first, second):
-        for scale in (0.5, 1.0):
+    found, image = [], PICTURES[:1].float() / 255
+    for network in (first, *others):
+        for scale in scales:
             view = to_size(image, size=[round(scale * side) for side in FULL])
-            total += to_size(network(view).logits.softmax(1), size=FULL)
-            total += to_size(network(view.flip(-1)).logits.softmax(1), size=FULL).flip(-1)
+            found.append(to_size(network(view).logits.softmax(1), size=FULL))
+            if flip:
+                found.append(to_size(network(view.flip(-1)).logits.softmax(1), size=FULL).flip(-1))
     labels, confidence = store.read("a")
-    assert (labels == total[0].argmax(0)).float().mean() > 0.999
-    torch.testing.assert_close(confidence, total[0].amax(0) / 8, atol=5.1e-3, rtol=0)
+    expected = torch.stack(found).mean(0)[0]
+    assert (labels == expected.argmax(0)).float().mean() > 0.999  # except for ties in the last bit
+    torch.testing.assert_close(confidence, expected.amax(0), atol=5.1e-3, rtol=0)
 
 
 def test_manifests_mention_scales_and_networks_only_if_there_are_several():
@@ -137,7 +128,7 @@ def test_manifests_mention_scales_and_networks_only_if_there_are_several():
     other.origin = "abc"
     assert Averaging(flip=True).settings() == Averaging(flip=True, scales=[1.0]).settings() == {"flip": True}
     found = Averaging(scales=(0.5, 1.0), ensemble=[other]).settings()
-    assert found == {"flip": False, "scales": (0.5, 1.0), "others": ["abc"]}
+    assert found == {"flip": False, "scales": (0.5, 1.0), "ensemble": ["abc"]}
 
 
 def test_scores_against_ground_truth_are_those_of_the_predictions(tmp_path):
@@ -176,8 +167,11 @@ def test_labels_are_prepared_when_training_starts_and_only_the_missing_ones(tmp_
     assert len(images.asked) == 2 and missing_labels(store, NAMES) == []
 
 
-def test_the_student_renews_them_every_so_many_epochs_but_not_after_the_last(tmp_path):
-    store, images, batches, read = soft_store(tmp_path), Images(), Batches(), []
+def test_the_student_renews_them_every_so_many_epochs_but_not_after_the_last(tmp_path, monkeypatch):
+    store, images, batches, read, ahead = soft_store(tmp_path), Images(), Batches(), [], []
+    monkeypatch.setattr(
+        "proda.handlers.pseudo_labels.prefetched", lambda batches, device: ahead.append(device) or batches
+    )
     student = tiny.network(1)
     run(
         labels_of(store, images),
@@ -189,36 +183,23 @@ def test_the_student_renews_them_every_so_many_epochs_but_not_after_the_last(tmp
     )
     assert read == [("from 0", tmp_path.name)] * 4 + [("from 4", "iteration_4")] * 4
     assert batches.restarts == [4] and images.asked == [NAMES, NAMES]
+    assert ahead == [PRECISION.device]  # the batches after the renewal are copied ahead like those before
     expected = student.eval()(PICTURES[:1].float() / 255).logits.softmax(1)
     torch.testing.assert_close(store.read("a"), expected[0], atol=2e-3, rtol=0)
 
 
-def test_the_batches_after_a_renewal_are_copied_ahead_like_those_before(tmp_path, monkeypatch):
-    ahead = []
-    monkeypatch.setattr(
-        "proda.handlers.pseudo_labels.prefetched", lambda batches, device: ahead.append(device) or batches
-    )
-    run(labels_of(soft_store(tmp_path)), iterations=8, every=2, student=tiny.network(1), batches=Batches())
-    assert ahead == [PRECISION.device]
-
-
-def test_renewed_labels_carry_the_checksum_of_the_student(tmp_path):
-    manifests = []
+def test_renewed_labels_are_those_of_their_student_in_the_runs_own_folder(tmp_path):
+    manifests, labels = [], []
     for seed in (1, 2):
-        store = soft_store(tmp_path / str(seed))
-        run(labels_of(store), iterations=3, every=1, student=tiny.network(seed))
+        store = soft_store(tmp_path / "shared")
+        run(labels_of(store), iterations=3, every=1, student=tiny.network(seed), folder=tmp_path / "own")
+        assert store.folder == tmp_path / "own" / "pseudo_labels" / "iteration_2"
         manifests.append(read_manifest(store.folder, "soft"))
-    assert manifests[0].settings == manifests[1].settings == {"renewed_at_iteration": 2}
-    assert len({*(manifest.weights for manifest in manifests), "w"}) == 3
-
-
-def test_labels_of_another_students_run_are_never_used(tmp_path):
-    labels = []
-    for seed in (1, 2):
-        store = soft_store(tmp_path)
-        run(labels_of(store), iterations=3, every=1, student=tiny.network(seed))
         labels.append(store.read("a"))
+    assert manifests[0].settings == manifests[1].settings == {"renewed_at_iteration": 2}
+    assert len({*(manifest.weights for manifest in manifests), "w"}) == 3  # checksums of the students
     assert (labels[0] - labels[1]).abs().max() > 0.01
+    assert sorted(p.name for p in (tmp_path / "shared").iterdir()) == ["manifest.json", "probabilities"]
 
 
 @pytest.mark.parametrize("start", [2, 3])
@@ -258,98 +239,61 @@ def test_renewal_switched_on_in_the_middle_waits_for_its_epoch(tmp_path):
     assert folders == [tmp_path.name, "iteration_4"]
 
 
-def test_renewed_labels_go_to_the_runs_own_folder_not_to_a_shared_one(tmp_path):
-    store = soft_store(tmp_path / "shared")
-    run(labels_of(store), iterations=3, every=1, student=tiny.network(1), folder=tmp_path / "own")
-    assert store.folder == tmp_path / "own" / "pseudo_labels" / "iteration_2"
-    assert sorted(p.name for p in (tmp_path / "shared").iterdir()) == ["manifest.json", "probabilities"]
-
-
 def renewed_folders(tmp_path) -> set[str]:
     return {path.name for path in (tmp_path / "pseudo_labels").iterdir()}
 
 
-def test_renewed_labels_that_no_checkpoint_needs_are_deleted(tmp_path):
-    """Labels are renewed every second iteration; every iteration saves a checkpoint, and two are kept."""
+@pytest.mark.parametrize(("checkpoint_every", "kept"), [(1, {6, 8}), (3, {2, 4, 6, 8})])
+def test_renewed_labels_that_no_checkpoint_needs_are_deleted(tmp_path, checkpoint_every, kept):
+    """Labels are renewed every second iteration; two checkpoints are kept.
+
+    At the renewal of iteration 8, checkpoints 7 and 8, or 3 and 6, exist. Those of 7 and 8 were saved while training on
+    the labels of 6, that of 3 on the labels of 2.
+    """
     handler = labels_of(soft_store(tmp_path / "first"))
     (tmp_path / "pseudo_labels" / "iteration_of_mine").mkdir(parents=True)
-    run(handler, iterations=9, every=1, student=tiny.network(1), folder=tmp_path, checkpoint_every=1)
-    # At the renewal of iteration 8, checkpoints 7 and 8 exist; both were saved while training on the labels of 6.
-    assert renewed_folders(tmp_path) == {"iteration_6", "iteration_8", "iteration_of_mine"}
+    run(handler, iterations=9, every=1, student=tiny.network(1), folder=tmp_path, checkpoint_every=checkpoint_every)
+    assert renewed_folders(tmp_path) == {"iteration_of_mine", *(f"iteration_{i}" for i in kept)}
     assert (tmp_path / "first" / "manifest.json").exists()
 
 
-def test_labels_of_an_old_checkpoint_stay_while_it_is_there(tmp_path):
-    handler = labels_of(soft_store(tmp_path / "first"))
-    run(handler, iterations=9, every=1, student=tiny.network(1), folder=tmp_path, checkpoint_every=3)
-    assert renewed_folders(tmp_path) == {"iteration_2", "iteration_4", "iteration_6", "iteration_8"}
+def checkpointed(tmp_path, epochs: int, *, every: int, images=None, resumed_at: int = 0, listen=None) -> Trainer:
+    """A run with real checkpoints whose student renews the labels after each epoch of two iterations."""
+    engine, checkpoints, folder = Trainer(lambda *_: {}), Checkpoints(tmp_path / "run"), tmp_path / "run"
+    handler = labels_of(soft_store(tmp_path / "first"), images)
+    handler.attach(engine, 1, labeller=tiny.network(1), batches=Batches(), folder=folder)
+    checkpoints.attach(engine, every=every)
+    if resumed_at:
+        assert checkpoints.resume(engine) == resumed_at
+        engine.state.max_iters = None
+    if listen:
+        engine.add_event_handler(ProdaEvents.PSEUDO_LABELS_REFRESHED(once=resumed_at), listen)
+    engine.run(["from 0"] * 2, max_epochs=epochs, epoch_length=2)
+    return engine
 
 
 def test_a_resumed_run_keeps_the_labels_of_the_checkpoint_before_the_newest(tmp_path):
-    """Should the newest prove damaged later, the one before it is gone on with."""
-
-    def start(folder, iterations: int, resume: bool) -> Engine:
-        engine, checkpoints = Trainer(lambda *_: {}), Checkpoints(folder)
-        handler = labels_of(soft_store(tmp_path / "first"))
-        handler.attach(engine, 1, labeller=tiny.network(1), batches=Batches(), folder=folder)
-        checkpoints.attach(engine, every=3)
-        if resume:
-            assert checkpoints.resume(engine) == 6 and engine.state.checkpoint_iterations == [4, 6]
-            engine.state.max_iters = None
-        engine.run(["from 0"] * 2, max_epochs=iterations // 2, epoch_length=2)
-        return engine
-
-    run_folder = tmp_path / "run"
-    assert start(run_folder, 6, resume=False).state.checkpoint_iterations == [4, 6]  # 4 before its renewal
-    # the labels of 2, on which the run trained at iteration 4
-    assert "iteration_2" in renewed_folders(run_folder)
+    """Should the newest prove damaged later, the run continues from the one before it."""
+    assert checkpointed(tmp_path, 3, every=3).state.checkpoint_iterations == [4, 6]  # 4 before its renewal
     seen = []
-    monitor = PseudoLabels.prepare
-
-    def prepare(self, engine: Engine) -> None:
-        monitor(self, engine)
-        seen.append((engine.state.iteration, sorted(renewed_folders(run_folder))))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PseudoLabels, "prepare", prepare)
-        start(run_folder, 8, resume=True)
-    assert seen[0] == (6, ["iteration_2", "iteration_4", "iteration_6"])
+    checkpointed(tmp_path, 4, every=3, resumed_at=6, listen=lambda: seen.append(renewed_folders(tmp_path / "run")))
+    # with the labels of 2, on which the run trained at iteration 4
+    assert seen == [{"iteration_2", "iteration_4", "iteration_6"}]
 
 
 def test_the_iteration_is_saved_before_new_labels_are_written_but_not_again_by_a_resume(tmp_path):
     """Writing labels takes long: a process that is killed meanwhile would lose all since the last checkpoint."""
 
-    class Killed(BaseException):
-        pass
-
     def killed(_names: list[str]) -> list[dict]:
-        raise Killed
+        raise KeyboardInterrupt
 
-    student = tiny.network(1)
-
-    def start(images, *, resume: bool) -> Checkpoints:
-        engine, checkpoints = Trainer(lambda *_: {}), Checkpoints(tmp_path / "run")
-        first = soft_store(tmp_path / "first")
-        handler = PseudoLabels(first, tiny.network(), images, PRECISION, CLASSES)
-        handler.attach(engine, 1, labeller=student, batches=Batches(), folder=tmp_path / "run")
-        checkpoints.attach(engine, every=100)
-        if resume:
-            assert checkpoints.resume(engine) == 2
-            engine.state.max_iters = None
-            before = (tmp_path / "run" / "checkpoint_2.pt").stat().st_mtime_ns
-            engine.add_event_handler(
-                ProdaEvents.PSEUDO_LABELS_REFRESHED(once=2),
-                lambda: saved.append((tmp_path / "run" / "checkpoint_2.pt").stat().st_mtime_ns == before),
-            )
-        engine.run(["from 0"] * 2, max_epochs=2, epoch_length=2)
-        return checkpoints
-
-    saved: list[bool] = []
     labels_of(soft_store(tmp_path / "first")).prepare(Trainer(lambda *_: {}))  # so that only renewals write
-    with pytest.raises(Killed):
-        start(killed, resume=False)
-    start(Images(), resume=True)
-    assert saved == [True]
+    with pytest.raises(KeyboardInterrupt):
+        checkpointed(tmp_path, 2, every=100, images=killed)
+    file, times = tmp_path / "run" / "checkpoint_2.pt", []
+    before = file.stat().st_mtime_ns
+    checkpointed(tmp_path, 2, every=100, resumed_at=2, listen=lambda: times.append(file.stat().st_mtime_ns))
+    assert times == [before]
     assert (tmp_path / "run" / "pseudo_labels" / "iteration_2" / "manifest.json").exists()
 
 

@@ -19,11 +19,11 @@ def ask(number: int = signal.SIGTERM) -> None:
 class Training:
     """A trainer that validates every second iteration; records iterations and validation batches."""
 
-    def __init__(self, *, batches: int = 5, after: int = 0) -> None:
+    def __init__(self, *, batches: int = 5) -> None:
         self.trainer, self.evaluator = Engine(lambda *_: None), Engine(lambda *_: None)
         self.events: list[str] = []
         self.validated: list[tuple[int, bool]] = []  # batches, and whether it was finished
-        self.stop = StopRequests(self.trainer, after=after)
+        self.stop = StopRequests(self.trainer)
         self.stop.attach_to(self.evaluator)
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED(every=2), self.validate, batches)
         self.trainer.add_event_handler(Events.COMPLETED, self.validate, batches)
@@ -63,10 +63,6 @@ def test_a_signal_in_the_last_validation_stops_the_run_too():
     assert end.value.code == 143 and training.validated == [(5, True), (2, False)]
 
 
-def test_without_a_signal_validations_are_whole():
-    assert Training().run(4).validated == [(5, True)] * 3
-
-
 def test_a_validation_without_a_length_runs_to_its_end():
     training = Training()
     evaluator = training.evaluator
@@ -81,64 +77,41 @@ def test_a_validation_without_a_length_runs_to_its_end():
     assert evaluator.state.iteration == 6 and training.trainer.state.iteration == 1
 
 
-EVENTS = [Events.STARTED, Events.EPOCH_STARTED, Events.ITERATION_STARTED(once=3), Events.ITERATION_COMPLETED(once=3)]
+EVENTS = {
+    Events.STARTED: 1,
+    Events.EPOCH_STARTED: 1,
+    Events.ITERATION_STARTED(once=3): 3,
+    Events.ITERATION_COMPLETED(once=3): 3,
+    Events.EPOCH_COMPLETED(once=2): 8,
+}
 
 
-@pytest.mark.parametrize(("event", "ends"), list(zip(EVENTS, [1, 1, 3, 3], strict=True)))
+@pytest.mark.parametrize(("event", "ends"), EVENTS.items())
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_handler_that_terminates_ends_the_run_with_the_iteration(event, ends, skip):
     training = Training()
     training.trainer.add_event_handler(event, lambda: training.trainer.terminate(skip_completed=skip))
     training.run()
+    assert training.trainer.terminate == Engine.terminate.__get__(training.trainer)  # as before the run
     assert training.trainer.state.iteration == ends
     assert training.events == ["TERMINATE"] + ["COMPLETED"] * (not skip)
 
 
-def test_a_handler_that_terminates_at_the_end_of_an_epoch_ends_the_run_there():
+INT, TERM = signal.SIGINT, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [((INT, TERM), 143), ((TERM, INT), 130), ((TERM, TERM), 143), ((INT, INT), None), ((INT, TERM, INT), None)],
+)
+def test_several_signals_let_the_iteration_end_but_a_second_ctrl_c_interrupts_at_once(signals, status):
+    """The launcher sends SIGTERM after each Ctrl-C, too. The later signal gives the status."""
     training = Training()
-    training.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), lambda: training.trainer.terminate())
-    training.run()
-    assert training.trainer.state.iteration == 8
-
-
-@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
-def test_signals_of_both_kinds_let_the_iteration_end_and_the_later_one_gives_the_status(first, second):
-    training = Training()
-    training.trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: (ask(first), ask(second)))
-    with pytest.raises(Stopped) as end:
-        training.run()
-    assert end.value.code == 128 + second and training.trainer.state.iteration == 3
-
-
-def test_a_second_ctrl_c_interrupts_at_once_and_a_second_sigterm_does_not():
-    training = Training()
-    training.trainer.add_event_handler(
-        Events.ITERATION_STARTED(once=3), lambda: (ask(signal.SIGINT), ask(signal.SIGINT))
-    )
-    with pytest.raises(KeyboardInterrupt):
-        training.run()
-    assert training.events == []
-    training = Training()
-    training.trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: (ask(), ask()))
-    with pytest.raises(Stopped):
-        training.run()
-    assert training.trainer.state.iteration == 3 and training.events == ["TERMINATE"]
-
-
-def test_a_second_ctrl_c_interrupts_although_the_launcher_sends_sigterm_after_each():
-    training = Training()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGINT)
     training.trainer.add_event_handler(Events.ITERATION_STARTED(once=3), lambda: [ask(number) for number in signals])
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped if status else KeyboardInterrupt) as end:
         training.run()
-
-
-def test_stop_after_and_the_trainer_is_as_before():
-    training = Training(after=3)
-    with pytest.raises(Stopped) as end:
-        training.run()
-    assert end.value.code == 0 and training.trainer.state.iteration == 3
-    assert training.trainer.terminate == Engine.terminate.__get__(training.trainer)
+    assert training.trainer.state.iteration == 3 and training.events == ["TERMINATE"] * bool(status)
+    assert not status or end.value.code == status
 
 
 def test_processes_with_nccl_agree_without_their_gpus_and_wait_as_long_as_for_anything_else(monkeypatch):
@@ -196,3 +169,4 @@ def test_signals_have_their_own_handlers_again_after_a_run():
     training.run(1)
     assert {number: signal.getsignal(number) for number in before} == before
     assert not set(during) & set(before.values())
+    assert Training().run(4).validated == [(5, True)] * 3  # without a signal validations are whole

@@ -13,6 +13,8 @@ from proda.engines.events import ProdaEvents, Trainer
 from proda.engines.inference import segmentation_evaluator
 from proda.handlers.checkpoints import Checkpoints
 from proda.handlers.kept_models import KeptModels
+from proda.handlers.label_quality import LabelQuality
+from proda.handlers.nan import StopOnNan
 from proda.handlers.validation import Validation
 from proda.models.model_info import ModelInfo
 from proda.utils.files import save_json, save_tensors
@@ -53,7 +55,9 @@ class Run:
             Checkpoints(folder).attach(self.trainer, every=checkpoint_every)
         self.validation = Validation(evaluator, [None], CLASSES, teacher=teacher)
         self.validation.attach(self.trainer, every=every)
-        parts = {"prototypes": torch.ones(3, 2), "teacher": None if teacher is None else self.network}
+        self.mean_teacher = tiny.network(1)
+        self.mean_teacher.register_buffer("iteration", torch.tensor(0))
+        parts = {"prototypes": torch.ones(3, 2), "teacher": None if teacher is None else self.mean_teacher}
         self.models = KeptModels(
             self.validation, self.network, ModelInfo(class_names=tuple("abcde"), recipe="streets"), folder, **parts
         )
@@ -61,6 +65,7 @@ class Run:
 
     def step(self, engine: Engine, _batch: None) -> dict:
         self.network.iteration.fill_(engine.state.iteration)
+        self.mean_teacher.iteration.fill_(100 + engine.state.iteration)
         return {}
 
 
@@ -76,19 +81,16 @@ def kept(folder) -> dict[str, int]:
 
 
 def test_the_last_the_best_and_the_label_free_model_are_kept(tmp_path):
-    validation = train(tmp_path, (5, 0.1), (9, 0.2), (7, 0.9), (6, 0.3))
+    validation = train(tmp_path, (5, 0.1), (9, 0.2), (7, 0.9), (9, 0.3))  # the first of equal scores is the best
     assert kept(tmp_path) == {"last": 4, "best": 2, "label_free": 3}
     summary = validation.summary()
     assert (summary["iteration"], summary["best_iteration"], summary["label_free_iteration"]) == (4, 2, 3)
-    assert summary["miou"] < summary["label_free_miou"] < summary["best_miou"] == pytest.approx(0.9)
+    assert summary["label_free_miou"] < summary["miou"] == summary["best_miou"] == pytest.approx(0.9)
     content = torch.load(tmp_path / "best.pt", weights_only=True)
     assert content["iteration"] == 2 and content["miou"] == pytest.approx(0.9) and content["label_free"] == 0.2
     assert content["recipe"] == "streets" and content["class_names"] == list("abcde")
-
-
-def test_the_first_of_equal_scores_is_the_best(tmp_path):
-    train(tmp_path, (5, 0.1), (5, 0.1))
-    assert kept(tmp_path) == {"last": 2, "best": 1, "label_free": 1}
+    assert torch.equal(content["prototypes"], torch.ones(3, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "label_free.pt", "last.pt"]
 
 
 def test_the_end_of_training_is_validated_once(tmp_path):
@@ -97,24 +99,20 @@ def test_the_end_of_training_is_validated_once(tmp_path):
 
 
 def test_scores_are_on_the_trainer_when_the_event_fires_without_absent_classes(tmp_path):
-    run, seen = Run(tmp_path, Judge((8, 0.5))), []
+    run, seen = Run(tmp_path, Judge((8, 0.5), (9, 0.5))), []
     run.trainer.add_event_handler(
         ProdaEvents.VALIDATED, lambda engine: seen.append((engine.state.scores, dict(engine.state.metrics)))
     )
-    run.trainer.run([None])
-    ((scores, metrics),) = seen
+    # A user's metrics stay: one that is computed again in every iteration, one that is not.
+    RunningAverage(output_transform=lambda _: 2.0).attach(run.trainer, "mine")
+    run.trainer.add_event_handler(Events.STARTED, lambda: run.trainer.state.metrics.update(once=3.0))
+    run.trainer.run([None] * 2)
+    assert [metrics["once"] for _, metrics in seen] == [3.0] * 2 and run.trainer.state.metrics["mine"] == 2.0
+    assert run.trainer.state.metrics["miou"] == pytest.approx(0.9)
+    (scores, metrics), _ = seen
     assert metrics["miou"] == scores["miou"] == pytest.approx(0.8) and metrics["label_free"] == 0.5
     assert {name for name in metrics if name.startswith("iou/")} == {"iou/road", "iou/sky"}
     assert set(scores["iou"]) == set(CLASSES)
-
-
-def test_a_users_metrics_stay_on_the_trainer(tmp_path):
-    run = Run(tmp_path, Judge((8, 0.5), (9, 0.5)))
-    RunningAverage(output_transform=lambda _: 2.0).attach(run.trainer, "mine")  # computed again in every iteration
-    run.trainer.add_event_handler(Events.STARTED, lambda: run.trainer.state.metrics.update(once=3.0))
-    run.trainer.run([None] * 2)
-    assert run.trainer.state.metrics["mine"] == 2.0 and run.trainer.state.metrics["once"] == 3.0
-    assert run.trainer.state.metrics["miou"] == pytest.approx(0.9)
 
 
 def test_validation_leaves_the_network_in_its_modes(tmp_path):
@@ -143,14 +141,6 @@ def test_its_results_are_in_the_checkpoint_so_the_best_stays_the_best(tmp_path):
     assert second.validation.summary()["best_iteration"] == 1
 
 
-def test_the_last_checkpoint_holds_the_last_validation(tmp_path):
-    """The validation runs after the checkpoint of the same iteration was saved for the first time."""
-    Run(tmp_path, Judge((5, 0.1)), every=10, checkpoint_every=1).trainer.run([None] * 2)
-    again = Run(tmp_path, Judge())
-    assert Checkpoints(tmp_path).resume(again.trainer) == 2
-    assert [result["iteration"] for result in again.validation.results] == [2]
-
-
 class Interrupted(Judge):
     """A run of three validations that is stopped during its first."""
 
@@ -159,26 +149,59 @@ class Interrupted(Judge):
         self.should_terminate = "skip_completed" if len(self.scores) == 2 else False
 
 
-def test_an_interrupted_validation_is_discarded_and_repeated_when_the_run_is_resumed(tmp_path):
-    first = Run(tmp_path, Interrupted((1, 0.1), (2, 0.2), (3, 0.3)), every=2, checkpoint_every=1)
+INTERRUPTED = ((1, 0.1), (2, 0.2), (3, 0.3))
+
+
+def resumed(folder, evaluator: Engine, **options) -> tuple[Run, list[int]]:
+    """A run that goes on at iteration 2 and ends at 4, and the iterations of its validations."""
+    again, seen = Run(folder, evaluator, every=2, **options), []
+    assert Checkpoints(folder).resume(again.trainer) == 2
+    again.trainer.add_event_handler(ProdaEvents.VALIDATED, lambda engine: seen.append(engine.state.iteration))
+    again.trainer.run([None] * 4)
+    return again, seen
+
+
+@pytest.mark.parametrize("of_teacher", [False, True])
+def test_an_interrupted_validation_is_discarded_and_repeated_when_the_run_is_resumed(tmp_path, of_teacher):
+    judges = (Judge((5, 0.1)), Interrupted(*INTERRUPTED)) if of_teacher else (Interrupted(*INTERRUPTED), None)
+    first = Run(tmp_path, judges[0], teacher=judges[1], every=2, checkpoint_every=1)
     first.trainer.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda: first.trainer.terminate(skip_completed=True)
     )
     first.trainer.add_event_handler(ProdaEvents.VALIDATED, lambda: pytest.fail("validated"))
     first.trainer.run([None] * 4)
     assert first.validation.results == [] and not (tmp_path / "last.pt").exists()
+    again, seen = resumed(
+        tmp_path, Judge((6, 0.1), (7, 0.2)), teacher=Judge((4, 0.1), (3, 0.1)) if of_teacher else None
+    )
+    assert seen == [2, 4] and [result["miou"] for result in again.validation.results] == pytest.approx([0.6, 0.7])
+    if of_teacher:
+        assert [result["teacher_miou"] for result in again.validation.results] == pytest.approx([0.4, 0.3])
 
-    again, seen = Run(tmp_path, Judge((5, 0.1), (6, 0.2)), every=2), []
-    assert Checkpoints(tmp_path).resume(again.trainer) == 2
-    again.trainer.add_event_handler(ProdaEvents.VALIDATED, lambda engine: seen.append(engine.state.iteration))
-    again.trainer.run([None] * 4)
-    assert seen == [2, 4] and again.validation.results[0]["miou"] < again.validation.results[1]["miou"]
+
+def test_a_finished_validation_is_not_repeated_when_the_run_is_resumed(tmp_path):
+    """The validation runs after the checkpoint of the same iteration was saved for the first time."""
+    first = Run(tmp_path, Judge((5, 0.1)), every=2, checkpoint_every=1)
+    first.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=2), lambda: first.trainer.terminate(skip_completed=True)
+    )
+    first.trainer.run([None] * 4)
+    again, seen = resumed(tmp_path, Judge((6, 0.2)))
+    assert seen == [4] and [result["iteration"] for result in again.validation.results] == [2, 4]
 
 
-def test_a_first_validation_that_a_signal_ends_after_the_last_iteration_saves_no_model(tmp_path):
-    run = Run(tmp_path, Interrupted((1, 0.1), (2, 0.2), (3, 0.3)), every=9)
+def test_a_validation_that_a_signal_ends_after_the_last_iteration_saves_no_model(tmp_path):
+    run = Run(tmp_path, Interrupted(*INTERRUPTED), every=9)
     run.trainer.run([None] * 2)
     assert run.validation.results == [] and not kept(tmp_path)
+
+
+@pytest.mark.parametrize(("student", "teacher", "who"), [(math.nan, 0.1, "network"), (0.1, math.nan, "teacher")])
+def test_a_network_that_predicts_nan_ends_the_run_and_replaces_no_file(tmp_path, student, teacher, who):
+    run = Run(tmp_path, Judge((5, 0.1), (9, student)), teacher=Judge((5, 0.1), (9, teacher)))
+    with pytest.raises(FloatingPointError, match=f"the {who} predicts NaN at iteration 2"):
+        run.trainer.run([None] * 3)
+    assert kept(tmp_path) == {"last": 1, "best": 1, "label_free": 1, "teacher": 101}
 
 
 def test_a_teacher_is_judged_beside_the_student_and_kept_as_it_was_last(tmp_path, caplog, monkeypatch):
@@ -191,54 +214,13 @@ def test_a_teacher_is_judged_beside_the_student_and_kept_as_it_was_last(tmp_path
         "iteration 2: mIoU 80.00 % (best 90.00 %), label-free score 0.4000; "
         "teacher: mIoU 60.00 %, label-free score 0.3000"
     )
-    assert kept(tmp_path) == {"last": 2, "best": 1, "label_free": 1, "teacher": 2}
+    assert kept(tmp_path) == {"last": 2, "best": 1, "label_free": 1, "teacher": 102}
     assert torch.load(tmp_path / "teacher.pt", weights_only=True)["miou"] == pytest.approx(0.6)
     summary = run.validation.summary()
     assert (summary["miou"], summary["teacher_miou"]) == pytest.approx((0.8, 0.6))
     assert set(summary["teacher_iou"]) == set(CLASSES) and summary["teacher_label_free"] == 0.3
     assert summary["best_iteration"] == 1  # the student's
     assert seen[-1]["teacher_miou"] == summary["teacher_miou"] and "teacher_iou/sky" in seen[-1]
-
-
-def test_a_validation_that_is_interrupted_at_the_teacher_is_repeated_from_the_student_on(tmp_path):
-    first = Run(tmp_path, Judge((5, 0.1)), teacher=Interrupted((1, 0.1), (2, 0.2), (3, 0.3)), checkpoint_every=1)
-    first.trainer.add_event_handler(
-        Events.ITERATION_COMPLETED(once=1), lambda: first.trainer.terminate(skip_completed=True)
-    )
-    first.trainer.add_event_handler(ProdaEvents.VALIDATED, lambda: pytest.fail("validated"))
-    first.trainer.run([None] * 2)
-    assert first.validation.results == [] and not (tmp_path / "last.pt").exists()
-
-    again = Run(tmp_path, Judge((6, 0.1), (7, 0.1)), teacher=Judge((4, 0.1), (3, 0.1)))
-    assert Checkpoints(tmp_path).resume(again.trainer) == 1
-    again.trainer.run([None] * 2)
-    scores = [(result["iteration"], result["miou"], result["teacher_miou"]) for result in again.validation.results]
-    assert scores == [(1, pytest.approx(0.6), pytest.approx(0.4)), (2, pytest.approx(0.7), pytest.approx(0.3))]
-
-
-def test_a_teacher_that_predicts_nan_ends_the_run_and_replaces_no_file(tmp_path):
-    run = Run(tmp_path, Judge((5, 0.1), (9, 0.1)), teacher=Judge((5, 0.1), (9, math.nan)))
-    with pytest.raises(FloatingPointError, match="the teacher predicts NaN at iteration 2"):
-        run.trainer.run([None] * 2)
-    assert set(kept(tmp_path).values()) == {1}
-
-
-def test_a_finished_validation_is_not_repeated_when_the_run_is_resumed(tmp_path):
-    first = Run(tmp_path, Judge((5, 0.1)), every=2, checkpoint_every=1)
-    first.trainer.add_event_handler(
-        Events.ITERATION_COMPLETED(once=2), lambda: first.trainer.terminate(skip_completed=True)
-    )
-    first.trainer.run([None] * 4)
-    again = Run(tmp_path, Judge((6, 0.2)), every=2)
-    assert Checkpoints(tmp_path).resume(again.trainer) == 2
-    again.trainer.run([None] * 4)
-    assert [result["iteration"] for result in again.validation.results] == [2, 4]
-
-
-def test_a_network_that_predicts_nan_ends_the_run_and_replaces_no_file(tmp_path):
-    with pytest.raises(FloatingPointError, match="the network predicts NaN at iteration 2"):
-        train(tmp_path, (5, 0.1), (9, math.nan), (9, 0.1))
-    assert kept(tmp_path) == {"last": 1, "best": 1, "label_free": 1}
 
 
 def full_disk(monkeypatch, refused: list[str]) -> None:
@@ -259,32 +241,34 @@ def test_a_full_disk_keeps_the_file_before_it(tmp_path, monkeypatch):
     assert kept(tmp_path)["last"] == 1
 
 
-def test_a_failed_save_of_the_best_model_is_not_forgotten_when_the_last_is_saved(tmp_path, monkeypatch):
+def test_a_failed_save_is_not_forgotten_until_a_better_model_makes_up_for_it(tmp_path, monkeypatch):
     refused = ["best.pt"]
     full_disk(monkeypatch, refused)
-    run = Run(tmp_path, Judge((9, 0.1), (5, 0.1), (6, 0.1)))
+    run = Run(tmp_path, Judge((9, 0.1), (5, 0.1), (6, 0.1), (10, 0.1)))
     run.trainer.add_event_handler(ProdaEvents.VALIDATED, refused.clear)  # the next file can be written again
-    run.trainer.run([None] * 3)
-    assert kept(tmp_path) == {"last": 3, "label_free": 1}
-    with pytest.raises(OSError, match=r"No space left on device.*best\.pt"):
-        run.models.raise_failures()
 
+    @run.trainer.on(ProdaEvents.VALIDATED(once=3))
+    def third() -> None:
+        assert kept(tmp_path) == {"last": 3, "label_free": 1}
+        with pytest.raises(OSError, match=r"No space left on device.*best\.pt"):
+            run.models.raise_failures()
 
-def test_a_later_better_model_makes_up_for_a_failed_save(tmp_path, monkeypatch):
-    refused = ["best.pt"]
-    full_disk(monkeypatch, refused)
-    run = Run(tmp_path, Judge((5, 0.1), (9, 0.1)))
-    run.trainer.add_event_handler(ProdaEvents.VALIDATED, refused.clear)
-    run.trainer.run([None] * 2)
-    assert kept(tmp_path)["best"] == 2
+    run.trainer.run([None] * 4)
+    assert kept(tmp_path)["best"] == 4
     run.models.raise_failures()
 
 
-def test_models_hold_the_parts_that_they_are_given_and_nothing_unfinished_stays(tmp_path):
-    train(tmp_path, (5, 0.1))
-    content = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert torch.equal(content["prototypes"], torch.ones(3, 2)) and content["class_names"] == list("abcde")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "label_free.pt", "last.pt"]
+def test_handlers_that_are_attached_in_another_order_than_they_act_are_refused(tmp_path):
+    run, fresh = Run(tmp_path, Judge()), Trainer(lambda *_: {})
+    with pytest.raises(ValueError, match="attach KeptModels after Validation"):
+        run.models.attach(fresh)
+    for handler, options in (
+        (StopOnNan(), {}),
+        (Checkpoints(tmp_path), {"every": 1}),
+        (LabelQuality([]), {"every": 1}),
+    ):
+        with pytest.raises(ValueError, match=f"attach {type(handler).__name__} before Validation"):
+            handler.attach(run.trainer, **options)
 
 
 def test_a_summary_with_an_absent_class_is_valid_json(tmp_path):
@@ -301,9 +285,5 @@ def test_without_labels_there_is_no_best_model(tmp_path):
     run.trainer.run([None])
     assert kept(tmp_path) == {"last": 1, "label_free": 1}
     assert run.trainer.state.metrics == {"label_free": 0.5}
-
-
-def test_a_validation_without_a_score_is_never_the_best():
-    validation = Validation(Judge(), [None], CLASSES)
-    validation.results = [{"miou": math.nan, "iteration": 1}, {"miou": 0.1, "iteration": 2}]
-    assert validation.best()["iteration"] == 2
+    run.validation.results.append({"miou": 0.1, "iteration": 2})  # one without a score is never the best
+    assert run.validation.best()["iteration"] == 2
