@@ -110,6 +110,7 @@ def begin(folder: Path, config: Any = None, data: dict[str, str] | None = None, 
     """A training run up to its first checkpoint."""
     job = Job(config or training(folder, **flags))
     job.open(data=data)
+    job.save_record()
     (folder / "checkpoint_1.pt").write_text("x")
     job.lock.release()
 
@@ -118,6 +119,7 @@ def resume(config: Any, data: dict[str, str] | None = None) -> None:
     job = Job(config)
     try:
         job.open(data=data)
+        job.save_record()
     finally:
         job.lock.release()
 
