@@ -8,7 +8,7 @@
     python benchmarks/gpu.py --device=cpu --tiny      # the same on tiny sizes, without a GPU
 
 Iterations are those of the stages with the preset gta5, on networks with random weights and made-up images
-(``proda/run/workloads.py``): ResNet-101, batch 4, crops of 896 x 512, whole images of 2048 x 1024. FLOPs are
+(``proda/run/made_up.py``): ResNet-101, batch 4, crops of 896 x 512, whole images of 2048 x 1024. FLOPs are
 counted on tensors without data. Writes OUTPUT/gpu.json and OUTPUT/gpu.md.
 """
 
@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from gpu_checks import CHECKS, CheckFailed, Setting
+from gpu_checks import CHECKS, CheckFailed, Setting, build_of
 from ignite.engine import Engine, Events
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_map_only
@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from proda.engines.optimization import Precision
 from proda.run.live_bytes import fake_tensors
+from proda.run.made_up import made_up_stage, training_batch
 from proda.run.memory import stage_memory
-from proda.run.workloads import batches, workload
 
 # Dense TFLOP/s from the makers' data sheets: half precision on tensor cores, TF32, and float32.
 PEAKS = {
@@ -49,7 +49,6 @@ PEAKS = {
 SWITCHES: dict[str, dict[str, Any]] = {
     "plain": {},
     "compile": {"compile": True},
-    "joint_views": {"joint_views": True},
     "checkpoint_activations": {"checkpoint_activations": True},
     "accumulate=2": {"accumulate": 2},
     "accumulate=4": {"accumulate": 4},
@@ -98,11 +97,10 @@ def main() -> int:
         found["loader"] = loader_rows(setting, settings.workers)
     else:
         found["rows"] = [
-            row._asdict()
+            measured(setting, stage, amp, switch, settings.iterations)._asdict()
             for stage in settings.stages
             for amp in settings.amps
             for switch in settings.switches
-            if (row := measured(setting, stage, amp, switch, settings.iterations)) is not None
         ]
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,21 +160,18 @@ def check(setting: Setting, only: str) -> list[dict[str, Any]]:
     return lines
 
 
-def measured(setting: Setting, stage: str, amp: str, switch: str, iterations: int) -> Row | None:
-    """None where the stage does not have the switch."""
+def measured(setting: Setting, stage: str, amp: str, switch: str, iterations: int) -> Row:
     flags = SWITCHES[switch] | {"amp": amp}
-    if not setting.has(stage, *flags):
-        return None
     print(f"{stage} {amp} {switch} ...", flush=True)
-    work, batch = setting.workload(stage, **flags)
+    made, batch = setting.stage(stage, **flags)
     on_gpu = setting.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    times = iteration_times(work.trainer, batch, setting.device, WARM + iterations)[WARM:]
+    times = iteration_times(made.trainer, batch, setting.device, WARM + iterations)[WARM:]
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
-    shares = operation_shares(work.trainer, batch, on_gpu)
-    flop = operations(setting, stage)
-    seconds = median(times)
+    shares = operation_shares(made.trainer, batch, on_gpu)
+    flop, seconds = operations(setting, stage), median(times)
+    memory = stage_memory(setting.config(stage, **flags), build_of(stage), setting.sizes)
     limit = peak_of(setting.device, amp)
     return Row(
         *(stage, amp, switch, (1000 * min(times), 1000 * seconds, 1000 * max(times))),
@@ -184,7 +179,7 @@ def measured(setting: Setting, stage: str, amp: str, switch: str, iterations: in
         tflop=flop / 1e12,
         share_of_peak=flop / 1e12 / seconds / limit if limit else None,
         memory_gb=peak,
-        counted_gb=stage_memory(setting.config(stage, **flags), setting.sizes).peaks["training"] / 2**30,
+        counted_gb=memory.peaks["training"] / 2**30,
         convolutions=sum(share for name, share in shares.items() if "conv" in name),
         top=sorted(shares.items(), key=lambda item: -item[1])[:10],
     )
@@ -193,9 +188,9 @@ def measured(setting: Setting, stage: str, amp: str, switch: str, iterations: in
 def counted(setting: Setting, stage: str, amp: str, switch: str) -> dict[str, Any] | None:
     """Memory in training and operations of one row; compiling changes neither in a way that can be counted."""
     flags = SWITCHES[switch] | {"amp": amp}
-    if not setting.has(stage, *flags) or amp == "fp16" or switch == "compile":  # fp16 takes what bf16 takes
+    if amp == "fp16" or switch == "compile":  # fp16 takes what bf16 takes
         return None
-    memory = stage_memory(setting.config(stage, **flags), setting.sizes)
+    memory = stage_memory(setting.config(stage, **flags), build_of(stage), setting.sizes)
     gb = memory.peaks["training"] / 2**30
     print(f"{stage} {amp} {switch}: {gb:.2f} GB", flush=True)
     return {"stage": stage, "amp": amp, "switch": switch, "gb": gb, "tflop": operations(setting, stage) / 1e12}
@@ -236,16 +231,13 @@ def operation_shares(trainer: Engine, batch: Any, on_gpu: bool) -> dict[str, flo
 
 def operations(setting: Setting, stage: str) -> int:
     """Floating-point operations of one iteration, counted in float32 without switches."""
-    config, sizes = setting.config(stage), setting.sizes
-    real = batches(config, sizes)
     with fake_tensors():
-        training, validation = (
-            tree_map_only(torch.Tensor, lambda x: torch.empty_strided(x.size(), x.stride(), dtype=x.dtype), batch)
-            for batch in real
+        made, _ = made_up_stage(setting.config(stage), build_of(stage), setting.sizes, Precision("cpu"))
+        batch = tree_map_only(
+            torch.Tensor, lambda x: torch.empty_strided(x.size(), x.stride(), dtype=x.dtype), training_batch(made)
         )
-        work = workload(config, sizes, Precision("cpu"), training, validation)
         with FlopCounterMode(display=False) as counter:
-            work.trainer.run([work.batch])
+            made.trainer._process_function(made.trainer, batch)
     return counter.get_total_flops()
 
 
@@ -269,8 +261,8 @@ def loader_rows(setting: Setting, workers: list[int]) -> list[dict[str, Any]]:
     from proda.data.loaders import training_batches
     from proda.data.samples import SourceTraining, TargetTraining
 
-    work, batch = setting.workload("stage1_denoise", amp="bf16")
-    computed = 1 / median(iteration_times(work.trainer, batch, setting.device, WARM + 5)[WARM:])
+    made, batch = setting.stage("stage1_denoise", amp="bf16")
+    computed = 1 / median(iteration_times(made.trainer, batch, setting.device, WARM + 5)[WARM:])
     rows, number = [], 24
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -20,9 +20,9 @@ from proda.cli.launch import load_experiment
 from proda.data.loaders import to_device
 from proda.engines.optimization import Precision
 from proda.handlers.nan import StopOnNan
-from proda.models.network import SegmentationNetwork
+from proda.run.made_up import Sizes, made_up_stage, training_batch
 from proda.run.networks import compile_network
-from proda.run.workloads import Sizes, Workload, batches, workload
+from proda.run.stage import Build, Stage
 from proda.settings.reading import make_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,46 +48,49 @@ class Setting:
         full = (128, 256) if self.tiny else (1024, 2048)
         return Sizes(13 if self.tiny else 19, full, full, self.images)
 
-    def has(self, stage: str, *flags: str) -> bool:
-        """Whether the stage has all of these flags."""
-        return all(hasattr(load_experiment(f"experiments/{stage}.py").Config, flag) for flag in flags)
-
     def config(self, stage: str, **flags: Any) -> Any:
         module = load_experiment(f"experiments/{stage}.py")
         values = {"preset": "streets" if self.tiny else "gta5", "batch_size": self.images, "num_workers": 0, **flags}
         return make_config(module.Config, values, module.PRESETS)
 
-    def workload(self, stage: str, *, device: torch.device | None = None, **flags: Any) -> tuple[Workload, Any]:
+    def stage(self, name: str, *, device: torch.device | None = None, **flags: Any) -> tuple[Stage, Any]:
         """The stage with seed 0, compiled if ``flags`` say so, and its batch on the device."""
-        device = device or self.device
-        config = self.config(stage, **flags)
+        device, config = device or self.device, self.config(name, **flags)
         manual_seed(0)
-        training, validation = batches(config, self.sizes)
-        precision = Precision(device, config.amp, compile=config.compile)
-        manual_seed(0)
-        work = workload(config, self.sizes, precision, training, validation)
-        for network in work.networks.values():
-            if isinstance(network, SegmentationNetwork):
-                compile_network(config, network)
-        work.trainer.add_event_handler(Events.ITERATION_STARTED, lambda engine: manual_seed(engine.state.iteration))
-        return work, to_device(training, device)
+        stage, _ = made_up_stage(
+            config, build_of(name), self.sizes, Precision(device, config.amp, compile=config.compile)
+        )
+        trainer = stage.trainer
+        if stage.teacher is not None:
+            compile_network(config, stage.teacher.ema_model)
+        if stage.labels is not None:  # labels and prototypes are made up
+            trainer.remove_event_handler(stage.labels.prepare, Events.STARTED)
+        if stage.prototypes is not None:
+            trainer.remove_event_handler(stage.prototypes, Events.STARTED)
+            stage.prototypes.prototypes.values.normal_()
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda engine: manual_seed(engine.state.iteration))
+        return stage, to_device(training_batch(stage), device)
 
 
-def losses(work: Workload, batch: Any, number: int = ITERATIONS) -> list[dict[str, float]]:
+def build_of(stage: str) -> Build:
+    return load_experiment(f"experiments/{stage}.py").build
+
+
+def losses(stage: Stage, batch: Any, number: int = ITERATIONS) -> list[dict[str, float]]:
     """The losses of each iteration. Reading them waits for the GPU."""
     found: list[dict[str, float]] = []
 
     def note(engine: Any) -> None:
         found.append({name: float(value) for name, value in engine.state.output.items() if name.startswith("loss")})
 
-    with work.trainer.add_event_handler(Events.ITERATION_COMPLETED, note):
-        work.trainer.run([batch] * number)
+    with stage.trainer.add_event_handler(Events.ITERATION_COMPLETED, note):
+        stage.trainer.run([batch] * number)
     return found
 
 
-def state(work: Workload) -> dict[str, torch.Tensor]:
+def state(stage: Stage) -> dict[str, torch.Tensor]:
     """Every number of the student and the optimiser's momenta, on the CPU."""
-    student, optimizer = work.networks["student"], work.optimizers[0]
+    student, optimizer = stage.student, stage.optimizers["student"]
     found = {name: value.cpu() for name, value in student.state_dict().items()}
     momenta = [part["momentum_buffer"].cpu() for part in optimizer.state.values()]
     return found | {f"momentum {number}": momentum for number, momentum in enumerate(momenta)}
@@ -120,9 +123,9 @@ def without_tf32() -> Iterator[None]:
 
 def trains(setting: Setting, *, stage: str, amp: str) -> str:
     """Five iterations: all losses are finite, and they change."""
-    work, batch = setting.workload(stage, amp=amp)
-    found = losses(work, batch)
-    StopOnNan(every=1)(work.trainer)
+    made, batch = setting.stage(stage, amp=amp)
+    found = losses(made, batch)
+    StopOnNan(every=1)(made.trainer)
     if found[0] == found[-1]:
         raise CheckFailed(f"the losses do not change: {found[0]}")
     return f"loss {found[0]['loss']:.4f} -> {found[-1]['loss']:.4f}"
@@ -133,8 +136,8 @@ def equals_cpu(setting: Setting, *, stage: str) -> str:
     small = Setting(setting.device, tiny=True, images=setting.images)
     flags = {"dropout": 0.0}
     with without_tf32():
-        found = losses(*small.workload(stage, **flags), number=2)
-        expected = losses(*small.workload(stage, device=torch.device("cpu"), **flags), number=2)
+        found = losses(*small.stage(stage, **flags), number=2)
+        expected = losses(*small.stage(stage, device=torch.device("cpu"), **flags), number=2)
     difference = largest_difference(found, expected)
     if difference > 2e-3:
         raise CheckFailed(f"losses differ by {difference:.1e}: found {found[-1]}, on the CPU {expected[-1]}")
@@ -175,11 +178,11 @@ def resumes(setting: Setting, *, stage: str) -> str:
     """Two iterations, all parts saved and loaded into fresh ones, and three more, against five."""
     with deterministic():
         whole = state(_run(setting, stage))
-        work, batch = setting.workload(stage)
-        work.trainer.run([batch] * 2)
-        saved = {name: part.state_dict() for name, part in work.trainer.state.remembered.items()}
+        made, batch = setting.stage(stage)
+        made.trainer.run([batch] * 2)
+        saved = {name: part.state_dict() for name, part in made.trainer.state.remembered.items()}
         saved = torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, saved)
-        resumed, batch = setting.workload(stage)
+        resumed, batch = setting.stage(stage)
         for name, part in resumed.trainer.state.remembered.items():
             part.load_state_dict(saved[name])
         resumed.trainer.add_event_handler(
@@ -193,19 +196,17 @@ def resumes(setting: Setting, *, stage: str) -> str:
     return f"{len(whole)} tensors"
 
 
-def _run(setting: Setting, stage: str) -> Workload:
-    work, batch = setting.workload(stage)
-    work.trainer.run([batch] * ITERATIONS)
-    return work
+def _run(setting: Setting, stage: str) -> Stage:
+    made, batch = setting.stage(stage)
+    made.trainer.run([batch] * ITERATIONS)
+    return made
 
 
 def compiled_agrees(setting: Setting, *, stage: str) -> str:
     """Losses in float32 without dropout, compiled and not. At tiny sizes, as compiling takes minutes otherwise."""
     small = Setting(setting.device, tiny=True, images=setting.images)
     with without_tf32():
-        plain, compiled = (
-            losses(*small.workload(stage, dropout=0.0, compile=flag), number=3) for flag in (False, True)
-        )
+        plain, compiled = (losses(*small.stage(stage, dropout=0.0, compile=flag), number=3) for flag in (False, True))
     difference = largest_difference(compiled, plain)
     if difference > 1e-2:
         raise CheckFailed(f"losses differ by {difference:.1e}")
@@ -216,15 +217,15 @@ def waits_for_nothing(setting: Setting, *, stage: str) -> str:
     """No operation of a steady iteration in bfloat16 waits for the GPU."""
     if setting.device.type != "cuda":
         return "skipped: needs a GPU"
-    work, batch = setting.workload(stage, amp="bf16")
-    StopOnNan().attach(work.trainer)
+    made, batch = setting.stage(stage, amp="bf16")
+    StopOnNan().attach(made.trainer)
 
     def mode(engine: Any) -> None:
         torch.cuda.set_sync_debug_mode("error" if engine.state.iteration >= 3 else "default")
 
-    work.trainer.add_event_handler(Events.ITERATION_STARTED, mode)
+    made.trainer.add_event_handler(Events.ITERATION_STARTED, mode)
     try:
-        work.trainer.run([batch] * 6)
+        made.trainer.run([batch] * 6)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return "iterations 3 to 6"
@@ -234,12 +235,12 @@ def memory_is_steady(setting: Setting, *, stage: str) -> str:
     """What is allocated after an iteration does not grow from the third on."""
     if setting.device.type != "cuda":
         return "skipped: needs a GPU"
-    work, batch = setting.workload(stage, amp="bf16")
+    made, batch = setting.stage(stage, amp="bf16")
     found: list[int] = []
-    work.trainer.add_event_handler(
+    made.trainer.add_event_handler(
         Events.ITERATION_COMPLETED, lambda _: found.append(torch.cuda.memory_allocated(setting.device))
     )
-    work.trainer.run([batch] * 8)
+    made.trainer.run([batch] * 8)
     if max(found[3:]) > found[2]:
         raise CheckFailed(f"bytes after each iteration: {found}")
     return f"{found[2] / 2**30:.2f} GB"

@@ -121,6 +121,7 @@ def main() -> None:
                 watch = LabelQuality([str(k) for k in range(classes)], prototypes=torch.randn(classes, 256), truth=read)
                 engine = Trainer(lambda engine, batch: {})
                 watch.attach(engine, every=1)
+                watch.note_prototypes(engine)
                 engine.state.batch, engine.state.output = data, output
                 cost = cpu_seconds(lambda watch=watch, engine=engine: watch(engine))
                 row = f"{size:<9} | {stage:<11} | {cost:17.4f} | {reading:14.4f} | "

@@ -18,10 +18,10 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.stage1_denoise import Config
+from experiments.stage1_denoise import Config, build
 from proda.models.build import build_network
+from proda.run.made_up import Sizes
 from proda.run.memory import GB, stage_memory
-from proda.run.workloads import Sizes
 from proda.studies.tables import markdown_table
 
 NETWORKS = (
@@ -62,7 +62,7 @@ def row(backbone: str, head: str) -> list[str]:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     optimizer = "sgd" if backbone.startswith("resnet") else "adamw"
     config = Config(backbone=backbone, head=head, optimizer=optimizer)
-    peaks = [stage_memory(replace(config, amp=amp), SIZES).peak for amp in ("off", "bf16")]
+    peaks = [stage_memory(replace(config, amp=amp), build, SIZES).peak for amp in ("off", "bf16")]
     found = [parameters / 1e6, count.get_total_flops() / 1e9, *(peak / GB for peak in peaks)]
     print(backbone, head, *(f"{value:.1f}" for value in found), flush=True)
     return [f"`{backbone}`", head, f"{found[0]:.0f}", f"{found[1]:.0f}", *(f"{peak:.1f}" for peak in found[2:])]

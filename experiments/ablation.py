@@ -6,9 +6,9 @@
     python run.py experiments/ablation.py --seed=3 --seeds=2     # seeds 3 and 4; others may run at the same time
     python run.py experiments/ablation.py --table=successors --scale=0.5
 
-Tables: parts of the method, each added to those before, as in the paper; successors, the parts of later methods over
-online self-training and over stage 1; quickstart, its stages. The rows are in proda/studies/rows.py. Tables share the
-runs that are in both.
+Tables: ``parts`` adds the components of the method one after another, as in the paper; ``successors`` adds components
+of later methods to online self-training and to stage 1; ``quickstart`` has its stages. The rows are in
+proda/studies/rows.py. Tables share the runs that are in both.
 
 The results of all seeds in OUTPUT that are complete are written after every run: OUTPUT/ablation.md and
 OUTPUT/ablation.json, or the table's own name instead of ablation. The same command again continues where an earlier one

@@ -4,7 +4,8 @@
     python run.py experiments/online_self_training.py --preset=daformer --source=synthia
 
 Loss: CE(source) + q CE(the teacher's labels), where q is the share of pixels of which the teacher is confident. One
-iteration is in proda/engines/online.py, and this file attaches its handlers. Its model can be the --teacher of stage 2.
+iteration is in proda/engines/online.py; this file attaches the handlers of the stage. Its model can be the --teacher of
+stage 2.
 
 Published, GTA5 -> Cityscapes (SYNTHIA, 16 classes), in mIoU: dacs (arXiv:2007.08702) 52.1 (48.3); daformer
 (arXiv:2111.14887) 68.3 (60.9); mic (arXiv:2212.01322) 75.9 (67.3) with HRDA's two resolutions, which are not offered.
@@ -16,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from proda.engines.online import OnlineOptions, online_trainer
-from proda.handlers.teacher import EMATeacher
 from proda.run.config import InitConfig, MeanTeacherConfig
 from proda.run.data import Data
 from proda.run.fit import fit
@@ -92,7 +92,7 @@ def build(config: Config, data: Data, networks: Networks) -> Stage:
     # The mean teacher starts as a copy of the student.
     student = networks.initial()
     optimizer, student_ddp = make_optimizer(config, student), parallel(config, student)
-    teacher = EMATeacher(student, config.teacher_momentum, start_as_mean=True)
+    teacher = networks.mean_teacher(student, config.teacher_momentum, start_as_mean=True)
     trainer = online_trainer(student_ddp, teacher.ema_model, optimizer, networks.precision, config)
     teacher.attach(trainer)
     return Stage(trainer, student, batches, {"student": optimizer}, teacher=teacher, val_scale=config.val_scale)

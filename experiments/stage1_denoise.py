@@ -4,7 +4,7 @@
     python run.py experiments/stage1_denoise.py --source=synthia
 
 Loss: CE(source) + 0.1 CE + 1.0 RCE (both on the rectified labels) + 0.1 MRKLD + 10 KL (structure learning); the terms
-are in proda/method/losses.py. One iteration is in proda/engines/denoise.py, and this file attaches its handlers.
+are in proda/method/losses.py. One iteration is in proda/engines/denoise.py; this file attaches the stage's handlers.
 Missing soft labels and prototypes of the warm-up model are computed at the start.
 GTA5 -> Cityscapes: the released code reports 53.7 mIoU with 4 GPUs of 16 GB (SYNTHIA: 51.9 over 16 classes).
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from proda.engines.denoise import DenoiseOptions, denoise_trainer
 from proda.handlers.prototypes import InitialPrototypes, PrototypeEMA, Prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
-from proda.handlers.teacher import EMATeacher
 from proda.run.config import MeanTeacherConfig
 from proda.run.data import Data
 from proda.run.fit import fit
@@ -39,7 +38,7 @@ class Config(DenoiseOptions, MeanTeacherConfig):
     # -- Pseudo labels
     pseudo_labels: PathText = ""  # folder of soft labels; missing ones are written; if empty, OUTPUT/pseudo_labels
     online_soft_labels: bool = False  # store no labels; the frozen warm-up model predicts them in each iteration
-    renew_labels_every: NonNegativeInt = 0  # epochs between renewals by the student; 0: never, which is advised
+    renew_labels_every: NonNegativeInt = 0  # epochs between renewals by the student; 0: never (recommended)
 
     def problems(self) -> Iterator[str]:
         """One line for each invalid combination of flags."""
@@ -68,8 +67,8 @@ PRESETS = {
         # 800 iterations are 1/78 of the published number, so teacher and prototypes need faster moving averages
         "teacher_momentum": 0.02,
         "prototype_momentum": 0.01,
-        # The reverse term learns slowly: with the published 0.1 and 1.0, so few iterations would lose thin classes.
-        # With more weight on the target in all, so small a network loses what it has learnt from the source.
+        # The reverse term learns slowly: with the published 0.1 and 1.0, thin classes are lost in so few iterations.
+        # With more weight on the target in all, a network this small forgets the source.
         "ce_weight": 0.5,
         "rce_weight": 0.05,
         "mrkld_weight": 0.05,
@@ -90,7 +89,7 @@ def build(config: Config, data: Data, networks: Networks) -> Stage:
 
     # The student and its mean teacher start from the warm-up model, and so do the prototypes.
     optimizer, student_ddp = make_optimizer(config, student), parallel(config, student)
-    teacher = EMATeacher(student, config.teacher_momentum)
+    teacher = networks.mean_teacher(student, config.teacher_momentum)
     prototypes = Prototypes(student.num_classes, student.num_features, networks.device)
     trainer = denoise_trainer(student_ddp, teacher.ema_model, prototypes.values, optimizer, precision, config, warmup)
 
@@ -99,9 +98,14 @@ def build(config: Config, data: Data, networks: Networks) -> Stage:
     if store is not None:
         labels = PseudoLabels(store, warmup, data.whole_target, precision, names)
         labels.attach(trainer, config.renew_labels_every, labeller=student, batches=batches, folder=config.output)
-    file, passes = config.prototypes or Path(config.output) / "prototypes.pt", 4 if config.as_released else 1
     initial = InitialPrototypes(
-        prototypes, warmup, data.whole_target(), precision, file, data.made_from(warmup), passes=passes
+        prototypes,
+        warmup,
+        data.whole_target(),
+        precision,
+        file=config.prototypes or Path(config.output) / "prototypes.pt",
+        made_from=data.made_from(warmup),
+        passes=4 if config.as_released else 1,
     )
     initial.attach(trainer)
     if config.needs_teacher:

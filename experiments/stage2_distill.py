@@ -4,8 +4,8 @@
     python run.py experiments/stage2_distill.py --source=synthia --init_file=r101_1x_sk0.pth
 
 Loss: CE(source) + CE(hard pseudo labels) + 1.0 KL(teacher || student), in proda/method/losses.py. One iteration is in
-proda/engines/distill.py, and this file attaches its handlers. Missing hard labels of the teacher are written at the
-start.
+proda/engines/distill.py; this file attaches the handlers of the stage. Missing hard labels of the teacher are written
+at the start.
 GTA5 -> Cityscapes: the released code reports 56.9 mIoU (SYNTHIA: 54.6 over 16 classes).
 """
 
@@ -66,7 +66,7 @@ PRESETS = {
         # The student ends a little below its labels, so they have to be better than the teacher's predictions.
         "scales": "0.75,1,1.25",
         "label_with": "runs/warmup/last.pt",
-        # In evaluation mode, as the teacher predicts: small batches of strong views have other statistics.
+        # Batch norm stays in evaluation mode, as in the teacher: small batches of strong views have other statistics.
         "freeze_bn": True,
         "adabn": False,
         "lr": 0.005,
@@ -78,7 +78,7 @@ PRESETS = {
 
 
 def build(config: Config, data: Data, networks: Networks) -> Stage:
-    # The student starts from self-supervised weights (stage 2), or from its teacher (stage 3).
+    # The student starts from self-supervised weights (stage 2), or from its teacher (stage 3, and the preset streets).
     teacher = networks.frozen("teacher")
     ensemble = [networks.frozen("label_with")] if config.label_with else []
     student = networks.initial(bn_pretrain=config.bn_pretrain)

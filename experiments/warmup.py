@@ -3,9 +3,10 @@
     python run.py experiments/warmup.py                       # GTA5; the released code reports 43.3 mIoU
     python run.py experiments/warmup.py --source=synthia      # 41.4 over 16 classes
 
-Loss: CE(source) + 0.01 LS-GAN (on the target's softmax output), in proda/method/losses.py. Stage 1 takes this model as
+Loss: CE(source) + 0.01 LS-GAN (on the target's softmax output); the discriminator has the LS-GAN loss of both domains.
+The terms are in proda/method/losses.py. Stage 1 takes this model as
 its initial student and teacher, and for its soft labels and prototypes. One iteration is in
-proda/engines/adversarial.py, and this file attaches its handlers.
+proda/engines/adversarial.py, and this file attaches the handlers of the stage.
 """
 
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def build(config: Config, data: Data, networks: Networks) -> Stage:
 
     # The segmentation network, and a discriminator that classifies the domain of its predictions.
     student = networks.initial()
-    discriminator = networks.place(Discriminator(len(data.classes.names)))
+    discriminator = networks.place("discriminator", Discriminator(len(data.classes.names)))
     optimizer = make_optimizer(config, student)
     critic_optimizer = torch.optim.Adam(discriminator.parameters(), lr=config.discriminator_lr, betas=(0.9, 0.99))
     student_ddp, critic_ddp = parallel(config, student), parallel(config, discriminator)
@@ -65,7 +66,7 @@ def build(config: Config, data: Data, networks: Networks) -> Stage:
     schedule = PolynomialDecay(critic_optimizer, config.schedule_iterations or batches.iterations)
     schedule.attach(trainer, ProdaEvents.DISCRIMINATOR_STEPPED, name="discriminator_schedule")
     optimizers = {"student": optimizer, "discriminator": critic_optimizer}
-    return Stage(trainer, student, batches, optimizers, discriminator=discriminator)
+    return Stage(trainer, student, batches, optimizers)
 
 
 def run(local_rank: int, config: Config) -> dict:

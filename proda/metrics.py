@@ -63,10 +63,12 @@ class LabelFreeScore(Metric):
         self._mean = self._entropy = self._images = torch.zeros((), dtype=torch.float64, device=self._device)
 
     def update(self, output: Sequence[Tensor]) -> None:
-        mean, entropy = mutual_information(output[0])
+        self._add(*mutual_information(output[0]), len(output[0]))
+
+    def _add(self, mean: Tensor, entropy: Tensor, images: int) -> None:
         self._mean = self._mean + mean.to(self._device)
         self._entropy = self._entropy + entropy.to(self._device)
-        self._images = self._images + len(output[0])
+        self._images = self._images + images
 
     def compute(self) -> float:
         """The score. It is NaN without any image; a process may lack images that others have."""
@@ -84,7 +86,4 @@ class LabelFreeOfTerms(LabelFreeScore):
     """The same score. Expects (the two terms that ``mutual_information`` returns for a batch, its number of images)."""
 
     def update(self, output: tuple[Tensor, Tensor, int]) -> None:  # type: ignore[override]
-        mean, entropy, images = output
-        self._mean = self._mean + mean.to(self._device)
-        self._entropy = self._entropy + entropy.to(self._device)
-        self._images = self._images + images
+        self._add(*output)

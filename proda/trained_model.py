@@ -19,6 +19,8 @@ from proda.models.network import SegmentationNetwork
 from proda.models.weights import load_network, read_weights
 from proda.settings.options import SCALES
 
+Picture = str | Path | Image.Image | np.ndarray | Tensor  # see TrainedModel.probabilities
+
 
 def load_model(
     path: str | Path, device: str | torch.device = "auto", *, tile: int = 0, backbone: str = ""
@@ -64,24 +66,12 @@ class TrainedModel:
         """Where the network is."""
         return next(self.network.parameters()).device
 
-    def predict(
-        self,
-        image: str | Path | Image.Image | np.ndarray | Tensor,
-        *,
-        flip: bool = False,
-        scales: Sequence[float] = (1.0,),
-    ) -> np.ndarray:
+    def predict(self, image: Picture, *, flip: bool = False, scales: Sequence[float] = (1.0,)) -> np.ndarray:
         """The most probable class of each pixel, uint8 [H, W]. Arguments as for :meth:`probabilities`."""
         rows = [row.max(1).indices[0].byte().cpu() for row in self._rows(image, flip, scales)]
         return torch.cat(rows).numpy()
 
-    def probabilities(
-        self,
-        image: str | Path | Image.Image | np.ndarray | Tensor,
-        *,
-        flip: bool = False,
-        scales: Sequence[float] = (1.0,),
-    ) -> np.ndarray:
+    def probabilities(self, image: Picture, *, flip: bool = False, scales: Sequence[float] = (1.0,)) -> np.ndarray:
         """Class probabilities of each pixel, float32 [K, H, W], of the image's own size.
 
         Args:
@@ -97,9 +87,7 @@ class TrainedModel:
         return torch.cat([row[0].cpu() for row in self._rows(image, flip, scales)], dim=1).numpy()
 
     @torch.no_grad()
-    def _rows(
-        self, image: str | Path | Image.Image | np.ndarray | Tensor, flip: bool, scales: Sequence[float]
-    ) -> Iterator[Tensor]:
+    def _rows(self, image: Picture, flip: bool, scales: Sequence[float]) -> Iterator[Tensor]:
         """Class probabilities [1, K, h, W] on the network's device, in strips from top to bottom."""
         if not scales or not all(SCALES[0] <= scale <= SCALES[1] for scale in scales):
             raise ValueError(f"scales={tuple(scales)}, expected numbers from {SCALES[0]} to {SCALES[1]}")
@@ -114,7 +102,7 @@ class TrainedModel:
         yield from probability_rows(self.network, inputs, size, tile=self.tile, flip=flip, scales=scales)
 
 
-def as_tensor(image: str | Path | Image.Image | np.ndarray | Tensor) -> Tensor:
+def as_tensor(image: Picture) -> Tensor:
     """An image as a tensor [3, H, W], of bytes or of floats in 0..1; see :meth:`TrainedModel.probabilities`."""
     if isinstance(image, str | Path):
         image = read_image(Path(image))

@@ -1,16 +1,24 @@
 """Runs that take seconds: eight Streets images of 96 x 48 pixels and the tiny network."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
+import pytest
 import torch
+from ignite.engine import Engine, Events
 
-from proda.cli.launch import start
+from proda.cli.launch import main, start
 from proda.data.labels import class_names
+from proda.handlers.seeding import SeedIterations
+from proda.handlers.stopping import Stopped
 from proda.models.build import build_network
 from proda.models.weights import weights_content
 from proda.streets import write_streets
@@ -41,7 +49,7 @@ def write_weights(path: Path, *, seed: int = 0) -> Path:
     return path
 
 
-def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> dict[str, Any]:
+def flags(stage: str, data: Path, weights: Path, output: Path, /, **more: Any) -> dict[str, Any]:
     """Flags of a run of a few iterations of four images; ``weights`` is the model of the stage before."""
     values = {
         "data_root": str(data),
@@ -79,15 +87,47 @@ def flags(stage: str, data: Path, weights: Path, output: Path, **more: Any) -> d
     return {"adabn": not values["freeze_bn"] and values.get("teacher_mode") != "eval", **values}
 
 
-def train(stage: str, *args: Any, **more: Any) -> Any:
+def train(stage: str, /, *args: Any, **more: Any) -> Any:
     """Runs a stage in this process."""
     return start(f"experiments/{stage}.py", flags(stage, *args, **more))
 
 
-def command(stage: str, *args: Any, **more: Any) -> list[str]:
+def train_as_command(stage: str, /, *args: Any, **more: Any) -> int:
+    """The same from its command line; returns the exit status. Errors are on stderr."""
+    return main(command(stage, *args, **more)[2:])
+
+
+def command(stage: str, /, *args: Any, **more: Any) -> list[str]:
     """The command line of the same run."""
-    values = flags(stage, *args, **more)
-    return [sys.executable, "run.py", f"experiments/{stage}.py", *(f"--{key}={value}" for key, value in values.items())]
+    return [sys.executable, "run.py", f"experiments/{stage}.py", *as_words(flags(stage, *args, **more))]
+
+
+def as_words(values: dict[str, Any]) -> list[str]:
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+@contextmanager
+def stopped_after(iteration: int, *, rank: int = 0) -> Iterator[None]:
+    """A run in this process, or group of processes, has to stop after that iteration: SIGTERM is sent to ``rank``."""
+    sent = []
+
+    def attach(self: SeedIterations, trainer: Engine) -> None:
+        attach_seeds(self, trainer)
+        trainer.add_event_handler(Events.ITERATION_STARTED(once=iteration), send)
+
+    def send(_: Engine) -> None:
+        sent.append(iteration)
+        if idist.get_rank() == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    attach_seeds = SeedIterations.attach
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SeedIterations, "attach", attach)
+        try:
+            yield
+        except Stopped as end:  # commands return the status instead
+            assert end.code == 128 + signal.SIGTERM
+    assert sent
 
 
 def launch(arguments: list[str], **options: Any) -> subprocess.Popen:

@@ -81,16 +81,16 @@ def gpu(monkeypatch, tmp_path):
 
 
 def test_iterations_are_measured_and_counted(gpu):
-    status, found = gpu("--stages=stage2_distill", "--amps=bf16", "--switches=plain,joint_views", "--iterations=1")
+    status, found = gpu("--stages=source_only", "--amps=bf16", "--switches=plain", "--iterations=1")
     assert status == 0
-    (row,) = found["rows"]  # the stage has no joint views
+    (row,) = found["rows"]
     low, middle, high = row["milliseconds"]
     assert 0 < low <= middle <= high and row["tflop"] > 0 and 0 < row["convolutions"] < 1
     assert row["counted_gb"] > 0 and row["memory_gb"] is None and len(row["top"]) == 10
 
 
 def test_memory_is_counted_without_a_gpu(gpu):
-    status, found = gpu("--count", "--stages=stage1_denoise", "--amps=off", "--switches=plain,accumulate=4")
+    status, found = gpu("--count", "--stages=source_only", "--amps=off", "--switches=plain,accumulate=4")
     plain, parts = found["counted"]
     assert status == 0 and parts["gb"] < plain["gb"] and parts["tflop"] == plain["tflop"]
 
@@ -105,7 +105,7 @@ def test_without_a_gpu_it_says_how_it_runs(gpu, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("check", "results"),
-    [("same bits: stage2", ["passed"]), ("nothing: stage2", ["skipped"]), ("stage2_distill off", ["passed"])],
+    [("resumed, same bits: stage1", ["passed"]), ("nothing: stage2", ["skipped"]), ("stage1_denoise off", ["passed"])],
 )
 def test_checks_pass_or_say_what_they_need(gpu, check, results):
     status, found = gpu("--check", f"--only={check}")

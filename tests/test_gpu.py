@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from proda.handlers.stopping import Stopped
 from tests import small_runs
 from tests.small_runs import checkpoint, differing, train
 
@@ -16,8 +15,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_deterministic_runs_and_resumes_end_with_the_same_bits(stage, amp, data, weights, tmp_path):
     flags = {"device": "cuda", "deterministic": True, "amp": amp}
     train(stage, data, weights, tmp_path / "whole", **flags)
-    with pytest.raises(Stopped):
-        train(stage, data, weights, tmp_path / "parts", stop_after=2, **flags)
+    with small_runs.stopped_after(2):
+        train(stage, data, weights, tmp_path / "parts", **flags)
     train(stage, data, weights, tmp_path / "parts", resume=True, **flags)
     found, expected = (checkpoint(tmp_path / name, ITERATIONS) for name in ("parts", "whole"))
     assert not differing(found, expected)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class ProdaEvents(EventEnum):
     """Attach with ``@trainer.on(ProdaEvents.LABELS_RECTIFIED)``; filters (``every=``, ``once=``) count iterations."""
 
-    BEFORE_LABELS_WRITTEN = "before_labels_written"  # new labels are about to be written (between iterations)
+    BEFORE_LABELS_WRITTEN = "before_labels_written"  # the student is about to renew the labels (between iterations)
     PSEUDO_LABELS_REFRESHED = "pseudo_labels_refreshed"  # the target's labels are on disk (between iterations)
     SOURCE_LOSSES_READY = "source_losses_ready"  # before the source's backward pass; add terms as at ``LOSSES_READY``
     SOURCE_BACKWARD_DONE = "source_backward_done"  # the gradients of the source loss are computed

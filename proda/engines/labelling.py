@@ -25,7 +25,7 @@ class Averaging(NamedTuple):
 
     flip: bool = False  # the image and its mirror image
     scales: Sequence[float] = (1.0,)  # scales of the image
-    ensemble: Sequence[SegmentationNetwork] = ()  # networks beside the one that the labels are named after
+    ensemble: Sequence[SegmentationNetwork] = ()  # further networks; the manifest's ``weights`` names the first
 
     def settings(self) -> dict[str, Any]:
         """The settings for the manifest of the labels. A single scale and a single network are not mentioned."""

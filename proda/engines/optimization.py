@@ -36,7 +36,7 @@ class MeanTeacherOptions(StudentOptions):
     """Options of trainers whose teacher is the moving average of the student."""
 
     # -- Method
-    teacher_mode: Literal["train", "eval"] = "train"  # train: batch statistics and dropout, as published; eval: neither
+    teacher_mode: Literal["train", "eval"] = "train"  # batch statistics (and dropout in stage 1), as published, or not
 
 
 class Precision:

@@ -132,14 +132,13 @@ class Checkpoints:
     def _parts(self, trainer: Engine) -> dict[str, Any]:
         return {"trainer": trainer, **trainer.state.remembered}
 
-    def check(self, trainer: Engine) -> None:
-        """Checks before training that every part can be read back and that the folder belongs to this run.
-
-        Raises:
-            UserError: if not.
-        """
+    def check_states(self, trainer: Trainer) -> None:
+        """Raises UserError if the state of something that checkpoints contain could not be read back."""
         for name, part in self._parts(trainer).items():
             check_readable(part.state_dict(), name)
+
+    def check_folder(self) -> None:
+        """Raises UserError if the folder holds checkpoints of another run."""
         others = checkpoint_files(self.folder).keys() - self.writer.own.keys()
         if others and idist.get_rank() == 0:
             raise UserError(

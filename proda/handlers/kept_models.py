@@ -8,7 +8,7 @@ from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from torch import Tensor, nn
+from torch import Tensor
 
 from proda.engines.events import ProdaEvents, Trainer
 from proda.handlers.validation import Validation
@@ -32,7 +32,7 @@ class KeptModels:
     Args:
         info: what the files say about the network, without its scores.
         teacher: the mean teacher, if ``validation`` has an evaluator for it.
-        prototypes, discriminator: stored in the files besides the network.
+        prototypes: stored in the files besides the network.
     """
 
     def __init__(
@@ -43,12 +43,11 @@ class KeptModels:
         folder: Path,
         *,
         prototypes: Tensor | None = None,
-        discriminator: nn.Module | None = None,
         teacher: SegmentationNetwork | None = None,
     ) -> None:
         self.validation, self.network, self.info = validation, network, replace(info)
         self.teacher = teacher
-        self.folder, self.prototypes, self.discriminator = Path(folder), prototypes, discriminator
+        self.folder, self.prototypes = Path(folder), prototypes
         self.saved: dict[str, int] = {}  # file -> iteration of its network, for files that this process saved
         self.failures: dict[str, OSError] = {}  # file -> why it could not be saved
 
@@ -86,7 +85,6 @@ class KeptModels:
         return weights_content(
             self.teacher if judged and self.teacher is not None else self.network,
             prototypes=self.prototypes,
-            discriminator=self.discriminator,
             **vars(info),
         )
 

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from proda.data.loaders import to_device
-from proda.engines.events import ProdaEvents, remember
+from proda.engines.events import ProdaEvents, Trainer, remember
 from proda.engines.optimization import Precision
 from proda.method.prototypes import class_means, update_prototypes
 from proda.method.tensors import to_float
@@ -111,19 +111,20 @@ class InitialPrototypes:
         self.prototypes, self.network, self.batches, self.precision = prototypes, network, batches, precision
         self.file, self.made_from, self.passes = Path(file), {**made_from, "passes": passes}, passes
 
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Trainer) -> None:
         trainer.add_event_handler(Events.STARTED, self)
+        remember(trainer, prototypes=self.prototypes)
 
     def check(self) -> None:
         """Raises UserError if the file was computed from other inputs, or has other classes or features."""
         if self.file.is_file():
-            self._load()
+            self._read()
 
     def __call__(self, engine: Engine) -> None:
         if engine.state.iteration > 0:
             return
         if idist.broadcast(int(self.file.is_file()), src=0):  # others may see a new file on a shared disk later
-            self._load()
+            self.prototypes.values.copy_(self._read())
         else:
             log.info("computing prototypes into %s", self.file)
             initial_prototypes(self.prototypes, self.network, self.batches, self.precision, passes=self.passes)
@@ -133,7 +134,8 @@ class InitialPrototypes:
             idist.barrier()
         self.prototypes.counts.zero_()
 
-    def _load(self) -> None:
+    def _read(self) -> Tensor:
+        """The prototypes in the file, float32 [K, D]."""
         values, recorded = load_prototypes(self.file), prototypes_record(self.file)
         expected = {name: value for name, value in plain(self.made_from).items() if name in recorded}
         if other := differences({name: recorded[name] for name in expected}, expected):
@@ -141,10 +143,10 @@ class InitialPrototypes:
                 f"{self.file}: prototypes of other inputs: {shortened(other)}; remove the file, or choose another "
                 "--prototypes"
             )
-        try:
-            self.prototypes.load_state_dict({"prototypes": values})
-        except ValueError as error:
-            raise UserError(f"{self.file}: {error}") from error
+        if values.shape != self.prototypes.values.shape:
+            found, size = list(values.shape), list(self.prototypes.values.shape)
+            raise UserError(f"{self.file}: prototypes have shape {found}, expected [classes, features] = {size}")
+        return values
 
 
 @torch.no_grad()

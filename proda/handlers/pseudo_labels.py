@@ -30,7 +30,7 @@ class PseudoLabels:
     if there is ground truth, and is empty otherwise.
 
     Args:
-        store: described by the manifest of the first labels; it is opened when training starts.
+        store: not yet opened; its manifest describes the first labels.
         images: names -> batches of these whole images.
         flip, scales, ensemble: what the predictions are averaged over; see ``write_pseudo_labels``.
     """

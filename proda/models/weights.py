@@ -4,7 +4,7 @@ Read: our own files and checkpoints, released ``.pkl`` checkpoints of all stages
 dicts. No code runs from any of them. Errors are one line: the file, what was found, what was expected.
 
 Our weights file is a dict saved with ``torch.save``: ``format``, ``model`` (state dict), where there are any
-``prototypes`` and ``discriminator``, and one entry for each known value of :class:`~proda.models.model_info.ModelInfo`.
+``prototypes``, and one entry for each known value of :class:`~proda.models.model_info.ModelInfo`.
 What a file does not say about its network is read off the tensors.
 """
 
@@ -178,7 +178,6 @@ def weights_content(
     *,
     class_names: Sequence[str],
     prototypes: Tensor | None = None,
-    discriminator: nn.Module | None = None,
     **info: Any,
 ) -> dict[str, Any]:
     """What a weights file holds: enough to build the network again, to see whether it fits, and to use it.
@@ -197,8 +196,6 @@ def weights_content(
     }
     if prototypes is not None:
         content["prototypes"] = prototypes
-    if discriminator is not None:
-        content["discriminator"] = discriminator.state_dict()
     return content
 
 

@@ -158,9 +158,7 @@ def _is_one_stage(values: Sequence[Any], stages: Sequence[str]) -> bool:
 def classes(groups: Sequence[Group]) -> dict[str, Any]:
     """IoU of every class in every run (one group) or in the result of every group, the worst class first."""
     if len(groups) == 1:
-        group = groups[0]
-        runs, names = group.runs, [run.title for run in group.runs]
-        result = group.result
+        runs, names, result = groups[0].runs, [run.title for run in groups[0].runs], groups[0].result
     else:
         runs, names = [group.result for group in groups], labels(groups)
         result = runs[-1]
@@ -172,16 +170,11 @@ def classes(groups: Sequence[Group]) -> dict[str, Any]:
     result_name = next(name for run, name in shown if run is result)
     compared = len(groups) > 1 and len(shown) == 2
     every = list(dict.fromkeys(name for run, _ in shown for name in run.summary["iou"]))
-    place = {run.folder: k for k, (run, _) in enumerate(shown)}
     cards = []
     for class_name in every:
         bars = [
-            {
-                "name": name,
-                "value": run.summary["iou"].get(class_name),
-                "kind": _bar_kind(groups, run, result, place[run.folder]),
-            }
-            for run, name in shown
+            {"name": name, "value": run.summary["iou"].get(class_name), "kind": _bar_kind(groups, run, result, place)}
+            for place, (run, name) in enumerate(shown)
         ]
         final = result.summary["iou"].get(class_name)
         first = shown[0][0].summary["iou"].get(class_name)

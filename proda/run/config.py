@@ -112,7 +112,7 @@ class TrainConfig(StudentOptions, DataConfig):
     # -- Successors
     rare_class_sampling: bool = False  # draw source images with rare classes more often (docs/successors.md)
     feature_distance: NonNegativeFloat = 0.0  # weight of the distance to the initial backbone's features; 0: none
-    thing_classes: str = ""  # classes that it covers, separated by commas; if empty, the objects of the benchmarks
+    thing_classes: str = ""  # classes that --feature_distance covers, separated by commas; if empty, objects
     # -- Output
     resume: bool = False  # continue from the last good checkpoint in the output folder
     overwrite: bool = False  # delete the files of an earlier run in the output folder

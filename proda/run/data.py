@@ -1,7 +1,7 @@
 """Samples, batches and label stores of a training stage, as its flags ask for them."""
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ class Data:
     """What a stage trains and validates on. A stage's ``build`` asks for it; nothing is written.
 
     ``classes`` as in ``Domains``. What takes long is done by :meth:`prepare`, before the first batch is loaded.
+    ``processes``: of the run, if not those of this group.
     """
 
-    def __init__(self, config: TrainConfig, domains: Domains | None = None) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, domains: Domains | None = None, *, processes: int = 0) -> None:
+        self.config, self.processes = config, processes or idist.get_world_size()
         self.domains = domains or Domains(config)
         self.classes = self.domains.classes
+        self._sizes: dict[str, dict[tuple[int, int], Path]] = {}  # split -> (width, height) -> an image that has it
         self._to_count: list[tuple[RareClasses, str, LabelledFiles]] = []
 
     # Training samples
@@ -53,8 +55,8 @@ class Data:
         """Unlabelled views of the target. ``views`` are arguments of ``TargetTraining``."""
         images = self.domains.target
         check_views(self.config, spot_check(images))
-        if views.get("full_image") and self.config.batch_size > idist.get_world_size():
-            self._check_same_size()
+        if views.get("full_image") and self.config.batch_size > self.processes:
+            self._check_same_size(images, "training")
         return TargetTraining(images, **view_settings(self.config, "target"), **views)
 
     def training_batches(self, source: Dataset, target: Dataset | None) -> TrainingBatches:
@@ -91,14 +93,17 @@ class Data:
 
     def whole_target(self, names: Sequence[str] | None = None) -> DataLoader:
         """Whole target training images in order, each on one process: all, or those in ``names``."""
-        images: Dataset = self.domains.labelled_target
-        if names is not None:
-            images = Subset(images, self.domains.labelled_target.indices(names))
-        return whole_images(self.config, images)
+        images = self.domains.labelled_target
+        if self.config.val_batch_size > 1:
+            self._check_same_size(images, "training")
+        return whole_images(self.config, images if names is None else Subset(images, images.indices(names)))
 
     def validation_batches(self) -> DataLoader:
         """Whole validation images in order, each on one process."""
-        return whole_images(self.config, self.domains.validation)
+        images = self.domains.validation
+        if self.config.val_batch_size > 1 and isinstance(images, LabelledFiles):
+            self._check_same_size(images, "validation")
+        return whole_images(self.config, images)
 
     def statistics_batches(self) -> DataLoader:
         """Whole target training images spread evenly over the set, the same on every process.
@@ -106,11 +111,11 @@ class Data:
         Raises:
             UserError: target training images differ in size, so they cannot be put into batches.
         """
-        self._check_same_size()
+        self._check_same_size(self.domains.target, "training")
         images = EvaluationSamples(some(self.domains.target))
         return evaluation_loader(images, batch_size=STATISTICS_BATCH, num_workers=self.config.num_workers)
 
-    # What is predicted for the target before training
+    # Pseudo labels and prototypes
 
     def label_store(self, kind: str, network: SegmentationNetwork, **settings: Any) -> SoftLabelStore | HardLabelStore:
         """The store of the pseudo labels that ``network`` predicts for the target's training images; not yet opened.
@@ -131,19 +136,16 @@ class Data:
             self._to_count.append((rare_classes, domain, images))
         return SourceTraining(images, **view_settings(self.config, domain), rare_classes=rare_classes)
 
-    def _check_same_size(self) -> None:
-        """Raises UserError if target training images differ in size, according to the headers of all files."""
-        if self.domains.target.size is not None:
+    def _check_same_size(self, images: LabelledFiles, split: str) -> None:
+        """Raises UserError if images of a split differ in size, according to the headers of all files."""
+        if images.size is not None:
             return  # all images are resized to this size
-        if len(self._target_sizes) > 1:
-            two = list(self._target_sizes.items())[:2]
+        if split not in self._sizes:
+            self._sizes[split] = {image_size(path): path for path in images.images}
+        if len(self._sizes[split]) > 1:
+            two = list(self._sizes[split].items())[:2]
             found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in two)
-            raise UserError(f"{self.config.target}: found training images of {found}; {SAME_SIZE_NEEDED}")
-
-    @cached_property
-    def _target_sizes(self) -> dict[tuple[int, int], Path]:
-        """(width, height) of target training images -> one that has it. Every file's header is read, once."""
-        return {image_size(path): path for path in self.domains.target.images}
+            raise UserError(f"{self.config.target}: found {split} images of {found}; {SAME_SIZE_NEEDED}")
 
 
 def label_store(

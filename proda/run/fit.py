@@ -27,17 +27,17 @@ from proda.models.model_info import ModelInfo
 from proda.run.config import AdaptConfig, MeanTeacherConfig, PseudoLabelConfig, TrainConfig
 from proda.run.data import Data
 from proda.run.job import Job
-from proda.run.networks import Networks, compile_network, synchronizes_batch_norm
+from proda.run.networks import Networks, synchronizes_batch_norm
 from proda.run.record import experiment_name, git_commit
 from proda.run.stage import Build, Stage
 from proda.run.successors import attach_successors, check_successors
+from proda.settings.reading import recipe_value
 from proda.utils.errors import UserError
-
-PUBLISHED_BATCH_SIZE = 4
+from proda.utils.run_files import all_run_files
 
 
 class CommonHandlers(NamedTuple):
-    """The handlers of every run that the run itself still needs."""
+    """The handlers that ``fit`` uses after it has attached them."""
 
     checkpoints: Checkpoints
     validation: Validation
@@ -61,23 +61,28 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
     check_flags(config, data.classes.names)
     stage = build(config, data, Networks(config, data.classes, job.precision))
     common = attach_common_handlers(config, stage, data, job)
-    stage.check()
+    remember(stage.trainer, stopwatch=job.stopwatch)
+    stage.check(doomed=all_run_files(job.folder) if config.overwrite else ())
+    common.checkpoints.check_states(stage.trainer)
     job.open(summary_lines(config, data, stage.batches), data.domains.fingerprints())
+    start = _resume(config, stage, common)
+    job.save_record()
     data.prepare()
-    return _train(config, job, stage, common)
+    return _train(job, stage, common, start)
 
 
 def attach_common_handlers(config: TrainConfig, stage: Stage, data: Data, job: Job) -> CommonHandlers:
-    """Attaches what every training run has, after the handlers of the method, in the order in which they act."""
+    """Attaches what every training run has, after the handlers of the method.
+
+    Handlers of one event run in the order in which they are attached here.
+    """
     trainer, student, names, precision = stage.trainer, stage.student, data.classes.names, job.precision
     attach_successors(config, stage, names, precision)
 
     # Validation of the student and, if asked for, of the mean teacher.
     judged = {"": student}
-    if stage.teacher is not None:
-        compile_network(config, stage.teacher.ema_model)
-        if isinstance(config, MeanTeacherConfig) and config.validate_teacher:
-            judged["teacher_"] = stage.teacher.ema_model
+    if stage.teacher is not None and isinstance(config, MeanTeacherConfig) and config.validate_teacher:
+        judged["teacher_"] = stage.teacher.ema_model
     evaluators = {
         name: segmentation_evaluator(network, precision, scales=(stage.val_scale,)) for name, network in judged.items()
     }
@@ -113,7 +118,6 @@ def attach_common_handlers(config: TrainConfig, stage: Stage, data: Data, job: J
         model_info(config, data),
         job.folder,
         prototypes=None if stage.prototypes is None else stage.prototypes.prototypes.values,
-        discriminator=stage.discriminator,
         teacher=judged.get("teacher_"),
     )
     models.attach(trainer)
@@ -122,18 +126,28 @@ def attach_common_handlers(config: TrainConfig, stage: Stage, data: Data, job: J
     return CommonHandlers(checkpoints, validation, models, board)
 
 
-def _train(config: TrainConfig, job: Job, stage: Stage, common: CommonHandlers) -> dict[str, Any]:
+def _resume(config: TrainConfig, stage: Stage, common: CommonHandlers) -> int:
+    """Loads the last good checkpoint with ``--resume``; returns its iteration, or 0.
+
+    Raises:
+        UserError: the checkpoint belongs to another network or experiment, or has epochs of another length; or the
+            folder holds checkpoints of another run.
+    """
+    trainer, expected = stage.trainer, stage.batches.epoch_length
+    start = common.checkpoints.resume(trainer) if config.resume else 0
+    common.checkpoints.check_folder()
+    if trainer.state.epoch_length not in (None, expected):
+        raise UserError(
+            f"the run to resume has {trainer.state.epoch_length} iterations per epoch, this command {expected}: use "
+            "the same --batch_size and images, or another --output"
+        )
+    return start
+
+
+def _train(job: Job, stage: Stage, common: CommonHandlers, start: int) -> dict[str, Any]:
     """Runs the trainer. If the last iteration was completed before, only an interrupted validation is repeated."""
     trainer, batches, state = stage.trainer, stage.batches, stage.trainer.state
-    remember(trainer, stopwatch=job.stopwatch)
-    start = common.checkpoints.resume(trainer) if config.resume else 0
-    common.checkpoints.check(trainer)
     common.board.open()
-    if state.epoch_length not in (None, batches.epoch_length):
-        raise UserError(
-            f"the run to resume has {state.epoch_length} iterations per epoch, this command {batches.epoch_length}: "
-            "use the same --batch_size and images, or another --output"
-        )
     # Ignite accepts either max_epochs or max_iters. Its profilers need max_epochs, and max_iters ends the run.
     trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "max_iters", batches.iterations))
     try:
@@ -176,8 +190,8 @@ def summary_lines(config: TrainConfig, data: Data, batches: TrainingBatches) -> 
     """The start-up summary of a training run, name -> value; warns if the batch size is not that of the recipe."""
     share = config.batch_size // idist.get_world_size()
     batch, rate = f"{config.batch_size} ({share} per process)", f"{config.lr:g}"
-    if config.batch_size != PUBLISHED_BATCH_SIZE:
-        batch += f"  WARNING: the recipe uses {PUBLISHED_BATCH_SIZE}; its learning rate and length are tuned for that"
+    if config.batch_size != (recipe := recipe_value(config, "batch_size")):
+        batch += f"  WARNING: the recipe uses {recipe}; its learning rate and length are tuned for that"
     if config.accumulate > 1:
         batch += f", in {config.accumulate} micro-batches"
     if 0 < config.schedule_iterations < batches.iterations:

@@ -68,7 +68,10 @@ class Job:
         return read_record(self.folder, self.config) if resumes else {}
 
     def open(self, lines: Mapping[str, Any] | None = None, data: Mapping[str, str] | None = None) -> None:
-        """Locks the folder, opens ``train.log``, writes ``config.json`` and prints the start-up summary.
+        """Locks the folder, opens ``train.log`` and prints the start-up summary.
+
+        ``config.json`` is written too; that of a training run only by :meth:`save_record`, after the checkpoint to
+        resume from has been found to fit.
 
         Args:
             lines: more lines of the summary, name -> value.
@@ -90,8 +93,10 @@ class Job:
         idist.barrier()  # no process continues before rank 0 holds the folder
         _reset(self.log)
         if idist.get_rank() == 0:
+            self.record = record
             _print_and_write(self.log, self.folder / "train.log")
-            save_json(record, self.folder / RECORD_FILE)
+            if not isinstance(self.config, TrainConfig):
+                self.save_record()
         for change in changed:
             self.log.warning("%s", change)
         summary = {
@@ -102,6 +107,14 @@ class Job:
         }
         for name, value in summary.items():
             self.log.info("%-22s %s", name, value)
+
+    def save_record(self) -> None:
+        """Writes ``config.json``. A summary of a run that is resumed with other settings describes another result."""
+        if idist.get_rank() == 0:
+            before = self._resumed()
+            if before and changes_result(before, self.record):
+                (self.folder / "summary.json").unlink(missing_ok=True)
+            save_json(self.record, self.folder / RECORD_FILE)
 
     def _claim(self, record: dict[str, Any]) -> list[str]:
         """Makes sure that files of two runs do not mix in the folder; ``record`` is the new content of config.json.
@@ -125,8 +138,6 @@ class Job:
         if not before:
             return [f"{folder / RECORD_FILE} is missing or damaged: the settings of the run to resume are unknown"]
         refuse_other_settings(before, record, folder)
-        if changes_result(before, record):
-            (folder / "summary.json").unlink(missing_ok=True)  # it describes another result
         return logged_changes(before, record)
 
     def finish(self, summary: dict[str, Any], *, iterations: int = 0, images: int = 0) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
@@ -31,6 +31,8 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()  # addresses of the storages that are alive
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return _one(args[0].dtype)  # a handler reads a number, such as loss.item()
         result = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._count, result)
         return result
@@ -57,8 +59,9 @@ class LiveBytes(TorchDispatchMode):
 def fake_tensors() -> Iterator[LiveBytes]:
     """A context in which no tensor has data; gives the count of the bytes that real ones would take.
 
-    Tensors from outside cannot be used in it, and an operation whose result's shape depends on data raises. On a
-    machine without a GPU the fake tensors are those of the CPU, with the memory that CUDA's would take.
+    Tensors from outside cannot be used in it, and an operation whose result's shape depends on data raises. A number
+    that is read out of a tensor is 1. On a machine without a GPU the fake tensors are those of the CPU, with the memory
+    that CUDA's would take.
     """
     with FakeTensorMode(), LiveBytes() as count, _FakeAsReal():
         yield count
@@ -75,6 +78,10 @@ def built(build: Callable[[], nn.Module], device: torch.device) -> Any:
     with _disable_current_modes(), torch.device("meta"):
         network = build()
     return network._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+
+
+def _one(dtype: torch.dtype) -> bool | int | float:
+    return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
 
 
 class _FakeAsReal(TorchFunctionMode):

@@ -108,8 +108,9 @@ class FreshNetworks(Networks):
                 parameter.data = parameter.data.to(memory_format=torch.channels_last)
         return network
 
-    def place(self, module: nn.Module) -> nn.Module:
-        return module if self.device.type == "cpu" else module.to(self.device)  # fake tensors are on the CPU already
+    def place(self, name: str, network: nn.Module) -> nn.Module:
+        self.made[name] = network if self.device.type == "cpu" else network.to(self.device)  # fake tensors stay
+        return self.made[name]
 
 
 @torch.no_grad()

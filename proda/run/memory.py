@@ -81,7 +81,7 @@ def stage_memory(config: TrainConfig, build: Build, sizes: Sizes, processes: int
             gradients=gradients + buckets,
             peaks={phase: peak + buckets for phase, peak in peaks.items()},
             checkpoint=checkpoint,
-            model=bytes_of["student"] + bytes_of.get("discriminator", 0),
+            model=bytes_of["student"],
             parameters={name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
         )
 
@@ -91,8 +91,6 @@ def stage_networks(stage: Stage, networks: Networks) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {"student": stage.student}
     if stage.teacher is not None:
         found["mean teacher"] = stage.teacher.ema_model
-    if stage.discriminator is not None:
-        found["discriminator"] = stage.discriminator
     return found | {name: network for name, network in networks.made.items() if network is not stage.student}
 
 
@@ -155,7 +153,7 @@ def fitting(
 ) -> dict[int, tuple[dict[str, Any], Memory]]:
     """GB of a GPU -> the first changes of flags with which a process fits it, and its memory then.
 
-    A GPU that none is enough for is missing. ``memory``: that of ``config`` itself.
+    GPUs that no change suffices for are left out. ``memory``: that of ``config`` itself.
     """
     found: dict[int, tuple[dict[str, Any], Memory]] = {}
     for changes in ladder(config, sizes, memory):

@@ -9,6 +9,7 @@ from torch import nn
 
 from proda.data.labels import LabelSpace
 from proda.engines.optimization import Precision, StudentOptions
+from proda.handlers.teacher import EMATeacher
 from proda.models import weights
 from proda.models.build import build_network, is_file, recorded_name
 from proda.models.model_info import ModelInfo
@@ -28,7 +29,7 @@ class Networks:
 
     def __init__(self, config: DataConfig, classes: LabelSpace, precision: Precision) -> None:
         self.config, self.classes, self.precision = config, classes, precision
-        self.made: dict[str, SegmentationNetwork] = {}
+        self.made: dict[str, nn.Module] = {}
 
     @property
     def device(self) -> torch.device:
@@ -52,9 +53,9 @@ class Networks:
     def load(
         self, flag: str = "weights", *, name: str = "", file: weights.Weights | None = None
     ) -> SegmentationNetwork:
-        """The network with the weights in the file that ``--flag`` names; it has the extra batch norm if the file has.
+        """The network with the weights in the file that ``--flag`` names, with the extra batch norm if it contains one.
 
-        ``file`` is the content of that file if it has been read already; ``name`` of the network if not that flag.
+        ``file`` is the content of that file if it has been read already; ``name``: key in ``made``, or else the flag.
 
         Raises:
             UserError: the file does not fit ``--backbone``, ``--head`` or the classes.
@@ -66,8 +67,8 @@ class Networks:
     def frozen(self, flag: str) -> SegmentationNetwork:
         """A network that only predicts, with the weights in the file that ``--flag`` names.
 
-        The file says its backbone and its head; ``--backbone`` and ``--head`` are the student's, and those of a file
-        that does not say its own.
+        The file says its backbone and its head; ``--backbone`` and ``--head`` are the student's, and apply to
+        files that do not name theirs.
 
         Raises:
             UserError: the file does not fit the classes, or holds a network of your own that is not ``--backbone``.
@@ -82,9 +83,16 @@ class Networks:
             )
         return self._loaded(file, backbone, head, flag, flag)
 
-    def place(self, module: nn.Module) -> nn.Module:
-        """Another module of the stage, such as a discriminator, on the device."""
-        return module.to(self.device)
+    def mean_teacher(self, student: SegmentationNetwork, momentum: float, *, start_as_mean: bool = False) -> EMATeacher:
+        """A moving average of the student; see ``EMATeacher``."""
+        teacher = EMATeacher(student, momentum, start_as_mean=start_as_mean)
+        compile_network(self.config, teacher.ema_model)  # a copy of a compiled network is not compiled
+        return teacher
+
+    def place(self, name: str, network: nn.Module) -> nn.Module:
+        """Another network of the stage, such as a discriminator, on the device."""
+        self.made[name] = network.to(self.device)
+        return self.made[name]
 
     def _loaded(self, source: Any, backbone: str, head: str, flag: str, name: str) -> SegmentationNetwork:
         network = weights.load_network(
@@ -101,8 +109,8 @@ class Networks:
         """The network on the device, laid out in memory and compiled as it will compute."""
         network.checkpoint_activations = isinstance(self.config, TrainConfig) and self.config.checkpoint_activations
         compile_network(self.config, network)
-        self.made[name] = self._laid_out(network)
-        return self.made[name]
+        self.made[name] = network = self._laid_out(network)
+        return network
 
     def _laid_out(self, network: SegmentationNetwork) -> SegmentationNetwork:
         return network.to(self.device).to(memory_format=torch.channels_last)

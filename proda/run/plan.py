@@ -1,5 +1,6 @@
-"""What a training run will take: ``--plan`` prints it and ends before anything is written.
+"""What a training run will take: ``--plan`` prints it and ends.
 
+Nothing is written, apart from images of Streets and frames of videos that are still missing.
 Memory is counted for one process (:mod:`proda.run.memory`). The time of an iteration is measured on this machine with
 made-up images of the right sizes (:mod:`proda.run.made_up`). Only the listing of the data is read, and a few of its
 images; files of weights need not exist.
@@ -26,11 +27,13 @@ from proda.handlers.checkpoints import KEPT
 from proda.models.weights import read_weights
 from proda.run.config import AdaptConfig, MeanTeacherConfig, TrainConfig
 from proda.run.data import Data, whole_images
-from proda.run.fit import PUBLISHED_BATCH_SIZE, check_flags
+from proda.run.domains import SOME_IMAGES
+from proda.run.fit import check_flags
 from proda.run.made_up import FreshNetworks, MadeUpImages, Sizes, made_up_stage, training_batch
 from proda.run.memory import GB, GPUS, Memory, fitting, stage_memory
 from proda.run.networks import architecture
 from proda.run.stage import Build, Stage
+from proda.settings.reading import recipe_value
 from proda.utils.errors import UserError
 from proda.utils.words import counted
 
@@ -119,7 +122,7 @@ def list_data(config: TrainConfig, build: Build, processes: int) -> Listing:
     Raises:
         UserError, MissingFileError: as the run would.
     """
-    data = Data(config)
+    data = Data(config, processes=processes)
     check_flags(config, data.classes.names, processes)
     teachers = _teachers(config)
     stage = build(config, data, FreshNetworks(config, data.classes, Precision("cpu"), teachers, device="meta"))
@@ -132,7 +135,7 @@ def list_data(config: TrainConfig, build: Build, processes: int) -> Listing:
 
 
 def _teachers(config: TrainConfig) -> dict[str, tuple[str, str]]:
-    """Flag -> backbone and head of each network that only predicts; the student's as long as its file is missing."""
+    """Flag -> backbone and head of each network that only predicts; those of the student if its file is missing."""
     files = {flag: getattr(config, flag, "") for flag in ("teacher", "label_with")}
     return {
         flag: architecture(read_weights(file, flag=flag).info, config)
@@ -189,8 +192,8 @@ def _length_lines(config: TrainConfig, listing: Listing, processes: int) -> Iter
     text = f"{config.batch_size} images" + (" of each domain" if batches.target is not None else "")
     if processes > 1:
         text += f", {images} on each of {processes} processes"
-    if config.batch_size != PUBLISHED_BATCH_SIZE:
-        text += f"; the recipe uses {PUBLISHED_BATCH_SIZE}"
+    if config.batch_size != (recipe := recipe_value(config, "batch_size")):
+        text += f"; the recipe uses {recipe}"
     yield "global batch", text
     epochs = batches.iterations / batches.epoch_length
     yield "iterations", f"{batches.iterations}, {epochs:.4g} epochs of {batches.epoch_length}"
@@ -231,11 +234,12 @@ def label_bytes(listing: Listing) -> float:
     labels, (height, width) = listing.stage.labels, listing.sizes.full_image
     if labels is None:
         return 0
+    number = (1 + min(_renewals(listing), KEPT)) * listing.target_images  # those of the checkpoints are kept
     if labels.store.kind == "hard":
-        return HARD_BYTES * height * width * listing.target_images
+        return HARD_BYTES * height * width * number
     with torch.device("meta"), torch.no_grad():
         probabilities = labels.network(torch.empty(1, 3, height, width)).logits
-    return SOFT_BYTES * probabilities.numel() * listing.target_images
+    return SOFT_BYTES * probabilities.numel() * number
 
 
 def _fitting_lines(found: dict[int, tuple[dict[str, Any], Memory]]) -> Iterator[str]:
@@ -268,10 +272,12 @@ def _time_lines(config: TrainConfig, listing: Listing, processes: int, timing: T
         yield "measured peak", f"{_gb(timing.peak)} of GPU memory allocated in training"
     training = iteration * listing.stage.batches.iterations
     judged = 2 if _validates_teacher(listing) else 1
-    adabn = 100 if isinstance(config, AdaptConfig) and config.adabn else 0
-    images = judged * listing.validation_images / processes + adabn
+    adabn = SOME_IMAGES if isinstance(config, AdaptConfig) and config.adabn else 0
+    images = judged * (listing.validation_images / processes + adabn)
     validation = _validations(config, listing) * images * timing.validation
-    passes = (listing.stage.labels.passes if listing.stage.labels else 0) + (listing.stage.prototypes is not None)
+    labels = listing.stage.labels
+    passes = (1 + _renewals(listing)) * labels.passes if labels else 0
+    passes += listing.stage.prototypes is not None
     preparation = passes * listing.target_images / processes * timing.validation
     yield "training", _duration(training)
     yield "validation", f"{_duration(validation)}, {timing.validation:.3g} s an image"
@@ -281,6 +287,14 @@ def _time_lines(config: TrainConfig, listing: Listing, processes: int, timing: T
     yield "in all", f"{_duration(training + validation + preparation)} on this device, if loading keeps up"
     if processes > 1:
         yield "", "without the exchange of gradients, which a plan does not measure"
+
+
+def _renewals(listing: Listing) -> int:
+    """How often pseudo labels are renewed; not at the end of training."""
+    labels, batches = listing.stage.labels, listing.stage.batches
+    if labels is None or labels.every == 0:
+        return 0
+    return (batches.iterations - 1) // (labels.every * batches.epoch_length)
 
 
 def _validates_teacher(listing: Listing) -> bool:

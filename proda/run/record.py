@@ -117,7 +117,7 @@ def refuse_other_settings(before: Mapping[str, Any], now: Mapping[str, Any], fol
 
 
 def logged_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each change at ``--resume`` that the log mentions."""
+    """One line for each change at ``--resume`` that is logged."""
     old, new = before["run"], now["run"]
     told = [text for name, text in changes(before, now).items() if name in RESUMABLE_FLAGS - UNLOGGED_FLAGS]
     told += [
@@ -138,7 +138,7 @@ def logged_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def changes_result(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether the result of the run will be another one than that of the record before."""
+    """Whether the result of the run differs from that of the earlier record."""
     return bool(changes(before, now).keys() - UNCOMPARED_FLAGS)
 
 

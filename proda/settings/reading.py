@@ -11,6 +11,7 @@ import difflib
 import inspect
 import logging
 import os
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
@@ -135,6 +136,13 @@ def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[s
     if problems := list(config.problems()):
         raise UserError("; ".join(problems))
     return config
+
+
+def recipe_value(config: Any, name: str) -> Any:
+    """The value of a field in the recipe of ``config.preset``, whatever the flags say."""
+    presets = getattr(sys.modules.get(type(config).__module__), "PRESETS", {})
+    default = next(field.default for field in fields(config) if field.name == name)
+    return presets.get(config.preset, {}).get(name, default)
 
 
 def with_present_names(

@@ -199,7 +199,10 @@ def test_a_stage_of_your_own_trains_clips_resumes_and_stops_on_nan(my_stage, dat
     assert (
         main(
             command(
-                my_stage, data, weights, **more | {"grad_clip": 0, "lr": 1000.0, "overwrite": True, "iterations": 30, "val_every": 30}
+                my_stage,
+                data,
+                weights,
+                **more | {"grad_clip": 0, "lr": 1000.0, "overwrite": True, "iterations": 30, "val_every": 30},
             )
         )
         == 2

@@ -4,83 +4,62 @@ python run.py tests/experiments/my_experiment.py --weights=runs/warmup/last.pt
 """
 
 from dataclasses import dataclass
-
-from ignite.engine import Engine
+from pathlib import Path
 
 from proda.engines.denoise import DenoiseOptions, denoise_trainer
-from proda.engines.events import ProdaEvents
-from proda.engines.inference import segmentation_evaluator
-from proda.handlers.board import Board
-from proda.handlers.checkpoints import Checkpoints
-from proda.handlers.kept_models import KeptModels
-from proda.handlers.prototypes import PrototypeEMA, prepare_prototypes
+from proda.engines.events import ProdaEvents, Trainer
+from proda.handlers.prototypes import InitialPrototypes, PrototypeEMA, Prototypes
 from proda.handlers.pseudo_labels import PseudoLabels
-from proda.handlers.schedule import PolynomialDecay
-from proda.handlers.seeding import SeedIterations
 from proda.handlers.teacher import EMATeacher
-from proda.handlers.validation import Validation
-from proda.run import fit
-from proda.run.config import TrainConfig
-from proda.run.domains import Domains
-from proda.run.job import Job
-from proda.run.networks import load_network, make_optimizer, parallel
+from proda.run.config import MeanTeacherConfig
+from proda.run.data import Data
+from proda.run.fit import fit
+from proda.run.networks import Networks, make_optimizer, parallel
+from proda.run.stage import Stage
 from proda.settings.options import PathText
 
 
 @dataclass
-class Config(DenoiseOptions, TrainConfig):
+class Config(DenoiseOptions, MeanTeacherConfig):
     weights: PathText = "runs/warmup/last.pt"  # first student, first teacher, labels and prototypes
-    lr: float = 1e-4  # of all parameters
-    head_lr_factor: float = 1.0  # one parameter group
     pseudo_labels: PathText = ""  # folder of soft labels; OUTPUT/pseudo_labels if empty
 
 
 class Diary:
     """Records the events in their order, and how many pixels get another label by rectification."""
 
-    def __init__(self) -> None:
-        self.moments: list[str] = []
-        self.changed: list[float] = []
-
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Trainer) -> None:
+        moments = trainer.state.summary["moments"] = []  # goes to summary.json
+        self.changed = trainer.state.summary["changed_labels"] = []
         for moment in ProdaEvents:
-            trainer.add_event_handler(moment, lambda _, name: self.moments.append(name), moment.value)
+            trainer.add_event_handler(moment, lambda _, name: moments.append(name), moment.value)
         trainer.add_event_handler(ProdaEvents.LABELS_RECTIFIED, self.compare)
-        trainer.state.summary["moments"] = self.moments  # goes to summary.json
-        trainer.state.summary["changed_labels"] = self.changed
 
-    def compare(self, trainer: Engine) -> None:
+    def compare(self, trainer: Trainer) -> None:
         before, after = trainer.state.output["pseudo_labels"], trainer.state.output["rectified_labels"]  # [B, h, w]
         self.changed.append((before != after).float().mean().item())
 
 
-def run(local_rank: int, config: Config) -> dict:
-    job, data = Job(config), Domains(config)
-    first, network = (load_network(config, data.classes, job.device) for _ in range(2))
-    store = data.label_store("soft", job.folder / "pseudo_labels", first)
+def build(config: Config, data: Data, networks: Networks) -> Stage:
+    first, student, precision = networks.load("weights"), networks.load("weights", name="student"), networks.precision
+    store = data.label_store("soft", first)
     target = data.target_views(full_image=True, strong=True, soft_labels=store)
     batches = data.training_batches(data.source_crops(), target)
-    job.open(fit.summary_lines(config, data, batches), data.fingerprints())
 
-    optimizer, student, precision = make_optimizer(config, network), parallel(config, network), job.precision
-    teacher, file, made_from = EMATeacher(network), job.folder / "prototypes.pt", data.made_from(first)
-    prototypes = prepare_prototypes(file, first, data.whole_target(), precision, 1, made_from)
-    trainer = denoise_trainer(student, teacher.ema_model, prototypes.values, optimizer, precision, config)
-    evaluator = segmentation_evaluator(network, precision)
-
+    optimizer, student_ddp, teacher = make_optimizer(config, student), parallel(config, student), EMATeacher(student)
+    means = Prototypes(student.num_classes, student.num_features, networks.device)
+    trainer = denoise_trainer(student_ddp, teacher.ema_model, means.values, optimizer, precision, config)
     Diary().attach(trainer)
-    PseudoLabels(store, first, data.whole_target, precision, data.classes.names).attach(trainer)
-    PrototypeEMA(prototypes).attach(trainer)
-    teacher.attach(trainer)
 
-    SeedIterations(config.seed).attach(trainer)
-    PolynomialDecay(optimizer, batches.iterations).attach(trainer)
-    checkpoints = Checkpoints(job.folder)
-    checkpoints.attach(trainer, every=config.checkpoint_every)
-    validation = Validation(evaluator, data.validation_batches(), data.classes.names)
-    validation.attach(trainer, every=config.val_every)
-    models = KeptModels(validation, network, fit.model_info(job, data), job.folder)
-    models.attach(trainer)
-    board = Board(job.folder, evaluator, {"student": optimizer}, data.classes.colors)
-    board.attach(trainer, every=config.log_every, panels_every=config.panels_every)
-    return fit.run(job, trainer, batches, checkpoints, validation, models, board)
+    labels = PseudoLabels(store, first, data.whole_target, precision, data.classes.names)
+    labels.attach(trainer)
+    file = Path(config.output) / "prototypes.pt"
+    initial = InitialPrototypes(means, first, data.whole_target(), precision, file, data.made_from(first))
+    initial.attach(trainer)
+    PrototypeEMA(means).attach(trainer)
+    teacher.attach(trainer)
+    return Stage(trainer, student, batches, {"student": optimizer}, labels=labels, prototypes=initial, teacher=teacher)
+
+
+def run(local_rank: int, config: Config) -> dict:
+    return fit(config, build)

@@ -2,16 +2,18 @@
 
 import json
 import re
+import shutil
+from contextlib import contextmanager
 
 import pytest
 
 from experiments import ablation, pipeline
 from proda.cli.launch import load_experiment, main
 from proda.run import domains
-from proda.run.job import weights_flags
+from proda.run.record import weights_flags
 from proda.settings.reading import make_config
 from proda.studies.results import ResultTable, read_results
-from proda.studies.rows import QUIRK_ROWS, RECIPE, ROWS, TABLES, Lengths
+from proda.studies.rows import ROWS, TABLES
 from tests import small_runs
 
 
@@ -75,42 +77,20 @@ def test_the_quickstart_has_the_same_runs():
         assert pipeline.experiment_file(stage) == ablation.experiment_file(row)
 
 
-def test_a_quirk_is_put_back_into_the_rows_it_touches_and_those_after_them_are_trained_again():
-    assert list(QUIRK_ROWS["divergence"]) == ["quirk_divergence_distillation", "quirk_divergence_second_distillation"]
-    assert list(QUIRK_ROWS["passes"]) == [f"quirk_passes_{row}" for row in RECIPE[1:]]
-    passes = resolved("quirk_passes_second_distillation")
-    assert passes.teacher == passes.init_file == "o/seed_0/quirk_passes_distillation/last.pt"
-    assert resolved("quirk_passes_structure").weights == "o/seed_0/warmup/last.pt"  # which has no such quirk
-    best = [resolved(f"quirk_best_{row}") for row in RECIPE[1:]]
-    assert best[0].weights == "o/seed_0/warmup/best.pt" and best[1].teacher == "o/seed_0/quirk_best_structure/best.pt"
-    horizon = resolved("quirk_horizon_structure", scale=2.0)
-    assert horizon.schedule_iterations == round(horizon.iterations * 90_000 / 62_412)
-    assert horizon.iterations == 2 * resolved("structure").iterations
-
-
-def test_all_quirks_together_are_those_of_the_released_preset():
-    for row in RECIPE:
-        released = dict(load_experiment(ablation.experiment_file(row)).PRESETS["gta5_released"])
-        del released["gta5_size_as_released"]
-        found = ROWS[f"quirk_all_{row}"]
-        horizon = released.pop("schedule_iterations")
-        for flag in [name for name, value in released.items() if str(value).endswith("best.pt")]:
-            assert found.start[flag].endswith("best.pt") and released.pop(flag)
-        assert found.flags == {**released, "schedule_iterations": Lengths(horizon / 62_412)}
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return small_runs.write_data(tmp_path_factory.mktemp("streets"), num_val=2)
 
 
-@pytest.fixture
-def few(data, monkeypatch):
+@contextmanager
+def few_rows():
     """Two rows of the table of parts, on a tiny Streets that is there."""
-    monkeypatch.setattr(domains, "write_streets", lambda *_, **__: None)
     rows = {row: TABLES["parts"].rows[row] for row in ("source_only", "warmup")}
     differences = [pair for pair in TABLES["quickstart"].differences if pair.row == "warmup"]
-    monkeypatch.setitem(TABLES, "parts", ResultTable(rows, differences))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(domains, "write_streets", lambda *_, **__: None)
+        patch.setattr(ablation, "TABLES", {**TABLES, "parts": ResultTable(rows, differences)})
+        yield
 
 
 def command(data, output, *flags: str) -> int:
@@ -118,62 +98,69 @@ def command(data, output, *flags: str) -> int:
     return main(["experiments/ablation.py", *common, *flags])
 
 
-@pytest.mark.usefixtures("few")
-def test_seeds_may_run_in_parts_and_the_results_cover_those_that_are_complete(data, tmp_path, capsys):
-    assert command(data, tmp_path, "--seeds=1", "--seed=1") == 0
-    assert read_results(tmp_path / "ablation.json").seeds == [1]
-    assert command(data, tmp_path, "--seeds=1") == 0
-    found = read_results(tmp_path / "ablation.json")
+@pytest.fixture(scope="module")
+def made(data, tmp_path_factory):
+    """Both rows of seeds 0 and 1, made by two commands."""
+    folder = tmp_path_factory.mktemp("ablation")
+    with few_rows():
+        assert command(data, folder, "--seeds=1", "--seed=1") == 0
+        assert read_results(folder / "ablation.json").seeds == [1]
+        assert command(data, folder, "--seeds=1") == 0
+    return folder
+
+
+@pytest.fixture
+def done(made, tmp_path):
+    with few_rows():
+        yield shutil.copytree(made, tmp_path / "copy")
+
+
+def test_seeds_may_run_in_parts_and_the_results_cover_those_that_are_complete(done, data, capsys):
+    found = read_results(done / "ablation.json")
     assert found.seeds == [0, 1] and found.table == "parts"
     scores = {
-        row: [json.loads((tmp_path / f"seed_{seed}/{row}/summary.json").read_text())["miou"] for seed in (0, 1)]
+        row: [json.loads((done / f"seed_{seed}/{row}/summary.json").read_text())["miou"] for seed in (0, 1)]
         for row in ("source_only", "warmup")
     }
     assert found.rows == scores
     assert found.command == "python run.py experiments/ablation.py --scale=0.003 --seeds=2"
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", found.date) and re.fullmatch(r"[0-9a-f]{40}|unknown.*", found.commit)
-    page = (tmp_path / "ablation.md").read_text()
+    page = (done / "ablation.md").read_text()
     assert "| warm-up" in page and "95 % interval" in page and "Not complete" not in page
-    assert page in capsys.readouterr().out
 
-    (tmp_path / "seed_1/warmup/summary.json").unlink()  # as if it had been stopped in the last row
-    assert command(data, tmp_path, "--seeds=1") == 0
-    assert (
-        "Not complete yet, with these settings:\n\n* seed 1, 1 of 2 rows: source_only"
-        in (tmp_path / "ablation.md").read_text()
-    )
-    assert read_results(tmp_path / "ablation.json").seeds == [0]
-    capsys.readouterr()
-    assert command(data, tmp_path, "--dry", "--seeds=2") == 0
+    (done / "seed_1/warmup/summary.json").unlink()  # as if it had been stopped in the last row
+    assert command(data, done, "--seeds=1") == 0
+    said = (done / "ablation.md").read_text()
+    assert "Not complete yet, with these settings:\n\n* seed 1, 1 of 2 rows: source_only" in said
+    assert read_results(done / "ablation.json").seeds == [0] and said in capsys.readouterr().out
+    assert command(data, done, "--dry", "--seeds=2") == 0
     out = capsys.readouterr().out
     assert out.count("done  ") == 3 and "3 of 4 runs are done" in out and out.count("to run  python run.py ") == 1
-    assert command(data, tmp_path, "--seeds=2") == 0
+    assert command(data, done, "--seeds=2") == 0
     out = capsys.readouterr().out
     assert out.count("up to date, skipped") == 3 and "resumed from" in out
-    assert read_results(tmp_path / "ablation.json").rows == scores
+    assert read_results(done / "ablation.json").rows == scores
 
-    assert command(data, tmp_path, "--seeds=1", "--scale=0.005") == 2
+    assert command(data, done, "--seeds=1", "--scale=0.005") == 2
     error = capsys.readouterr().err
     assert "source_only holds a run with different inputs (--iterations was " in error and "--overwrite" in error
-    assert read_results(tmp_path / "ablation.json").rows == scores
+    assert read_results(done / "ablation.json").rows == scores
 
 
-@pytest.mark.usefixtures("few")
-def test_a_run_that_finishes_while_results_are_written_is_in_them(data, tmp_path, monkeypatch):
-    assert command(data, tmp_path, "--seeds=2") == 0
-    late, whole, collect = tmp_path / "seed_1/warmup/summary.json", read_results(tmp_path / "ablation.json"), []
+def test_a_run_that_finishes_while_results_are_written_is_in_them(done, data, monkeypatch):
+    late, whole, collected = done / "seed_1/warmup/summary.json", read_results(done / "ablation.json"), []
     text, before = late.read_text(), ablation.collect
     late.unlink()
 
     def finishing(config):
-        collect.append(before(config))
+        collected.append(before(config))
         late.write_text(text)
-        return collect[-1]
+        return collected[-1]
 
     monkeypatch.setattr(ablation, "collect", finishing)
-    flags = {"output": str(tmp_path), "data_root": str(data), "scale": 0.003, "device": "cpu"}
+    flags = {"output": str(done), "data_root": str(data), "scale": 0.003, "device": "cpu"}
     report = ablation.write_report(config(**flags))
-    assert collect[0][0].seeds == [0] and report["results"] == whole == read_results(tmp_path / "ablation.json")
+    assert collected[0][0].seeds == [0] and report["results"] == whole == read_results(done / "ablation.json")
 
 
 def test_flags_of_data_and_machine_reach_every_run():
@@ -184,7 +171,9 @@ def test_flags_of_data_and_machine_reach_every_run():
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
-    assert main(["experiments/ablation.py", "--dry", f"--output={tmp_path / 'o'}", "--table=quirks", "--seeds=2"]) == 0
+    assert (
+        main(["experiments/ablation.py", "--dry", f"--output={tmp_path / 'o'}", "--table=successors", "--seeds=2"]) == 0
+    )
     out = capsys.readouterr().out
-    assert out.count("to run") == 2 * len(ablation.needed_rows("quirks")) and "0 of 66 runs are done" in out
+    assert out.count("to run") == 2 * len(ablation.needed_rows("successors")) and "0 of 28 runs are done" in out
     assert not list(tmp_path.iterdir())

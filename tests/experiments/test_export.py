@@ -11,7 +11,8 @@ from PIL import Image
 from proda.cli.launch import main
 from proda.data.labels import class_names
 from proda.export import verification
-from proda.run.job import git_commit, read_summary
+from proda.run.job import read_summary
+from proda.run.record import git_commit
 from proda.trained_model import load_model
 from tests import small_runs
 

@@ -1,6 +1,7 @@
 """The whole pipeline, and quickstart, on the smallest Streets: what is done, skipped, resumed and refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torchvision
 from PIL import Image
 
 from experiments import pipeline
-from proda.cli.launch import load_experiment, main, start
+from proda.cli.launch import load_experiment, main
 from proda.run import domains
 from proda.settings.presets import NO_TARGET_LOSS
 from proda.settings.reading import make_config
@@ -67,9 +68,8 @@ def test_every_stage_starts_from_the_result_of_the_one_before(done):
     stage3 = config_of(done, "stage3_distill")
     assert stage3["teacher"] == stage3["init_file"] == str(done / "stage2_distill/last.pt")
     assert [stage for stage in ALL if config_of(done, stage).get("train_on") == "target"] == ["oracle"]
-    recorded = read(done / "stage1_denoise/inputs.json")
-    assert recorded["files"] == {"weights": sha256(done / "warmup/last.pt")}
-    assert recorded["configuration"]["iterations"] == 2 and "output" not in recorded["configuration"]
+    recorded = config_of(done, "stage1_denoise")
+    assert recorded["run"]["files"] == {"weights": sha256(done / "warmup/last.pt")} and recorded["iterations"] == 2
 
 
 def test_the_report_shows_every_stage(done):
@@ -100,65 +100,52 @@ def test_what_is_up_to_date_is_skipped(done, data, capsys):
     assert {path: path.stat().st_mtime_ns for stage in ALL for path in (done / stage).rglob("*")} == before
 
 
-def test_other_inputs_are_refused_in_one_line_and_nothing_changes(done, data, capsys):
+@pytest.mark.parametrize("experiment", ["pipeline", "quickstart"])
+def test_other_inputs_are_refused_in_one_line_and_nothing_changes(done, data, capsys, experiment):
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
-    assert command(data, done, seed=3) == 2
-    error = capsys.readouterr().err
-    assert (
-        f"{done / 'source_only'} holds a run with different inputs (--seed was 0, is 3): repeat it with --over" in error
+    assert command(data, done, experiment, seed=3) == 2
+    error, line = (
+        capsys.readouterr().err,
+        "holds a run with different inputs (--seed was 0, is 3): repeat it with --over",
     )
-    assert error.count("\n") == 1
+    assert f"{done / 'source_only'} {line}" in error and error.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
 
 
-@pytest.fixture
-def two(data, tmp_path) -> Path:
-    """The first two stages."""
-    assert command(data, tmp_path, until="warmup") == 0
-    return tmp_path
-
-
-def test_a_stage_cut_short_is_resumed(two, data, capsys):
-    (two / "warmup/summary.json").unlink()
-    (two / "warmup/checkpoint_2.pt").unlink()
-    capsys.readouterr()
-    assert command(data, two, until="warmup") == 0
+def test_what_was_cut_short_is_resumed_and_what_has_changed_runs_again_with_overwrite(done, data, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    for stage in ("source_only", "warmup"):
+        shutil.copytree(done / stage, folder / stage)
+    (folder / "warmup/summary.json").unlink()
+    (folder / "warmup/checkpoint_2.pt").unlink()
+    assert command(data, folder, until="warmup") == 0
     out = capsys.readouterr().out
     assert "resumed from" in out and "checkpoint_1.pt" in out
-    assert read(two / "warmup/summary.json")["iterations"] == 2
-
-
-def test_other_weights_and_images_are_other_inputs(two, data, capsys):
-    recorded = read(two / "warmup/inputs.json")
+    assert read(folder / "warmup/summary.json")["iterations"] == 2
+    file = folder / "warmup/config.json"
+    recorded = file.read_text()
     for part, name, words in (
-        ("files", "init_file", "content of --init_file changed"),
+        ("files", "init_file", f"the content of --init_file={folder}/source_only/last.pt has changed"),
         ("data", "target images", "target images changed"),
     ):
-        changed = {**recorded, part: {**recorded[part], name: "0"}, "hash": "0"}
-        (two / "warmup/inputs.json").write_text(json.dumps(changed))
-        assert command(data, two, from_stage="warmup", until="warmup") == 2
+        changed = json.loads(recorded)
+        changed["run"][part][name] = "0"
+        file.write_text(json.dumps(changed))
+        assert command(data, folder, from_stage="warmup", until="warmup") == 2
         assert words in capsys.readouterr().err
-
-
-def test_with_overwrite_only_what_has_changed_runs_again(two, data, capsys):
-    (two / "warmup/inputs.json").unlink()  # as after a run started by hand
-    assert command(data, two, until="warmup") == 2
-    assert "holds a run without a readable inputs.json" in capsys.readouterr().err
-    assert command(data, two, until="warmup", overwrite=True) == 0
+    file.unlink()
+    assert command(data, folder, until="warmup") == 2
+    assert "holds a run without a readable config.json" in capsys.readouterr().err
+    assert command(data, folder, until="warmup", overwrite=True) == 0
     out = capsys.readouterr().out
     assert out.count("up to date, skipped") == 1 and "warmup: up to date" not in out
-    assert "resumed from" not in out and (two / "warmup/inputs.json").is_file()
-
-
-def test_a_stage_that_cannot_start_writes_nothing(data, tmp_path, capsys):
-    assert command(data, tmp_path, batch_size=100) == 2
-    assert "--batch_size=100" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert "resumed from" not in out and file.is_file()
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ({"batch_size": 100}, "--batch_size=100"),
         ({"from_stage": "stage9"}, "--from_stage=stage9: no such stage; expected one of source_only, warmup,"),
         ({"from_stage": "stage3", "until": "warmup"}, "--from_stage=stage3 comes after --until=warmup"),
         ({"from_stage": "stage2"}, "stage1_denoise/last.pt: no such file"),
@@ -238,13 +225,3 @@ def test_quickstart_is_this_pipeline_and_draws_a_panel(done, data, capsys):
     assert all(0 <= stage["miou"] <= 1 and stage["iterations"] == 2 for stage in stages.values())
     with Image.open(done / "panel.png") as picture:
         assert picture.width > (2 + len(ALL)) * 96 and picture.height > 2 * 48
-
-
-def test_quickstart_does_not_change_a_run_on_other_data(data, tmp_path, capsys):
-    before = small_runs.write_weights(tmp_path / "last.pt")
-    flags = small_runs.flags("source_only", data, before, tmp_path / "source_only", iterations=1, seed=9)
-    start("experiments/source_only.py", flags)
-    there = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert command(data, tmp_path, "quickstart") == 2
-    assert f"{tmp_path / 'source_only'} holds a run" in capsys.readouterr().err
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == there

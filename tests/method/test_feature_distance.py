@@ -17,11 +17,7 @@ def test_a_cell_counts_from_three_quarters_of_one_class_on():
     labels[0, :, 8:] = 2
     assert mostly_one_of(labels, [5], (1, 3)).tolist() == [[[True, False, False]]]
     assert mostly_one_of(labels, [2, 5], (1, 3)).tolist() == [[[True, False, True]]]
-
-
-def test_two_classes_do_not_add_up():
-    labels = torch.tensor([[[3, 4], [3, 4]]])
-    assert not mostly_one_of(labels, [3, 4], (1, 1)).any()
+    assert not mostly_one_of(torch.tensor([[[3, 4], [3, 4]]]), [3, 4], (1, 1)).any()  # two classes do not add up
 
 
 def test_maps_that_the_cells_do_not_divide():
@@ -38,14 +34,12 @@ def test_the_mean_euclidean_distance_over_the_counted_positions():
     assert feature_distance(features, frozen, counted, positions=torch.tensor(4)).item() == pytest.approx(1.5)
 
 
-def test_without_any_position_it_is_zero():
-    assert feature_distance(torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1, 1), torch.tensor([[[False]]])) == 0
-
-
-def test_equal_features_have_a_finite_gradient():
+def test_no_position_and_equal_features_have_a_finite_gradient_of_zero():
     features = torch.ones(1, 2, 2, 2, requires_grad=True)
-    feature_distance(features, torch.ones(1, 2, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)).backward()
-    assert not features.grad.any() and features.grad.isfinite().all()
+    for frozen, counted in ((0, False), (1, True)):
+        distance = feature_distance(features, torch.full((1, 2, 2, 2), frozen), torch.full((1, 2, 2), counted))
+        (gradient,) = torch.autograd.grad(distance, features)
+        assert distance == 0 and not gradient.any() and gradient.isfinite().all()
 
 
 def test_the_objects_are_classes_of_the_benchmarks():

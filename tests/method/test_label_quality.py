@@ -32,9 +32,6 @@ def test_pairs_are_those_of_a_slow_count_whatever_the_type():
     for i in range(K + 1):
         for j in range(K + 1):
             assert table[i, j] == ((rows == i) & (columns == j)).sum()
-
-
-def test_maps_without_a_common_pixel_have_no_agreement():
     assert math.isnan(agreement(contingency(torch.tensor([0]), torch.tensor([IGNORE]), K)))
 
 

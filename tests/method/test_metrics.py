@@ -9,39 +9,23 @@ from proda.method import metrics
 from proda.method.metrics import mutual_information, scores
 
 
-def test_scores_of_two_classes_by_hand():
+def test_scores_by_hand():
     result = scores(torch.tensor([[6, 2], [1, 3]]))
     assert result.iou.tolist() == pytest.approx([6 / 9, 3 / 6])
     assert result.mean_iou.item() == pytest.approx((6 / 9 + 3 / 6) / 2)
     assert result.overall_accuracy.item() == pytest.approx(9 / 12)
     assert result.mean_accuracy.item() == pytest.approx((6 / 8 + 3 / 4) / 2)
     assert result.frequency_weighted_iou.item() == pytest.approx(8 / 12 * 6 / 9 + 4 / 12 * 3 / 6)
-
-
-def test_a_class_in_neither_labels_nor_predictions_has_no_score_and_no_weight_in_the_mean():
-    result = scores(torch.tensor([[1, 0, 0], [1, 2, 0], [0, 0, 0]]))
-    assert math.isnan(result.iou[2])
-    assert result.mean_iou.item() == pytest.approx((1 / 2 + 2 / 3) / 2)
-    assert result.frequency_weighted_iou.item() == pytest.approx(1 / 4 * 1 / 2 + 3 / 4 * 2 / 3)
-
-
-def test_a_class_that_is_predicted_but_never_true_counts_as_zero():
+    # A class in neither labels nor predictions has no score and no weight; one that is only predicted counts as zero.
+    absent = scores(torch.tensor([[1, 0, 0], [1, 2, 0], [0, 0, 0]]))
+    assert math.isnan(absent.iou[2]) and absent.mean_iou.item() == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert absent.frequency_weighted_iou.item() == pytest.approx(1 / 4 * 1 / 2 + 3 / 4 * 2 / 3)
     assert scores(torch.tensor([[1, 1], [0, 0]])).mean_iou.item() == pytest.approx((1 / 2 + 0) / 2)
 
 
 def test_no_pixel_at_all_is_nan_in_every_score():
     result = scores(torch.zeros(3, 3))
     assert all(value.isnan().all() for value in result)
-
-
-def test_scores_are_those_of_a_slow_count():
-    labels, predicted = torch.randint(0, 4, (500,)), torch.randint(0, 4, (500,))
-    confusion = torch.zeros(4, 4)
-    for true, found in zip(labels, predicted, strict=True):
-        confusion[true, found] += 1
-    for k, iou in enumerate(scores(confusion).iou):
-        both, either = (labels == k) & (predicted == k), (labels == k) | (predicted == k)
-        assert iou.item() == pytest.approx((both.sum() / either.sum()).item())
 
 
 def label_free(probabilities: torch.Tensor) -> float:
@@ -77,24 +61,15 @@ def test_the_terms_of_the_score_by_hand_and_in_float64_whatever_the_input():
     assert mean.dtype == entropy.dtype == torch.float64
 
 
-@pytest.mark.parametrize("size", [(1, 1), (13, 7), (64, 32)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("numbers", [1, 5 * 2 * 32 * 3, 2**19])  # one row at a time, some rows, all at once
-def test_slices_of_rows_add_up_to_the_terms_of_the_whole_map(size, numbers, monkeypatch):
+def test_slices_of_rows_add_up_to_the_terms_of_the_whole_map(numbers, memory_format, monkeypatch):
     monkeypatch.setattr(metrics, "SLICE", numbers)
-    logits = 5 * torch.randn(2, 5, *size)
-    mean, entropy = mutual_information(logits)
+    logits = 5 * torch.randn(2, 5, 64, 33)
+    mean, entropy = mutual_information(logits.contiguous(memory_format=memory_format))
     log = logits.double().log_softmax(1)
     torch.testing.assert_close(mean, log.exp().mean((2, 3)).sum(0), atol=1e-6, rtol=0)
     torch.testing.assert_close(entropy, -(log.exp() * log).sum(1).mean((1, 2)).sum(), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_score_of_a_large_map_is_exact_to_a_millionth(memory_format):
-    logits = 3 * torch.randn(1, 19, 301, 403)
-    mean, entropy = mutual_information(logits.contiguous(memory_format=memory_format))
-    log = logits.double().log_softmax(1)
-    assert mean.tolist() == pytest.approx(log.exp().mean((0, 2, 3)).tolist(), abs=1e-7)
-    assert entropy.item() == pytest.approx(-(log.exp() * log).sum(1).mean().item(), abs=1e-6)
 
 
 def test_a_class_with_a_logit_of_minus_infinity_is_impossible_and_nan_stays_nan():

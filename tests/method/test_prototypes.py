@@ -11,15 +11,6 @@ def one_hot_logits(labels, num_classes):
     return 9.0 * torch.nn.functional.one_hot(labels, num_classes).movedim(3, 1)
 
 
-def test_class_means_of_two_halves():
-    features = torch.tensor([[1.0] * 10 + [2.0] * 10 + [7.0] * 9]).reshape(1, 1, 1, 29)
-    labels = torch.tensor([0] * 10 + [2] * 10 + [1] * 9).reshape(1, 1, 29)
-    means, present = class_means(features, one_hot_logits(labels, 4))
-    assert present.tolist() == [[True, False, True, False]]  # class 1 has 9 pixels, class 3 none
-    assert means.flatten().tolist() == [1, 0, 2, 0]
-    assert class_means(features, one_hot_logits(labels, 4), min_pixels=9).means.flatten().tolist() == [1, 7, 2, 0]
-
-
 def test_class_means_use_only_right_and_confident_pixels():
     features = torch.arange(4.0).reshape(1, 1, 1, 4)
     logits = torch.tensor([[3.0, 3.0, 0.1, 3.0], [0.0, 0.0, 0.0, 0.0]]).reshape(1, 2, 1, 4)  # all of class 0
@@ -48,19 +39,13 @@ def test_class_means_by_a_slow_loop():
         assert present.any() and not present.all()
 
 
-def test_running_mean_is_the_mean_of_all_observations():
-    observations = torch.randn(7, 3, 5)
-    present = torch.ones(7, 3, dtype=torch.bool)
-    prototypes, counts = update_prototypes(torch.zeros(3, 5), torch.zeros(3), observations, present, momentum=None)
-    torch.testing.assert_close(prototypes, observations.mean(0))
-    assert counts.tolist() == [7, 7, 7]
-
-
 def test_moving_average_by_hand():
     means, present = torch.ones(2, 3, 2), torch.tensor([[True, False, True], [True, False, False]])
     prototypes, counts = update_prototypes(torch.zeros(3, 2), torch.zeros(3), means, present, momentum=0.5)
     assert prototypes[:, 0].tolist() == [0.75, 0.0, 0.5]  # 1 - 0.5**2, never seen, seen once
     assert counts.tolist() == [2, 0, 1]
+    running, _ = update_prototypes(torch.zeros(3, 2), torch.zeros(3), means, present, momentum=None)
+    assert running[:, 0].tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("momentum", [0.0, -0.1, 1.5])
@@ -84,7 +69,7 @@ def test_updates_at_once_equal_updates_one_after_another(momentum, start_mean, c
     means = torch.randint(-2, 3, (updates, 3, 4), generator=generator).float()  # often of sum 0: not an observation
     present = torch.rand(updates, 3, generator=generator) < 0.6
 
-    slow, slow_counts = prototypes.double(), counts.tolist()
+    before, slow, slow_counts = prototypes.clone(), prototypes.double(), counts.tolist()
     for n in range(updates):
         for k in range(3):
             if present[n, k] and means[n, k].sum() != 0:
@@ -97,45 +82,18 @@ def test_updates_at_once_equal_updates_one_after_another(momentum, start_mean, c
     fast, fast_counts = update_prototypes(prototypes, counts.float(), means, present, **rule)
     torch.testing.assert_close(fast, slow.float(), atol=1e-5, rtol=0)
     assert fast_counts.tolist() == slow_counts
-
-
-@given(st.sampled_from([None, 1e-4, 1.0]), st.integers(0, 2**31))
-def test_an_update_of_an_absent_class_changes_nothing(momentum, seed):
-    generator = torch.Generator().manual_seed(seed)
-    prototypes, counts = torch.randn(5, 8, generator=generator), torch.arange(5.0)
-    means = torch.randn(4, 5, 8, generator=generator)
-    present = torch.rand(4, 5, generator=generator) < 0.5
-    present[:, 2] = False
-    present[:, 4] = True
-    means[:, 4] = 0  # a mean of sum 0 is as good as absent
-    before = prototypes.clone()
-    moved, moved_counts = update_prototypes(prototypes, counts, means, present, momentum=momentum)
-    for k in (2, 4):
-        assert torch.equal(moved[k], prototypes[k])
-        assert moved_counts[k] == counts[k]
     assert torch.equal(prototypes, before)  # the arguments are left alone
+    unseen = (present & (means.sum(2) != 0)).sum(0) == 0
+    assert torch.equal(fast[unseen], prototypes[unseen])
 
 
-def test_distances_by_hand():
-    features = torch.tensor([[0.0, 3.0], [0.0, 4.0]]).reshape(1, 2, 1, 2)  # points (0, 0) and (3, 4)
-    prototypes = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]])
-    expected = torch.tensor([[0.0, 5.0], [3.0, 4.0], [5.0, 0.0]])
-    torch.testing.assert_close(distances(features, prototypes)[0, :, 0], expected, atol=1e-3, rtol=0)
-
-
-def test_distances_equal_those_of_cdist():
+@pytest.mark.parametrize("shift", [0, 1000])
+def test_distances_equal_those_of_cdist_also_far_from_the_origin(shift):
     features, prototypes = torch.randn(2, 16, 5, 7), torch.randn(6, 16)
     pixels = features.permute(0, 2, 3, 1).reshape(-1, 16).double()
     expected = torch.cdist(pixels, prototypes.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    actual = distances(features, prototypes).permute(0, 2, 3, 1).reshape(-1, 6)
-    torch.testing.assert_close(actual, expected.float(), atol=1e-5, rtol=0)
-
-
-def test_distances_hold_far_from_the_origin():
-    features, prototypes = torch.randn(1, 16, 5, 7), torch.randn(6, 16)
-    torch.testing.assert_close(
-        distances(features + 1000, prototypes + 1000), distances(features, prototypes), atol=1e-3, rtol=0
-    )
+    actual = distances(features + shift, prototypes + shift).permute(0, 2, 3, 1).reshape(-1, 6)
+    torch.testing.assert_close(actual, expected.float(), atol=1e-3 if shift else 1e-5, rtol=0)
 
 
 def test_distances_have_a_finite_gradient_where_feature_and_prototype_coincide():
@@ -146,8 +104,9 @@ def test_distances_have_a_finite_gradient_where_feature_and_prototype_coincide()
     torch.testing.assert_close(features.grad, torch.full_like(features, 3**-0.5))
 
     features.grad = None
-    distances(features, torch.ones(1, 3)).sum().backward()  # without rounding: the root of exactly 0
-    assert not features.grad.any()
+    found = distances(features, torch.ones(1, 3))  # without rounding: the root of the lower bound
+    found.sum().backward()
+    assert found.flatten().tolist() == pytest.approx([1e-6] * 4) and not features.grad.any()
 
 
 def test_matrix_products_stay_in_full_precision_under_autocast():
@@ -156,8 +115,6 @@ def test_matrix_products_stay_in_full_precision_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(distances(features, prototypes), expected_distances)
         assert torch.equal(class_means(features, logits, min_pixels=1).means, expected_means.means)
-    half = features.bfloat16()
-    assert torch.equal(distances(half, prototypes), distances(half.float(), prototypes))
 
 
 def test_prototype_weights_by_hand():
@@ -172,18 +129,14 @@ def test_prototype_weights_sum_to_one_however_far_the_prototypes(distance, tempe
     torch.testing.assert_close(weights.sum(1), torch.ones(2, 3, 3))
 
 
-def test_one_confident_pixel_of_a_class_that_is_large_enough_is_its_mean():
-    logits = torch.zeros(1, 2, 1, 12)
+def test_one_confident_pixel_of_a_class_that_is_large_enough_is_its_mean_and_the_limit_counts():
+    logits, features = torch.zeros(1, 2, 1, 12), torch.randn(1, 4, 1, 12)
     logits[0, 0] = 1.0
     logits[0, 0, 0, 3] = 9.0
-    features = torch.randn(1, 4, 1, 12)
     means, present = class_means(features, logits, min_confidence=0.9)
     assert present.tolist() == [[True, False]]
     torch.testing.assert_close(means[0, 0], features[0, :, 0, 3])
-
-
-def test_pixels_at_the_confidence_limit_count():
-    assert class_means(torch.ones(1, 4, 1, 12), torch.zeros(1, 2, 1, 12), min_confidence=0.5).present[0, 0]
+    assert class_means(features, torch.zeros(1, 2, 1, 12), min_confidence=0.5).present[0, 0]
 
 
 def test_confidence_is_compared_in_float32():
@@ -203,8 +156,3 @@ def test_half_precision_inputs_give_what_float32_gives():
     assert torch.equal(found, distances(features.float(), prototypes.float()))
     lowered = found.bfloat16()
     assert torch.equal(prototype_weights(lowered), prototype_weights(lowered.float()))
-
-
-def test_distance_of_a_feature_on_its_prototype_is_the_root_of_the_lower_bound():
-    found = distances(torch.zeros(1, 4, 1, 1), torch.zeros(2, 4))
-    assert found.flatten().tolist() == pytest.approx([1e-6, 1e-6])

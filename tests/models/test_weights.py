@@ -13,7 +13,6 @@ from torch import nn
 
 from proda.models.build import build_network
 from proda.models.deeplab import DeepLab
-from proda.models.discriminator import Discriminator
 from proda.models.model_info import ModelInfo
 from proda.models.pretrained import load_imagenet, load_simclr
 from proda.models.weights import (
@@ -244,14 +243,13 @@ def test_saved_network_is_built_again_and_says_what_it_is(tmp_path, bn_pretrain)
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]  # nothing unfinished is left beside it
 
 
-def test_weights_file_may_hold_prototypes_and_a_discriminator(tmp_path):
-    path, critic, prototypes = tmp_path / "last.pt", Discriminator(3, width=2), torch.rand(3, 32)
-    network = saved(path, prototypes=prototypes, discriminator=critic)
+def test_weights_file_may_hold_prototypes(tmp_path):
+    path, prototypes = tmp_path / "last.pt", torch.rand(3, 32)
+    network = saved(path, prototypes=prototypes)
     assert torch.equal(load_prototypes(path), prototypes)
     assert_same(network, load_network(path))
-    critic.load_state_dict(torch.load(path)["discriminator"])
     saved(path)
-    assert not {"prototypes", "discriminator"} & torch.load(path).keys()
+    assert "prototypes" not in torch.load(path)
 
 
 @pytest.mark.parametrize(

@@ -27,21 +27,18 @@ def scene(style, seed: int, size=(256, 128)) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(image), labels
 
 
-@pytest.mark.parametrize("style", [GAME, SIMULATOR, CAMERA], ids=["game", "simulator", "camera"])
-def test_a_scene_depends_on_the_seed_alone(style):
-    (image, labels), (again, labels_again), (other, _) = scene(style, 3), scene(style, 3), scene(style, 4)
+STYLES = pytest.mark.parametrize("style", [GAME, SIMULATOR, CAMERA], ids=["game", "simulator", "camera"])
+
+
+@STYLES
+def test_a_scene_depends_on_the_seed_alone_and_has_the_size_asked_for(style):
+    (image, labels), (again, labels_again), (other, _) = (scene(style, seed, (101, 57)) for seed in (3, 3, 4))
     assert (image == again).all() and (labels == labels_again).all()
     assert (image != other).mean() > 0.5
+    assert image.shape == (57, 101, 3) and labels.shape == (57, 101) and image.dtype == labels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("size", [(256, 128), (96, 48), (101, 57)])
-def test_image_and_labels_have_the_size_asked_for(size):
-    image, labels = scene(CAMERA, 0, size)
-    assert image.shape == (size[1], size[0], 3) and image.dtype == np.uint8
-    assert labels.shape == (size[1], size[0]) and labels.dtype == np.uint8
-
-
-@pytest.mark.parametrize("style", [GAME, SIMULATOR, CAMERA], ids=["game", "simulator", "camera"])
+@STYLES
 def test_all_thirteen_classes_occur_and_no_other_values_than_train_ids(style):
     pixels = np.zeros(256, int)
     for seed in range(40):
@@ -54,19 +51,13 @@ def test_all_thirteen_classes_occur_and_no_other_values_than_train_ids(style):
     assert (share[IGNORE] > 0) == style.bonnet
 
 
-def test_a_street_is_the_right_way_up():
+def test_a_street_is_the_right_way_up_and_the_labels_lie_where_the_things_are_drawn():
     for seed in range(5):
-        _, labels = scene(GAME, seed)
+        image, labels = scene(dataclasses.replace(GAME, clouds=0.0), seed)
         height = {name: np.nonzero(labels == i)[0].mean() for i, name in ((0, "road"), (2, "building"), (10, "sky"))}
         assert height["sky"] < height["building"] < height["road"]
-
-
-def test_the_labels_lie_where_the_things_are_drawn():
-    """Sky is blue in the game: where the label says sky, and hardly anywhere that it says road."""
-    clear = dataclasses.replace(GAME, clouds=0.0)
-    image, labels = scene(clear, 1)
-    blue = image[..., 2].astype(int) - image[..., 0] > 25
-    assert blue[labels == 10].mean() > 0.9 > 0.1 > blue[labels == 0].mean()
+        blue = image[..., 2].astype(int) - image[..., 0] > 25  # as a clear sky is in the game
+        assert blue[labels == 10].mean() > 0.9 > 0.1 > blue[labels == 0].mean()
 
 
 def test_the_camera_is_noisier_and_paler_than_the_game():
@@ -102,11 +93,7 @@ def test_gta5_and_cityscapes_files_are_laid_out_as_the_downloads(tmp_path):
 def test_the_readers_of_the_real_data_read_back_what_was_drawn(tmp_path, source):
     write_streets(tmp_path, source=source, seed=7, num_train=3, num_val=2)
     sets = [
-        (
-            GTA5(tmp_path / "gta5", num_classes=19)
-            if source == "gta5"
-            else Synthia(tmp_path / "synthia", num_classes=19)
-        ),
+        {"gta5": GTA5, "synthia": Synthia}[source](tmp_path / source, num_classes=19),
         Cityscapes(tmp_path / "cityscapes", "train", num_classes=19, with_labels=True),
         Cityscapes(tmp_path / "cityscapes", "val", num_classes=19, with_labels=True),
     ]
@@ -119,36 +106,44 @@ def test_the_readers_of_the_real_data_read_back_what_was_drawn(tmp_path, source)
             assert (example.labels == labels).all()
 
 
-def test_synthia_labels_are_16_bit_with_the_class_in_the_first_channel(tmp_path):
-    write_streets(tmp_path, source="synthia", **SMALL)
-    path = tmp_path / "synthia/RAND_CITYSCAPES/GT/LABELS/0000001.png"
-    pixels = png_decode(path.read_bytes())
-    _, labels = draw_scene(np.random.default_rng([0, 0, 0, 1]), SIMULATOR, (64, 32))
-    to_raw = np.zeros(256, int)
-    for raw, train in GOLDEN["synthia"]["classes"]["19"]["raw_to_train"].items():
+CITY = "cityscapes/gtFine/val/dornheim/dornheim_000001_000019_gtFine_labelIds.png"
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "style", "entropy"),
+    [
+        ("gta5", "gta5/labels/00002.png", GAME, (0, 0)),
+        ("gta5", CITY, CAMERA, (1, 1)),
+        ("synthia", "synthia/RAND_CITYSCAPES/GT/LABELS/0000001.png", SIMULATOR, (0, 0)),
+    ],
+)
+def test_label_files_hold_the_golden_ids(tmp_path, source, file, style, entropy):
+    write_streets(tmp_path, source=source, **SMALL)
+    _, labels = draw_scene(np.random.default_rng([0, *entropy, 1]), style, (64, 32))
+    golden, to_raw = GOLDEN[source], np.zeros(256, int)
+    for raw, train in (golden if source == "gta5" else golden["classes"]["19"])["raw_to_train"].items():
         to_raw[train] = int(raw)
-    assert (pixels[..., 0] == to_raw[labels]).all()
-    assert (pixels[..., 3] == 65535).all() and pixels.dtype == np.uint16
-    assert not np.asarray(Image.open(path))[..., 0].any()  # Pillow reads the upper bytes; the ids are in the lower ones
+    if source == "gta5":
+        found = np.asarray(Image.open(tmp_path / file))
+    else:  # 16 bits, with the class in the first channel
+        pixels = png_decode((tmp_path / file).read_bytes())
+        found = pixels[..., 0]
+        assert (pixels[..., 3] == 65535).all() and pixels.dtype == np.uint16
+        assert not np.asarray(Image.open(tmp_path / file))[..., 0].any()  # Pillow reads the upper bytes; ids are lower
+    assert (found == to_raw[labels]).all()
 
 
-def test_gta5_and_cityscapes_files_hold_the_golden_ids(tmp_path):
-    write_streets(tmp_path, **SMALL)
-    to_raw = np.zeros(256, int)
-    for raw, train in GOLDEN["gta5"]["raw_to_train"].items():
-        to_raw[train] = int(raw)
-    town = tmp_path / "cityscapes/gtFine/val/dornheim/dornheim_000001_000019_gtFine_labelIds.png"
-    for path, style, entropy in ((tmp_path / "gta5/labels/00002.png", GAME, (0, 0)), (town, CAMERA, (1, 1))):
-        _, labels = draw_scene(np.random.default_rng([0, *entropy, 1]), style, (64, 32))
-        assert (np.asarray(Image.open(path)) == to_raw[labels]).all()
-
-
-def test_a_second_call_draws_nothing(tmp_path, monkeypatch):
+def test_a_second_call_draws_nothing_and_lists_each_folder_once(tmp_path, monkeypatch):
     write_streets(tmp_path, **SMALL)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     monkeypatch.setattr("proda.streets.files.draw_scene", None)
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
     write_streets(tmp_path, **SMALL)
+    monkeypatch.undo()
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+    folders = [tmp_path / name for name in ("gta5", "cityscapes")]
+    assert sorted(listed) == sorted(str(path) for folder in folders for path in (folder, *folder.rglob("*/")))
 
 
 def test_an_interrupted_call_is_completed_to_the_same_files(tmp_path):
@@ -188,20 +183,6 @@ def test_files_that_a_finished_folder_has_lost_are_drawn_again_and_no_others(tmp
     assert len(drawn) == 3
 
 
-def test_each_folder_of_finished_streets_is_listed_once(tmp_path, monkeypatch):
-    write_streets(tmp_path, **SMALL)
-    listed, scandir = [], os.scandir
-
-    def counting(path):
-        listed.append(str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", counting)
-    write_streets(tmp_path, **SMALL)
-    folders = [tmp_path / name for name in ("gta5", "cityscapes")]
-    assert sorted(listed) == sorted(str(path) for folder in folders for path in (folder, *folder.rglob("*/")))
-
-
 def test_the_other_source_joins_the_same_root(tmp_path):
     write_streets(tmp_path, **SMALL)
     before = contents(tmp_path)
@@ -211,29 +192,26 @@ def test_the_other_source_joins_the_same_root(tmp_path):
     assert all(name.startswith("synthia/") for name in after.keys() - before.keys())
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_streets_of_other_settings_are_refused_and_nothing_is_written(tmp_path, finished):
+@pytest.mark.parametrize("change", ["seed", "unfinished", "style"])
+def test_streets_of_other_settings_are_refused_and_nothing_is_written(tmp_path, monkeypatch, change):
     write_streets(tmp_path, seed=1, **SMALL)
-    if not finished:
+    if change == "unfinished":
         (tmp_path / "gta5" / MARKER).rename(tmp_path / "gta5" / UNFINISHED)
-    before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"gta5 holds Streets of other settings \(seed: found 1, expected 2\)"):
-        write_streets(tmp_path, seed=2, **SMALL)
+    if change == "style":
+        monkeypatch.setattr("proda.streets.files.CAMERA", dataclasses.replace(CAMERA, haze=0.1))
+    before, seed = contents(tmp_path), 1 if change == "style" else 2
+    words = "cityscapes holds .*style" if change == "style" else r"gta5 holds .*\(seed: found 1, expected 2\)"
+    with pytest.raises(ValueError, match=words):
+        write_streets(tmp_path, seed=seed, **SMALL)
     assert contents(tmp_path) == before
 
 
-def test_streets_of_another_style_are_refused(tmp_path, monkeypatch):
-    write_streets(tmp_path, **SMALL)
-    monkeypatch.setattr("proda.streets.files.CAMERA", dataclasses.replace(CAMERA, haze=0.1))
-    with pytest.raises(ValueError, match=r"cityscapes holds Streets of other settings \(style"):
-        write_streets(tmp_path, **SMALL)
-
-
-def test_folders_of_other_data_are_refused_and_nothing_is_written(tmp_path):
+def test_folders_of_other_data_and_an_unknown_source_are_refused_and_nothing_is_written(tmp_path):
     (tmp_path / "cityscapes/leftImg8bit").mkdir(parents=True)
-    with pytest.raises(ValueError, match="cityscapes holds other data"):
-        write_streets(tmp_path, **SMALL)
-    assert not (tmp_path / "gta5").exists()
+    for source, words in (("gta5", "cityscapes holds other data"), ("carla", "gta5 or synthia, got 'carla'")):
+        with pytest.raises(ValueError, match=words):
+            write_streets(tmp_path, source=source, **SMALL)
+        assert [path.name for path in tmp_path.iterdir()] == ["cityscapes"]
 
 
 def test_a_run_killed_over_its_first_file_does_not_lock_the_folder(tmp_path):
@@ -241,8 +219,3 @@ def test_a_run_killed_over_its_first_file_does_not_lock_the_folder(tmp_path):
     (tmp_path / f"gta5/.{UNFINISHED}.1234.part").touch()
     write_streets(tmp_path, **SMALL)
     assert (tmp_path / "gta5" / MARKER).exists()
-
-
-def test_an_unknown_source_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="source must be gta5 or synthia, got 'carla'"):
-        write_streets(tmp_path, source="carla")
