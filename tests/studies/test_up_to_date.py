@@ -134,7 +134,7 @@ def test_what_has_changed_is_named(step, finished):
     expected = f"{step.folder} holds a run with different inputs (--seed was 0, is 3): repeat it with --overwrite"
     assert step.refuses(seed=3).startswith(expected)
     found = step.refuses(seed=3, lr=0.5, amp="bf16", dropout=0.0, temperature=2.0)
-    assert "--dropout was 0.1, is 0.0" in found and "and 2 more changes" in found
+    assert "--seed was 0, is 3, --amp was off, is bf16" in found and "and 2 more changes" in found
     for domain, names in step.names.items():
         step.names = {**step.names, domain: ["x", "z"]}
         assert f"with different inputs ({domain} images changed" in step.refuses()
