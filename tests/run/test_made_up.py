@@ -52,7 +52,7 @@ def test_batches_and_networks_are_like_those_of_the_stage(stage, data, weights, 
     seen: dict[str, Any] = {}
     train = fit._train
 
-    def watched(config: Any, job: Any, real: Stage, common: fit.CommonHandlers) -> Any:
+    def watched(job: Any, real: Stage, common: fit.CommonHandlers, start: int) -> Any:
         parts = real.trainer.state.remembered
         seen["parts"] = {name: described(parts[name].state_dict()) for name in parts}
 
@@ -61,7 +61,7 @@ def test_batches_and_networks_are_like_those_of_the_stage(stage, data, weights, 
             seen["training"], seen["validation"] = engine.state.batch, next(iter(common.validation.batches))
             raise EndOfTest
 
-        return train(config, job, real, common)
+        return train(job, real, common, start)
 
     monkeypatch.setattr(fit, "_train", watched)
     with pytest.raises(EndOfTest):

@@ -94,9 +94,9 @@ def test_a_slow_iteration_is_measured_once(monkeypatch):
 def test_validations_of_a_plan_are_those_of_a_run(data, weights, tmp_path, monkeypatch):
     seen, train = [], fit._train
 
-    def counted(config, job, stage, common):
+    def counted(job, stage, common, start):
         common.validation.evaluators[""].add_event_handler(Events.STARTED, lambda: seen.append(1))
-        return train(config, job, stage, common)
+        return train(job, stage, common, start)
 
     monkeypatch.setattr(fit, "_train", counted)
     flags, module = small_runs.flags("source_only", data, weights, tmp_path / "run"), load_experiment("source_only")
