@@ -17,6 +17,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 
+from proda.engines.events import Trainer
 from proda.handlers.stopping import TIMEOUT
 from proda.run.config import RunConfig
 from proda.utils.errors import UserError
@@ -255,7 +256,10 @@ def _free_port() -> int:
 @contextlib.contextmanager
 def _quiet_ignite() -> Iterator[None]:
     """Silences Ignite's launcher and its log of exceptions: our start-up summary and error line replace them."""
-    names = ("distributed.launcher.Parallel", "distributed.auto.auto_model", "engine.engine.Engine")
+    names = (
+        *("distributed.launcher.Parallel", "distributed.auto.auto_model"),
+        *("engine.engine.Engine", f"engine.engine.{Trainer.__qualname__}"),
+    )
     loggers = [logging.getLogger(f"ignite.{name}") for name in names]
     previous = [logger.disabled for logger in loggers]
     for logger in loggers:

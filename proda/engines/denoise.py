@@ -69,11 +69,11 @@ def denoise_trainer(
     Output:
         ``loss`` and the weighted terms that it is the sum of: ``loss_source``, ``loss_target`` (symmetric cross
         entropy), ``loss_mrkld``, ``loss_structure``; all are scalars.
-        ``class_means`` float32 [B, K, D] and ``class_present`` bool [B, K]: means of the teacher's features on each
-        full image, per class of its own arg-max; ``full_logits`` [B, K, h', w'] of the teacher on the full image.
-        ``prototype_weights`` [B, K, h, w] (equation 4), ``soft_labels`` and ``rectified`` [B, K, h, w], probabilities
-        before and after rectification (equation 3), and their arg-max: ``pseudo_labels`` and ``rectified_labels``, long
-        [B, h, w].
+        If the teacher runs: ``class_means`` float32 [B, K, D] and ``class_present`` bool [B, K], means of its features on
+        each full image, per class of its own arg-max; ``full_logits`` [B, K, h', w'], its output there.
+        ``soft_labels`` and ``rectified`` [B, K, h, w], probabilities before and after rectification (equation 3), and
+        their arg-max: ``pseudo_labels`` and ``rectified_labels``, long [B, h, w]. With rectification,
+        ``prototype_weights`` [B, K, h, w] (equation 4).
         ``target_logits`` [B, K, h, w] of the student on the weak view, ``source_logits`` [B, K, H, W].
     ``engine.state.graph`` at ``LOSSES_READY``:
         ``target_logits`` [B, K, h, w] and ``target_features`` [B, D, h', w'] (network stride) of the weak view, and
@@ -104,7 +104,9 @@ def denoise_trainer(
                 freeze_batch_norm(teacher)
             teacher_distances = _teacher_distances(engine, teacher, prototypes, target, precision, options)
         soft_labels = target.get("soft_labels")
-        if soft_labels is None and labeller is not None:
+        if soft_labels is None:
+            if labeller is None:
+                raise ValueError("the batch contains no soft labels, and there is no labeller to predict them")
             soft_labels = _predict_soft_labels(labeller, target, precision, options)
         soft_labels = resize(soft_labels, _map_size(target["image"]))
         labels = _rectified_labels(engine, soft_labels, teacher_distances, precision, options)

@@ -204,6 +204,10 @@ class StudentUpdate:
             self._add_gradients(engine, {name: loss(part)})
 
     def _add_gradients(self, engine: Trainer, losses: dict[str, Tensor]) -> None:
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor) or loss.ndim:
+                found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise ValueError(f"loss {name!r}: expected a scalar tensor, found {found}")
         share = 1 / self.accumulate
         total: Tensor = sum(losses.values(), start=torch.zeros((), device=self.precision.device))
         self.precision.backward(total if self.accumulate == 1 else share * total)

@@ -68,6 +68,7 @@ class LabelQuality:
         self.class_names, self.prototypes, self.truth = list(class_names), prototypes, truth
         self.replay_as_released = replay_as_released
         self.start = torch.zeros(0)  # the prototypes before the first iteration
+        self.unknown = False  # the trainer is of another kind
         self.sums: dict[str, Tensor] = {}  # over the iterations since the last report
         self.samples = 0  # number of these iterations
         # Pixels of each class in the first labels.
@@ -94,7 +95,17 @@ class LabelQuality:
     def __call__(self, engine: Trainer) -> None:
         """Adds the batch of this iteration to the sums, and reports when they cover ``SAMPLES`` iterations."""
         batch, out = engine.state.batch, engine.state.output
-        sums = self._denoising if "rectified" in out else self._online if "confidence" in out else self._distillation
+        kinds = {
+            "rectified": self._denoising,
+            "confident_fraction": self._online,
+            "teacher_logits": self._distillation,
+        }
+        sums = next((kinds[name] for name in kinds if name in out), None)
+        if sums is None:
+            if not self.unknown:
+                log.warning("no label reports: they know the output of stages 1 to 3 and of online self-training alone")
+            self.unknown = True
+            return
         part = sums(batch["target"], out)
         source = downscale_labels(batch["source"]["labels"])
         part["source"] = contingency(source, source, len(self.class_names)).diagonal()

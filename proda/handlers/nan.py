@@ -40,9 +40,10 @@ class StopOnNan:
     def check(self, engine: Trainer) -> None:
         """Raises FloatingPointError if a loss has not been finite so far."""
         if self.first is not None and (iteration := int(self.first)):
-            found = ", ".join(f"{name} {float(value):g}" for name, value in _losses(engine).items())
+            losses = ", ".join(f"{name} {float(value):g}" for name, value in _losses(engine).items())
+            found = f" ({losses})" if iteration == engine.state.iteration else ""  # those of later ones mislead
             raise FloatingPointError(
-                f"the loss is not a finite number at iteration {iteration} ({found}); files saved before are kept: "
+                f"the loss is not a finite number at iteration {iteration}{found}; files saved before are kept: "
                 f"{REMEDY}"
             )
 

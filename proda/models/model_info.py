@@ -103,7 +103,7 @@ _COUNT: _Expected = ("a whole number", lambda value: type(value) is int and valu
 _EXPECTED: dict[str, _Expected] = {
     "num_classes": _COUNT,
     "class_names": ("a list of names", lambda value: _is_list(value, str)),
-    "colors": ("RGB colours", lambda value: _is_list(value, list) and all(_is_bytes(color, 3) for color in value)),
+    "colors": ("RGB colors", lambda value: _is_list(value, list) and all(_is_bytes(color, 3) for color in value)),
     "label_ids": ("a list of 256 numbers in 0..255", lambda value: _is_bytes(value, 256)),
     "size": ("[width, height]", lambda value: _is_list(value, int) and len(value) == 2 and min(value) > 0),
     "mean_width": _COUNT,

@@ -54,7 +54,7 @@ class SegmentationNetwork(nn.Module):
     def backbone_features(self, image: Tensor) -> Tensor:
         """Output [B, C, h, w] of the backbone for images as ``forward`` takes them.
 
-        Only pretraining and the feature distance need it.
+        Only the feature distance needs it.
         """
         raise NotImplementedError
 

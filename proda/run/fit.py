@@ -60,6 +60,8 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
     job, data = Job(config), Data(config)
     check_flags(config, data.classes.names)
     stage = build(config, data, Networks(config, data.classes, job.precision))
+    if not isinstance(stage, Stage):
+        raise TypeError(f"build has to return a Stage (proda/run/stage.py), found {type(stage).__name__}")
     common = attach_common_handlers(config, stage, data, job)
     remember(stage.trainer, stopwatch=job.stopwatch)
     stage.check(doomed=all_run_files(job.folder) if config.overwrite else ())

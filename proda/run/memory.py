@@ -5,7 +5,7 @@ It is counted on tensors without data (:mod:`proda.run.live_bytes`), in an itera
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -87,11 +87,13 @@ def stage_memory(config: TrainConfig, build: Build, sizes: Sizes, processes: int
 
 
 def stage_networks(stage: Stage, networks: Networks) -> dict[str, nn.Module]:
-    """The networks of a stage by name: the student first; frozen ones under the flag that names their file."""
+    """The networks of a stage by name: the student first; frozen ones as ``--FLAG``, the flag that names their file."""
     found: dict[str, nn.Module] = {"student": stage.student}
     if stage.teacher is not None:
         found["mean teacher"] = stage.teacher.ema_model
-    return found | {name: network for name, network in networks.made.items() if network is not stage.student}
+    flags = {field.name for field in fields(networks.config)}
+    others = {name: network for name, network in networks.made.items() if network is not stage.student}
+    return found | {f"--{name}" if name in flags else name: network for name, network in others.items()}
 
 
 def _without_data(tensor: torch.Tensor) -> torch.Tensor:

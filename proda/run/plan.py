@@ -209,7 +209,7 @@ def _memory_lines(memory: Memory, processes: int) -> Iterator[tuple[str, str]]:
         "activations": rest,
         "networks": sum(memory.networks.values()),
         "gradients twice" if processes > 1 else "gradients": memory.gradients,
-        "optimiser": memory.optimizers,
+        "optimizer": memory.optimizers,
     }
     yield "  training", _gb(memory.peaks["training"])
     yield "", ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())

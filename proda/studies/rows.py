@@ -52,7 +52,7 @@ ADDED: dict[str, dict[str, Any]] = {
 }
 ADDED["every"] = {flag: value for flags in ADDED.values() for flag, value in flags.items()}
 ADDED_TITLES = {
-    "mixed": "ClassMix and colours",
+    "mixed": "ClassMix and colors",
     "rare": "rare class sampling",
     "distance": "feature distance",
     "masked": "masked consistency",

@@ -124,3 +124,13 @@ def test_a_parameter_that_the_optimizer_lists_repeatedly_is_unscaled_once():
 def test_losses_are_scaled_for_fp16_on_cuda_alone():
     assert not Precision("cpu", "fp16").scaler.is_enabled()
     assert not Precision("cpu").scaler.is_enabled()
+
+
+@pytest.mark.parametrize(("loss", "found"), [(0.5, "float"), (torch.ones(2), r"\[2\]")])
+def test_a_loss_that_is_no_scalar_tensor_is_named(loss, found):
+    student = tiny.network()
+    update = StudentUpdate(student, tiny.sgd(student), Precision(CPU))
+    trainer = Trainer(lambda *_: {})
+    trainer.state.output = {}
+    with pytest.raises(ValueError, match=f"'mine': expected a scalar tensor, found {found}"):
+        update.backward(trainer, {"mine": loss}, {})

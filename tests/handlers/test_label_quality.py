@@ -291,3 +291,11 @@ def test_every_curve_of_a_class_is_in_one_chart_of_its_name_alone():
             shown = [tag for tag in written if re.fullmatch(pattern, tag)]
             assert kind == "Multiline" and shown
             assert {tag.split("/")[1] for tag in shown} == {name.replace(" ", "_").replace("(", "_").replace(")", "_")}
+
+
+def test_a_trainer_of_another_kind_has_no_reports_and_one_warning(caplog):
+    trainer = Trainer(lambda engine, batch: {"loss": torch.zeros(()), "confidence": torch.ones(1)})
+    LabelQuality(["road"]).attach(trainer, every=1)
+    trainer.run([{"source": {}, "target": {}}] * 6)
+    assert "label_quality" not in trainer.state.summary
+    assert sum("no label reports" in message for message in caplog.messages) == 1

@@ -60,7 +60,7 @@ def test_processes_add_the_copies_of_the_gradients():
 
 def test_every_network_and_every_phase_is_counted():
     student, *others = counted("stage1_denoise", adabn=True).networks.values()
-    assert counted("stage1_denoise").networks.keys() == {"student", "mean teacher", "weights"}
+    assert counted("stage1_denoise").networks.keys() == {"student", "mean teacher", "--weights"}
     assert others == [student, student]
     assert counted("warmup").networks.keys() == {"student", "discriminator"}
     assert counted("stage2_distill", adabn=True).peaks.keys() == {"training", "validation", "pseudo labels", "AdaBN"}
