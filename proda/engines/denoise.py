@@ -69,8 +69,8 @@ def denoise_trainer(
     Output:
         ``loss`` and the weighted terms that it is the sum of: ``loss_source``, ``loss_target`` (symmetric cross
         entropy), ``loss_mrkld``, ``loss_structure``; all are scalars.
-        If the teacher runs: ``class_means`` float32 [B, K, D] and ``class_present`` bool [B, K], means of its features on
-        each full image, per class of its own arg-max; ``full_logits`` [B, K, h', w'], its output there.
+        If the teacher runs: ``class_means`` float32 [B, K, D] and ``class_present`` bool [B, K], means of its features
+        on each full image, per class of its own arg-max; ``full_logits`` [B, K, h', w'], its output there.
         ``soft_labels`` and ``rectified`` [B, K, h, w], probabilities before and after rectification (equation 3), and
         their arg-max: ``pseudo_labels`` and ``rectified_labels``, long [B, h, w]. With rectification,
         ``prototype_weights`` [B, K, h, w] (equation 4).

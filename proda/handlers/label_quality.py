@@ -49,7 +49,8 @@ class LabelQuality:
     Looks at every ``every``-th iteration of ``denoise_trainer``, ``distill_trainer`` or ``online_trainer``, and reports
     the figures of ``SAMPLES`` of these together, summed over all processes. When ``LABELS_REPORTED`` fires,
     ``engine.state.label_quality`` maps the tags of TensorBoard to the new figures.
-    ``engine.state.summary["label_quality"]`` has the last report and the history. Training is not changed.
+    ``engine.state.summary["label_quality"]`` has the last report and the history. Training is not changed. For
+    other trainers it warns once and reports nothing.
 
     Args:
         prototypes: float32 [K, D], as another handler moves them.
