@@ -19,7 +19,7 @@ validation with the models to keep, and TensorBoard, in this order.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -27,9 +27,6 @@ from ignite.engine import Engine, EventEnum, State
 from torch import Tensor
 
 from proda.engines.target import TargetView
-
-if TYPE_CHECKING:
-    from proda.engines.optimization import StudentUpdate
 
 
 class ProdaEvents(EventEnum):
@@ -59,7 +56,7 @@ class TrainerState(State):
     # Written by the step, within an iteration
     batch: dict[str, Any]  # on the device
     output: dict[str, Tensor]  # grows during the iteration; detached. Each trainer's docstring lists its keys
-    update: "StudentUpdate"  # the student's micro-batches, gradients and optimizer step
+    update: Any  # ``StudentUpdate``: the student's micro-batches, gradients and optimizer step
     # These three are None where a trainer has no target, and where no backward pass is being prepared.
     target: TargetView  # images and labels of the target loss; handlers of ``TARGET_READY`` may replace it
     losses: dict[str, Tensor]  # weighted terms of the backward pass
