@@ -19,7 +19,7 @@ KNOWN = {
     "engines": {"utils", "settings", "method", "models", "data", "metrics"},
     "handlers": {"utils", "method", "models", "data", "metrics", "visualization", "engines"},
     "run": {"utils", "settings", "method", "models", "data", "streets", "engines", "handlers"},
-    "cli": {"utils", "settings", "handlers", "run"},
+    "cli": {"utils", "settings", "engines", "handlers", "run"},
     "studies": {"utils", "settings", "run", "cli"},
     "report": {
         *("utils", "settings", "method", "models", "data", "visualization", "engines", "run", "cli", "studies"),

@@ -24,6 +24,7 @@ from proda.handlers.validation import Validation
 from proda.models.model_info import ModelInfo
 from proda.run import fit
 from proda.run.domains import Domains
+from proda.run.job import Job
 from proda.settings.reading import make_config
 from proda.utils.errors import UserError
 from tests import small_runs, tiny
@@ -83,6 +84,16 @@ def test_bad_input_is_one_line_and_nothing_is_written(kind, files, data, capsys)
         assert error.startswith("error: ") and error.count("\n") == 1 and words in error, (stage, error)
         assert not Path("run").exists() and sorted(Path().rglob("*")) == files, stage
     assert sorted(data.rglob("*")) == of_data
+
+
+@pytest.mark.parametrize("stage", small_runs.STAGES)
+def test_nothing_is_written_before_the_folder_is_claimed(stage, files, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise UserError("another command uses the folder")
+
+    monkeypatch.setattr(Job, "open", refuse)
+    assert main(arguments(stage)) == 2
+    assert not Path("run").exists() and sorted(Path().rglob("*")) == files
 
 
 @pytest.mark.parametrize("stage", WITH_LABELS[:2])
