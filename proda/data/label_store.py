@@ -141,12 +141,12 @@ class _Store:
         Raises:
             UserError: as :meth:`check`.
         """
-        if self.check():
+        stale = self.check()
+        if stale:
             # The labels go before their manifest: killed in between, the folder is still refused.
             for kind in (SoftLabelStore(self.folder, self.manifest.num_classes), HardLabelStore(self.folder)):
                 kind._delete()
-            (self.folder / MANIFEST).unlink()
-        if not (self.folder / MANIFEST).exists():
+        if stale or not (self.folder / MANIFEST).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             save_json(self._record(), self.folder / MANIFEST)
 

@@ -48,7 +48,7 @@ class CommonHandlers(NamedTuple):
 def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
     """Builds a stage and trains it to the end; with ``--resume`` from the last good checkpoint.
 
-    Nothing is written before everything that can be checked has been checked.
+    The folder of the run is untouched until the stage has been checked.
 
     Returns:
         The content of ``summary.json``. Values that handlers store in ``trainer.state.summary`` are part of it.
@@ -66,10 +66,10 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
     remember(stage.trainer, stopwatch=job.stopwatch)
     stage.check(doomed=all_run_files(job.folder) if config.overwrite else ())
     common.checkpoints.check_states(stage.trainer)
+    data.prepare()
     job.open(summary_lines(config, data, stage.batches), data.domains.fingerprints())
     start = _resume(config, stage, common)
-    job.save_record()
-    data.prepare()
+    job.save_record(trained=start >= stage.batches.iterations)
     return _train(job, stage, common, start)
 
 

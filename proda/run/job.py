@@ -108,11 +108,14 @@ class Job:
         for name, value in summary.items():
             self.log.info("%-22s %s", name, value)
 
-    def save_record(self) -> None:
-        """Writes ``config.json``. A summary of a run that is resumed with other settings describes another result."""
+    def save_record(self, *, trained: bool = True) -> None:
+        """Writes ``config.json``, and deletes a summary that describes another result.
+
+        ``trained``: the run has all its iterations, so a summary with the same settings is still its own.
+        """
         if idist.get_rank() == 0:
             before = self._resumed()
-            if before and changes_result(before, self.record):
+            if not (trained and before) or changes_result(before, self.record):
                 (self.folder / "summary.json").unlink(missing_ok=True)
             save_json(self.record, self.folder / RECORD_FILE)
 

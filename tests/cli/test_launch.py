@@ -27,14 +27,19 @@ def _empty_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("PRODA_DATA", raising=False)
 
 
+def files() -> list[Path]:
+    """Everything in the working folder, apart from bytecode."""
+    return sorted(path for path in Path().rglob("*") if "__pycache__" not in path.parts)
+
+
 def answer(capsys, *argv: str) -> tuple[int, str]:
     """Exit status and the single line on stderr; nothing may have been written."""
-    before = sorted(Path().rglob("*"))
+    before = files()
     status = main([str(ROOT / argv[0]) if argv[0].startswith("experiments/") else argv[0], *argv[1:]])
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.endswith("\n"), error
     assert error.startswith("error: ") and "Traceback" not in error
-    assert sorted(Path().rglob("*")) == before
+    assert files() == before
     return status, error
 
 

@@ -285,7 +285,7 @@ def test_weights_that_do_not_name_their_classes_are_compared_by_number(tmp_path,
     [
         ({"class_names": [1, 2]}, "class_names of type list, expected a list of names"),
         ({"class_names": ["road"], "num_classes": 3}, "1 class_names for 3 classes"),
-        ({"colors": [[1, 2, 300]]}, "colors of type list, expected RGB colours"),
+        ({"colors": [[1, 2, 300]]}, "colors of type list, expected RGB colors"),
         ({"num_classes": 2, "label_ids": [0] * 256}, "label_ids without one of the 2 classes"),
         ({"size": [96]}, r"size of type list, expected \[width, height\]"),
         ({"miou": "high"}, "miou of type str, expected a number"),

@@ -198,3 +198,14 @@ def test_processes_agree_on_whether_there_is_a_folder_to_overwrite(tmp_path):
     options = {"nproc_per_node": 2, "start_method": "spawn", "timeout": timedelta(seconds=60)}
     idist.spawn("gloo", _overwrite, args=(tmp_path / "run",), **options)
     assert (tmp_path / "run/summary.json").exists()
+
+
+@pytest.mark.parametrize(("trained", "kept"), [(True, True), (False, False)])
+def test_a_summary_stays_only_where_the_resumed_run_has_all_its_iterations(tmp_path, trained, kept):
+    begin(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    job = Job(training(tmp_path, resume=True))
+    job.open()
+    job.save_record(trained=trained)
+    job.lock.release()
+    assert (tmp_path / "summary.json").exists() == kept
