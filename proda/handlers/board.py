@@ -20,7 +20,7 @@ from proda.metrics import flatten
 
 log = logging.getLogger("proda")
 
-PANELS = 20  # a panel takes a hundred times the space of the scalars
+PANELS = 20  # scalars are written this many times as often as panels of training images
 
 
 class Board:

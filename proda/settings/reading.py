@@ -25,7 +25,7 @@ log = logging.getLogger("proda")
 
 # Old name -> present name. The old names are accepted for one release, where the experiment has no such field.
 RENAMED_FLAGS = {"judge_teacher": "validate_teacher", "watch_every": "label_report_every"}
-# Flag -> other words for it. A word stands for the first of its flags that the experiment has.
+# Flag -> other words for it. A word means the first of its flags that the experiment has.
 SYNONYMS = {
     "lr": "learning_rate base_lr",
     "weight_decay": "wd",
