@@ -27,7 +27,7 @@ from proda.run.data import check_views
 from proda.run.domains import Domains
 from proda.run.job import Job
 from proda.settings.options import FractionBelowOne, NonNegativeInt, Pixels
-from proda.settings.presets import EVALUATION_PRESETS, STREETS
+from proda.settings.presets import CAMVID, EVALUATION_PRESETS, STREETS
 from proda.studies.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
@@ -51,6 +51,7 @@ class Config(DataConfig):
 PRESETS = {
     **EVALUATION_PRESETS,
     "streets": {field.name: STREETS[field.name] for field in fields(Config) if field.name in STREETS},
+    "camvid": {field.name: CAMVID[field.name] for field in fields(Config) if field.name in CAMVID},
 }
 
 

@@ -29,7 +29,7 @@ from proda.run.domains import Domains
 from proda.run.job import Job
 from proda.run.networks import Networks
 from proda.settings.options import PathText
-from proda.settings.presets import EVALUATION_PRESETS, STREETS_DATA
+from proda.settings.presets import CAMVID_DATA, EVALUATION_PRESETS, STREETS_DATA
 from proda.utils.errors import UserError
 from proda.visualization import confusion_picture
 
@@ -45,7 +45,7 @@ class Config(UseConfig):
     predictions: PathText = ""  # folder for predictions, NAME_pred_labelIds.png; if empty, none are written
 
 
-PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA}
+PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA, "camvid": CAMVID_DATA}
 
 
 def run(local_rank: int, config: Config) -> dict:

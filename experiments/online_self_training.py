@@ -23,7 +23,7 @@ from proda.run.fit import fit
 from proda.run.networks import Networks, make_optimizer, parallel
 from proda.run.stage import Stage
 from proda.settings.options import Scale
-from proda.settings.presets import STREETS_ADAPT
+from proda.settings.presets import CAMVID, STREETS_ADAPT
 
 
 @dataclass
@@ -80,6 +80,16 @@ PRESETS = {
         "iterations": 1200,
         "val_every": 400,
         "teacher_momentum": 0.02,
+        "validate_teacher": True,
+        "label_report_every": 5,
+    },
+    "camvid": {
+        **CAMVID,
+        "init": "weights",
+        "init_file": "runs/source_only/last.pt",
+        "iterations": 600,
+        "val_every": 300,
+        "teacher_momentum": 0.01,
         "validate_teacher": True,
         "label_report_every": 5,
     },

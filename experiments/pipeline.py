@@ -23,7 +23,7 @@ from proda.run.data import Data
 from proda.run.job import device_of, read_summary
 from proda.run.networks import fill_backbone
 from proda.settings.options import LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt
-from proda.settings.presets import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
+from proda.settings.presets import CAMVID, DEMONSTRATIONS, EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
 from proda.settings.reading import make_config
 from proda.studies.tables import CONTROL, control_sentence, stage_table
 from proda.studies.up_to_date import print_once, run_if_outdated
@@ -31,9 +31,9 @@ from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import save_json
 
 STAGES = ("warmup", "stage1_denoise", "stage2_distill", "stage3_distill")
-# Streets needs no downloads: the source-only model replaces ImageNet weights, and the stage-1 model replaces SimCLR
-# weights. It is small enough to train the oracle and the control of stage 1 for comparison, too.
-STREETS_STAGES = ("source_only", "warmup", CONTROL, *STAGES[1:], "oracle")
+# The demonstrations are small enough to train a source-only model, which the warm-up starts from, the oracle and the
+# control of stage 1, too. Streets needs no downloads: its stage 2 starts from the stage-1 model.
+DEMONSTRATION_STAGES = ("source_only", "warmup", CONTROL, *STAGES[1:], "oracle")
 PASSED_ON = (
     *("preset", "source", "target", "num_classes", "backbone", "head", "val_batch_size", "seed"),
     *("device", "num_workers"),
@@ -60,7 +60,7 @@ class Config(DataConfig):
     # -- Length
     epochs: PositiveInt = 84  # length of each stage: passes over the target training images
     iterations: NonNegativeInt = 0  # length of each stage in iterations; 0: use --epochs
-    scale: LengthFactor = 1.0  # with --preset=streets and no --iterations: factor for the length of each stage
+    scale: LengthFactor = 1.0  # with the presets streets and camvid and no --iterations: factor for the length of each stage
     # -- Output
     overwrite: bool = False  # rerun stages whose inputs have changed
     checkpoint_every: PositiveInt = 1000  # iterations between checkpoints
@@ -68,8 +68,8 @@ class Config(DataConfig):
     def problems(self) -> Iterator[str]:
         """One line for each invalid combination of flags."""
         yield from super().problems()
-        if self.scale != 1 and self.preset != "streets":
-            yield "--scale is for --preset=streets; elsewhere --epochs or --iterations set the length"
+        if self.scale != 1 and self.preset not in DEMONSTRATIONS:
+            yield "--scale is for the presets streets and camvid; elsewhere --epochs or --iterations set the length"
         if self.preset == "streets":
             for name in ("init_file", "simclr", "stage2_init", "epochs"):
                 if getattr(self, name) != getattr(Config, name):
@@ -82,6 +82,8 @@ class Config(DataConfig):
 PRESETS = {
     **EVALUATION_PRESETS,
     "streets": {field.name: STREETS[field.name] for field in fields(Config) if field.name in STREETS},
+    "camvid": {field.name: CAMVID[field.name] for field in fields(Config) if field.name in CAMVID}
+    | {"stage2_init": "imagenet"},
 }
 
 
@@ -103,7 +105,7 @@ def run_stages(config: Config) -> dict:
     for number, stage in enumerate(todo, 1):
         print_once(f"\n[{number}/{len(todo)}] {stage}")
         run_if_outdated(experiment_file(stage), flags(config, stage), overwrite=config.overwrite)
-    there = [stage for stage in STREETS_STAGES if (folder / stage / "summary.json").is_file()]
+    there = [stage for stage in DEMONSTRATION_STAGES if (folder / stage / "summary.json").is_file()]
     summary = {"stages": {stage: read_summary(folder / stage) for stage in there}}
     if idist.get_rank() == 0:
         save_json(summary, folder / "summary.json")
@@ -125,7 +127,7 @@ def report(config: Config) -> None:
 
 def chosen(config: Config) -> list[str]:
     """The stages from ``--from_stage`` to ``--until``."""
-    stages = STREETS_STAGES if config.preset == "streets" else STAGES
+    stages = DEMONSTRATION_STAGES if config.preset in DEMONSTRATIONS else STAGES
     ends = []
     for flag, default in (("from_stage", stages[0]), ("until", stages[-1])):
         name = getattr(config, flag) or default
@@ -162,11 +164,10 @@ def check_stage2_init(config: Config) -> None:
 
 def check_initial_weights(config: Config, stages: list[str]) -> None:
     """Raises UserError now if a file of initial weights does not fit the backbone of its stage."""
-    if config.preset == "streets":
-        return  # each stage starts from the one before
-    for stage in ("warmup", "stage2_distill"):
-        values = stage_config(config, stage)
-        if stage in stages and values.init_file:
+    given = [file for file in (config.init_file, config.simclr) if file]
+    for stage in ("source_only", "warmup", "stage2_distill", "oracle"):
+        values = stage_config(config, stage) if stage in stages else None
+        if values is not None and values.init_file in given:
             fill_backbone(build_network(values.backbone, num_classes=1, head=values.head), values)
 
 
@@ -187,8 +188,8 @@ def flags(config: Config, stage: str) -> dict:
     values = {name: getattr(config, name) for name in PASSED_ON} | {"output": str(folder / stage)}
     if config.iterations:
         values["iterations"] = config.iterations
-    elif config.preset == "streets":
-        values |= scaled(module.PRESETS["streets"], config.scale)
+    elif config.preset in DEMONSTRATIONS:
+        values |= scaled(module.PRESETS[config.preset], config.scale)
     if stage == "warmup" and config.head == "daformer":
         values["freeze_bn"] = False  # the batch norm of a fresh head has to learn
     preset = make_config(module.Config, values, module.PRESETS)
@@ -200,15 +201,16 @@ def flags(config: Config, stage: str) -> dict:
         values[flag] = str(before)
     if stage == "oracle":
         values["train_on"] = "target"
+    if stage == "warmup" and config.preset in DEMONSTRATIONS:
+        values["init_file"] = str(folder / "source_only" / "last.pt")
+    elif stage in ("source_only", "warmup", "oracle"):
+        values["init_file"] = config.init_file
     elif stage == "stage3_distill" or (stage == "stage2_distill" and config.preset == "streets"):
         values["init_file"] = str(before)
-        if config.preset == "streets":
-            values["label_with"] = str(folder / "warmup" / "last.pt")
-    elif stage == "warmup":
-        start = folder / "source_only" / "last.pt"
-        values["init_file"] = str(start) if config.preset == "streets" else config.init_file
     elif stage == "stage2_distill":
         values["init"] = config.stage2_init
         values["bn_pretrain"] = config.stage2_init == "simclr"  # needed only for the scale of self-supervised features
         values["init_file"] = {"simclr": config.simclr, "imagenet": config.init_file}.get(config.stage2_init, "")
+    if getattr(preset, "label_with", ""):
+        values["label_with"] = str(folder / "warmup" / "last.pt")
     return values

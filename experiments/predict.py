@@ -39,7 +39,7 @@ from proda.run.domains import Domains
 from proda.run.job import Job
 from proda.run.networks import Networks
 from proda.settings.options import NonNegativeInt, PathText
-from proda.settings.presets import EVALUATION_PRESETS, STREETS_DATA
+from proda.settings.presets import CAMVID_DATA, EVALUATION_PRESETS, STREETS_DATA
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import safe_path
 from proda.utils.progress import Progress
@@ -68,7 +68,7 @@ class Config(UseConfig):
             yield f"--tile={self.tile}: expected 0 or at least {SMALLEST_TILE} pixels"
 
 
-PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA}
+PRESETS = {**EVALUATION_PRESETS, "streets": STREETS_DATA, "camvid": CAMVID_DATA}
 
 
 def run(local_rank: int, config: Config) -> dict:

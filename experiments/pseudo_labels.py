@@ -19,7 +19,7 @@ from proda.run.domains import Domains
 from proda.run.job import Job
 from proda.run.networks import Networks
 from proda.settings.options import PathText
-from proda.settings.presets import STREETS_DATA
+from proda.settings.presets import CAMVID_DATA, STREETS_DATA
 
 
 @dataclass
@@ -41,6 +41,7 @@ PRESETS = {
     "gta5_released": RELEASED,
     "synthia_released": {**RELEASED, "source": "synthia"},
     "streets": STREETS_DATA,
+    "camvid": CAMVID_DATA,
 }
 
 

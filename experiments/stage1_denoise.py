@@ -22,7 +22,7 @@ from proda.run.fit import fit
 from proda.run.networks import Networks, make_optimizer, parallel
 from proda.run.stage import Stage
 from proda.settings.options import Fraction, LearningRate, NonNegativeFloat, NonNegativeInt, PathText
-from proda.settings.presets import STREETS_ADAPT
+from proda.settings.presets import CAMVID, STREETS_ADAPT
 
 
 @dataclass
@@ -74,6 +74,19 @@ PRESETS = {
         "mrkld_weight": 0.05,
         "structure_weight": 0.3,  # with the published 10, structure learning would dominate so short a training
         "temperature": 2.0,  # chosen among 0.3, 1, 2 and 3; distances depend on the number of features, here 32
+    },
+    "camvid": {
+        **CAMVID,
+        "iterations": 600,
+        "val_every": 300,
+        "validate_teacher": True,
+        "label_report_every": 5,
+        "teacher_momentum": 0.01,
+        "prototype_momentum": 0.01,
+        "ce_weight": 0.5,
+        "rce_weight": 0.05,
+        "mrkld_weight": 0.05,
+        "structure_weight": 0.3,
     },
 }
 

@@ -22,7 +22,7 @@ from proda.run.fit import fit
 from proda.run.networks import Networks, make_optimizer, parallel
 from proda.run.stage import Stage
 from proda.settings.options import FractionBelowOne, LearningRate, PathText
-from proda.settings.presets import STREETS_ADAPT
+from proda.settings.presets import CAMVID, STREETS_ADAPT
 
 
 @dataclass
@@ -72,6 +72,15 @@ PRESETS = {
         "lr": 0.005,
         "iterations": 500,
         "val_every": 250,
+        "label_report_every": 5,
+    },
+    "camvid": {
+        **CAMVID,
+        "init": "imagenet",
+        "bn_pretrain": False,
+        "threshold": 0.5,
+        "iterations": 900,
+        "val_every": 450,
         "label_report_every": 5,
     },
 }

@@ -23,7 +23,7 @@ from proda.run.fit import fit
 from proda.run.networks import Networks, make_optimizer, parallel
 from proda.run.stage import Stage
 from proda.settings.options import LearningRate
-from proda.settings.presets import STREETS_ADAPT
+from proda.settings.presets import CAMVID, STREETS_ADAPT
 
 
 @dataclass
@@ -44,6 +44,13 @@ PRESETS = {
         "freeze_bn": False,  # the initial statistics are of the source and do not fit the target
         "init_file": "runs/source_only/last.pt",
         "lr": 0.03,
+        "iterations": 400,
+        "val_every": 200,
+    },
+    "camvid": {
+        **CAMVID,
+        "init": "weights",
+        "init_file": "runs/source_only/last.pt",
         "iterations": 400,
         "val_every": 200,
     },

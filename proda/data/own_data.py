@@ -35,6 +35,7 @@ class Description(NamedTuple):
     size: tuple[int, int] | None  # width, height
     every: dict[str, int]  # for a split whose images are frames of videos: every n-th frame
     frames: str  # folder for these frames; if empty, NAME_frames beside the description
+    origin: str = ""  # where a benchmark's files come from, for messages
 
     def has_videos(self, split: str) -> bool:
         """Whether the images of a split are frames of videos, which ``open`` may have to extract."""
@@ -120,6 +121,7 @@ class Description(NamedTuple):
                     remedy = f"every = 10 in [{split}] takes every tenth frame"
                     raise UserError(f"{self.path}: {place} for [{split}] holds videos; {remedy}")
                 aside = f"; left out: {', '.join(found.left_out)}" if found.left_out else ""
+                aside += f"; {self.origin}" if self.origin else ""
                 raise MissingFileError(
                     f"{self.path}: no {what} {place} for [{split}] under {self.path.parent.resolve()}; "
                     f"expected a folder or a pattern of {', '.join(suffixes)} files{aside}"

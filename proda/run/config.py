@@ -24,7 +24,7 @@ from proda.utils.errors import UserError
 
 HeadName = Literal["", "deeplab", "daformer"]  # empty: that of the weights file, where there is one
 InitKind = Literal["imagenet", "simclr", "random", "weights"]
-BENCHMARKS = {"source": ("gta5", "synthia"), "target": ("cityscapes",)}
+BENCHMARKS = {"source": ("gta5", "synthia", "scenes"), "target": ("cityscapes", "camvid")}
 
 
 @dataclass
@@ -53,9 +53,9 @@ class DataConfig(RunConfig):
     # -- Recipe
     as_released: bool = False  # compute as the released code does where it departs from the paper (docs/fidelity.md)
     # -- Data
-    data_root: PathText = ""  # folder with cityscapes/, gta5/ and synthia/; if empty, $PRODA_DATA or else data/
-    source: PathText = "gta5"  # labelled synthetic domain: gta5, synthia, or a description file (docs/own_data.md)
-    target: PathText = "cityscapes"  # unlabelled domain: cityscapes, or a description file (docs/own_data.md)
+    data_root: PathText = ""  # folder with cityscapes/, gta5/, camvid/ ...; if empty, $PRODA_DATA or else data/
+    source: PathText = "gta5"  # labelled synthetic domain: gta5, synthia, scenes, or a description file (docs/own_data.md)
+    target: PathText = "cityscapes"  # unlabelled domain: cityscapes, camvid, or a description file (docs/own_data.md)
     num_classes: NonNegativeInt = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, all classes of a description file
     skip_bad: PathText = ""  # file that lists images to skip, such as bad_files.txt written by check_data
     labelled_only: bool = False  # skip source images without a label map

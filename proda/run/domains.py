@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset, Subset
 
 from proda.data.benchmarks import GTA5_RELEASED_SIZE, open_dataset
+from proda.data.camvid import SIZE, camvid, scenes
 from proda.data.check import spot_check
 from proda.data.labelled_files import LabelledFiles, read_skip_entries, read_skip_list
 from proda.data.labels import benchmark_names
@@ -21,7 +22,7 @@ from proda.models.weights import Weights
 from proda.run.classes import label_space
 from proda.run.config import DataConfig
 from proda.settings.presets import STREETS_DATA
-from proda.streets import write_streets
+from proda.streets import write_scenes, write_streets
 from proda.utils.errors import UserError
 from proda.utils.progress import track
 
@@ -43,9 +44,12 @@ class Domains:
 
     def __init__(self, config: DataConfig, trained: Weights | None = None, *, single_process: bool = False) -> None:
         self.config, self.trained, self.single_process = config, trained, single_process
-        self.own_source, self.own_target = own_data(config.source), own_data(config.target)
+        folder = named_root(config, trained)
+        self.own_source, self.own_target = own_data(config.source, folder), own_data(config.target, folder)
         if self.own_source is not None and self.own_target is None:
-            raise UserError(f"--source={config.source} needs --target=NAME.toml, a description of the target images")
+            raise UserError(
+                f"--source={config.source} needs --target=camvid or --target=NAME.toml, a description of the target images"
+            )
         self.classes = label_space(config, self.own_source, self.own_target, trained)
 
     @cached_property
@@ -114,6 +118,8 @@ class Domains:
             options["skip"] = read_skip_list(config.skip_bad, "source" if is_source else split)
         if not is_source and not config.source and self.trained is not None:
             self._check_target(self.trained, with_labels)
+        if is_source and config.source == "scenes" and not self.single_process:
+            draw_scenes(self.root)
         if own is not None:
             space = (own.space if is_source else None) or self.classes
             # One process extracts the frames of videos.
@@ -197,20 +203,40 @@ def data_root(config: DataConfig, trained: Weights | None = None) -> Path:
 
     Weights that were trained on Streets are used on Streets, unless a flag or the environment names other data.
     """
-    named = config.data_root or os.environ.get("PRODA_DATA")
-    streets = config.preset == "streets"
-    if not (named or config.preset) and trained is not None and trained.info.recipe == "streets":
-        streets, named = config.target == "cityscapes", str(STREETS_DATA["data_root"])
-    root = Path(named or "data").expanduser()
-    if streets:
+    root = named_root(config, trained)
+    if config.preset == "streets" or (config.target == "cityscapes" and _of_streets(config, trained)):
         with idist.one_rank_first():
             progress = partial(track, title="drawing Streets, scene")
             write_streets(root, source=config.source or "gta5", progress=progress)
     return root
 
 
-def own_data(name: str) -> Description | None:
-    """The description file that ``--source`` or ``--target`` names; None for a benchmark."""
+def named_root(config: DataConfig, trained: Weights | None = None) -> Path:
+    """As ``data_root``; nothing is drawn."""
+    streets = STREETS_DATA["data_root"] if _of_streets(config, trained) else ""
+    return Path(config.data_root or os.environ.get("PRODA_DATA") or streets or "data").expanduser()
+
+
+def _of_streets(config: DataConfig, trained: Weights | None) -> bool:
+    """Whether weights were trained on Streets, and nothing names other data."""
+    named = config.data_root or os.environ.get("PRODA_DATA") or config.preset
+    return not named and trained is not None and trained.info.recipe == "streets"
+
+
+def draw_scenes(root: Path) -> None:
+    """Draws the scenes that are missing in ``root/scenes``; one process of several does."""
+    with idist.one_rank_first():
+        write_scenes(root, size=SIZE, progress=partial(track, title="drawing scenes, scene"))
+
+
+def own_data(name: str, root: Path) -> Description | None:
+    """What ``--source`` or ``--target`` names: a description file, or data sets that are described here.
+
+    None for the benchmarks of ``open_dataset``. ``root``: the folder of the data sets.
+    """
+    described = {"camvid": camvid, "scenes": scenes}
+    if name in described:
+        return described[name](root)
     return read_description(name) if name.endswith(".toml") else None
 
 

@@ -26,6 +26,28 @@ STREETS = {
 }
 # Batch norm of a network trained from scratch has statistics of both domains mixed, which fit neither domain.
 STREETS_ADAPT = {**STREETS, "adabn": True}
+# CamVid's photographs are read at 320 x 240 pixels, for two CPU cores; the network starts from ImageNet weights.
+CAMVID_DATA = {
+    "source": "scenes",
+    "target": "camvid",
+    "backbone": "timm:tf_efficientnet_lite0",
+    "head": "light",
+    "num_workers": 0,
+    "val_batch_size": 8,
+}
+CAMVID = {
+    **CAMVID_DATA,
+    "mean_width": 320,
+    "width_jitter": 0.25,
+    "crop_width": 224,
+    "crop_height": 168,
+    "freeze_bn": True,  # four small crops are too few for statistics of their own
+    "head_lr_factor": 1.0,
+    "lr": 0.01,
+    "log_every": 10,
+}
+# Presets in which a pipeline trains source-only, control and oracle as well, and whose lengths can be scaled.
+DEMONSTRATIONS = ("streets", "camvid")
 # Stage 1 without any loss on the target: its control, which shows what longer training on the source contributes.
 NO_TARGET_LOSS = {
     "rectification": False,
@@ -37,5 +59,5 @@ NO_TARGET_LOSS = {
 
 
 def scaled(preset: dict[str, Any], factor: float) -> dict[str, int]:
-    """The numbers of iterations of a preset ``streets``, times ``factor``."""
+    """The numbers of iterations of a preset for demonstration, times ``factor``."""
     return {name: max(1, round(factor * preset[name])) for name in ("iterations", "val_every")}

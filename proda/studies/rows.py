@@ -9,7 +9,7 @@ from proda.studies.results import Difference, GapShare, ResultTable
 
 @dataclass(frozen=True)
 class Row:
-    """A run with the preset streets."""
+    """A run with the preset of the ablation, streets or camvid."""
 
     experiment: str
     flags: dict[str, Any] = field(default_factory=dict)
@@ -131,10 +131,47 @@ SUCCESSORS = ResultTable(
     ),
 )
 
+# On photographs the student of the first distillation starts from ImageNet weights.
+PHOTOGRAPHS_ROWS = ROWS | {
+    "distillation": Row("stage2_distill", {}, {"teacher": "structure/last.pt"}),
+    "second_distillation": Row(
+        "stage3_distill", {}, {"teacher": "distillation/last.pt", "init_file": "distillation/last.pt"}
+    ),
+}
+_ONLINE = {name: ADDED_TITLES[name] for name in ("mixed", "every")}
+PHOTOGRAPHS = ResultTable(
+    {
+        **{row: title for row, title in PARTS.rows.items() if row != "oracle"},
+        "online": "online self-training",
+        **{f"online_{name}": f"online: {title}" for name, title in _ONLINE.items()},
+        "oracle": "oracle",
+    },
+    (
+        Difference("warmup", "source_only"),
+        Difference("control", "warmup"),
+        Difference("self_training", "control"),
+        Difference("symmetric", "self_training"),
+        Difference("fixed_prototypes", "self_training"),
+        Difference("moving_prototypes", "self_training", "at least", 2, interval_above_zero=True),
+        Difference("moving_prototypes", "control", "at least", 2, interval_above_zero=True),
+        Difference("moving_prototypes", "fixed_prototypes"),
+        Difference("structure", "moving_prototypes", "above", 0),
+        Difference("distillation", "structure", "above", 0),
+        Difference("second_distillation", "distillation", "above", 0),
+        Difference("online", "source_only"),
+        *(Difference(f"online_{name}", "online") for name in _ONLINE),
+        Difference("second_distillation", "source_only"),
+        Difference("oracle", "source_only"),
+    ),
+    (GapShare("second_distillation", "source_only", "oracle", at_least=0.4),),
+)
+
 # Value of --table, and name of the files of results -> table.
 TABLES = {
     "parts": PARTS,
     "successors": SUCCESSORS,
     "quickstart": QUICKSTART,
+    "photographs": PHOTOGRAPHS,
 }
+ROWS_OF = {"streets": ROWS, "camvid": PHOTOGRAPHS_ROWS}  # by preset
 FILES = {"parts": "ablation"}  # other files have the name of their table
