@@ -50,6 +50,31 @@ CLASSES = (
     Class("bicycle", (119, 11, 32), 33, 11),
 )
 
+
+class CamVidClass(NamedTuple):
+    """One class of CamVid, with its usual color and the classes of the 19 that it joins."""
+
+    name: str
+    color: tuple[int, int, int]  # RGB, 0..255
+    joins: tuple[str, ...]
+
+
+# In the order of the ids in the label maps of the usual 11 classes. The next id means "unlabeled".
+CAMVID_CLASSES = (
+    CamVidClass("sky", (128, 128, 128), ("sky",)),
+    CamVidClass("building", (128, 0, 0), ("building", "wall")),
+    CamVidClass("pole", (192, 192, 128), ("pole",)),
+    CamVidClass("road", (128, 64, 128), ("road",)),
+    CamVidClass("pavement", (60, 40, 222), ("sidewalk",)),
+    CamVidClass("tree", (128, 128, 0), ("vegetation", "terrain")),
+    CamVidClass("sign_symbol", (192, 128, 128), ("traffic_light", "traffic_sign")),
+    CamVidClass("fence", (64, 64, 128), ("fence",)),
+    CamVidClass("car", (64, 0, 128), ("car", "truck", "bus")),
+    CamVidClass("pedestrian", (64, 64, 0), ("person",)),
+    CamVidClass("bicyclist", (0, 128, 192), ("rider", "motorcycle", "bicycle")),
+)
+CAMVID_UNLABELED = len(CAMVID_CLASSES)
+
 _LEFT_OUT = {  # by the number of classes
     19: set(),
     16: {"terrain", "truck", "train"},
@@ -105,6 +130,15 @@ def id_table(dataset: str, num_classes: int) -> np.ndarray:
     table[list(_FILE_IDS[dataset])] = IGNORE
     for train_id, c in enumerate(classes(num_classes)):
         table[c.synthia if dataset == "synthia" else c.cityscapes] = train_id
+    return table
+
+
+def camvid_table() -> np.ndarray:
+    """Table uint8 [256] from train ids of the 19 classes to the ids of CamVid; what it lacks is unlabeled there."""
+    table = np.full(256, CAMVID_UNLABELED, np.uint8)
+    names = class_names(19)
+    for number, c in enumerate(CAMVID_CLASSES):
+        table[[names.index(name) for name in c.joins]] = number
     return table
 
 

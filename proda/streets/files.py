@@ -1,9 +1,8 @@
 """Streets on disk, in the layouts and label encodings of GTA5, SYNTHIA and Cityscapes."""
 
-import json
-import os
 import zlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,13 @@ from imagecodecs import png_encode
 from PIL import Image
 
 from proda.data.labels import CLASSES
+from proda.streets.folders import Drawing, SceneFiles, SceneFolder, complete, save_palette_labels
 from proda.streets.scene import draw_scene
 from proda.streets.style import CAMERA, GAME, SIMULATOR, Style
 from proda.utils.errors import UserError
-from proda.utils.files import atomic_write, save_json
-from proda.utils.record import differences
 
 VERSION = 4  # increase it whenever the drawings change; folders of another version are refused
 SOURCES = {"gta5": GAME, "synthia": SIMULATOR}
-MARKER, UNFINISHED = "streets.json", "streets.unfinished.json"
 TRAIN_CITIES, VAL_CITIES = ("alderbach", "birkenau", "carlsfeld"), ("dornheim",)
 
 
@@ -59,63 +56,24 @@ def write_streets(
     if source not in SOURCES:
         raise UserError(f"source must be {' or '.join(SOURCES)}, got {source!r}")
     common = {"version": VERSION, "seed": seed, "size": list(size), "num_train": num_train}
-    root, settings = Path(root), {}
-    scenes: list[tuple[str, Style, list[int], Path, Path]] = []
     domains: tuple[tuple[str, Style, dict[str, int]], ...] = (
         (source, SOURCES[source], {}),
         ("cityscapes", CAMERA, {"num_val": num_val}),
     )
+    folders = []
     for dataset, style, own in domains:
-        folder = root / dataset
         # The checksum of the style makes sure that old pictures are not reused after a change of its colours.
-        wanted = common | own | {"style": zlib.crc32(repr(style).encode())}
-        finished, present = _finished(folder, wanted), _files_below(folder)
-        missing = [scene for scene in _file_names(dataset, num_train, num_val) if not present.issuperset(scene[2:])]
-        if missing or not finished:
-            settings[folder] = wanted
-        for split, i, image_name, labels_name in missing:
+        settings = common | own | {"style": zlib.crc32(repr(style).encode())}
+        scenes = []
+        for split, i, image, labels in _file_names(dataset, num_train, num_val):
             entropy = [seed, split == "val", dataset == "cityscapes", i]
-            scenes.append((dataset, style, entropy, folder / image_name, folder / labels_name))
-    for folder, wanted in settings.items():
-        save_json(wanted, folder / UNFINISHED)
-    for dataset, style, entropy, image_path, labels_path in progress(scenes):
-        image, labels = draw_scene(np.random.default_rng(entropy), style, size)
-        with atomic_write(labels_path) as path:
-            _save_labels(labels, dataset, path)
-        with atomic_write(image_path) as path:
-            image.save(path, "PNG", compress_level=3)
-    for folder, wanted in settings.items():
-        save_json(wanted, folder / MARKER)
-        (folder / UNFINISHED).unlink(missing_ok=True)
+            scenes.append(SceneFiles(image, labels, partial(_draw, entropy, style, size)))
+        folders.append(SceneFolder(Path(root) / dataset, settings, scenes, partial(_save_labels, dataset)))
+    complete(folders, progress)
 
 
-def _finished(folder: Path, wanted: dict) -> bool:
-    """Whether the Streets that are wanted have once been drawn into a folder to the end.
-
-    A marker file exists from the first scene on, so an interrupted run is never mistaken for a folder of real data.
-
-    Raises:
-        UserError: the folder holds other data or Streets of other settings.
-    """
-    for marker in (folder / MARKER, folder / UNFINISHED):
-        if marker.exists():
-            found = json.loads(marker.read_text())
-            if differing := differences(found, wanted):
-                raise UserError(
-                    f"{folder} holds Streets of other settings ({'; '.join(differing)}): delete it or choose another "
-                    "data root"
-                )
-            return marker.name == MARKER
-    # Hidden files do not count: a run that is killed while it writes its first file leaves one.
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{folder} holds other data (it has no {MARKER}): choose another data root for Streets")
-    return False
-
-
-def _files_below(folder: Path) -> set[str]:
-    """The files in a folder and its subfolders, as paths relative to it. Each folder is listed once."""
-    parts = ((Path(path).relative_to(folder), names) for path, _, names in os.walk(folder))
-    return {(part / name).as_posix() for part, names in parts for name in names}
+def _draw(entropy: list[int], style: Style, size: tuple[int, int]) -> Drawing:
+    return draw_scene(np.random.default_rng(entropy), style, size)
 
 
 def _file_names(dataset: str, num_train: int, num_val: int) -> list[tuple[str, int, str, str]]:
@@ -134,7 +92,7 @@ def _file_names(dataset: str, num_train: int, num_val: int) -> list[tuple[str, i
     return files
 
 
-def _save_labels(labels: np.ndarray, dataset: str, path: Path) -> None:
+def _save_labels(dataset: str, labels: np.ndarray, path: Path) -> None:
     """Writes a label map, uint8 [H, W] of train ids, with the data set's own ids and PNG format. IGNORE becomes 0."""
     ids = np.zeros(256, np.uint8)
     ids[: len(CLASSES)] = [c.synthia if dataset == "synthia" else c.cityscapes for c in CLASSES]
@@ -142,10 +100,9 @@ def _save_labels(labels: np.ndarray, dataset: str, path: Path) -> None:
         pixels = np.zeros((*labels.shape, 4), np.uint16)  # class, instance (always 0), unused, opacity
         pixels[..., 0], pixels[..., 3] = ids[labels], 0xFFFF
         path.write_bytes(png_encode(pixels, level=3))  # Pillow cannot write 16 bits per channel
-        return
-    image = Image.fromarray(ids[labels])
-    if dataset == "gta5":
+    elif dataset == "gta5":
         colours = np.zeros((256, 3), np.uint8)
         colours[[c.cityscapes for c in CLASSES]] = [c.color for c in CLASSES]
-        image.putpalette(colours.tobytes())  # the image gets a palette; its pixel values remain the ids
-    image.save(path, "PNG", compress_level=3)
+        save_palette_labels(ids[labels], colours, path)
+    else:
+        Image.fromarray(ids[labels]).save(path, "PNG", compress_level=3)

@@ -12,7 +12,7 @@ from proda.data.benchmarks import GTA5, Cityscapes, Synthia
 from proda.data.labels import CLASSES, class_subset
 from proda.method import IGNORE
 from proda.streets import CAMERA, GAME, SIMULATOR, draw_scene, write_streets
-from proda.streets.files import MARKER, UNFINISHED
+from proda.streets.folders import MARKER, UNFINISHED
 
 SMALL = {"num_train": 3, "num_val": 2, "size": (64, 32)}
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden/data/labels.json").read_text())
