@@ -9,9 +9,9 @@
     python run.py experiments/ablation.py --preset=camvid          # the table of the photographs
 
 Tables: ``parts`` adds the components of the method one after another, as in the paper; ``successors`` adds components
-of later methods to online self-training and to stage 1; ``quickstart`` has its stages; ``photographs`` has the rows of ``parts`` for
-CamVid, and online self-training. The rows are in
-proda/studies/rows.py. Tables share the runs that are in both.
+of later methods to online self-training and to stage 1; ``quickstart`` has its stages; ``photographs``, which goes with
+--preset=camvid, has the rows of ``parts`` and online self-training. The rows are in proda/studies/rows.py. Tables share
+the runs that are in both.
 
 The results of all seeds in OUTPUT that are complete are written after every run: OUTPUT/ablation.md and
 OUTPUT/ablation.json, or the table's own name instead of ablation. The same command again continues where an earlier one
@@ -177,7 +177,12 @@ def collect(config: Config) -> tuple[Results | None, str]:
 
 def command(config: Config, seeds: list[int]) -> str:
     """The command line that makes the runs of these seeds, without flags that change no result."""
-    values: dict[str, Any] = {"preset": config.preset, "table": config.table, "source": config.source, "num_classes": config.num_classes}
+    values: dict[str, Any] = {
+        "preset": config.preset,
+        "table": config.table,
+        "source": config.source,
+        "num_classes": config.num_classes,
+    }
     values |= {"backbone": config.backbone, "head": config.head, "amp": config.amp, "scale": config.scale}
     values |= {"source_length": config.source_length, "seed": seeds[0]}
     defaults = {name: getattr(Config(), name) for name in values} | PRESETS[config.preset]

@@ -2,17 +2,18 @@
 
     python run.py experiments/pipeline.py --source=gta5 --simclr=r101_1x_sk0.pth
     python run.py experiments/pipeline.py --preset=synthia_released --simclr=r101_1x_sk0.pth --nproc_per_node=4
+    python run.py experiments/pipeline.py --preset=camvid
     python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_photos.toml --stage2_init=imagenet
 
 Each stage writes to OUTPUT/STAGE and records its inputs there in config.json. If you run the same command again, stages
 that are up to date are skipped, and an interrupted stage is resumed. At the end OUTPUT/report.html shows the results
-(experiments/report.py).
+(experiments/report.py), and OUTPUT/panel.png the predictions of every stage, if there are labelled validation images.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ignite.distributed as idist
 
@@ -22,7 +23,7 @@ from proda.run.config import DataConfig
 from proda.run.data import Data
 from proda.run.job import device_of, read_summary
 from proda.run.networks import fill_backbone
-from proda.settings.options import LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt
+from proda.settings.options import Bounds, LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt
 from proda.settings.presets import CAMVID, DEMONSTRATIONS, EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
 from proda.settings.reading import make_config
 from proda.studies.tables import CONTROL, control_sentence, stage_table
@@ -60,10 +61,13 @@ class Config(DataConfig):
     # -- Length
     epochs: PositiveInt = 84  # length of each stage: passes over the target training images
     iterations: NonNegativeInt = 0  # length of each stage in iterations; 0: use --epochs
-    scale: LengthFactor = 1.0  # with the presets streets and camvid and no --iterations: factor for the length of each stage
+    scale: LengthFactor = (
+        1.0  # with the presets streets and camvid and no --iterations: factor for the length of each stage
+    )
     # -- Output
     overwrite: bool = False  # rerun stages whose inputs have changed
     checkpoint_every: PositiveInt = 1000  # iterations between checkpoints
+    panel_images: Annotated[int, Bounds(1, 100)] = 4  # rows of panel.png
 
     def problems(self) -> Iterator[str]:
         """One line for each invalid combination of flags."""
@@ -89,7 +93,7 @@ PRESETS = {
 
 def run(local_rank: int, config: Config) -> dict:
     summary = run_stages(config)
-    report(config)
+    report(config, list(summary["stages"]))
     return summary
 
 
@@ -115,12 +119,16 @@ def run_stages(config: Config) -> dict:
     return summary
 
 
-def report(config: Config) -> None:
-    """Writes ``report.html`` in rank 0. The results are on disk, so an error here loses none of them."""
+def report(config: Config, stages: list[str]) -> None:
+    """Writes ``panel.png`` and ``report.html`` in rank 0. The results are on disk: an error here loses none of them."""
     if idist.get_rank() == 0:
-        from proda.report.page import write_report  # not needed before, and --help should not wait for it
+        from proda.report.page import write_report  # not needed before, and --help should not wait for them
+        from proda.report.panel import draw_panel
 
         file, device = Path(config.output) / "report.html", device_of(config)
+        if (panel := draw_panel(config, stages, config.panel_images)) is not None:
+            panel.save(file.with_name("panel.png"), optimize=True)
+            print(file.with_name("panel.png"))
         print(write_report([config.output], file, device=device, num_workers=config.num_workers), flush=True)
     idist.barrier()
 

@@ -24,7 +24,13 @@ def camvid(root: Path) -> Description:
     unlabelled = {"images": ["camvid/train", "camvid/val"], "labels": ["camvid/trainannot", "camvid/valannot"]}
     scored = {"images": ["camvid/test"], "labels": ["camvid/testannot"]}
     return Description(
-        root / "camvid", {"train": unlabelled, "val": scored}, camvid_labels(), SIZE, {}, "", f"CamVid comes with {CLONE}"
+        root / "camvid",
+        {"train": unlabelled, "val": scored},
+        camvid_labels(),
+        SIZE,
+        {},
+        "",
+        f"CamVid comes with {CLONE}",
     )
 
 

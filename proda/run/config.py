@@ -54,7 +54,7 @@ class DataConfig(RunConfig):
     as_released: bool = False  # compute as the released code does where it departs from the paper (docs/fidelity.md)
     # -- Data
     data_root: PathText = ""  # folder with cityscapes/, gta5/, camvid/ ...; if empty, $PRODA_DATA or else data/
-    source: PathText = "gta5"  # labelled synthetic domain: gta5, synthia, scenes, or a description file (docs/own_data.md)
+    source: PathText = "gta5"  # labelled synthetic domain: gta5, synthia, scenes, or a description file NAME.toml
     target: PathText = "cityscapes"  # unlabelled domain: cityscapes, camvid, or a description file (docs/own_data.md)
     num_classes: NonNegativeInt = 0  # 19, 16 or 13; 0: 19 for gta5, 16 for synthia, all classes of a description file
     skip_bad: PathText = ""  # file that lists images to skip, such as bad_files.txt written by check_data

@@ -48,14 +48,15 @@ class Domains:
         self.own_source, self.own_target = own_data(config.source, folder), own_data(config.target, folder)
         if self.own_source is not None and self.own_target is None:
             raise UserError(
-                f"--source={config.source} needs --target=camvid or --target=NAME.toml, a description of the target images"
+                f"--source={config.source} needs --target=NAME.toml, a description of the target images, or "
+                "--target=camvid"
             )
         self.classes = label_space(config, self.own_source, self.own_target, trained)
 
     @cached_property
     def root(self) -> Path:
         """The folder of the data sets. The first use draws Streets if they are missing, so all processes need it."""
-        return data_root(self.config, self.trained)
+        return (named_root if self.single_process else data_root)(self.config, self.trained)
 
     @cached_property
     def source(self) -> LabelledFiles:
