@@ -21,7 +21,7 @@ BUILDERS: dict[str, Callable[..., SegmentationNetwork]] = {
     "tiny": deeplab.tiny,
     **{name: on_encoder(make) for name, make in encoders.BUILDERS.items()},
 }
-HEADS = ("deeplab", "daformer")  # choices of --head
+HEADS = ("deeplab", "daformer", "light")  # choices of --head
 
 
 def build_network(

@@ -15,6 +15,7 @@ from torchvision.models.resnet import Bottleneck
 from proda.models.daformer import DAFormerHead
 from proda.models.layers import BatchNorm, Dropout
 from proda.models.network import Segmentation, SegmentationNetwork, checkpointed
+from proda.utils.errors import UserError
 
 CHANNELS_PER_GROUP = 8  # of every GroupNorm: 32 groups at the published 256 channels
 SQUEEZE_RATIO = 16
@@ -87,7 +88,8 @@ class DeepLab(SegmentationNetwork):
     the first convolution keeps full resolution. ``dilations``: of the head's branches; None is as published. ``head``,
     ``bn_pretrain`` and ``dropout`` as in ``build_network``. Fresh weights are as published, too: every convolution (of
     the backbone alone under DAFormer's head) is normal with standard deviation 0.01; pretrained weights are expected to
-    overwrite them. Raises ValueError for a stride or a number of channels that cannot be built.
+    overwrite them. Raises UserError for a head that only encoders have, ValueError for a stride or a number of channels
+    that cannot be built.
     """
 
     def __init__(
@@ -104,6 +106,11 @@ class DeepLab(SegmentationNetwork):
         head: str = "deeplab",
     ) -> None:
         super().__init__()
+        if head not in DILATIONS:
+            raise UserError(
+                f"--head={head}: it reads the scales of an encoder, which resnet101, resnet50 and tiny are not; choose "
+                "--backbone=timm:NAME or one of torchvision's encoders (docs/networks.md)"
+            )
         if stride not in (4, 8):
             raise ValueError(f"stride must be 4 or 8, got {stride}")
         if head_channels < 1 or head_channels % CHANNELS_PER_GROUP:

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from proda.models import light
 from proda.models.daformer import DAFormerHead
 from proda.models.deeplab import DILATIONS, Head, initialise_as_released
 from proda.models.encoders import Encoder
 from proda.models.layers import BatchNorm, ChannelNorm, cropped, resize_half_pixel
 from proda.models.network import Segmentation, SegmentationNetwork, checkpointed
 
-CHANNELS = 256  # D
+CHANNELS = 256  # D of the published heads
 
 
 class EncoderDecoder(SegmentationNetwork):
@@ -24,25 +25,29 @@ class EncoderDecoder(SegmentationNetwork):
     Takes RGB in 0..1, float [B, 3, H, W]; subtracts the encoder's mean and divides by its deviation; and fills the
     image up, at the right and at the bottom and with 0 (the mean colour), to sides that the encoder takes. Returns
     :class:`Segmentation` at 1/4 of the image size with DAFormer's head (which reads all scales), at 1/8 with ProDA's
-    (which reads the last one), rounded up (where the encoder's ``stride`` is 4). The norms are those that ConvNeXt and
-    Swin have for segmentation, and DAFormer's own backbone too: scales of an encoder may differ in size by orders of
-    magnitude. ``bn_pretrain``: one more batch norm on the last scale, before the layer norm.
+    (which reads the last one) and the light one (the last three), rounded up (where the encoder's ``stride`` is 4). The
+    norms are those that ConvNeXt and Swin have for segmentation, and DAFormer's own backbone too: scales of an encoder
+    may differ in size by orders of magnitude. ``bn_pretrain``: one more batch norm on the last scale, before the layer
+    norm.
     """
 
     backbone_prefix = "encoder."
 
     def __init__(self, num_classes: int, encoder: Encoder, *, head: str, bn_pretrain: bool, dropout: float) -> None:
         super().__init__()
-        self.num_classes, self.num_features, self.head = num_classes, CHANNELS, head
+        self.num_classes, self.head = num_classes, head
+        self.num_features = light.CHANNELS if head == "light" else CHANNELS
         self.encoder = encoder
         red, green, blue = encoder.mean
         self.neutral_color = (red, green, blue)
         self.bn_pretrain = BatchNorm(encoder.channels[-1]) if bn_pretrain else None
-        read = encoder.channels if head == "daformer" else encoder.channels[-1:]
+        read = encoder.channels[-{"daformer": len(encoder.channels), "light": light.SCALES}.get(head, 1) :]
         self.norms = nn.ModuleList([ChannelNorm(channels) for channels in read])
         self.decoder: Head | DAFormerHead
         if head == "daformer":
             self.decoder = DAFormerHead(read, CHANNELS, num_classes, dilations=DILATIONS[head], dropout=dropout)
+        elif head == "light":
+            self.decoder = light.LightHead(read, num_classes, dropout=dropout)
         else:
             self.decoder = Head(read[-1], CHANNELS, num_classes, dilations=DILATIONS[head], dropout=dropout)
             initialise_as_released(self.decoder)
@@ -81,7 +86,7 @@ class EncoderDecoder(SegmentationNetwork):
         size = (self._cells(filled[0]), self._cells(filled[1]))
         read = [norm(x) for norm, x in zip(self.norms, scales[-len(self.norms) :], strict=True)]
         del scales  # without gradients, nothing else keeps what the head does not read
-        if isinstance(self.decoder, DAFormerHead):
+        if isinstance(self.decoder, DAFormerHead | light.LightHead):
             output = self.decoder(read, size)
         else:
             output = self.decoder(resize_half_pixel(read[0], size))

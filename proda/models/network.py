@@ -37,6 +37,7 @@ class SegmentationNetwork(nn.Module):
     checkpoint_activations: bool = False  # compute stages of the backbone again in the backward pass, to save memory
     neutral_color: tuple[float, float, float] = (0.0, 0.0, 0.0)  # RGB in 0..1 that the backbone sees as zeros
     origin: str = ""  # SHA-256 of the bytes of the weights' file, empty for fresh weights
+    pretrained: str = ""  # where the backbone's initial weights came from, in one line; empty for others
     backbone_prefix: str = ""  # of the names of the backbone's tensors, which files of a backbone alone leave out
 
     def __init__(self) -> None:

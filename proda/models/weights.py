@@ -299,8 +299,11 @@ def _known_by_shapes(state: Mapping[str, Tensor], num_classes: int) -> tuple[str
     """Backbone and head of the network that has tensors of these names and shapes; empty if none has."""
     shapes = {key: value.shape for key, value in state.items()}
     for head, backbone in itertools.product(HEADS, BUILDERS):
-        with torch.device("meta"):  # without memory
-            network = build_network(backbone, num_classes, head=head, bn_pretrain=_has_extra_norm(state))
+        try:
+            with torch.device("meta"):  # without memory
+                network = build_network(backbone, num_classes, head=head, bn_pretrain=_has_extra_norm(state))
+        except UserError:  # the backbone does not take this head
+            continue
         if {key: value.shape for key, value in network.state_dict().items()} == shapes:
             return backbone, network.head
     return "", ""

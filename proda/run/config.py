@@ -22,7 +22,7 @@ from proda.settings.options import (
 )
 from proda.utils.errors import UserError
 
-HeadName = Literal["", "deeplab", "daformer"]  # empty: that of the weights file, where there is one
+HeadName = Literal["", "deeplab", "daformer", "light"]  # empty: that of the weights file, where there is one
 InitKind = Literal["imagenet", "simclr", "random", "weights"]
 BENCHMARKS = {"source": ("gta5", "synthia", "scenes"), "target": ("cityscapes", "camvid")}
 
@@ -61,7 +61,7 @@ class DataConfig(RunConfig):
     labelled_only: bool = False  # skip source images without a label map
     # -- Network
     backbone: str = "resnet101"  # resnet101, convnext_tiny, timm:NAME, a file NAME.py ... (docs/networks.md)
-    head: HeadName = "deeplab"  # head of the network: ProDA's on DeepLab's, or DAFormer's
+    head: HeadName = "deeplab"  # head of the network: ProDA's on DeepLab's, DAFormer's, or a light one for encoders
     # -- Machine
     val_batch_size: PositiveInt = 1  # images per evaluation step and process
 

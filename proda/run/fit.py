@@ -67,7 +67,10 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
     stage.check(doomed=all_run_files(job.folder) if config.overwrite else ())
     common.checkpoints.check_states(stage.trainer)
     data.prepare()
-    job.open(summary_lines(config, data, stage.batches), data.domains.fingerprints())
+    lines = summary_lines(config, data, stage.batches)
+    if stage.student.pretrained:
+        lines["initial weights"] = stage.student.pretrained
+    job.open(lines, data.domains.fingerprints())
     start = _resume(config, stage, common)
     job.save_record(trained=start >= stage.batches.iterations)
     return _train(job, stage, common, start)

@@ -119,11 +119,11 @@ class Networks:
 def fill_backbone(network: SegmentationNetwork, config: InitConfig) -> None:
     """Loads what ``--init`` selects; "random" leaves the network as it is."""
     if config.init == "imagenet":
-        load_imagenet(network, config.init_file or None)
+        network.pretrained = load_imagenet(network, config.init_file or None)
     elif config.init == "simclr":
         if not config.init_file:
             raise UserError("--init=simclr needs --init_file: the converted SimCLRv2 r101 1x weights")
-        load_simclr(network, config.init_file)
+        network.pretrained = load_simclr(network, config.init_file)
 
 
 def architecture(info: ModelInfo, config: DataConfig) -> tuple[str, str]:

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import warnings
 from typing import Any
 
@@ -19,8 +20,13 @@ def smallest(**settings) -> DeepLab:
     return DeepLab(3, blocks=(2, 1, 1, 1), width=2, head_channels=16, **settings)
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("name", ["resnet101", "tiny", "convnext_tiny", "swin_v2_t"])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *itertools.product(["resnet101", "tiny"], ["deeplab", "daformer"]),
+        *itertools.product(["convnext_tiny", "swin_v2_t"], HEADS),
+    ],
+)
 def test_a_network_of_each_kind_is_built_with_every_option_and_trained_at_odd_sizes(name, head):
     """On tensors without data: shapes, and that every parameter gets a gradient."""
     seen = []
@@ -65,10 +71,15 @@ def test_activations_computed_again_change_no_bit_of_outputs_gradients_statistic
     ("name", "head", "words"),
     [
         ("resnet18", "deeplab", "^--backbone=resnet18: expected one of resnet101, .*, timm:NAME or a file NAME.py$"),
-        ("tiny", "fcn", "^--head=fcn: expected one of deeplab, daformer$"),
+        ("tiny", "fcn", "^--head=fcn: expected one of deeplab, daformer, light$"),
+        (
+            "tiny",
+            "light",
+            "^--head=light: it reads the scales of an encoder, which resnet101, resnet50 and tiny are not",
+        ),
     ],
 )
-def test_unknown_names_are_refused_with_the_known_ones(name, head, words):
+def test_names_that_cannot_be_used_are_refused_in_one_line(name, head, words):
     with pytest.raises(UserError, match=words):
         build_network(name, 19, head=head)
 

@@ -328,6 +328,7 @@ def test_all_that_a_file_says_comes_back_and_equal_content_is_equal_bytes(tmp_pa
         ("tiny", "daformer", False),
         ("convnext_tiny", "deeplab", False),
         ("convnext_tiny", "daformer", True),
+        ("convnext_tiny", "light", True),
     ],
 )
 def test_released_files_and_bare_state_dicts_are_known_by_their_shapes(tmp_path, backbone, head, bn_pretrain):
