@@ -13,7 +13,7 @@ from proda.run import domains
 from proda.run.record import weights_flags
 from proda.settings.reading import make_config
 from proda.studies.results import ResultTable, read_results
-from proda.studies.rows import ROWS, TABLES
+from proda.studies.rows import ROWS_OF, TABLES
 from tests import small_runs
 
 
@@ -23,18 +23,19 @@ def config(**flags):
 
 def resolved(row: str, **flags):
     """The settings of the run of a row, seed 0."""
-    module = load_experiment(ablation.experiment_file(row))
+    module = load_experiment(ablation.experiment_file(config(**flags), row))
     return make_config(module.Config, ablation.flags(config(**flags), row, 0), module.PRESETS)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_every_row_has_flags_of_its_experiment_and_runs_after_those_it_builds_on(row):
-    found = resolved(row)
-    assert found.output == f"o/seed_0/{row}" and found.preset == "streets"
+@pytest.mark.parametrize("row", ROWS_OF["streets"])
+@pytest.mark.parametrize("preset", ROWS_OF)
+def test_every_row_has_flags_of_its_experiment_and_runs_after_those_it_builds_on(preset, row):
+    found = resolved(row, preset=preset)
+    assert found.output == f"o/seed_0/{row}" and found.preset == preset
     assert all(path.startswith("o/seed_0/") for path in weights_flags(found).values())  # none of the preset
-    (table, *_) = [name for name in TABLES if row in ablation.needed_rows(name)]
-    rows = ablation.needed_rows(table)
-    for flag, model in ROWS[row].start.items():
+    tables = (config(preset=preset, table=name) for name in TABLES)
+    rows = next(rows for rows in map(ablation.needed_rows, tables) if row in rows)
+    for flag, model in ROWS_OF[preset][row].start.items():
         assert rows.index(model.split("/")[0]) < rows.index(row)
         assert getattr(found, flag) == f"o/seed_0/{model}"
 
@@ -65,16 +66,17 @@ def test_the_source_may_be_trained_for_longer():
     assert "--source_length" not in ablation.command(config(), [0])
 
 
-def test_the_quickstart_has_the_same_runs():
-    rows = dict(zip(pipeline.STREETS_STAGES, TABLES["quickstart"].rows, strict=True))
-    quickstart = make_config(pipeline.Config, {"preset": "streets", "output": "o"}, pipeline.PRESETS)
+@pytest.mark.parametrize("preset", ROWS_OF)
+def test_the_pipeline_has_the_same_runs(preset):
+    rows = dict(zip(pipeline.DEMONSTRATION_STAGES, TABLES["quickstart"].rows, strict=True))
+    quickstart = make_config(pipeline.Config, {"preset": preset, "output": "o"}, pipeline.PRESETS)
     for stage, row in rows.items():
         module = load_experiment(pipeline.experiment_file(stage))
         found = vars(make_config(module.Config, pipeline.flags(quickstart, stage), module.PRESETS))
-        other = vars(resolved(row))
+        other = vars(resolved(row, preset=preset))
         files = {name for name in found if str(found[name]).startswith("o/")}
         assert {n: v for n, v in found.items() if n not in files} == {n: v for n, v in other.items() if n not in files}
-        assert pipeline.experiment_file(stage) == ablation.experiment_file(row)
+        assert pipeline.experiment_file(stage) == ablation.experiment_file(config(), row)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from proda.settings.reading import make_config
 from proda.utils.files import sha256
 from tests import small_runs
 
-ALL = list(pipeline.STREETS_STAGES)
+ALL = list(pipeline.DEMONSTRATION_STAGES)
 SMALL = {"preset": "streets", "device": "cpu", "iterations": 2, "val_batch_size": 2, "checkpoint_every": 1}
 SMALL |= {"mean_width": 96, "crop_width": 48, "crop_height": 24}
 
