@@ -47,7 +47,7 @@ def test_fresh_projections_keep_the_size_of_the_signal_and_the_first_predictions
     torch.manual_seed(0)
     head = LightHead((40, 112, 320), 11, dropout=0.0)
     for convolution, _, _ in head.projections:
-        assert float(convolution.weight.std()) == pytest.approx((2 / convolution.in_channels) ** 0.5, rel=0.1)
+        assert float(convolution.weight.detach().std()) == pytest.approx((2 / convolution.in_channels) ** 0.5, rel=0.1)
     logits = head([torch.randn(1, width, 8, 8) for width in (40, 112, 320)], (8, 8)).logits
     assert logits.std() < 0.2
 
