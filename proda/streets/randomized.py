@@ -7,6 +7,7 @@ import numpy as np
 
 from proda.streets.style import CAMERA, GAME, Range, Style
 
+SKIES = ("sky", "cloud", "horizon")
 HUES = {"sign_red": 0.0, "sign_blue": 0.61, "sign_yellow": 0.13, "light": 0.12}
 ANY: Range = (0.0, 1.0)
 
@@ -35,6 +36,8 @@ def random_style(rng: np.random.Generator) -> Style:
         sidewalk=colors((0.02, 0.14), (0.0, 0.25), (0.2, 0.85), 1),
         kerb=colors((0.02, 0.14), (0.0, 0.15), (0.3, 0.9), 1),
         building=colors(house_hues, (0.0, 0.55), (0.15, 0.9), 6),
+        roof=colors((0.0, 0.12) if often(0.5) else ANY, (0.0, 0.45), (0.1, 0.5)),
+        shop=colors(ANY, (0.0, 0.95), (0.1, 0.95), 8),
         window=colors((0.5, 0.7), (0.0, 0.4), (0.08, 0.7)),
         wall=colors(house_hues, (0.0, 0.5), (0.15, 0.85)),
         fence=colors(ANY, (0.0, 0.35), (0.06, 0.8)),
@@ -53,7 +56,11 @@ def random_style(rng: np.random.Generator) -> Style:
         trousers=colors(ANY, (0.0, 0.5), (0.05, 0.6), 4),
         skin=colors((0.03, 0.09), (0.25, 0.6), (0.3, 0.9)),
     )  # fmt: skip
-    brightness = rng.uniform(0.35, 1.05)
+    brightness, backlit = rng.uniform(0.45, 1.1), often(0.4)
+    if backlit:  # the camera exposes for a white sky: the street is dark, and the sky nearly burnt out
+        white = {name: colors(ANY, (0.0, 0.05), (0.9, 1.0), 1) for name in SKIES}
+        palettes = {name: _darker(colours, brightness) for name, colours in palettes.items()} | white
+        brightness = rng.uniform(0.85, 1.1)
     return replace(
         GAME if often(0.5) else CAMERA,
         name="random",
@@ -81,7 +88,7 @@ def random_style(rng: np.random.Generator) -> Style:
         light=(brightness, brightness),
         shadow=rng.uniform(0.1, 0.6),
         clouds=rng.uniform(0.0, 1.0),
-        texture=rng.uniform(0.03, 0.12),
+        texture=rng.uniform(0.015, 0.1),
         grain=rng.uniform(0.3, 0.9),
         saturation=(0.6, 1.2),
         contrast=(0.8, 1.4),
@@ -96,3 +103,10 @@ def random_style(rng: np.random.Generator) -> Style:
 def _code(hue: float, saturation: float, value: float) -> str:
     """Six hexadecimal digits of a color; hue, saturation and value are in 0..1, and the hue may leave it."""
     return bytes(round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1.0, saturation, value)).hex()
+
+
+def _darker(palette: str, factor: float) -> str:
+    """A palette whose colors are multiplied by a factor."""
+    return " ".join(
+        bytes(min(255, int(part * factor)) for part in bytes.fromhex(code)).hex() for code in palette.split()
+    )
