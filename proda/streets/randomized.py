@@ -56,7 +56,8 @@ def random_style(rng: np.random.Generator) -> Style:
         trousers=colors(ANY, (0.0, 0.5), (0.05, 0.6), 4),
         skin=colors((0.03, 0.09), (0.25, 0.6), (0.3, 0.9)),
     )  # fmt: skip
-    brightness, backlit = rng.uniform(0.45, 1.1), often(0.4)
+    dusk, backlit = often(0.2), often(0.4)
+    brightness = rng.uniform(0.35, 0.6) if dusk else rng.uniform(0.6, 1.2)
     if backlit:  # the camera exposes for a white sky: the street is dark, and the sky nearly burnt out
         white = {name: colors(ANY, (0.0, 0.05), (0.9, 1.0), 1) for name in SKIES}
         palettes = {name: _darker(colours, brightness) for name, colours in palettes.items()} | white
@@ -66,12 +67,12 @@ def random_style(rng: np.random.Generator) -> Style:
         name="random",
         camera_height=(1.1, 2.0),
         horizon=(0.36, 0.56),
-        swerve=0.14,
-        road_half_width=(3.2, 8.0),
+        swerve=0.4 if often(0.25) else 0.14,  # turning into a street, or driving along it
+        road_half_width=(2.8, 4.2) if often(0.6) else (4.2, 8.0),
         sidewalk_width=(1.5, 5.0),
         building_height=(5.0, 25.0),
         counts=dict(
-            car=3.0,
+            car=2.5,
             parked=4.0,
             bus=0.5,
             truck=0.3,
@@ -81,14 +82,14 @@ def random_style(rng: np.random.Generator) -> Style:
             bicycle=1.5,
             light=3.0,
             sign=3.0,
-            tree=4.5,
+            tree=3.0,
             lamp=2.5,
         ),
         palettes=palettes,
         light=(brightness, brightness),
         shadow=rng.uniform(0.1, 0.6),
         clouds=rng.uniform(0.0, 1.0),
-        texture=rng.uniform(0.015, 0.1),
+        texture=0.01 + 0.08 * rng.random() ** 2,
         grain=rng.uniform(0.3, 0.9),
         saturation=(0.6, 1.2),
         contrast=(0.8, 1.4),

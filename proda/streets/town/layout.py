@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from proda.streets.canvas import FAR, NEAR, SKY, SUPERSAMPLING, VEGETATION, Sprite
 from proda.streets.people import draw_cycle, draw_person
@@ -59,10 +59,23 @@ def draw_town(
     view = TownView(rng, style, size)
     _Town(view).draw()
     labels = np.asarray(view.labels)[::SUPERSAMPLING, ::SUPERSAMPLING].copy()
-    image = photograph(rng, style, view.image.reduce(SUPERSAMPLING), labels, TOWN_TEXTURE)
+    image = photograph(rng, style, _light(rng, view.image.reduce(SUPERSAMPLING)), labels, TOWN_TEXTURE)
     if rng.random() < 0.5:  # traffic on the left
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1].copy()
     return image, labels
+
+
+def _light(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    """Uneven light over the scene, and the glow of what is bright, as in a lens that faces the sky."""
+    small = Image.fromarray(rng.normal(1.0, rng.uniform(0.0, 0.2), (4, 5)).astype(np.float32))
+    field = np.asarray(small.resize(image.size, Image.Resampling.BICUBIC))
+    pixels = np.asarray(image).astype(np.float32) * field[..., None]
+    if rng.random() < 0.5:
+        quarter = image.reduce(4)
+        bright = quarter.point([max(0, value - 160) for value in range(256)] * 3).filter(ImageFilter.BoxBlur(4))
+        glow = np.asarray(bright.resize(image.size, Image.Resampling.BILINEAR)).astype(np.float32)
+        pixels += rng.uniform(0.2, 1.2) * glow
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 @dataclass
@@ -115,7 +128,7 @@ class _Town:
 
     def _lots(self, side: float) -> list[_Lot]:
         rng, view, lots = self.rng, self.view, []
-        weights = rng.dirichlet([1.0, 1.0, 0.6, 0.8, 0.8])
+        weights = rng.dirichlet([1.2, 1.2, 0.7, 0.6, 0.5])
         z, kind, house, setback = rng.uniform(-8, 2), "", None, 0.0
         walk = self.plan.walks[0] if side < 0 else self.plan.walks[1]
         while z < FAR:
@@ -232,7 +245,7 @@ class _Town:
         rng, view = self.rng, self.view
         for side, kerb in ((-1.0, self.plan.left), (1.0, self.plan.right)):
             row = rng.random()
-            density = 0.85 if row < 0.3 else 0.3 if row < 0.6 else 0.0
+            density = 0.85 if row < 0.25 else 0.3 if row < 0.5 else 0.0
             x, z = kerb - side * rng.uniform(0.9, 1.2), rng.uniform(2.6, 9)
             if abs(x) < 1.9:  # the camera's own lane
                 continue
@@ -250,7 +263,7 @@ class _Town:
             for _ in self._times(thing):
                 oncoming = bool(rng.random() < 0.5)
                 x = middle + (-1 if oncoming else 1) * lane * rng.uniform(0.7, 1.2)
-                z = self._depth(5.5 if thing == "car" else 8, 60)
+                z = self._depth(6.5 if thing == "car" else 8, 60)
                 if plan.crossing and rng.random() < 0.2:
                     body = {"bus": BUS_BODY, "truck": TRUCK_BODY}.get(
                         thing, CAR_BODY if rng.random() < 0.7 else VAN_BODY
