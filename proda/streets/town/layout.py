@@ -40,6 +40,7 @@ from proda.streets.vehicles import BUS_BODY, CAR_BODY, TRUCK_BODY, VAN_BODY, dra
 
 TOWN_TEXTURE = TEXTURE.copy()
 TOWN_TEXTURE[[VEGETATION, SKY]] = 0.6, 0.05  # leaves and clouds have their own
+LEFT_HAND = 0.5  # share of the scenes with traffic on the left; they are drawn with traffic on the right, and mirrored
 LOTS = ("terrace", "shops", "block", "garden", "park")
 
 
@@ -60,7 +61,7 @@ def draw_town(
     _Town(view).draw()
     labels = np.asarray(view.labels)[::SUPERSAMPLING, ::SUPERSAMPLING].copy()
     image = photograph(rng, style, _light(rng, view.image.reduce(SUPERSAMPLING)), labels, TOWN_TEXTURE)
-    if rng.random() < 0.5:  # traffic on the left
+    if rng.random() < LEFT_HAND:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1].copy()
     return image, labels
 
