@@ -58,6 +58,8 @@ def random_style(rng: np.random.Generator) -> Style:
     )  # fmt: skip
     dusk, backlit = often(0.2), often(0.4)
     brightness = rng.uniform(0.35, 0.6) if dusk else rng.uniform(0.6, 1.2)
+    if dusk:  # lamps are on behind some windows
+        palettes["window"] += " " + colors((0.08, 0.15), (0.1, 0.6), (0.8, 1.0), 1)
     if backlit:  # the camera exposes for a white sky: the street is dark, and the sky nearly burnt out
         white = {name: colors(ANY, (0.0, 0.05), (0.9, 1.0), 1) for name in SKIES}
         palettes = {name: _darker(colours, brightness) for name, colours in palettes.items()} | white
@@ -80,7 +82,7 @@ def random_style(rng: np.random.Generator) -> Style:
             rider=1.2,
             motorcycle=0.5,
             bicycle=1.5,
-            light=3.0,
+            light=2.0,
             sign=3.0,
             tree=3.0,
             lamp=2.5,
@@ -95,8 +97,8 @@ def random_style(rng: np.random.Generator) -> Style:
         contrast=(0.8, 1.4),
         warmth=(-0.12, 0.12),
         vignette=rng.uniform(0.0, 0.3),
-        blur=rng.uniform(0.0, 1.2),
-        noise=rng.uniform(0.0, 9.0),
+        blur=1.2 * rng.random() ** 2,
+        noise=9.0 * rng.random() ** 2,
         bonnet=False,
     )
 

@@ -164,6 +164,28 @@ def _draw_shop(view: TownView, side: float, x: float, edges: tuple[float, float]
         view.across(x - side * 0.25, x - side * (0.05 + wide), z, y + high * 0.4, y + high * 0.65, ink)
 
 
+def draw_house_front(view: TownView, house: House, left: float, right: float, z: float) -> None:
+    """A house that faces the camera, at the end of a street."""
+    rng, height = view.rng, house.height
+    light = rng.uniform(0.75, 1.1) if view.sunny else 0.95
+    if house.pitched:
+        top = height + rng.uniform(1.5, 3.5)
+        view.across(left, right, z, height, top, shade(house.roof, light), BUILDING)
+        if rng.random() < 0.6:
+            chimney = rng.uniform(left, right - 1)
+            view.across(chimney, chimney + 1, z, top, top + 1.2, shade(house.wall, 0.7), BUILDING)
+    view.across(left, right, z, 0, height, shade(house.wall, light), BUILDING)
+    first = house.storey + 0.6 if house.shop else 0.9
+    if house.shop:
+        view.across(left, right, z, 0, 2.5, shade(house.glass, light * 0.8))
+        view.across(left, right, z, 2.5, 3.2, shade(view.pick("shop"), light))
+    for u in steps(left + 0.5, right - house.wide, house.bay):
+        glass = shade(house.glass, light * rng.uniform(0.6, 1.3))
+        for y in steps(first, height - house.tall - 0.2, house.storey):
+            view.across(u - 0.1, u + house.wide + 0.1, z, y - 0.1, y + house.tall + 0.1, shade(house.frame, light))
+            view.across(u, u + house.wide, z, y, y + house.tall, glass)
+
+
 def draw_low_wall(view: TownView, x: float, near: float, far: float) -> None:
     height, colour = view.rng.uniform(0.6, 2.4), view.pick("wall")
     view.upright(x, near, far, 0, height, colour, WALL)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from proda.streets.canvas import FAR, NEAR, SKY, SUPERSAMPLING, VEGETATION, Sprite
+from proda.streets.canvas import FAR, NEAR, SIDEWALK, SKY, SUPERSAMPLING, VEGETATION, Sprite
 from proda.streets.people import draw_cycle, draw_person
 from proda.streets.scene import TEXTURE, photograph
 from proda.streets.street import draw_skyline
@@ -23,11 +23,13 @@ from proda.streets.town.furniture import (
     draw_sign,
     draw_wires,
 )
-from proda.streets.town.ground import Plan, draw_ground, draw_sky
+from proda.streets.town.ground import KERB, Plan, draw_ground, draw_sky
 from proda.streets.town.houses import (
     House,
     draw_fence,
+    draw_fence_across,
     draw_house,
+    draw_house_front,
     draw_lawn,
     draw_low_wall,
     plan_house,
@@ -98,8 +100,12 @@ class _Town:
         walks = (rng.uniform(*style.sidewalk_width), rng.uniform(*style.sidewalk_width))
         crossing = None
         if rng.random() < style.crossing:
-            near = rng.uniform(8, 30)
+            near = rng.uniform(2.5, 30)
             crossing = (near, near + rng.uniform(6, 14))
+        self.end = FAR
+        if rng.random() < 0.12:  # the street ends at another that runs across
+            self.end = rng.uniform(22, 60)
+            crossing = (self.end - rng.uniform(6, 11), self.end)
         self.plan = Plan(middle - half, middle + half, walks, crossing)
         self.bare = rng.random()  # share of the trees without leaves
         self.things: list[tuple[float, Callable[[], None]]] = []
@@ -110,8 +116,11 @@ class _Town:
         draw_sky(view)
         lots = [*self._lots(-1.0), *self._lots(1.0)]
         self._close_the_end()
-        view.bend = rng.normal(0, 0.0015) if rng.random() < 0.5 else 0.0
+        straight = self.end < FAR or rng.random() < 0.5
+        view.bend = 0.0 if straight else rng.normal(0, 0.0015)
         draw_ground(view, self.plan)
+        if self.end < FAR:
+            self._draw_across()
         if view.sunny:
             self._cast_shadows(lots)
         for lot in sorted(lots, key=lambda lot: -lot.near):
@@ -132,7 +141,7 @@ class _Town:
         weights = rng.dirichlet([1.2, 1.2, 0.7, 0.6, 0.5])
         z, kind, house, setback = rng.uniform(-8, 2), "", None, 0.0
         walk = self.plan.walks[0] if side < 0 else self.plan.walks[1]
-        while z < FAR:
+        while z < self.end:
             if not kind or rng.random() < 0.35:  # else the row goes on
                 kind = LOTS[rng.choice(5, p=weights)]
                 house = plan_house(view, shop=kind == "shops", modern=kind == "block")
@@ -140,7 +149,7 @@ class _Town:
             elif house and rng.random() < 0.5:
                 house = plan_house(view, shop=kind == "shops", modern=kind == "block")
             length = rng.uniform(10, 25) if kind in ("block", "park") else rng.uniform(5, 11)
-            near, far = max(z, NEAR), min(z + length, FAR)
+            near, far = max(z, NEAR), min(z + length, self.end)
             z = far + (rng.uniform(0.5, 3) if rng.random() < 0.15 else 0.0)
             if self.plan.crossing:
                 start, end = self.plan.crossing[0] - walk, self.plan.crossing[1] + walk
@@ -164,6 +173,26 @@ class _Town:
                 high = rng.uniform(3, 8)
                 draw_foliage(view, tree, high * 0.7, high, high, view.pick("leaf"), bare=bool(rng.random() < self.bare))
 
+    def _draw_across(self) -> None:
+        """The far side of a street that runs across: a pavement, and houses, gardens or trees behind it."""
+        view, rng = self.view, self.rng
+        z = self.end + rng.uniform(1.5, 5)
+        view.slab(-80, 80, (self.end, z), KERB, view.pick("sidewalk"), SIDEWALK)
+        view.across(-80, 80, self.end, 0, KERB, view.pick("kerb"))
+        x, green = -60.0, rng.uniform(0, 0.6)
+        while x < 60:
+            wide = rng.uniform(5, 14)
+            if rng.random() > green:
+                house = plan_house(view, shop=bool(rng.random() < 0.3), modern=bool(rng.random() < 0.3))
+                draw_house_front(view, house, x, x + wide, z)
+            else:
+                draw_tree(view, x + wide / 2, z, bare=bool(rng.random() < self.bare), height=rng.uniform(4, 12))
+                view.across(x, x + wide, z, 0, rng.uniform(0.8, 2.5), view.pick("leaf"), VEGETATION)
+            x += wide
+        if rng.random() < 0.4:
+            left = rng.uniform(-20, 5)
+            draw_fence_across(view, left, left + rng.uniform(4, 25), z - 0.3, rng.uniform(0.9, 1.6), view.pick("fence"))
+
     def _cast_shadows(self, lots: list[_Lot]) -> None:
         """Houses on the side of the sun shade the street; trees do it in patches."""
         rng, side = self.rng, self.view.sun
@@ -176,10 +205,11 @@ class _Town:
             tip = x - side * reach
             near, far = (max(NEAR, z + skew * reach) for z in (lot.near, lot.far))
             shapes.append([(x, lot.near), (x, lot.far), (tip, far), (tip, near)])
-        discs = [
-            (rng.uniform(self._edge(-1), self._edge(1)), self._depth(4, 40), rng.uniform(0.3, 1.5))
-            for _ in range(rng.poisson(6))
-        ]
+        discs = []
+        for _ in range(rng.poisson(3)):
+            x, z, wide = rng.uniform(self._edge(-1), self._edge(1)), self._depth(5, 40), rng.uniform(0.8, 2.5)
+            places = rng.normal(0, (wide, 1.5 * wide), (14, 2)).tolist()
+            discs += [(x + dx, max(3.0, z + dz), rng.uniform(0.1, 0.4) * wide) for dx, dz in places]
         self.view.cast(shapes, discs)
 
     def _draw_lot(self, lot: _Lot) -> None:
@@ -191,13 +221,19 @@ class _Town:
             draw_house(view, lot.house, side, x + side * lot.setback, near, far)
             if not lot.setback and rng.random() > 0.08:
                 return
+        if lot.house is None and rng.random() < 0.25:  # a car park
+            for z in sorted(rng.uniform(max(near, 8), far, rng.poisson(2.0)).tolist() if far > 8 else [], reverse=True):
+                body = CAR_BODY if rng.random() < 0.7 else VAN_BODY
+                mirrored = bool(rng.random() < 0.5)
+                draw_crossing_vehicle(
+                    view, body, x + side * rng.uniform(3, 12), z, view.pick("paint"), mirrored=mirrored
+                )
         if lot.house is None or lot.setback > 3:
             number = rng.poisson(2.0 if lot.house is None else 0.7)
             for z in sorted(rng.uniform(near, far, number).tolist(), reverse=True):
                 depth = max(z, 5.0)
                 away = rng.uniform(0.5, 12 if lot.house is None else max(1.0, lot.setback - 1))
-                bush = rng.random() < 0.35
-                if bush:
+                if rng.random() < 0.35:  # a bush
                     sprite = Sprite(view, x + side * away, depth, VEGETATION)
                     high = rng.uniform(0.5, 1.5)
                     draw_foliage(view, sprite, high * 0.7, high * 1.5, high, view.pick("leaf"))
@@ -215,7 +251,8 @@ class _Town:
             draw_fence(view, x, near, far, style, height, view.pick("fence"))
 
     def _add(self, depth: float, draw: Callable[..., None], *args: Any, **options: Any) -> None:
-        self.things.append((depth, lambda: draw(self.view, *args, **options)))
+        if depth < self.end:
+            self.things.append((depth, lambda: draw(self.view, *args, **options)))
 
     def _times(self, thing: str) -> range:
         return range(self.rng.poisson(self.style.counts[thing]))
@@ -291,13 +328,12 @@ class _Town:
         ):
             for _ in self._times(thing):
                 z = self._depth(near, far)
-                self._add(z, draw, self._on_pavement(low, high), z)
+                if not self._in_crossing(z):
+                    self._add(z, draw, self._on_pavement(low, high), z)
         for _ in self._times("tree"):
-            z = self._depth(5, 60)
-            self._add(
-                z, draw_tree, self._on_pavement(0.2, 0.95), z, bare=bool(rng.random() < self.bare),
-                height=rng.uniform(4, 12),
-            )  # fmt: skip
+            x, z, height = self._on_pavement(0.2, 0.95), self._depth(5, 60), rng.uniform(4, 12)
+            if not self._in_crossing(z):
+                self._add(z, draw_tree, x, z, bare=bool(rng.random() < self.bare), height=height)
         for side, kerb in ((-1.0, plan.left), (1.0, plan.right)):
             if rng.random() < 0.25:  # railings at the kerb, in pieces so that they are drawn in the right order
                 colour, z, end = view.pick("fence"), rng.uniform(2.5, 15), rng.uniform(15, 45)
