@@ -215,6 +215,8 @@ class _Town:
     def _draw_lot(self, lot: _Lot) -> None:
         view, rng, side = self.view, self.rng, lot.side
         x, near, far = self._edge(side), lot.near, lot.far
+        if not -100 < view.project(x, 0, far)[0] < view.width + 100:
+            return
         if lot.setback or lot.house is None:
             draw_lawn(view, side, x, near, far, view.pick("grass" if rng.random() < 0.7 else "sidewalk"))
         if lot.house is not None:

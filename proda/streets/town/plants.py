@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from proda.streets.canvas import VEGETATION, Colour, Sprite, shade
 from proda.streets.town.view import TownView
 
-SIZE = 160  # pixels of a stamp
+SIZE = 192  # pixels of a stamp
 
 
 class Crown(NamedTuple):
@@ -70,7 +70,7 @@ def draw_tree(view: TownView, x: float, z: float, *, bare: bool, height: float) 
     tree, trunk = Sprite(view, x, z, VEGETATION), view.pick("trunk")
     radius = height * rng.uniform(0.22, 0.42)
     thick = height * rng.uniform(0.012, 0.028)
-    crown = height - radius * rng.uniform(0.8, 1.0)
+    crown = max(height - radius * rng.uniform(0.8, 1.0), 1.9 + 1.1 * radius)  # people walk below it
     tree.polygon([(-thick * 1.2, 0), (thick * 1.2, 0), (thick * 0.7, crown), (-thick * 0.7, crown)], trunk)
     tree.polygon([(0, 0), (thick * 1.2, 0), (thick * 0.7, crown), (0, crown)], shade(trunk, 0.8), detail=True)
     if bare:
@@ -91,7 +91,7 @@ def _branch(
     tree: Sprite, start: tuple[float, float], angle: float, length: float, thick: float, colour: Colour,
     forks: int, rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    if not forks or length * tree.scale < 6:
+    if not forks or length * tree.scale < 8:
         return
     end = (start[0] + length * math.cos(angle), start[1] + length * math.sin(angle))
     tree.line([start, end], colour, thick)

@@ -1,5 +1,6 @@
 """The canvas of a town: a street that may bend, raised ground, stamps of foliage, and shadows."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -26,6 +27,10 @@ class TownView(View):
         z = max(z, NEAR)
         scale = self.focal / z
         return self.vanishing_x + (x + self.bend * z * z) * scale, self.horizon + (self.camera_height - y) * scale
+
+    def polygon(self, points: Sequence[Point], colour: Colour | None, label: int | None, z: float = 0.0) -> None:
+        if max(x for x, _ in points) >= 0 and min(x for x, _ in points) <= self.width:  # much is outside the picture
+            super().polygon(points, colour, label, z)
 
     def slab(
         self, left: float, right: float, edges: Edges, height: float, colour: Colour, label: int | None = None
