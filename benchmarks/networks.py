@@ -28,6 +28,7 @@ NETWORKS = (
     ("resnet101", "deeplab"),
     ("resnet50", "deeplab"),
     ("resnet101", "daformer"),
+    ("timm:tf_efficientnet_lite0", "light"),
     ("convnext_tiny", "daformer"),
     ("convnext_small", "daformer"),
     ("convnext_base", "daformer"),

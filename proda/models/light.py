@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from proda.models.deeplab import CHANNELS_PER_GROUP, Head
+from proda.models.deeplab import CHANNELS_PER_GROUP, Head, initialise_as_released
 from proda.models.layers import resize_half_pixel
 from proda.models.network import Segmentation
 
@@ -20,21 +20,15 @@ SCALES = 3  # of the encoder, the last ones: 1/8, 1/16 and 1/32 of the image
 class LightHead(Head):
     """Brings every scale to 64 channels and one size, concatenates them, and goes on as ProDA's head.
 
-    It has group norm only, so frozen batch norm suits it. Fresh weights have He's deviation, those of the classifier
-    0.01, so that the first predictions are undecided. ``in_channels``: C_i of each scale.
+    It has group norm only, so frozen batch norm suits it. Fresh projections have He's deviation; the other convolutions
+    have 0.01, as in the released head: a group norm follows each, so the signal does not die out, and they learn faster
+    than from He's. ``in_channels``: C_i of each scale.
     """
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, *, dropout: float) -> None:
         super().__init__(CHANNELS * len(in_channels), CHANNELS, num_classes, dilations=DILATIONS, dropout=dropout)
+        initialise_as_released(self)
         self.projections = nn.ModuleList([_projection(width) for width in in_channels])
-        self._initialise()
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        self.head.get_parameter("1.weight").normal_(0, 0.01)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Segmentation:  # type: ignore[override]
         """``maps``: one for each scale. ``size``: height and width of the output."""
@@ -43,5 +37,6 @@ class LightHead(Head):
 
 
 def _projection(in_channels: int) -> nn.Sequential:
-    norm = nn.GroupNorm(CHANNELS // CHANNELS_PER_GROUP, CHANNELS)
-    return nn.Sequential(nn.Conv2d(in_channels, CHANNELS, 1, bias=False), norm, nn.ReLU(inplace=True))
+    convolution = nn.Conv2d(in_channels, CHANNELS, 1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    return nn.Sequential(convolution, nn.GroupNorm(CHANNELS // CHANNELS_PER_GROUP, CHANNELS), nn.ReLU(inplace=True))

