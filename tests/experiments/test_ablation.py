@@ -167,7 +167,7 @@ def test_a_run_that_finishes_while_results_are_written_is_in_them(done, data, mo
 
 def test_flags_of_data_and_machine_reach_every_run():
     given = {"compile": True, "deterministic": True, "skip_bad": "bad.txt", "labelled_only": True, "target": "my.toml"}
-    for row in ablation.needed_rows("quickstart"):
+    for row in ablation.needed_rows(config(table="quickstart")):
         found = resolved(row, **given)
         assert {name: getattr(found, name) for name in given} == given
 
@@ -177,5 +177,8 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
         main(["experiments/ablation.py", "--dry", f"--output={tmp_path / 'o'}", "--table=successors", "--seeds=2"]) == 0
     )
     out = capsys.readouterr().out
-    assert out.count("to run") == 2 * len(ablation.needed_rows("successors")) and "0 of 28 runs are done" in out
+    assert (
+        out.count("to run") == 2 * len(ablation.needed_rows(config(table="successors")))
+        and "0 of 28 runs are done" in out
+    )
     assert not list(tmp_path.iterdir())

