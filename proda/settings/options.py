@@ -2,7 +2,7 @@
 
 Options are fields of dataclasses that derive from :class:`Options`. A field is ``str``, ``int``, ``float`` or ``bool``,
 a ``Literal`` of such values, or one of the aliases below; ``| None`` may be added. Other bounds are written
-``Annotated[float, Bounds(0.1, 10)]``.
+``Annotated[float, Bounds(0.1, 10)]``. One field may be a ``dict``: it takes the flags that have a dot in their names.
 """
 
 import math
@@ -59,6 +59,7 @@ PassCount = Annotated[int, Bounds(1, 100)]  # passes over a data set
 PathText = Annotated[str, _PATH]  # a file or folder as text: ``~`` at the start is the home folder
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+_NAMES[dict] = "flags of stages, as in --stage1.lr=0.1"
 
 
 class Options:
@@ -73,7 +74,7 @@ class Options:
 class OptionType:
     """The values that a field may have."""
 
-    kind: type  # str, int, float or bool
+    kind: type  # str, int, float, bool or dict
     choices: tuple[Any, ...] = ()  # all values allowed; any if empty
     bounds: Bounds = Bounds()
     optional: bool = False  # None is allowed
