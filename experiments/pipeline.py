@@ -3,6 +3,7 @@
     python run.py experiments/pipeline.py --source=gta5 --simclr=r101_1x_sk0.pth
     python run.py experiments/pipeline.py --preset=synthia_released --simclr=r101_1x_sk0.pth --nproc_per_node=4
     python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_photos.toml --stage2_init=imagenet
+    python run.py experiments/pipeline.py --preset=streets --warmup.lr=0.02 --stage1.temperature=3    # of one stage
 
 Each stage writes to OUTPUT/STAGE and records its inputs there in config.json. If you run the same command again, stages
 that are up to date are skipped, and an interrupted stage is resumed. At the end OUTPUT/report.html shows the results
@@ -23,7 +24,7 @@ from proda.run.data import Data
 from proda.run.job import device_of, read_summary
 from proda.run.networks import fill_backbone
 from proda.run.record import RECORD_FILE, run_record
-from proda.settings.options import LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt
+from proda.settings.options import LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt, StageFlags
 from proda.settings.presets import EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
 from proda.settings.reading import make_config, read_flags
 from proda.studies.tables import CONTROL, control_sentence, stage_table
@@ -60,7 +61,9 @@ class Config(DataConfig):
     # -- Stages
     from_stage: str = ""  # first stage to run; the results of earlier stages are used as they are
     until: str = ""  # last stage to run
-    stage_flags: dict | None = None  # a flag of one stage, as in --stage1.lr=0.1; the control has those of stage 1, too
+    stage_flags: StageFlags | None = (
+        None  # a flag of one stage, as in --stage1.lr=0.1; the control has those of stage 1, too
+    )
     # -- Data
     batch_size: PositiveInt = 4  # images of each domain in a batch, over all processes
     mean_width: Pixels = 2200  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped

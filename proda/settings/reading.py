@@ -102,8 +102,8 @@ def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[s
 
     Args:
         config_class: a flat dataclass of options (see :mod:`proda.settings.options`).
-        flags: flag name -> value, or its text. A name with a dot, ``stage1.lr``, is an entry of the field that is a
-            ``dict``; the class says in ``unused(names)`` which of these have no effect.
+        flags: flag name -> value, or its text. A name with a dot, ``stage1.lr``, is an entry of the field of type
+            ``StageFlags``; the class says in ``unused(names)`` which of these have no effect.
         presets: recipe name -> field values. ``flags["preset"]`` selects one, or else ``flags["source"]``.
 
     Raises:
@@ -153,7 +153,7 @@ def read_flags(config_class: type, flags: Mapping[str, Any], prefix: str = "") -
 
 
 def with_dotted(values: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-    """``values`` with ``stage1.lr``, or ``lr`` in a section ``stage1``, as an entry of the field that is a ``dict``.
+    """``values`` with ``stage1.lr``, or ``lr`` in a section ``stage1``, as an entry of the ``StageFlags``.
 
     Nothing changes if the class has no such field.
     """
