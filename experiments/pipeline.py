@@ -4,13 +4,14 @@
     python run.py experiments/pipeline.py --preset=synthia_released --simclr=r101_1x_sk0.pth --nproc_per_node=4
     python run.py experiments/pipeline.py --preset=camvid
     python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_photos.toml --stage2_init=imagenet
+    python run.py experiments/pipeline.py --preset=streets --warmup.lr=0.02 --stage1.temperature=3    # of one stage
 
 Each stage writes to OUTPUT/STAGE and records its inputs there in config.json. If you run the same command again, stages
 that are up to date are skipped, and an interrupted stage is resumed. At the end OUTPUT/report.html shows the results
 (experiments/report.py), and OUTPUT/panel.png the predictions of every stage, if there are labelled validation images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,9 +24,10 @@ from proda.run.config import DataConfig
 from proda.run.data import Data
 from proda.run.job import device_of, read_summary
 from proda.run.networks import fill_backbone
-from proda.settings.options import Bounds, LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt
+from proda.run.record import RECORD_FILE, run_record
+from proda.settings.options import Bounds, LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt, StageFlags
 from proda.settings.presets import CAMVID, DEMONSTRATIONS, EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
-from proda.settings.reading import make_config
+from proda.settings.reading import make_config, read_flags
 from proda.studies.tables import CONTROL, control_sentence, stage_table
 from proda.studies.up_to_date import print_once, run_if_outdated
 from proda.utils.errors import MissingFileError, UserError
@@ -43,12 +45,26 @@ PASSED_ON = (
     *("mean_width", "crop_width", "crop_height"),
 )
 
+# Flags that stages have from the pipeline unless they have them of their own. They may differ from stage to stage.
+OF_ONE_STAGE = (
+    *("batch_size", "val_batch_size", "num_workers", "amp", "compile", "epochs", "iterations", "val_every"),
+    *("checkpoint_every", "mean_width", "crop_width", "crop_height", "freeze_bn"),
+)
+# Flags that no stage may have of its own -> what to use instead.
+INSTEAD = {
+    "resume": "run the same command again, which resumes the stage",
+    "plan": "use --plan with the stage's own command",
+}
+
 
 @dataclass
 class Config(DataConfig):
     # -- Stages
     from_stage: str = ""  # first stage to run; the results of earlier stages are used as they are
     until: str = ""  # last stage to run
+    stage_flags: StageFlags | None = (
+        None  # a flag of one stage, as in --stage1.lr=0.1; the control has those of stage 1, too
+    )
     # -- Data
     batch_size: PositiveInt = 4  # images of each domain in a batch, over all processes
     mean_width: Pixels = 2200  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped
@@ -81,6 +97,15 @@ class Config(DataConfig):
                         f"--{name} has no effect with --preset=streets, in which each stage starts from the one before "
                         "and --scale or --iterations set the length"
                     )
+        yield from stage_flag_problems(self)
+
+    def unused(self, names: Iterable[str]) -> Iterator[str]:
+        """One line for each of these flags of a stage that is not run. A preset or a file may have such flags."""
+        run = chosen(self)
+        for name in names:
+            stage = stage_called(name.partition(".")[0], all_stages(self))
+            if stage and stage not in run and not (stage == "stage1_denoise" and CONTROL in run):
+                yield f"--{name} has no effect: the stages to run are {', '.join(run)}"
 
 
 PRESETS = {
@@ -113,6 +138,7 @@ def run_stages(config: Config) -> dict:
     summary = {"stages": {stage: read_summary(folder / stage) for stage in there}}
     if idist.get_rank() == 0:
         save_json(summary, folder / "summary.json")
+        save_json(run_record(config, {}), folder / RECORD_FILE)
     lines = [stage_table(summary["stages"]), control_sentence(summary["stages"])]
     lines.append(f"{folder / 'summary.json'}   tensorboard --logdir {folder}")
     print_once("".join(f"\n{line}\n" for line in lines if line))
@@ -133,16 +159,25 @@ def report(config: Config, stages: list[str]) -> None:
     idist.barrier()
 
 
+def all_stages(config: Config) -> tuple[str, ...]:
+    return DEMONSTRATION_STAGES if config.preset in DEMONSTRATIONS else STAGES
+
+
+def stage_called(name: str, stages: Iterable[str]) -> str:
+    """The stage with this name or short name (``stage1``); empty if there is none."""
+    return next((stage for stage in stages if name in (stage, stage.split("_")[0])), "")
+
+
 def chosen(config: Config) -> list[str]:
     """The stages from ``--from_stage`` to ``--until``."""
-    stages = DEMONSTRATION_STAGES if config.preset in DEMONSTRATIONS else STAGES
+    stages = all_stages(config)
     ends = []
     for flag, default in (("from_stage", stages[0]), ("until", stages[-1])):
         name = getattr(config, flag) or default
-        found = [stage for stage in stages if name in (stage, stage.split("_")[0])]
-        if not found:
+        stage = stage_called(name, stages)
+        if not stage:
             raise UserError(f"--{flag}={name}: no such stage; expected one of {', '.join(stages)}")
-        ends.append(stages.index(found[0]))
+        ends.append(stages.index(stage))
     if ends[0] > ends[1]:
         raise UserError(f"--from_stage={config.from_stage} comes after --until={config.until}: nothing to do")
     return list(stages[ends[0] : ends[1] + 1])
@@ -156,9 +191,16 @@ def check_data(config: Config, stages: list[str]) -> None:
     data.validation_batches()
     if "oracle" in stages:
         try:
-            data.oracle_crops()
+            Data(stage_config(config, "oracle"), data.domains).oracle_crops()
         except UserError as error:
             raise UserError(f"{error} (by the oracle; --until=stage3 leaves it out)") from None
+    for stage in stages if config.stage_flags else ():  # without these flags, stages have the views of stage 1
+        if stage not in ("stage1_denoise", "oracle"):
+            data = Data(stage_config(config, stage), data.domains)
+            try:
+                data.training_batches(data.source_crops(), None if stage == "source_only" else data.target_views())
+            except UserError as error:
+                raise UserError(f"{stage}: {error}") from None
 
 
 def check_stage2_init(config: Config) -> None:
@@ -191,7 +233,65 @@ def experiment_file(stage: str) -> str:
 
 
 def flags(config: Config, stage: str) -> dict:
-    """The flags of a stage. Its weights come from the previous stage; its preset determines their file name."""
+    """The flags of a stage: those that the pipeline sets, then its own."""
+    return pipeline_flags(config, stage) | own_flags(config, stage)
+
+
+def own_flags(config: Config, stage: str) -> dict[str, Any]:
+    """The flags of this stage alone. The control has those of stage 1, too: only its losses are to differ."""
+    found: dict[str, Any] = {}
+    if stage == CONTROL:
+        found = {name: x for name, x in own_flags(config, "stage1_denoise").items() if name not in NO_TARGET_LOSS}
+    for name, value in (config.stage_flags or {}).items():
+        prefix, _, flag = name.partition(".")
+        if stage_called(prefix, [stage]):
+            found[flag] = value
+    return found
+
+
+def stage_flag_problems(config: Config) -> Iterator[str]:
+    """One line for each flag of one stage that does not exist, has a wrong value, or is set by the pipeline."""
+    stages, problems = all_stages(config), []
+    for flag, value in (config.stage_flags or {}).items():
+        prefix, _, name = flag.partition(".")
+        if not (stage := stage_called(prefix, stages)):
+            problems.append(f"--{flag}: no stage {prefix!r}; expected one of {', '.join(stages)}")
+        elif instead := set_by_pipeline(config, stage, name):
+            problems.append(f"--{flag}: the pipeline sets this; {instead}")
+        else:
+            try:
+                read_flags(load_experiment(experiment_file(stage)).Config, {name: value}, f"{prefix}.")
+            except UserError as error:
+                problems.append(str(error))
+    yield from problems
+    for stage in () if problems else [stage for stage in stages if own_flags(config, stage)]:
+        try:
+            stage_config(config, stage)
+        except UserError as error:  # flags that exclude each other
+            yield f"{stage}: {error}"
+
+
+def set_by_pipeline(config: Config, stage: str, name: str) -> str:
+    """What to use instead of a flag that a stage may not have of its own; empty if it may."""
+    if name in INSTEAD:
+        return INSTEAD[name]
+    values = pipeline_flags(config, stage)
+    known = {field.name for field in fields(config)}
+    if name in OF_ONE_STAGE or name not in known | values.keys():
+        return ""
+    value = Path(str(values.get(name)))
+    if value.parent.parent == Path(config.output) and value.parent.name in all_stages(config):
+        model = f"OUTPUT/{value.parent.name}/{value.name}"
+        return f"put another model into {model}, and begin with --from_stage={stage}"
+    if name == "init_file":
+        return "use --init_file, or --simclr for stage 2"
+    if name in known:
+        return f"use --{name}, which is for all stages"
+    return "use --stage2_init" if name in ("init", "bn_pretrain") else f"{name}={value} is what makes it the {stage}"
+
+
+def pipeline_flags(config: Config, stage: str) -> dict:
+    """The flags that the pipeline sets. Weights come from the previous stage; the preset determines their file name."""
     module, folder = load_experiment(experiment_file(stage)), Path(config.output)
     values = {name: getattr(config, name) for name in PASSED_ON} | {"output": str(folder / stage)}
     if config.iterations:

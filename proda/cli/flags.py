@@ -13,12 +13,15 @@ from typing import Any
 import fire
 
 from proda.settings.options import OptionType, option_types
-from proda.settings.reading import field_docs, field_groups, with_present_names
+from proda.settings.reading import field_docs, field_groups, with_dotted, with_present_names
 from proda.utils.errors import MissingFileError, UserError
 
 # Entries of config.json that --config ignores: they say where and how a run is executed.
 NOT_REPEATED = ("run", "output", "resume", "overwrite", "nproc_per_node", "backend")
-CONFIG_FLAG = "--config=FILE reads flags from the config.json of another run; flags beside it override them."
+CONFIG_FLAG = (
+    "--config=FILE reads flags from the config.json of another run, or from a JSON file of your own; flags beside it "
+    "override them."
+)
 VARIABLES = (
     "Environment variables: PRODA_DATA is the data folder if --data_root is not set; PRODA_TRACEBACK=1 prints the "
     "traceback of an error in addition to its message."
@@ -57,23 +60,24 @@ def parse_flags(arguments: list[str], positional: str = "") -> dict[str, str]:
 
 
 def with_recorded(flags: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-    """The flags together with those recorded in ``--config=FILE``, the config.json of an earlier run."""
+    """The flags together with those in ``--config=FILE``: the config.json of an earlier run, or a few flags in JSON."""
     if "config" not in flags:
         return dict(flags)
     place = f"--config={flags['config']}"
     try:
-        recorded = json.loads(Path(str(flags["config"])).expanduser().read_text())
-        recorded = {name: value for name, value in recorded.items() if name not in NOT_REPEATED}
+        content = json.loads(Path(str(flags["config"])).expanduser().read_text())
+        recorded = {name: value for name, value in content.items() if name not in NOT_REPEATED}
     except OSError:
         raise MissingFileError(f"{place}: no such file; expected the config.json of a run") from None
     except (ValueError, AttributeError) as error:
         raise UserError(f"{place}: expected the config.json of a run") from error
     recorded, flags = with_present_names(recorded, config_class, place=place), with_present_names(flags, config_class)
+    recorded = with_dotted(recorded, config_class)
     if other := recorded.keys() - {field.name for field in fields(config_class)}:
         raise UserError(
             f"{place}: {min(other)} is not a flag of this experiment; expected one of its config.json files"
         )
-    if "preset" in flags:
+    if "preset" in flags and ("run" in content or "preset" in content):  # a file of one's own may have a few flags
         raise UserError(
             f"--preset={flags['preset']} and {place}: each sets all values of a recipe; pass only one of them"
         )
@@ -87,6 +91,7 @@ def help_text(config_class: type, doc: str, presets: Mapping[str, dict] | None =
     """
     docs, types = field_docs(config_class), option_types(config_class)
     flags = {field.name: f"  --{field.name}={field.default}  " for field in fields(config_class)}
+    flags |= {name: "  --STAGE.FLAG=VALUE  " for name, option in types.items() if option.kind is dict}
     left = min(max(map(len, flags.values())), MOST_LEFT)
     lines = [doc.strip(), ""]
     if presets:

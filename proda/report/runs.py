@@ -90,8 +90,8 @@ def read_group(folder: str | Path) -> Group:
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; expected the folder of a training run")
-    places = [folder] if (folder / "config.json").is_file() else sorted(folder.iterdir())
-    runs = [read_run(place) for place in places if (place / "config.json").is_file() and _is_training_run(place)]
+    places = [folder] if _is_training_run(folder) else sorted(folder.iterdir())
+    runs = [read_run(place) for place in places if _is_training_run(place)]
     if not runs:
         raise MissingFileError(
             f"{folder}: found no training run; expected its config.json here, or in the folders of stages below it"
@@ -169,4 +169,4 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _is_training_run(folder: Path) -> bool:
-    return "val_every" in _config(folder)  # a flag of training runs alone
+    return (folder / "config.json").is_file() and "val_every" in _config(folder)  # a flag of training runs alone

@@ -2,7 +2,7 @@
 
 Options are fields of dataclasses that derive from :class:`Options`. A field is ``str``, ``int``, ``float`` or ``bool``,
 a ``Literal`` of such values, or one of the aliases below; ``| None`` may be added. Other bounds are written
-``Annotated[float, Bounds(0.1, 10)]``.
+``Annotated[float, Bounds(0.1, 10)]``. One field may be ``StageFlags``.
 """
 
 import math
@@ -57,6 +57,7 @@ LengthFactor = Annotated[float, Bounds(0.001, 100)]
 Pixels = Annotated[int, Bounds(4, 20_000)]  # a side of an image; maps have a quarter of it
 PassCount = Annotated[int, Bounds(1, 100)]  # passes over a data set
 PathText = Annotated[str, _PATH]  # a file or folder as text: ``~`` at the start is the home folder
+StageFlags = Annotated[dict, "STAGE.FLAG -> value"]  # takes the flags that have a dot in their names
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
 
@@ -73,13 +74,15 @@ class Options:
 class OptionType:
     """The values that a field may have."""
 
-    kind: type  # str, int, float or bool
+    kind: type  # str, int, float, bool or dict
     choices: tuple[Any, ...] = ()  # all values allowed; any if empty
     bounds: Bounds = Bounds()
     optional: bool = False  # None is allowed
     is_path: bool = False
 
     def __str__(self) -> str:
+        if self.kind is dict:
+            return "flags of stages, as in --stage1.lr=0.1"
         words = f"{_NAMES[self.kind]} {self.bounds}".rstrip()
         if self.choices:
             words = f"one of {', '.join(map(repr, self.choices))}"
@@ -164,6 +167,8 @@ def file_of(options: type) -> str:
 
 def _option_type(annotation: Any) -> OptionType:
     """Raises TypeError for an annotation that an option cannot have."""
+    if annotation == StageFlags:
+        return OptionType(dict)
     arguments, origin = get_args(annotation), get_origin(annotation)
     if origin is Annotated:
         result = _option_type(arguments[0])

@@ -102,7 +102,8 @@ def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[s
 
     Args:
         config_class: a flat dataclass of options (see :mod:`proda.settings.options`).
-        flags: flag name -> value, or its text.
+        flags: flag name -> value, or its text. A name with a dot, ``stage1.lr``, is an entry of the field of type
+            ``StageFlags``; the class says in ``unused(names)`` which of these have no effect.
         presets: recipe name -> field values. ``flags["preset"]`` selects one, or else ``flags["source"]``.
 
     Raises:
@@ -110,17 +111,14 @@ def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[s
             flag the message names the most similar one. For an invalid preset or default it names the file.
     """
     presets, types, file = presets or {}, option_types(config_class), file_of(config_class)
-    flags = with_present_names(flags, config_class)
-    if unknown := [name for name in flags if name not in types]:
-        near = _nearest(unknown[0], config_class)
-        raise UserError(f"unknown flag --{unknown[0]}{near and f'; the nearest is --{near}'} (--help lists all)")
-    values = {name: _read(types[name], value, f"--{name}") for name, value in flags.items()}
+    dotted = [name for name in flags if "." in name]
+    values = read_flags(config_class, with_dotted(flags, config_class))
     source = values.get("source", "")
     recipe = values.get("preset") or getattr(config_class, "preset", "") or (source if source in presets else "")
     if recipe and recipe not in presets:
         raise UserError(f"--preset={recipe}: unknown preset; expected one of {', '.join(presets) or '(none)'}")
-    chosen = {"preset": recipe} if recipe else {}
-    for name, value in presets.get(recipe, {}).items():
+    chosen: dict[str, Any] = {"preset": recipe} if recipe else {}
+    for name, value in with_dotted(presets.get(recipe, {}), config_class).items():
         place = f"{file}: preset {recipe}: {name}"
         if name not in types:
             near = _nearest(name, config_class)
@@ -132,10 +130,50 @@ def make_config(config_class: type, flags: Mapping[str, Any], presets: Mapping[s
             if field.default is MISSING:
                 raise UserError(f"{place}: every field of an experiment needs a default")
             chosen[field.name] = _read(types[field.name], field.default, place)
+    for name in [name for name in chosen.keys() & values if types[name].kind is dict]:
+        values[name] = _replaced(chosen[name], values[name])
     config = config_class(**{**chosen, **values})
-    if problems := list(config.problems()):
+    if problems := [*config.problems(), *(config.unused(dotted) if dotted else ())]:
         raise UserError("; ".join(problems))
     return config
+
+
+def read_flags(config_class: type, flags: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flag -> its value, of the type of its field. Messages have ``prefix`` before the names of flags.
+
+    Raises:
+        UserError: a flag is unknown, or its value is invalid.
+    """
+    types, flags = option_types(config_class), with_present_names(flags, config_class)
+    if unknown := [name for name in flags if name not in types]:
+        near = _nearest(unknown[0].rpartition(".")[2], config_class)
+        near = near and f"; the nearest is --{prefix}{near}"
+        raise UserError(f"unknown flag --{prefix}{unknown[0]}{near} (--help{prefix and ' of the stage'} lists all)")
+    return {name: _read(types[name], value, f"--{prefix}{name}") for name, value in flags.items()}
+
+
+def with_dotted(values: Mapping[str, Any], config_class: type) -> dict[str, Any]:
+    """``values`` with ``stage1.lr``, or ``lr`` in a section ``stage1``, as an entry of the ``StageFlags``.
+
+    Nothing changes if the class has no such field.
+    """
+    field = next((name for name, option in option_types(config_class).items() if option.kind is dict), "")
+    if not field or not isinstance(values.get(field, {}), Mapping | None):
+        return dict(values)
+    found, dotted = {}, dict(values.get(field) or {})
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name != field:
+            dotted = _replaced(dotted, {f"{name}.{flag}": own for flag, own in value.items()})
+        elif "." in name:
+            dotted = _replaced(dotted, {name: value})
+        elif name != field:
+            found[name] = value
+    return found | ({field: dotted} if dotted else {})
+
+
+def _replaced(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Both, with the names of ``now`` last: a stage has two names, and the last entry counts."""
+    return {name: value for name, value in (before or {}).items() if name not in (now or {})} | dict(now or {})
 
 
 def recipe_value(config: Any, name: str) -> Any:

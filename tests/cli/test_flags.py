@@ -78,6 +78,9 @@ def test_a_config_gives_flags_which_single_flags_override(tmp_path, monkeypatch)
     (tmp_path / "config.json").write_text('{"seed": 1, "lr": 0.5, "output": "x", "resume": true, "run": {}}')
     assert with_recorded({"config": "~/config.json", "lr": "1"}, Config) == {"seed": 1, "lr": "1"}
     assert with_recorded({"lr": "1"}, Config) == {"lr": "1"}
+    (tmp_path / "own.json").write_text('{"lr": 0.5}')  # not of a run, so a preset may set the other values
+    given = {"config": "~/own.json", "preset": "synthia"}
+    assert with_recorded(given, Config) == {"lr": 0.5, "preset": "synthia"}
 
 
 def test_a_config_of_an_older_run_may_have_old_names_which_flags_of_either_name_override(tmp_path, caplog):

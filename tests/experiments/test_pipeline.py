@@ -142,6 +142,99 @@ def test_what_was_cut_short_is_resumed_and_what_has_changed_runs_again_with_over
     assert "resumed from" not in out and file.is_file()
 
 
+def test_flags_of_one_stage_reach_it_and_are_recorded_and_repeated(done, data, tmp_path, capsys):
+    folder, file = tmp_path / "copy", tmp_path / "settings.json"
+    shutil.copytree(done / "source_only", folder / "source_only")
+    file.write_text(json.dumps({"warmup": {"lr": 0.02, "iterations": 1}, "oracle": {"lr": 0.5}}))
+    given = {"until": "warmup", "config": file}
+    assert command(data, folder, **given, **{"warmup.lr": 0.03}) == 0
+    warmup = config_of(folder, "warmup")
+    assert (warmup["lr"], warmup["iterations"]) == (0.03, 1)  # the flag overrides the file
+    recorded = read(folder / "config.json")["stage_flags"]
+    assert {name: float(value) for name, value in recorded.items()} == {
+        **{"warmup.iterations": 1, "oracle.lr": 0.5, "warmup.lr": 0.03}
+    }
+    assert "training run" not in capsys.readouterr().err and (folder / "report.html").is_file()
+    (repeated := tmp_path / "repeated.json").write_bytes((folder / "config.json").read_bytes())
+    before = (folder / "warmup/last.pt").stat().st_mtime_ns
+    assert main(["experiments/pipeline.py", f"--config={repeated}", f"--output={folder}"]) == 0
+    assert capsys.readouterr().out.count("up to date, skipped") == 2
+    assert command(data, folder, **given) == 2
+    assert "holds a run with different inputs (--lr was 0.03, is 0.02)" in capsys.readouterr().err
+    assert (folder / "warmup/last.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("experiment", ["pipeline", "quickstart"])
+def test_a_changed_flag_of_stage_1_makes_its_control_and_itself_outdated(done, data, capsys, experiment):
+    for first in ("control", "stage1"):
+        assert command(data, done, experiment, from_stage=first, **{"stage1.lr": 0.01}) == 2
+        captured = capsys.readouterr()
+        stage = pipeline.stage_called(first, ALL)
+        assert f"{done / stage} holds a run with different inputs (--lr was 0.06, is 0.01)" in captured.err
+        assert "up to date, skipped" not in captured.out
+
+
+def test_presets_of_a_pipeline_have_flags_of_stages_which_either_name_of_the_stage_overrides():
+    presets = {"streets": pipeline.PRESETS["streets"] | {"stage1.lr": 0.1, "stage2_distill": {"threshold": 0.5}}}
+    given = {
+        "preset": "streets",
+        "stage1_denoise.lr": "0.2",
+        "stage1.ce_weight": "0.3",
+        "control.log_every": "9",
+        "until": "stage1",
+    }
+    config = make_config(pipeline.Config, given, presets)  # with --until, the preset's flag of stage 2 stays unused
+    assert pipeline.own_flags(config, "stage1_denoise") == {"lr": "0.2", "ce_weight": "0.3"}
+    assert pipeline.own_flags(config, "control") == {"lr": "0.2", "log_every": "9"}  # no loss on the target
+    assert pipeline.own_flags(config, "stage2_distill") == {"threshold": 0.5}
+    assert pipeline.own_flags(config, "oracle") == {}
+    again = make_config(pipeline.Config, {"preset": "streets", "stage_flags": config.stage_flags}, presets)
+    assert again.stage_flags == config.stage_flags  # as config.json repeats them
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"stage9.lr": 1}, "--stage9.lr: no stage 'stage9'; expected one of source_only, warmup, control, stage1_deno"),
+        ({"preset": "gta5", "oracle.lr": 1}, "--oracle.lr: no stage 'oracle'; expected one of warmup, stage1_denoise,"),
+        ({"stage1.lrr": 1}, "unknown flag --stage1.lrr; the nearest is --stage1.lr (--help of the stage lists all)"),
+        ({"stage1_denoise.lr": "a"}, "--stage1_denoise.lr=a: expected a number above 0 and of at most 1000"),
+        ({"stage2.threshold": 0.5, "until": "stage1"}, "--stage2.threshold has no effect: the stages to run are sourc"),
+        ({"warmup.lr": 0.5, "from_stage": "stage2"}, "--warmup.lr has no effect: the stages to run are stage2_distill"),
+        ({"stage1.weights": "a.pt"}, "--stage1.weights: the pipeline sets this; put another model into OUTPUT/warmup/"),
+        ({"stage3.teacher": "a.pt"}, "--stage3.teacher: the pipeline sets this; put another model into OUTPUT/stage2_"),
+        ({"stage1.output": "x"}, "--stage1.output: the pipeline sets this; use --output, which is for all stages"),
+        ({"warmup.source": "gta5"}, "--warmup.source: the pipeline sets this; use --source, which is for all stages"),
+        ({"preset": "gta5", "stage2.init": "random"}, "--stage2.init: the pipeline sets this; use --stage2_init"),
+        (
+            {"preset": "gta5", "warmup.init_file": "x"},
+            "--warmup.init_file: the pipeline sets this; use --init_file, or",
+        ),
+        ({"stage1.resume": True}, "--stage1.resume: the pipeline sets this; run the same command again"),
+        (
+            {"control.ce_weight": 1},
+            "--control.ce_weight: the pipeline sets this; ce_weight=0.0 is what makes it the co",
+        ),
+        ({"warmup.freeze_bn": True}, "warmup: --adabn has no effect with --freeze_bn; set --freeze_bn=False or remove"),
+        ({"warmup.crop_width": 4000}, "warmup: "),
+        ({"stage_flags": 1}, "--stage_flags=1: expected flags of stages, as in --stage1.lr=0.1"),
+    ],
+)
+def test_a_flag_of_one_stage_that_cannot_be_used_is_one_line_before_any_work(data, tmp_path, capsys, flags, line):
+    assert command(data, tmp_path, **flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {line}") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_without_stages_refuses_their_flags(data, tmp_path, capsys):
+    assert command(data, tmp_path, "source_only", **{"stage1.lr": 0.1}) == 2
+    assert capsys.readouterr().err == "error: unknown flag --stage1.lr; the nearest is --lr (--help lists all)\n"
+    (file := tmp_path / "own.json").write_text('{"stage1": {"lr": 0.1}}')
+    assert main(["experiments/source_only.py", f"--config={file}"]) == 2
+    assert "own.json: stage1 is not a flag of this experiment" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
