@@ -89,7 +89,11 @@ def training_lines(path: Path, photographs: Findings, device: torch.device) -> I
     yield "counting the memory of stage 1, which takes most ..."
     stage, available = load_experiment("stage1_denoise"), machine_memory(device)
     image = size or photographs.sizes.most_common(1)[0][0]
-    found = suggestion(stage.Config, stage.build, views, image, available)
+    try:
+        found = suggestion(stage.Config, stage.build, views, image, available)
+    except UserError as error:
+        yield f"no stage can train on images of this size: {error}"
+        return
     machine = "the GPU has" if device.type == "cuda" else "this machine, on which training without a GPU is slow, has"
     has = f"{machine} {gb_text(available)}"
     if found is None:
