@@ -10,6 +10,7 @@ twelve images with their labels over them.
 Files are read in --num_workers processes; no GPU is used. Every training run makes a spot check by itself.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -19,14 +20,16 @@ from PIL import Image
 
 from proda.data.check import DatasetReport, choose_examples, inspect_files
 from proda.data.class_statistics import problem_of_stored
+from proda.data.image_files import image_size
 from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
 from proda.data.labels import LabelSpace
 from proda.data.loaders import SAME_SIZE_NEEDED
+from proda.data.view_sizes import PUBLISHED
 from proda.run.config import DataConfig
-from proda.run.data import check_views
+from proda.run.data import check_views, views_are_given, views_for, views_in_words, with_views
 from proda.run.domains import Domains
 from proda.run.job import Job
-from proda.settings.options import FractionBelowOne, NonNegativeInt, Pixels
+from proda.settings.options import FractionBelowOne, NonNegativeInt, PixelsOrZero
 from proda.settings.presets import CAMVID, EVALUATION_PRESETS, STREETS
 from proda.studies.tables import markdown_table
 from proda.utils.errors import MissingFileError, UserError
@@ -41,11 +44,11 @@ PARTS = {"source": ("source", "train"), "train": ("target", "train"), "val": ("t
 class Config(DataConfig):
     # -- Data
     parts: str = "source,train,val"  # parts to check: source, target training images, target validation images
-    mean_width: Pixels = 2200  # mean width of views in training in pixels; images must be large enough for them
+    mean_width: PixelsOrZero = 0  # mean width of views in training in pixels; 0: fits the target's images
     source_width: NonNegativeInt = 0  # mean width of the source's images in pixels; 0: --mean_width
     width_jitter: FractionBelowOne = 0.5  # relative range of the random resize in training
-    crop_width: Pixels = 896  # width of the crops in pixels
-    crop_height: Pixels = 512  # height of the crops in pixels
+    crop_width: PixelsOrZero = 0  # width of the crops in pixels; 0: fits the target's images
+    crop_height: PixelsOrZero = 0  # height of the crops in pixels; 0: fits the target's images
 
 
 PRESETS = {
@@ -66,8 +69,13 @@ def run(local_rank: int, config: Config) -> dict:
     if unknown := [part for part in parts if part not in PARTS]:
         raise UserError(f"--parts={config.parts}: no part {unknown[0]!r}; expected one or more of {', '.join(PARTS)}")
     data = Domains(config)
-    space = data.classes
-    job.open({"source -> target": f"{config.source} -> {config.target}, {len(space.names)} classes"})
+    space, views = data.classes, views_of(config, data)
+    job.open(
+        {
+            "source -> target": f"{config.source} -> {config.target}, {len(space.names)} classes",
+            "views": views_in_words(views) if views else "unknown: images of source or target cannot be read",
+        }
+    )
 
     reports = {}
     for part in parts:
@@ -75,7 +83,7 @@ def run(local_rank: int, config: Config) -> dict:
         if own is not None and part == "val" and "val" not in own.splits:
             job.log.info("\nval: %s has no [val]; training will run without validation", own.path)
             continue
-        reports[part] = check(data, part, job.folder)
+        reports[part] = check(data, part, views, job.folder)
         job.log.info("\n%s (%s): %s", part, getattr(config, PARTS[part][0]), reports[part].headline)
         for line in reports[part].lines(space.names, details=job.folder / "summary.json"):
             job.log.info("%s", line)
@@ -90,8 +98,32 @@ def run(local_rank: int, config: Config) -> dict:
     return job.finish({"exit_status": int(broken > 0), **{part: s.summary(space.names) for part, s in reports.items()}})
 
 
-def check(data: Domains, part: str, folder: Path) -> DatasetReport:
-    """Checks every file of a part, and whether the part as a whole can be used for training. Draws its examples."""
+def views_of(config: Config, data: Domains) -> Config | None:
+    """``config`` with the views that training would have; None if images decide on them and none can be read."""
+    if views_are_given(config):
+        return config
+    if data.own_target is None:
+        return with_views(config, PUBLISHED)
+    target, source = (readable_sizes(data, domain) for domain in ("target", "source"))
+    return with_views(config, views_for(config, target, source)) if target and source else None
+
+
+def readable_sizes(data: Domains, domain: str) -> list[tuple[int, int]]:
+    """Sizes of the training images of a domain; those that cannot be read are problems that :func:`check` reports."""
+    sizes: list[tuple[int, int]] = []
+    with suppress(UserError):
+        images = data.open(domain, "train", with_labels=False)
+        for path in images.images:
+            with suppress(UserError):
+                sizes.append(images.size or image_size(path))
+    return sizes
+
+
+def check(data: Domains, part: str, views: Config | None, folder: Path) -> DatasetReport:
+    """Checks every file of a part, and whether the part as a whole can be used for training. Draws its examples.
+
+    ``views``: the flags with the sizes of views, as far as they are known.
+    """
     config, (domain, split) = data.config, PARTS[part]
     report = DatasetReport(len(data.classes.names))
     try:
@@ -112,8 +144,8 @@ def check(data: Domains, part: str, folder: Path) -> DatasetReport:
         draw_examples(dataset, report, data.classes).save(folder / f"examples_{part}.jpg", quality=90)
     sizes = [dataset.size] if dataset.size else list(report.sizes)
     try:
-        if part != "val":
-            check_views(config, [(height, width) for width, height in sizes], domain)
+        if part != "val" and views:
+            check_views(views, [(height, width) for width, height in sizes], domain)
     except UserError as error:
         report.problems.append(str(error))
     if part == "train" and len(sizes) > 1:

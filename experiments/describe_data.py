@@ -5,19 +5,27 @@
 
 The file lists the ids or colours that the label maps hold and how often, as classes without a name. Comments in it say
 what else was found: sizes, images without a label map, files that cannot be read. docs/own_data.md explains the file.
-Files are read in --num_workers processes; no GPU is used.
+For photographs, images without labels, it also prints the views that fit them, and the command that trains on them with
+a network and a batch that fit the memory of this machine. Files are read in --num_workers processes.
 """
 
 import os
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import ignite.distributed as idist
+import torch
 
-from proda.data.describe import find_places, look, write_description
+from proda.cli.launch import load_experiment
+from proda.data.describe import Findings, find_places, look, suggested_size, write_description
 from proda.data.own_data import read_description
+from proda.data.view_sizes import fitting_views
 from proda.run.config import RunConfig
 from proda.run.job import Job
+from proda.run.plan import gb_text, machine_memory
+from proda.run.suggestion import suggestion
 from proda.settings.options import PathText
 from proda.utils.errors import UserError
 from proda.utils.files import atomic_write
@@ -59,6 +67,9 @@ def run(local_rank: int, config: Config) -> dict:
 
     job.log.info("\n%s", text)
     job.log.info("written: %s", path)
+    if findings.sizes and not config.labels:
+        for line in training_lines(path, findings, job.device):
+            job.log.info("%s", line)
     return job.finish(
         {
             "images": len(places.image_files),
@@ -67,6 +78,35 @@ def run(local_rank: int, config: Config) -> dict:
             "values": {str(value): count for value, count in sorted(findings.values.items())},
             "problems": findings.problems,
         }
+    )
+
+
+def training_lines(path: Path, photographs: Findings, device: torch.device) -> Iterator[str]:
+    """How to train on photographs: views, and the command whose network and batch fit the memory of ``device``."""
+    size = suggested_size(photographs)
+    views = fitting_views([size] if size else list(photographs.sizes.elements()))
+    yield f"views that fit: mean width {views.mean_width}, crops of {views.crop_width}x{views.crop_height}"
+    yield "counting the memory of stage 1, which takes most ..."
+    stage, available = load_experiment("stage1_denoise"), machine_memory(device)
+    image = size or photographs.sizes.most_common(1)[0][0]
+    try:
+        found = suggestion(stage.Config, stage.build, views, image, available)
+    except UserError as error:
+        yield f"no stage can train on images of this size: {error}"
+        return
+    machine = "the GPU has" if device.type == "cuda" else "this machine, on which training without a GPU is slow, has"
+    has = f"{machine} {gb_text(available)}"
+    if found is None:
+        yield f"{has}, too little for a ResNet: try a smaller size = [...], or other networks with --plan"
+        return
+    yield f"{has}; this takes {gb_text(found.memory.with_margin)} with a source described in my_simulator.toml:"
+    flags = [f"--{name}={value}" for name, value in found.flags.items() if value != getattr(stage.Config, name)]
+    yield " ".join(
+        [
+            "    python run.py experiments/pipeline.py --source=my_simulator.toml",
+            f"--target={shlex.quote(str(path))} --stage2_init=imagenet",
+            *flags,
+        ]
     )
 
 

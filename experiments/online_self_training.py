@@ -13,7 +13,6 @@ The last two had the backbone MiT-B5, whose weights are not free for commercial 
 nobody has measured them at full size.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from proda.engines.online import OnlineOptions, online_trainer
@@ -24,21 +23,13 @@ from proda.run.networks import Networks, make_optimizer, parallel
 from proda.run.stage import Stage
 from proda.settings.options import Scale
 from proda.settings.presets import CAMVID, STREETS_ADAPT
+from proda.utils.errors import UserError
 
 
 @dataclass
 class Config(OnlineOptions, InitConfig, MeanTeacherConfig):
     # -- Data
     val_scale: Scale = 1.0  # factor by which validation images are resized
-
-    def problems(self) -> Iterator[str]:
-        """One line for each value that no run can use."""
-        yield from super().problems()
-        if self.ignore_top + self.ignore_bottom >= self.crop_height:
-            yield (
-                f"--ignore_top={self.ignore_top} and --ignore_bottom={self.ignore_bottom}: nothing is left of crops of "
-                f"{self.crop_height} rows"
-            )
 
 
 # All images are resized to one size, photographs to half of it: a crop of 512 x 512 pixels has their height.
@@ -48,6 +39,7 @@ VIEWS = {
     "source_width": 1280,
     "width_jitter": 0.0,
     "crop_width": 512,
+    "crop_height": 512,
     "val_scale": 0.5,
 }
 MIXED = {**VIEWS, "class_mix": True, "color_augmentation": True}
@@ -97,6 +89,11 @@ PRESETS = {
 
 
 def build(config: Config, data: Data, networks: Networks) -> Stage:
+    if config.ignore_top + config.ignore_bottom >= config.crop_height:
+        raise UserError(
+            f"--ignore_top={config.ignore_top} and --ignore_bottom={config.ignore_bottom}: nothing is left of crops of "
+            f"{config.crop_height} rows"
+        )
     batches = data.training_batches(data.source_crops(), data.target_views())
 
     # The mean teacher starts as a copy of the student.

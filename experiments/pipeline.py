@@ -25,7 +25,7 @@ from proda.run.data import Data
 from proda.run.job import device_of, read_summary
 from proda.run.networks import fill_backbone
 from proda.run.record import RECORD_FILE, run_record
-from proda.settings.options import Bounds, LengthFactor, NonNegativeInt, PathText, Pixels, PositiveInt, StageFlags
+from proda.settings.options import Bounds, LengthFactor, NonNegativeInt, PathText, PixelsOrZero, PositiveInt, StageFlags
 from proda.settings.presets import CAMVID, DEMONSTRATIONS, EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
 from proda.settings.reading import make_config, read_flags
 from proda.studies.tables import CONTROL, control_sentence, stage_table
@@ -67,9 +67,9 @@ class Config(DataConfig):
     )
     # -- Data
     batch_size: PositiveInt = 4  # images of each domain in a batch, over all processes
-    mean_width: Pixels = 2200  # in pixels: images are resized to 0.5 to 1.5 times this width, then cropped
-    crop_width: Pixels = 896  # width of the crops in pixels
-    crop_height: Pixels = 512  # height of the crops in pixels
+    mean_width: PixelsOrZero = 0  # mean width in pixels to which images are resized; 0: fits the target's images
+    crop_width: PixelsOrZero = 0  # width in pixels of the crops taken from them; 0: fits the target's images
+    crop_height: PixelsOrZero = 0  # height of the crops in pixels; 0: fits the target's images
     # -- Network
     init_file: PathText = ""  # ImageNet weights that the warm-up starts from; if empty, torchvision's
     simclr: PathText = ""  # SimCLRv2 r101 1x weights, converted to PyTorch, for the student of stage 2

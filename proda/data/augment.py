@@ -99,18 +99,13 @@ def draw_weak_view(
     draw raises UserError if the smallest possible resize of an image of ``full_size`` is smaller than the crop; its
     message names the ``flag`` that ``mean_width`` comes from and, if a smaller jitter would do, ``--width_jitter``.
     """
-    aspect = full_size[1] / full_size[0]
-
-    def smallest(jitter: float) -> tuple[int, int]:
-        width = int((1 - jitter) * mean_width)
-        return width, int(width / aspect)
 
     def fits(jitter: float) -> bool:
-        width, height = smallest(jitter)
+        width, height = smallest_resize(full_size, mean_width, jitter)
         return width >= crop_width and height >= crop_height
 
     if not fits(jitter):
-        width, height = smallest(jitter)
+        width, height = smallest_resize(full_size, mean_width, jitter)
         enough = next((percent for percent in range(99, -1, -1) if fits(percent / 100)), None)
         way_out = "" if enough is None else f"; training takes them with --width_jitter={enough / 100} or less"
         raise UserError(
@@ -118,11 +113,23 @@ def draw_weak_view(
             f"expected at least the crop, --crop_width={crop_width} x --crop_height={crop_height}{way_out}"
         )
     width = int(rng.uniform(1 - jitter, 1 + jitter) * mean_width)
-    height = int(width / aspect)
+    height = _height(width, full_size)
     top = rng.integers(height - crop_height, endpoint=True)
     left = rng.integers(width - crop_width, endpoint=True)
     numbers = (height, width, int(top), int(left), crop_height, crop_width)
     return WeakView._make(map(torch.tensor, (*numbers, rng.random() < 0.5)))
+
+
+def smallest_resize(full_size: Size, mean_width: int, jitter: float) -> tuple[int, int]:
+    """Width and height of the smallest resize of an image that :func:`draw_weak_view` may draw."""
+    width = int((1 - jitter) * mean_width)
+    return width, _height(width, full_size)
+
+
+def _height(width: int, full_size: Size) -> int:
+    """The height of an image of ``full_size`` that is resized to ``width``."""
+    aspect = full_size[1] / full_size[0]
+    return int(width / aspect)
 
 
 def weak_view_of_image(image: Image.Image, view: WeakView) -> Image.Image:

@@ -17,6 +17,7 @@ from proda.data.labels import CLASSES, TRANSPARENT, color_code, generated_colors
 from proda.data.listing import FoundFiles, list_files
 from proda.data.own_data import MAX_CLASSES
 from proda.data.videos import VIDEO_SUFFIXES
+from proda.data.view_sizes import fitting_size
 from proda.data.workers import single_items
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.words import counted
@@ -127,6 +128,14 @@ def write_description(places: Places, findings: Findings) -> str:
     if places.are_videos:
         lines.append("every = 10  # use every tenth frame")
     return "\n".join(lines) + "\n"
+
+
+def suggested_size(findings: Findings) -> tuple[int, int] | None:
+    """The width and height for ``size``, if there are several sizes or most images are larger than Cityscapes'."""
+    if not findings.sizes:
+        return None
+    most = findings.sizes.most_common(1)[0][0]
+    return fitting_size(most) if len(findings.sizes) > 1 or fitting_size(most) != most else None
 
 
 class _Files(Dataset):
@@ -270,11 +279,15 @@ def _class_lines(findings: Findings) -> list[str]:
 
 
 def _size_lines(places: Places, findings: Findings) -> list[str]:
-    if len(findings.sizes) < 2:
+    size = suggested_size(findings)
+    if size is None:
         return []
-    width, height = findings.sizes.most_common(1)[0][0]
+    most = findings.sizes.most_common(1)[0][0]
+    reason = (
+        "most have this size" if size == most else f"teachers and validation need not see all of {most[0]}x{most[1]}"
+    )
     active = "# " if places.labels else ""  # of a target, whole images of one batch need one size
-    return [f"{active}size = [{width}, {height}]  # all images are resized to this; most have this size", ""]
+    return [f"{active}size = [{size[0]}, {size[1]}]  # all images are resized to this; {reason}", ""]
 
 
 def _meaning(findings: Findings, value: int) -> str:

@@ -7,6 +7,7 @@ decoded.
 
 import io
 import logging
+import os
 import struct
 import zipfile
 import zlib
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from imagecodecs import png_decode
@@ -73,9 +75,13 @@ def read_image(path: Path) -> Image.Image:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an upright image, from its header; errors as those of :func:`read_image`."""
-    with _one_line(path, "image"), open_file(path) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
-        width, height = image.size
-        return (height, width) if _upright(image) in _TURNED else (width, height)
+    with _one_line(path, "image"), open_file(path) as file:
+        if size := _plain_png_size(file):
+            return size
+        file.seek(0)
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            return (height, width) if _upright(image) in _TURNED else (width, height)
 
 
 def read_ids(path: Path) -> Image.Image:
@@ -245,6 +251,26 @@ def _ids_as_bytes(path: Path, ids: np.ndarray) -> Image.Image:
 def _png_format(data: bytes) -> bytes:
     """Bit depth and colour type of a PNG, two bytes of its header; empty for another format."""
     return data[24:26] if data.startswith(b"\x89PNG\r\n\x1a\n") else b""
+
+
+def _plain_png_size(file: IO[bytes]) -> tuple[int, int] | None:
+    """Width and height of an RGB PNG of 8 bits without an orientation, or None.
+
+    Pillow decodes a whole PNG to find its orientation, because that may stand at the end. This skips from chunk to
+    chunk, in a hundredth of the time.
+    """
+    start = file.read(33)
+    if _png_format(start) != _RGB_8_BIT:
+        return None
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            return None
+        if kind == b"IEND":
+            width, height = struct.unpack(">II", start[16:24])
+            return (width, height) if width * height <= MAX_PIXELS else None
+        file.seek(length + 4, os.SEEK_CUR)
+    return None
 
 
 def _png_chunk(data: bytes, kind: bytes) -> bytes:

@@ -92,6 +92,7 @@ class LabelledFiles(Dataset[Example]):
         self.size = size
         self.optional_labels = optional_labels
         self.skipped = set(names) & set(skip)
+        self._sizes: list[tuple[int, int]] = []  # filled in place, so that copies share it
         self.left_out: list[str] = []  # files in the folders that are not used, in words; see FoundFiles
 
     def __len__(self) -> int:
@@ -121,6 +122,15 @@ class LabelledFiles(Dataset[Example]):
         if not self.label_files or self.label_files[index] is None:
             return None
         return self._read_labels(index, image_size(self.images[index]))
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each image as its example has them, from the headers of all files; read once.
+
+        Raises what :func:`image_size` raises.
+        """
+        if not self._sizes:
+            self._sizes += [self.size or image_size(path) for path in self.images]
+        return self._sizes
 
     def indices(self, names: Iterable[str]) -> list[int]:
         """The indices of the images with these names; KeyError for an unknown name."""

@@ -15,7 +15,7 @@ from proda.settings.options import (
     NonNegativeInt,
     Options,
     PathText,
-    Pixels,
+    PixelsOrZero,
     PositiveFraction,
     PositiveInt,
     ProcessCount,
@@ -90,11 +90,11 @@ class TrainConfig(StudentOptions, DataConfig):
 
     # -- Data
     batch_size: PositiveInt = 4  # global batch size per domain in images, split over the processes
-    mean_width: Pixels = 2200  # mean width in pixels to which images are resized before they are cropped
+    mean_width: PixelsOrZero = 0  # mean width in pixels to which images are resized; 0: fits the target's images
     source_width: NonNegativeInt = 0  # mean width of the source's images in pixels; 0: --mean_width
     width_jitter: FractionBelowOne = 0.5  # relative range of the random resize: 0.5 is 0.5 to 1.5 times the mean width
-    crop_width: Pixels = 896  # width of the crops in pixels
-    crop_height: Pixels = 512  # height of the crops in pixels
+    crop_width: PixelsOrZero = 0  # width in pixels of the crops taken from them; 0: fits the target's images
+    crop_height: PixelsOrZero = 0  # height of the crops in pixels; 0: fits the target's images
     # -- Network
     dropout: FractionBelowOne = 0.1  # channel dropout before the classifier
     # -- Length

@@ -1,6 +1,8 @@
 """Samples, batches and label stores of a training stage, as its flags ask for them."""
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from proda.data.augment import draw_weak_view
 from proda.data.check import spot_check
 from proda.data.class_statistics import RareClasses, load_or_count
-from proda.data.image_files import image_size
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, described_store
 from proda.data.labelled_files import LabelledFiles
 from proda.data.loaders import SAME_SIZE_NEEDED, TrainingBatches, evaluation_loader
 from proda.data.samples import EvaluationSamples, SourceTraining, TargetTraining
+from proda.data.view_sizes import PUBLISHED, ViewSizes, fitting_size, fitting_views
 from proda.models.network import SegmentationNetwork
 from proda.run.config import DataConfig, TrainConfig
 from proda.run.domains import Domains, some
@@ -31,15 +33,24 @@ class Data:
     """What a stage trains and validates on. A stage's ``build`` asks for it; nothing is written.
 
     ``classes`` as in ``Domains``. What takes long is done by :meth:`prepare`, before the first batch is loaded.
-    ``processes``: of the run, if not those of this group.
+    ``config`` has the sizes of the views that the flags leave open: those of the publication for a benchmark, otherwise
+    those that fit the images. ``processes``: of the run, if not those of this group.
     """
 
     def __init__(self, config: TrainConfig, domains: Domains | None = None, *, processes: int = 0) -> None:
-        self.config, self.processes = config, processes or idist.get_world_size()
+        self.processes = processes or idist.get_world_size()
         self.domains = domains or Domains(config)
         self.classes = self.domains.classes
-        self._sizes: dict[str, dict[tuple[int, int], Path]] = {}  # split -> (width, height) -> an image that has it
+        self.config = self._with_views(config)
         self._to_count: list[tuple[RareClasses, str, LabelledFiles]] = []
+
+    def _with_views(self, config: TrainConfig) -> TrainConfig:
+        if views_are_given(config):
+            return config
+        if self.domains.own_target is None:
+            return with_views(config, PUBLISHED)
+        domains = self.domains
+        return with_views(config, views_for(config, domains.labelled_target.sizes(), domains.source.sizes()))
 
     # Training samples
 
@@ -129,6 +140,11 @@ class Data:
         """What the prototypes of ``network`` depend on, apart from the number of passes."""
         return made_from(self.config, self.domains, network)
 
+    def large_target(self) -> tuple[int, int] | None:
+        """The largest width and height of the target's training images, if they exceed those of Cityscapes."""
+        largest = max(self.domains.labelled_target.sizes(), key=math.prod)
+        return largest if fitting_size(largest) != largest else None
+
     def _labelled_crops(self, domain: str, images: LabelledFiles) -> Dataset:
         check_views(self.config, spot_check(images), domain)
         rare_classes = RareClasses() if self.config.rare_class_sampling else None
@@ -140,10 +156,9 @@ class Data:
         """Raises UserError if images of a split differ in size, according to the headers of all files."""
         if images.size is not None:
             return  # all images are resized to this size
-        if split not in self._sizes:
-            self._sizes[split] = {image_size(path): path for path in images.images}
-        if len(self._sizes[split]) > 1:
-            two = list(self._sizes[split].items())[:2]
+        image_of = dict(zip(images.sizes(), images.images, strict=True))
+        if len(image_of) > 1:
+            two = list(image_of.items())[:2]
             found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in two)
             raise UserError(f"{self.config.target}: found {split} images of {found}; {SAME_SIZE_NEEDED}")
 
@@ -205,6 +220,34 @@ def view_settings(config: Any, domain: str) -> dict[str, Any]:
     width = (config.source_width if domain == "source" else 0) or config.mean_width
     crop = {"crop_height": config.crop_height, "crop_width": config.crop_width}
     return {"mean_width": width, "jitter": config.width_jitter, **crop}
+
+
+def views_are_given(config: Any) -> bool:
+    """Whether no flag leaves the size of the views open."""
+    return all(getattr(config, name) for name in ViewSizes._fields)
+
+
+def views_for(config: Any, target: Sequence[tuple[int, int]], source: Sequence[tuple[int, int]]) -> ViewSizes:
+    """The views that fit images of these sizes (width, height) and the flags that are given."""
+    return fitting_views(
+        target,
+        source,
+        mean_width=config.mean_width,
+        source_width=config.source_width,
+        jitter=config.width_jitter,
+    )
+
+
+def with_views(config: Any, views: ViewSizes) -> Any:
+    """``config`` with a value from ``views`` for each flag that leaves it open."""
+    return replace(config, **{name: getattr(config, name) or value for name, value in views._asdict().items()})
+
+
+def views_in_words(config: Any) -> str:
+    """One line about the views of training, for summaries and records."""
+    source = f", the source's {config.source_width}" if config.source_width else ""
+    crops = f"crops of {config.crop_width}x{config.crop_height}"
+    return f"images resized to a mean width of {config.mean_width} pixels{source}; {crops}"
 
 
 def check_views(config: Any, sizes: Iterable[tuple[int, int]], domain: str = "target") -> None:

@@ -11,6 +11,7 @@ from ignite.engine import Events
 import proda
 from proda.data.labels import ColorTable
 from proda.data.loaders import TrainingBatches, prefetched
+from proda.data.view_sizes import fitting_size
 from proda.engines.events import ProdaEvents, remember
 from proda.engines.inference import segmentation_evaluator
 from proda.handlers.board import Board
@@ -25,7 +26,7 @@ from proda.handlers.stopping import TIMEOUT, StopRequests
 from proda.handlers.validation import Validation
 from proda.models.model_info import ModelInfo
 from proda.run.config import AdaptConfig, MeanTeacherConfig, PseudoLabelConfig, TrainConfig
-from proda.run.data import Data
+from proda.run.data import Data, views_in_words
 from proda.run.job import Job
 from proda.run.networks import Networks, synchronizes_batch_norm
 from proda.run.record import experiment_name, git_commit
@@ -58,6 +59,7 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
         UserError: a flag, a file or the output folder cannot be used.
     """
     job, data = Job(config), Data(config)
+    config = data.config  # with the views; config.json has the flags as they were given
     check_flags(config, data.classes.names)
     stage = build(config, data, Networks(config, data.classes, job.precision))
     if not isinstance(stage, Stage):
@@ -70,7 +72,7 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
     lines = summary_lines(config, data, stage.batches)
     if stage.student.pretrained:
         lines["initial weights"] = stage.student.pretrained
-    job.open(lines, data.domains.fingerprints())
+    job.open(lines, data.domains.fingerprints() | {"views": views_in_words(config)})
     start = _resume(config, stage, common)
     job.save_record(trained=start >= stage.batches.iterations)
     return _train(job, stage, common, start)
@@ -210,6 +212,7 @@ def summary_lines(config: TrainConfig, data: Data, batches: TrainingBatches) -> 
         "preset": config.preset,
         "source -> target": f"{config.source} -> {config.target}, {len(data.classes.names)} classes",
         **data.domains.skip_lines(),
+        "views": views_in_words(config),
         "global batch": batch,
         "iterations": f"{batches.iterations} ({batches.epoch_length} per epoch)",
         "learning rate": rate,
@@ -219,6 +222,12 @@ def summary_lines(config: TrainConfig, data: Data, batches: TrainingBatches) -> 
     if idist.get_world_size() > 1 and not (config.freeze_bn or synchronizes_batch_norm(config, idist.device())):
         lines["batch norm"] = "statistics of each process alone: results depend on the number of processes"
     own = data.domains.own_target
+    if own is not None and own.size is None and (large := data.large_target()):
+        width, height = fitting_size(large)
+        lines["whole images"] = (
+            f"{large[0]}x{large[1]}  WARNING: teachers, pseudo labels and validation take whole images; --plan counts "
+            f"their memory and time, and size = [{width}, {height}] in {own.path} makes them smaller"
+        )
     if own is not None and not own.has_labels("val"):
         lines["validation"] = f"label-free score only: {config.target} has no labels under [val]"
     return lines

@@ -51,9 +51,9 @@ def made_up_stage(config: TrainConfig, build: Build, sizes: Sizes, precision: Pr
     config = replace(config, batch_size=sizes.images, num_workers=0, epochs=1, iterations=1, thing_classes="")
     data = MadeUpData(config, sizes)
     networks = FreshNetworks(config, data.classes, precision, sizes.teachers)
-    stage = build(config, data, networks)
+    stage = build(data.config, data, networks)
     data.prepare()
-    attach_successors(config, stage, data.classes.names, precision)
+    attach_successors(data.config, stage, data.classes.names, precision)
     return stage, networks
 
 

@@ -26,7 +26,7 @@ from proda.engines.optimization import Precision
 from proda.handlers.checkpoints import KEPT
 from proda.models.weights import read_weights
 from proda.run.config import AdaptConfig, MeanTeacherConfig, TrainConfig
-from proda.run.data import Data, whole_images
+from proda.run.data import Data, views_in_words, whole_images
 from proda.run.domains import SOME_IMAGES
 from proda.run.fit import check_flags
 from proda.run.made_up import FreshNetworks, MadeUpImages, Sizes, made_up_stage, training_batch
@@ -82,11 +82,13 @@ def print_plan(config: TrainConfig, build: Build, name: str) -> dict[str, Any]:
     processes = number_of_processes(config, os.environ)
     device = _device(config)
     listing = list_data(config, build, processes)
+    config = listing.data.config  # with the views
     memory = stage_memory(config, build, listing.sizes, processes)
     _print(
         [
             ("plan of", f"{name}; nothing is written"),
             ("source -> target", f"{config.source} -> {config.target}, {len(listing.data.classes.names)} classes"),
+            ("views", views_in_words(config)),
             *_length_lines(config, listing, processes),
             *_memory_lines(memory, processes),
             *_disk_lines(listing, memory),
@@ -123,6 +125,7 @@ def list_data(config: TrainConfig, build: Build, processes: int) -> Listing:
         UserError, MissingFileError: as the run would.
     """
     data = Data(config, processes=processes)
+    config = data.config
     check_flags(config, data.classes.names, processes)
     teachers = _teachers(config)
     stage = build(config, data, FreshNetworks(config, data.classes, Precision("cpu"), teachers, device="meta"))
@@ -152,8 +155,8 @@ def measure(config: TrainConfig, build: Build, sizes: Sizes, device: torch.devic
     if device.type == "cpu" and memory.peaks["training"] > LARGE and sizes.images > 1:
         config, sizes = replace(config, accumulate=1), sizes._replace(images=1)
         memory = stage_memory(config, build, sizes)
-    if device.type == "cpu" and memory.peak > _physical_memory():
-        return f"it takes {_gb(memory.peak)} of memory; this machine has {_gb(_physical_memory())}"
+    if device.type == "cpu" and memory.peak > machine_memory(device):
+        return f"it takes {gb_text(memory.peak)} of memory; this machine has {gb_text(machine_memory(device))}"
     manual_seed(config.seed)
     try:
         if device.type == "cuda":
@@ -169,7 +172,7 @@ def measure(config: TrainConfig, build: Build, sizes: Sizes, device: torch.devic
         whole = to_device(next(iter(whole_images(replace(config, num_workers=0), images))), device)
         validation, _ = _seconds(lambda: evaluator._process_function(evaluator, whole), device)
     except torch.OutOfMemoryError:
-        return f"this GPU is too small, it has {_gb(torch.cuda.mem_get_info(device)[1])}"
+        return f"this GPU is too small, it has {gb_text(torch.cuda.mem_get_info(device)[1])}"
     return Timing(iteration, validation / config.val_batch_size, repeats, sizes.images, peak)
 
 
@@ -203,7 +206,7 @@ def _length_lines(config: TrainConfig, listing: Listing, processes: int) -> Iter
 
 def _memory_lines(memory: Memory, processes: int) -> Iterator[tuple[str, str]]:
     yield "parameters", ", ".join(f"{name} {number / 1e6:.1f} million" for name, number in memory.parameters.items())
-    yield "memory of a process", f"{_gb(memory.peak)} at the peak, in {memory.peak_phase}"
+    yield "memory of a process", f"{gb_text(memory.peak)} at the peak, in {memory.peak_phase}"
     rest = memory.peaks["training"] - sum(memory.networks.values()) - memory.optimizers - memory.gradients
     parts = {
         "activations": rest,
@@ -211,11 +214,11 @@ def _memory_lines(memory: Memory, processes: int) -> Iterator[tuple[str, str]]:
         "gradients twice" if processes > 1 else "gradients": memory.gradients,
         "optimizer": memory.optimizers,
     }
-    yield "  training", _gb(memory.peaks["training"])
-    yield "", ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+    yield "  training", gb_text(memory.peaks["training"])
+    yield "", ", ".join(f"{name} {gb_text(size)}" for name, size in parts.items())
     for phase, peak in memory.peaks.items():
         if phase != "training":
-            yield f"  {phase}", _gb(peak)
+            yield f"  {phase}", gb_text(peak)
 
 
 def _disk_lines(listing: Listing, memory: Memory) -> Iterator[tuple[str, str]]:
@@ -252,7 +255,7 @@ def _fitting_lines(found: dict[int, tuple[dict[str, Any], Memory]]) -> Iterator[
         used |= dict.fromkeys(changes)
         flags = " ".join(f"--{name}" if value is True else f"--{name}={value}" for name, value in changes.items())
         flags = flags or "as it is"
-        yield f"{size:>4} GB{'':<17}{flags}  ({_gb(memory.peak)}, {_gb(memory.with_margin)})"
+        yield f"{size:>4} GB{'':<17}{flags}  ({gb_text(memory.peak)}, {gb_text(memory.with_margin)})"
     for name in used:
         first, *rest = textwrap.wrap(CHANGES[name], 72)
         yield f"{f'  --{name}':<28}{first}"
@@ -269,7 +272,7 @@ def _time_lines(config: TrainConfig, listing: Listing, processes: int, timing: T
         text += f", mean of {timing.repeats}"
     yield "an iteration", text
     if timing.peak:
-        yield "measured peak", f"{_gb(timing.peak)} of GPU memory allocated in training"
+        yield "measured peak", f"{gb_text(timing.peak)} of GPU memory allocated in training"
     training = iteration * listing.stage.batches.iterations
     judged = 2 if _validates_teacher(listing) else 1
     adabn = SOME_IMAGES if isinstance(config, AdaptConfig) and config.adabn else 0
@@ -319,7 +322,10 @@ def _device_name(device: torch.device) -> str:
     return f"the CPU, {counted(threads, 'thread')}"
 
 
-def _physical_memory() -> int:
+def machine_memory(device: torch.device) -> int:
+    """Bytes of memory of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -328,7 +334,8 @@ def _print(lines: Any) -> None:
         print(f"{name:<24}{value}", flush=True)
 
 
-def _gb(size: float) -> str:
+def gb_text(size: float) -> str:
+    """Bytes of memory in words."""
     return f"{size / 2**20:.0f} MB" if size < GB else f"{size / GB:.1f} GB"
 
 

@@ -21,19 +21,23 @@ LIMIT = 10**9  # of numbers without a tighter bound: no field means anything abo
 
 @dataclass(frozen=True)
 class Bounds:
-    """Smallest and largest value of a number, both allowed; ``above`` and ``below`` are limits that are not allowed."""
+    """Smallest and largest value of a number, both allowed; ``above`` and ``below`` are limits that are not allowed.
+
+    ``or_zero``: 0 is allowed, too, and means that the value follows from something else.
+    """
 
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
     below: float = math.inf
+    or_zero: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and self.above < value < self.below
+        return (self.or_zero and value == 0) or (self.low <= value <= self.high and self.above < value < self.below)
 
     def __str__(self) -> str:
         if self.low > -math.inf and self.high not in (LIMIT, math.inf):
-            return f"from {self.low} to {self.high}"
+            return f"from {self.low} to {self.high}{', or 0' * self.or_zero}"
         limits: dict[str, float] = {"above": self.above, "of at least": self.low, "below": self.below}
         limits |= {"of at most": self.high} if self.high != LIMIT else {}
         return " and ".join(f"{words} {limit}" for words, limit in limits.items() if math.isfinite(limit))
@@ -55,6 +59,7 @@ SCALES = (0.1, 10)  # lowest and highest factor for the sides of an image
 Scale = Annotated[float, Bounds(*SCALES)]  # of the sides of an image
 LengthFactor = Annotated[float, Bounds(0.001, 100)]
 Pixels = Annotated[int, Bounds(4, 20_000)]  # a side of an image; maps have a quarter of it
+PixelsOrZero = Annotated[int, Bounds(4, 20_000, or_zero=True)]
 PassCount = Annotated[int, Bounds(1, 100)]  # passes over a data set
 PathText = Annotated[str, _PATH]  # a file or folder as text: ``~`` at the start is the home folder
 StageFlags = Annotated[dict, "STAGE.FLAG -> value"]  # takes the flags that have a dot in their names

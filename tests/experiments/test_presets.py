@@ -33,9 +33,10 @@ COMMON = {
     "iterations": 0,  # determined by --epochs
     "weight_decay": 2e-4,
     "grad_clip": 0.0,
-    "mean_width": 2200,
-    "crop_width": 896,
-    "crop_height": 512,
+    # 0: as published, 2200 and 896 x 512, for Cityscapes (tests/run/test_data.py)
+    "mean_width": 0,
+    "crop_width": 0,
+    "crop_height": 0,
     "dropout": 0.1,
     "accumulate": 1,
     "source_width": 0,  # as mean_width

@@ -79,7 +79,7 @@ def test_number_of_processes(flag, environment, expected):
 def test_a_large_batch_is_measured_with_one_image_on_a_cpu(monkeypatch):
     config, build, cpu = settings("source_only"), load_experiment("source_only").build, torch.device("cpu")
     assert plan.measure(config, build, SIZES, cpu, memory_of(training=3)).images == 1
-    monkeypatch.setattr(plan, "_physical_memory", lambda: 1024)
+    monkeypatch.setattr(plan, "machine_memory", lambda _: 1024)
     refused = plan.measure(config, build, SIZES, cpu, memory_of(training=1))
     assert refused == "it takes 1.0 GB of memory; this machine has 0 MB"
 
