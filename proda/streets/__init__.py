@@ -8,6 +8,9 @@ roads near the game's pavements, dark paving near its roads, autumn leaves near 
 therefore misleads a network that has seen only the game, as it does between games and photographs.
 
 The drawing code is the same for all styles. Every difference between two domains is a named field of :class:`Style`.
+
+For adaptation to photographs there are ``write_scenes`` and ``proda.streets.town``: streets drawn in more detail, whose
+appearance is drawn anew for every scene.
 """
 
 from proda.streets.files import write_streets

@@ -67,8 +67,8 @@ def draw_ground(view: TownView, plan: Plan) -> None:
 
 def _draw_pavements(view: TownView, plan: Plan, grass: Colour) -> None:
     rng = view.rng
-    asphalt = rng.random() < 0.25
-    pavement = shade(view.pick("road"), rng.uniform(0.7, 1.5)) if asphalt else view.pick("sidewalk")
+    asphalt = rng.random() < 0.45
+    pavement = shade(view.pick("road"), rng.uniform(0.75, 1.4)) if asphalt else view.pick("sidewalk")
     kerb, joint = view.pick("kerb"), shade(pavement, rng.uniform(0.7, 0.92))
     slab, verge = rng.uniform(0.4, 1.6), rng.random() < 0.15
     gutter = shade(view.pick("road"), rng.uniform(0.5, 0.9))

@@ -79,6 +79,10 @@ def draw_house(view: TownView, house: House, side: float, x: float, near: float,
             z0, y0 = rng.uniform(near, far), rng.uniform(0, height)
             z1, y1 = min(far, z0 + rng.uniform(0.5, 4)), min(height, y0 + rng.uniform(0.3, 3))
             view.upright(x, z0, z1, y0, y1, shade(front, rng.uniform(0.8, 1.15)))
+        for _ in range(rng.poisson(12)):  # ornaments, pipes, cables, boxes: a front is never plain
+            z0, y0, wide = rng.uniform(near, far), rng.uniform(0, height), rng.random() < 0.5
+            z1, y1 = z0 + rng.uniform(0.1, 2.0 if wide else 0.3), y0 + rng.uniform(0.08, 0.3 if wide else 2.0)
+            view.upright(x, z0, min(far, z1), y0, min(height, y1), shade(front, rng.uniform(0.55, 1.35)))
         view.upright(x, near, far, 0, 0.4, shade(front, 0.75))
         view.upright(x, near, far, height - 0.35, height, shade(front, rng.choice([0.6, 1.2])))
         view.upright(x, near, near + 0.12, 0, height, shade(front, 0.7))  # a drainpipe

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from proda.streets.canvas import FAR, NEAR, SIDEWALK, SKY, SUPERSAMPLING, VEGETATION, Sprite
+from proda.streets.canvas import BUILDING, FAR, NEAR, SIDEWALK, SKY, SUPERSAMPLING, VEGETATION, WALL, Sprite
 from proda.streets.people import draw_cycle, draw_person
 from proda.streets.scene import TEXTURE, photograph
 from proda.streets.street import draw_skyline
@@ -41,7 +41,7 @@ from proda.streets.town.view import TownView
 from proda.streets.vehicles import BUS_BODY, CAR_BODY, TRUCK_BODY, VAN_BODY, draw_crossing_vehicle, draw_vehicle
 
 TOWN_TEXTURE = TEXTURE.copy()
-TOWN_TEXTURE[[VEGETATION, SKY]] = 0.6, 0.05  # leaves and clouds have their own
+TOWN_TEXTURE[[VEGETATION, SKY, BUILDING, WALL]] = 0.6, 0.05, 2.0, 2.0  # leaves and clouds have their own
 LEFT_HAND = 0.5  # share of the scenes with traffic on the left; they are drawn with traffic on the right, and mirrored
 LOTS = ("terrace", "shops", "block", "garden", "park")
 
