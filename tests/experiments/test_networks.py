@@ -1,5 +1,6 @@
 """Other networks than the published one, on the command line: training, distillation, prediction."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ SMALL = [
     ("stage1_denoise", "tiny", "daformer", {}),
     ("stage1_denoise", "timm:convnext_atto", "daformer", ADAMW),
     ("stage1_denoise", VIT, "deeplab", ADAMW | {"checkpoint_activations": True}),
+    ("stage1_denoise", "timm:tf_efficientnet_lite0", "light", {}),
     ("online_self_training", VIT, "daformer", ADAMW | PARTS | {"adabn": False}),
 ]
 LARGE = [
@@ -50,7 +52,10 @@ def trained(stage: str, data: Path, tmp_path: Path, backbone: str, head: str, mo
     assert (after.info.backbone, after.info.head, after.info.iteration) == (backbone, head, 2)
     if stage == "stage1_denoise":
         prototypes = load_prototypes(run / "prototypes.pt")
-        assert prototypes.shape == (13, 32 if backbone == "tiny" else 256) and prototypes.isfinite().all()
+        assert (
+            prototypes.shape == (13, {"tiny": 32, "timm:tf_efficientnet_lite0": 64}.get(backbone, 256))
+            and prototypes.isfinite().all()
+        )
     if backbone == VIT and more.get("adabn") is not False:
         assert "--adabn has no effect: the network has no batch norm" in (run / "train.log").read_text()
     moved = [name for name, value in after.model.items() if not torch.equal(value, before.model[name])]
@@ -110,6 +115,16 @@ def test_what_does_not_go_together_is_one_line(data, tmp_path, capsys, stage, mo
     assert command(stage, data, weights, tmp_path / "run", **more) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and expected in error[0]
+
+
+def test_the_start_of_a_run_says_where_the_weights_of_the_backbone_came_from(data, tmp_path):
+    file, more = tmp_path / "resnet50.pth", {"backbone": "resnet50", "init": "imagenet", "iterations": 1}
+    torch.save(
+        {key: value for key, value in build_network("resnet50", 13).state_dict().items() if "layer5" not in key}, file
+    )
+    assert command("source_only", data, "", tmp_path / "run", init_file=file, **more) == 0
+    log = (tmp_path / "run/train.log").read_text()
+    assert re.search(rf"initial weights +{re.escape(str(file))}: \d+ of the backbone's \d+ tensors loaded", log)
 
 
 @pytest.mark.slow
