@@ -29,7 +29,10 @@ UNCOMPARED_FLAGS = {
 }
 # Flags that may change at --resume; each change is logged. A change of any other flag is refused, including flags of a
 # user's own Config: the result would belong neither to the old settings nor to the new ones.
-RESUMABLE_FLAGS = UNCOMPARED_FLAGS | {"iterations", "epochs", "schedule_iterations", "val_every", "pseudo_labels"}
+# What --skip_bad leaves out is compared by the fingerprints of the data.
+RESUMABLE_FLAGS = UNCOMPARED_FLAGS | {
+    *("iterations", "epochs", "schedule_iterations", "val_every", "pseudo_labels", "skip_bad"),
+}
 UNLOGGED_FLAGS = {"output", "resume", "overwrite"}
 WEIGHTS_FILES = (".pt", ".pth", ".pkl", ".npz")  # files with these suffixes are compared by content, not by path
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow", "tensorboardX", "fire")
