@@ -85,7 +85,8 @@ def _fit(config: TrainConfig, build: Build, job: Job, data: Data) -> dict[str, A
     if stage.labels is not None and not getattr(config, "pseudo_labels", ""):
         stage.labels.store.forget(job.repaired)
     start = _resume(config, stage, common)
-    job.save_record(trained=start >= stage.batches.iterations)
+    length, epoch_length = stage.batches.iterations, stage.batches.epoch_length
+    job.save_record(trained=start >= length, start=start, length=length, epoch_length=epoch_length)
     return _train(job, stage, common, start)
 
 
@@ -159,6 +160,8 @@ def _resume(config: TrainConfig, stage: Stage, common: CommonHandlers) -> int:
             f"the run to resume has {trainer.state.epoch_length} iterations per epoch, this command {expected}: use "
             "the same --batch_size and images, or another --output"
         )
+    if start:
+        common.models.recover(trainer)
     return start
 
 

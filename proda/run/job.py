@@ -39,7 +39,7 @@ from proda.utils.errors import MissingFileError, UserError
 from proda.utils.files import atomic_write, save_json
 from proda.utils.lock import FolderLock
 from proda.utils.progress import LOGGER, ConsoleHandler
-from proda.utils.run_files import DATA_FILES, all_run_files, earlier_run
+from proda.utils.run_files import DATA_FILES, all_run_files, checkpoint_files, earlier_run
 
 
 class Job:
@@ -74,6 +74,7 @@ class Job:
                 keep_inputs(self.folder, config)
             if before := self._resumed():
                 refuse_other_settings(before, run_record(config, {}), self.folder)
+                self._refuse_finished()
 
         self.data_before: DataBefore | None = None
         if isinstance(config, TrainConfig) and config.resume:
@@ -83,6 +84,15 @@ class Job:
         """The record of the run that this one resumes; empty if there is none, or if it cannot be read."""
         resumes = isinstance(self.config, TrainConfig) and self.config.resume and earlier_run(self.folder)
         return read_record(self.folder, self.config) if resumes else {}
+
+    def _refuse_finished(self) -> None:
+        """Raises UserError if the run to resume is finished and its checkpoints are gone: it would start again."""
+        kept = [*checkpoint_files(self.folder), *self.folder.glob("checkpoint_*.pt.damaged")]
+        if (self.folder / "summary.json").is_file() and not kept:
+            raise UserError(
+                f"{self.folder} holds a finished run (summary.json) without a checkpoint, so nothing is left to train: "
+                "repeat it with --overwrite, or set another --output"
+            )
 
     def open(
         self,
@@ -134,13 +144,19 @@ class Job:
         for name, value in summary.items():
             self.log.info("%-22s %s", name, value)
 
-    def save_record(self, *, trained: bool = True) -> None:
+    def save_record(self, *, trained: bool = True, start: int = 0, length: int = 0, epoch_length: int = 1) -> None:
         """Writes ``config.json``, and deletes a summary that describes another result.
 
-        ``trained``: the run has all its iterations, so a summary with the same settings is still its own.
+        Args:
+            trained: the run has all its iterations, so a summary with the same settings is still its own.
+            start: iterations that it has made. If that is more than ``length``, to which the flags would shorten it,
+                its record keeps the length that its result has.
+            epoch_length: iterations of an epoch.
         """
         if idist.get_rank() == 0:
             before = self._resumed()
+            if start > length:
+                self.record |= _length_of(before, start, epoch_length)
             if not (trained and before) or changes_result(before, self.record):
                 (self.folder / "summary.json").unlink(missing_ok=True)
             save_json(self.record, self.folder / RECORD_FILE)
@@ -256,6 +272,13 @@ class Stopwatch:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.before = float(state["seconds"])
+
+
+def _length_of(before: Mapping[str, Any], made: int, epoch_length: int) -> dict[str, Any]:
+    """The flags of a run that has made so many iterations: those that it was begun with, if they say the same."""
+    if before and made == (before["iterations"] or before["epochs"] * epoch_length):
+        return {name: before[name] for name in ("iterations", "epochs", "schedule_iterations")}
+    return {"iterations": made}
 
 
 def device_of(config: RunConfig) -> torch.device:
