@@ -111,6 +111,9 @@ def run(local_rank: int, config: Config) -> dict:
             with writing_video(output, video.rate) as encoder, progress(engine, f"{name}, frame", video.count):
                 AddToVideo(encoder, colors, side_by_side=config.side_by_side).attach(engine)
                 engine.run(frames(video, data.input_size, config.val_batch_size))
+            if video.decoded < video.announced:
+                found = f"only {video.decoded} of {video.announced} frames could be decoded"
+                job.log.warning("%s: %s; the result has no others", path, found)
         except UserError as error:
             problems.append(str(error))
 

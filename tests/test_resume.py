@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,6 +194,63 @@ def test_a_longer_run_whose_schedule_stays_is_the_long_run(data, weights, tmp_pa
 def test_fewer_iterations_than_a_run_has_made_are_none_and_no_negative_speed(complete, data, weights):
     summary = train("source_only", data, weights, complete, resume=True, iterations=3)
     assert summary["iterations"] == ITERATIONS and "images_per_second" not in summary
+    assert json.loads((complete / "config.json").read_text())["iterations"] == ITERATIONS
+
+
+def test_the_length_of_a_run_that_was_cut_short_is_what_it_has_made(data, weights, tmp_path):
+    with stopped_after(4):
+        train("source_only", data, weights, tmp_path)
+    assert train("source_only", data, weights, tmp_path, resume=True, iterations=3)["iterations"] == 4
+    assert json.loads((tmp_path / "config.json").read_text())["iterations"] == 4  # neither 3 nor the 5 it began with
+
+
+def test_a_finished_run_without_checkpoints_does_not_start_again(complete, data, weights):
+    for path in complete.glob("checkpoint_*"):
+        path.unlink()
+    files = {path: path.stat().st_mtime_ns for path in complete.iterdir()}
+    with pytest.raises(UserError, match=r"holds a finished run .* without a checkpoint, so nothing is left to train"):
+        train("source_only", data, weights, complete, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in complete.iterdir()} == files
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_leaves_no_points_of_its_own(data, weights, tmp_path):
+    with stopped_after(3):
+        train("source_only", data, weights, tmp_path)
+    for path in tmp_path.glob("*.pt"):
+        path.unlink()  # as if the machine had died before the first was written
+    train("source_only", data, weights, tmp_path, resume=True, iterations=2)
+    assert list(scalars(tmp_path)["train/loss"]) == [1, 2]
+
+
+@pytest.mark.parametrize("best", [2, 1])
+def test_the_best_model_of_the_summary_is_in_the_folder_after_a_damaged_checkpoint(
+    best, data, weights, tmp_path, monkeypatch, capsys
+):
+    """Validations at 1, 2 and 4, and then, after checkpoint_4.pt was damaged, at 3 and 6 with another --val_every."""
+
+    mious = {1: 0.2 if best == 2 else 0.5, 2: 0.4, 3: 0.1, 4: 0.6, 6: 0.3}
+    monkeypatch.setattr(
+        "proda.handlers.validation.named_scores",
+        lambda confusion, names: {"miou": mious[current.state.iteration], "iou": {}},
+    )
+    current = SimpleNamespace()
+
+    def attach(self, trainer, *, every) -> None:
+        nonlocal current
+        current = trainer
+        attach_validation(self, trainer, every=every)
+        if every == 2:
+            trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), self)
+
+    attach_validation = Validation.attach
+    monkeypatch.setattr(Validation, "attach", attach)
+    train("source_only", data, weights, tmp_path, iterations=4)
+    os.truncate(tmp_path / "checkpoint_4.pt", 1000)
+    summary = train("source_only", data, weights, tmp_path, iterations=6, val_every=3, resume=True)
+    kept = torch.load(tmp_path / "best.pt", weights_only=True)["iteration"]
+    assert summary["best_iteration"] == kept == 2
+    assert summary["best_miou"] == pytest.approx(0.4)
+    assert ("best.pt of iteration 1, the best so far, is gone" in capsys.readouterr().out) == (best == 1)
 
 
 def test_a_handler_that_ends_the_run_early_is_in_the_summary(data, weights, tmp_path, monkeypatch):

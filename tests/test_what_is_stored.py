@@ -62,7 +62,7 @@ def test_every_flag_is_of_one_kind():
     flags = {flag for config in CONFIGS.values() for flag in flags_of(config)}
     assert UNLOGGED_FLAGS <= UNCOMPARED_FLAGS < RESUMABLE_FLAGS <= flags
     length = {"iterations", "epochs", "schedule_iterations", "val_every"}
-    place = {"pseudo_labels"}  # its manifest is compared
+    place = {"pseudo_labels", "skip_bad"}  # the manifest is compared, and the images that are left
     assert length | place == RESUMABLE_FLAGS - UNCOMPARED_FLAGS
     # Of the flags about output and machine, these change the result.
     results = {"amp", "compile", "deterministic", "accumulate", "validate_teacher", "val_every"}

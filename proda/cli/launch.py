@@ -29,7 +29,7 @@ from proda.cli.flags import NOT_REPEATED, VARIABLES, help_text, parse_flags, wit
 from proda.cli.processes import run_in_group
 from proda.run.config import RunConfig, TrainConfig
 from proda.run.plan import print_plan
-from proda.run.record import read_record
+from proda.run.record import of_this_launch, read_record
 from proda.settings.reading import default_output, make_config, with_present_names
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.record import plain
@@ -249,7 +249,8 @@ def _copy(arguments: list[str]) -> int:
 def _resume_after_restart(config: RunConfig) -> None:
     """Sets ``resume`` if torchrun or SLURM restarted the command and the output folder holds this very run.
 
-    The run is recognised by the same settings in config.json. The folder of another run is refused, or deleted with
+    The run is recognised by the same settings in config.json and by the job of torchrun or SLURM that began it: the
+    first life may have ended before it deleted an older run. The folder of another run is refused, or deleted with
     ``--overwrite``, as at the first start. Torchrun counts restarts per machine, so the processes agree by an
     all-reduce.
     """
@@ -263,8 +264,10 @@ def _resume_after_restart(config: RunConfig) -> None:
 
 
 def _began(config: RunConfig) -> bool:
-    """Whether the output folder holds a run with these settings."""
+    """Whether the output folder holds a run with these settings that this job of torchrun or SLURM may have begun."""
     begun = read_record(Path(config.output), config)
+    if begun and not of_this_launch(begun["run"].get("launch", {})):
+        return False
     settings = {name: value for name, value in plain(asdict(config)).items() if name not in NOT_REPEATED}
     return bool(begun) and all(begun.get(name) == value for name, value in settings.items())
 

@@ -14,7 +14,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,6 +106,7 @@ class _Store:
     manifest: Manifest  # of the labels, where the store was described by one
     overwrite = False
     remedy = ""
+    left_out: Collection[str] = ()  # images of the manifest that the run skips now, so that their labels are not needed
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -154,12 +155,18 @@ class _Store:
         return plain({"format": FORMAT, "kind": self.kind, **asdict(self.manifest)})
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of ``names`` that are not (completely) written, in the same order."""
+        """Those of ``names`` that are needed and not (completely) written, in the same order."""
         there = [
             {file.removesuffix(suffix) for file in _listing(self.folder / part) if file.endswith(suffix)}
             for part, suffix in self.parts.items()
         ]
-        return [name for name in names if not all(name in files for files in there)]
+        return [n for n in names if n not in self.left_out and not all(n in files for files in there)]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Deletes the labels of these images, which are written again when they are next missing."""
+        for part in self.parts:
+            for name in names:
+                self._path(part, name).unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Verifies that every image of the manifest is written; RuntimeError if not. Call it on one process, last."""

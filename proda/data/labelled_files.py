@@ -1,7 +1,9 @@
 """A data set as two lists of files, images and label maps. All layouts and descriptions use it."""
 
+import copy
 import hashlib
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -28,6 +30,14 @@ class Example(NamedTuple):
     labels: np.ndarray | None  # uint8 [H, W] train ids of the image's own size
     name: str  # unique in its data set, and safe as the stem of a file
     file_size: tuple[int, int]  # width and height of the image file
+
+
+class FileEntry(NamedTuple):
+    """One file in the listing of a data set."""
+
+    name: str  # of the example
+    size: int  # bytes; -1: there is no file
+    sha256: str  # of its content; empty where the fingerprint does not cover that
 
 
 class LabelledFiles(Dataset[Example]):
@@ -91,7 +101,9 @@ class LabelledFiles(Dataset[Example]):
         self.size_tolerance = size_tolerance
         self.size = size
         self.optional_labels = optional_labels
-        self.skipped = set(names) & set(skip)
+        self.skip, self.skipped = set(skip), set(names) & set(skip)
+        self._all_files = (images, labels, names) if self.skipped else ([], None, [])
+        self.replaced: dict[int, str] = {}  # index -> name of the example whose place another one has taken
         self._sizes: list[tuple[int, int]] = []  # filled in place, so that copies share it
         self.left_out: list[str] = []  # files in the folders that are not used, in words; see FoundFiles
 
@@ -136,6 +148,47 @@ class LabelledFiles(Dataset[Example]):
         """The indices of the images with these names; KeyError for an unknown name."""
         places = {name: index for index, name in enumerate(self.names)}
         return [places[name] for name in names]
+
+    def keep_order(self, order: Sequence[str], absent: Collection[str]) -> None:
+        """Restores an order of examples of which those named ``absent`` are skipped now: the next takes their place.
+
+        So all others keep their index. Does nothing if the examples differ from ``order`` in any other way.
+        """
+        gone = set(order) - set(self.names)
+        if not gone or not gone <= self.skip & set(absent) or [n for n in order if n not in gone] != self.names:
+            return
+        present = [place for place, name in enumerate(order) if name not in gone]
+        following = [bisect_left(present, place) % len(present) for place in range(len(order))]
+        self.replaced = {place: name for place, name in enumerate(order) if name in gone}
+        self.images = [self.images[i] for i in following]
+        self.names = [self.names[i] for i in following]
+        if self.label_files:
+            self.label_files = [self.label_files[i] for i in following]
+
+    def damaged(self, candidates: Collection[str]) -> list[str]:
+        """Those of the skipped examples among ``candidates`` that cannot be read."""
+        images, labels, names = self._all_files
+        found = []
+        for index in [i for i, name in enumerate(names) if name in self.skipped and name in candidates]:
+            one = copy.copy(self)
+            one.images, one.names = [images[index]], [names[index]]
+            one.label_files = None if labels is None else [labels[index]]
+            try:
+                one.read_unscaled(0)
+            except UserError:
+                found.append(names[index])
+        return found
+
+    @property
+    def order(self) -> list[str]:
+        """The names, with those of skipped examples where another one has taken their place."""
+        return [self.replaced.get(place, name) for place, name in enumerate(self.names)]
+
+    def entries(self, *, labels: bool = False) -> list[FileEntry]:
+        """All image files, or label files, in order; what the fingerprint covers. A replaced one has no size."""
+        files = self.label_files or [] if labels else self.images
+        entries = _entries(self.names[: len(files)], files)
+        return [FileEntry(self.replaced[i], -1, "") if i in self.replaced else e for i, e in enumerate(entries)]
 
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 that distinguishes the image files from others with the same names.
@@ -269,19 +322,26 @@ def _plain(name: str) -> str:
 
 
 def _fingerprint(names: Sequence[str], files: Sequence[Path | None]) -> str:
-    digest = hashlib.sha256()
+    digest, entries = hashlib.sha256(), _entries(names, files)
+    for entry in entries:
+        digest.update(json.dumps([entry.name, entry.size]).encode())
+    for entry in entries:
+        digest.update(bytes.fromhex(entry.sha256))
+    return digest.hexdigest()
+
+
+def _entries(names: Sequence[str], files: Sequence[Path | None]) -> list[FileEntry]:
+    hashed = set(np.unique(np.linspace(0, len(files) - 1, HASHED_FILES).astype(int)).tolist()) if files else set()
+    entries = []
     try:
-        for name, file in zip(names, files, strict=True):
-            size = -1 if file is None else file_size(file)
-            digest.update(json.dumps([name, size]).encode())
-        for index in np.unique(np.linspace(0, len(files) - 1, HASHED_FILES).astype(int)):
-            if (file := files[index]) is not None:
-                digest.update(hashlib.sha256(read_bytes(file)).digest())
+        for index, (name, file) in enumerate(zip(names, files, strict=True)):
+            content = hashlib.sha256(read_bytes(file)).hexdigest() if file is not None and index in hashed else ""
+            entries.append(FileEntry(name, -1 if file is None else file_size(file), content))
     except FileNotFoundError as error:
         raise MissingFileError(f"{error.filename}: not there; it was when the files were listed") from None
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
-    return digest.hexdigest()
+    return entries
 
 
 def _ranges(ids: np.ndarray) -> str:

@@ -20,9 +20,9 @@ from proda.data.augment import (
     weak_view_of_labels,
 )
 from proda.data.class_statistics import RareClasses
-from proda.data.labelled_files import Example
+from proda.data.labelled_files import Example, LabelledFiles
 from proda.method.pseudo_labels import confident_labels
-from proda.method.views import crop_soft_labels
+from proda.method.views import WeakView, crop_soft_labels
 from proda.utils.errors import UserError
 
 MORE_CROPS = 10  # of an image, to find one that shows a rare class
@@ -80,7 +80,7 @@ class SourceTraining(Dataset):
         if labels is None:
             raise UserError(f"source example {name} has no label map; training on it needs one")
         for _ in range(1 + MORE_CROPS):
-            view = draw_weak_view(rng, (image.height, image.width), **self.view_settings)
+            view = _weak_view(rng, image, self.dataset, index, self.view_settings)
             crop = weak_view_of_labels(torch.from_numpy(labels), view)
             area = int(view.resized_height * view.resized_width)
             if rare is None or rare.enough_in_crop(int(torch.eq(crop, number).sum()), area):
@@ -135,7 +135,7 @@ class TargetTraining(Dataset):
     def __getitem__(self, sample: SampleIndex) -> dict[str, Any]:
         rng = sample.generator()
         image, _, name, _ = self.dataset[sample.index]
-        view = draw_weak_view(rng, (image.height, image.width), **self.view_settings)
+        view = _weak_view(rng, image, self.dataset, sample.index, self.view_settings)
         weak = weak_view_of_image(image, view)
         item: dict[str, Any] = {"image": image_tensor(weak), "name": name, "weak_view": view}
         if self.full_image:
@@ -175,6 +175,18 @@ class EvaluationSamples(Dataset):
         image, labels, name, file_size = self.dataset[index]
         item = {"image": image_tensor(image), "name": name, "file_size": torch.tensor(file_size[::-1])}
         return item if labels is None else {**item, "labels": torch.from_numpy(labels)}
+
+
+def _weak_view(
+    rng: np.random.Generator, image: Image.Image, dataset: Examples, index: int, settings: dict[str, Any]
+) -> WeakView:
+    """Draws a weak view; the UserError for an image that is too small names its file."""
+    try:
+        return draw_weak_view(rng, (image.height, image.width), **settings)
+    except UserError as error:
+        if isinstance(dataset, LabelledFiles):
+            raise UserError(f"{dataset.images[index]}: {error}") from None
+        raise
 
 
 def image_tensor(image: Image.Image) -> Tensor:

@@ -94,4 +94,4 @@ def _extract(path: Path, every: int, folder: Path) -> tuple[int, int]:
             shown.update(number + 1)
     if shown is not None:
         shown.close()
-    return video.decoded, video.count
+    return video.decoded, video.announced

@@ -1,7 +1,7 @@
 """Videos: reads and writes frames with PyAV, which is only imported here and when it is needed."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from proda.utils.files import atomic_write
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm")
 CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that PyAV's build has
 USUAL_RATE = 25
+TOLERANCE = 3  # frames by which a duration and the frames that there are may differ in a whole video
 
 
 def require_pyav(path: Path) -> Any:
@@ -29,7 +30,8 @@ class VideoFile:
     """Frames of a video, upright, as uint8 [H, W, 3] RGB.
 
     ``rate`` is the mean number of frames a second and ``count`` that of all frames as the header has it, 0 if unknown.
-    ``decoded`` is the number of frames that were there when all had been read.
+    ``decoded`` is the number of frames that were there when all had been read, and ``announced`` the number that there
+    should have been, by the header's duration where it has no number (MKV, WebM).
 
     Raises:
         UserError: not a video, or damaged; also while frames are read.
@@ -43,6 +45,12 @@ class VideoFile:
             stream = container.streams.video[0]
             self.rate: Fraction = stream.average_rate or stream.guessed_rate or Fraction(USUAL_RATE)
             self.count = stream.frames
+            self.seconds, self.end = _seconds(container, stream), 0.0
+
+    @property
+    def announced(self) -> int:
+        missing = round((self.seconds - self.end) * float(self.rate))
+        return self.count or self.decoded + (missing if missing > TOLERANCE else 0)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for _, picture in self.frames():
@@ -57,6 +65,9 @@ class VideoFile:
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream)):
                 self.decoded = number + 1
+                if frame.time is not None:
+                    start = float((stream.start_time or 0) * stream.time_base)
+                    self.end = max(self.end, frame.time - start + float(1 / self.rate))
                 size = size or {"width": frame.width, "height": frame.height}  # a stream may change its size
                 if number % every:
                     continue
@@ -78,6 +89,17 @@ class VideoFile:
         except self.av.FFmpegError as error:
             where = f"after frame {self.decoded - 1}" if self.decoded else "at its start"
             raise UserError(f"{self.path}: cannot be decoded {where} ({error.strerror or error})") from None
+
+
+def _seconds(container: Any, stream: Any) -> float:
+    """The duration of the pictures according to the header; 0 if it does not say."""
+    if text := stream.metadata.get("DURATION"):  # of Matroska, HH:MM:SS.fraction
+        with suppress(ValueError):
+            hours, minutes, seconds = map(float, text.split(":"))
+            return 3600 * hours + 60 * minutes + seconds
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / 1e6 if container.duration and len(container.streams) == 1 else 0.0
 
 
 @contextmanager

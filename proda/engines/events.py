@@ -90,9 +90,13 @@ class Trainer(Engine):
     state: TrainerState
 
     def __init__(self, step: Callable[[Any, Any], dict[str, Any]], **remembered: Any) -> None:
+        self.computing = False  # within an iteration, also after an exception there: weights are half changed
+
         def step_and_average(trainer: Engine, batch: Any) -> dict[str, Any]:
+            self.computing = True
             output = step(trainer, batch)
             average_losses(output)
+            self.computing = False
             return output
 
         super().__init__(step_and_average)

@@ -56,7 +56,10 @@ class Board:
         self.progress.attach(trainer)
         start = trainer.state.iteration
         # File names contain the time in seconds: a run that is resumed within a second must not overwrite its old file.
-        resumed = {"purge_step": start + 1, "filename_suffix": f".{start}"} if start else {}
+        # A run that ended before its first checkpoint has left points as well, some of step 0.
+        first = start + 1 if start else 0
+        again = start or any(self.folder.glob("events.out.tfevents.*"))
+        resumed = {"purge_step": first, "filename_suffix": f".{start}"} if again else {}
         self.logger = board = TensorboardLogger(log_dir=str(self.folder), **resumed)
         _outlive_full_disk(board)
         regularly = Events.ITERATION_COMPLETED(every=self.every)

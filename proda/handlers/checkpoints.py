@@ -80,8 +80,13 @@ class Checkpoints:
             if trainer.should_terminate == "skip_completed":  # otherwise COMPLETED follows and saves
                 self.save(trainer)
 
+        def save_last(trainer: Trainer) -> None:
+            if trainer.state.iteration == trainer.state.max_iters:
+                save_unless_done(trainer)
+
         trainer.add_event_handler(Events.STARTED, start)
         trainer.add_event_handler(Events.ITERATION_COMPLETED(every=every), self.save)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, save_last)
         trainer.add_event_handler(ProdaEvents.BEFORE_LABELS_WRITTEN, save_unless_done)
         trainer.add_event_handler(Events.COMPLETED, save_unless_done)
         trainer.add_event_handler(Events.TERMINATE, save_if_stopped)
@@ -94,6 +99,24 @@ class Checkpoints:
         self.saved = trainer.state.iteration
         self.handler(trainer)
         trainer.state.checkpoint_iterations = list(self.writer.own)
+
+    def save_after_error(self, trainer: Trainer) -> None:
+        """Saves the last completed iteration of a run that an exception ends, where its state is whole.
+
+        It is not after an exception within an iteration (its forward passes change statistics of batch norm), nor if
+        the loss was not finite. Of several processes the others wait for this one, so none can save.
+        """
+        state, at_start = trainer.state, trainer.last_event_name == Events.ITERATION_STARTED
+        iteration = state.iteration - at_start  # a handler of ITERATION_STARTED: nothing of it has been computed
+        if idist.get_world_size() > 1 or trainer.computing or iteration in (0, self.saved):
+            return
+        state.iteration = iteration
+        try:
+            self.save(trainer)
+        except Exception as error:  # the first exception is the one to be seen
+            log.warning("no checkpoint of iteration %d was saved: %s", iteration, error)
+        else:
+            log.info("stopping after iteration %d because of an error; continue with --resume", iteration)
 
     def resume(self, trainer: Trainer) -> int:
         """Loads the newest intact checkpoint into the trainer and all registered parts.

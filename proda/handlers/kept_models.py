@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Events
 from torch import Tensor
 
 from proda.engines.events import ProdaEvents, Trainer
+from proda.handlers.checkpoints import damage
 from proda.handlers.validation import Validation
 from proda.models.model_info import ModelInfo
 from proda.models.network import SegmentationNetwork
@@ -18,6 +20,8 @@ from proda.models.weights import weights_content
 from proda.utils.files import save_tensors
 
 log = logging.getLogger("proda")
+
+BEST = {"best.pt": "miou", "label_free.pt": "label_free"}  # file -> the score by which it is chosen
 
 
 class KeptModels:
@@ -68,6 +72,25 @@ class KeptModels:
             if self.saved.get(name) != result["iteration"]:
                 self._save(name, result)
 
+    def recover(self, trainer: Trainer) -> None:
+        """After a resume: saves the best models that are gone, or passes over validations whose models stay gone.
+
+        ``best.pt`` of an iteration after the checkpoint was deleted, and the one before it had been overwritten. The
+        best validation of the run is then the best one whose model there is.
+        """
+        results, iteration = self.validation.results, trainer.state.iteration
+        for name, score in BEST.items():
+            there = idist.broadcast(_iteration_of(self.folder / name), src=0)
+            while results and not math.isnan((best := self.validation.best(score))[score]):
+                lost = self.validation.lost.setdefault(score, set())
+                if best["iteration"] == there or best["iteration"] in lost:
+                    break
+                if best["iteration"] == iteration and best is results[-1]:
+                    self._save(name, best)
+                    break
+                log.warning("%s of iteration %d, the best so far, is gone", self.folder / name, best["iteration"])
+                lost.add(best["iteration"])
+
     def names(self, result: dict[str, Any]) -> list[str]:
         """The files to save after the last validation, whose scores are ``result``."""
         names = ["last.pt"]
@@ -102,3 +125,12 @@ class KeptModels:
         except OSError as error:
             self.failures[name] = error
             log.error("could not save a model: %s; the file before it is kept", error)
+
+
+def _iteration_of(path: Path) -> int:
+    """The iteration of a model that was saved; -1 if there is none that can be read."""
+    if not path.is_file() or damage(path):
+        return -1
+    content = torch.load(path, map_location="meta", weights_only=True)
+    found = content.get("iteration") if isinstance(content, dict) else None
+    return found if isinstance(found, int) else -1

@@ -7,7 +7,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from torch import nn
+from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents
@@ -19,7 +19,6 @@ log = logging.getLogger("proda")
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm  # the synchronized class derives from it too
 STATISTICS = ("running_mean", "running_var")
-NUMBER = "num_batches_tracked"
 
 
 class AdaBN:
@@ -53,8 +52,22 @@ class AdaBN:
         layers = [module for module in norms if module.training]
         if not layers:
             return
+        before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers(recurse=False)]
         momenta = [layer.momentum for layer in layers]
-        numbers = [getattr(layer, NUMBER).clone() for layer in layers]
+        try:
+            mean, variance = self._of_all_images(layers)
+        finally:  # also if an image cannot be read: a checkpoint may still be saved
+            for buffer, value in before:
+                buffer.copy_(value)
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+        sizes = [layer.num_features for layer in layers]
+        for layer, *values in zip(layers, mean.split(sizes), variance.split(sizes), strict=True):
+            for name, value in zip(STATISTICS, values, strict=True):
+                getattr(layer, name).copy_(value)
+
+    def _of_all_images(self, layers: list[BATCH_NORM]) -> tuple[Tensor, Tensor]:
+        """Mean and variance of all features of the layers, float64; changes the layers' buffers and momentum."""
         count, means, squares = 0, torch.zeros(()), torch.zeros(())
         with evaluation_mode(self.network):  # no dropout
             for layer in layers:
@@ -69,14 +82,7 @@ class AdaBN:
                 means, squares = means + number * mean, squares + number * (variance + mean**2)
                 count += number
         mean = means / count
-        variance = (squares / count - mean**2).clamp(min=0)
-        sizes = [layer.num_features for layer in layers]
-        found = zip(mean.split(sizes), variance.split(sizes), strict=True)
-        for layer, momentum, tracked, values in zip(layers, momenta, numbers, found, strict=True):
-            layer.momentum = momentum
-            getattr(layer, NUMBER).copy_(tracked)
-            for name, value in zip(STATISTICS, values, strict=True):
-                getattr(layer, name).copy_(value)
+        return mean, (squares / count - mean**2).clamp(min=0)
 
 
 class AverageStatistics:

@@ -35,7 +35,7 @@ class StopRequests:
     run ends with ``Events.TERMINATE``, at which the checkpoint is saved, and without ``Events.COMPLETED``. Work before
     the first epoch (pseudo labels, prototypes) may be interrupted at any time; a second Ctrl-C interrupts immediately.
     If a handler on any process calls ``trainer.terminate()`` (as Ignite's ``TimeLimit`` and ``EarlyStopping`` do), all
-    processes end with the current iteration or epoch.
+    processes end with the current iteration or epoch; ``terminate_epoch()`` likewise ends the epoch on all of them.
 
     Args:
         timeout: how long a process waits for the others at the end of an iteration; None: as long as torch does.
@@ -46,6 +46,7 @@ class StopRequests:
         self.signal = 0  # number of the signal that this process received
         self.interrupted = False  # by Ctrl-C; the launcher then sends SIGTERM as well
         self.ending = 0  # request of a handler here: 1 terminate(), 2 terminate(skip_completed=True)
+        self.ending_epoch = 0  # the same of terminate_epoch() in this iteration, 2 with skip_epoch_completed=True
         self.status = 0  # the exit status of a run that is stopped
         self._previous: dict[int, Any] = {}
         # The processes agree in every iteration. Over NCCL they would wait for their GPUs to do so.
@@ -79,25 +80,29 @@ class StopRequests:
         self.trainer.add_event_handler(Events.EPOCH_STARTED, self._install_handlers)
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._agree)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._agree)
-        self._terminate = self.trainer.terminate
-        self.trainer.terminate = self._ask_to_end
+        self._terminate, self._terminate_epoch = self.trainer.terminate, self.trainer.terminate_epoch
+        self.trainer.terminate, self.trainer.terminate_epoch = self._ask_to_end, self._ask_to_end_epoch
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        del self.trainer.terminate  # restores the method of the class
+        del self.trainer.terminate, self.trainer.terminate_epoch  # restores the methods of the class
         if self.status and error is None:
             idist.barrier()  # the launcher ends all processes when the first exits, so wait until all have saved
             raise Stopped(self.status)
 
     def _agree(self, trainer: Engine) -> None:
-        """Exchanges both kinds of request at once. A signal takes precedence over a handler's request."""
-        asked, ending = divmod(self._all_reduce_max(4 * self.signal + self.ending), 4)
+        """Exchanges all requests at once. A signal takes precedence over the run's end, and that over an epoch's."""
+        asked, request = divmod(self._all_reduce_max(16 * self.signal + 4 * self.ending + self.ending_epoch), 16)
+        ending, ending_epoch = divmod(request, 4)
         if asked and not self.status:  # self.signal stays: a signal may arrive meanwhile
             self._stop(asked, f"after iteration {trainer.state.iteration}")
         if asked or ending:
             self._terminate(skip_completed=bool(asked) or ending == 2)
+        elif ending_epoch and trainer.last_event_name == Events.ITERATION_COMPLETED:  # otherwise the epoch has ended
+            self._terminate_epoch(skip_epoch_completed=ending_epoch == 2)
+        self.ending_epoch = 0
 
     def _all_reduce_max(self, value: int) -> int:
         """The highest value of all processes."""
@@ -113,6 +118,9 @@ class StopRequests:
 
     def _ask_to_end(self, skip_completed: bool = False) -> None:
         self.ending = max(self.ending, 2 if skip_completed else 1)
+
+    def _ask_to_end_epoch(self, skip_epoch_completed: bool = False) -> None:
+        self.ending_epoch = max(self.ending_epoch, 2 if skip_epoch_completed else 1)
 
     def _install_handlers(self) -> None:
         if not self._previous and threading.current_thread() is threading.main_thread():

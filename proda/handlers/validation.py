@@ -39,6 +39,7 @@ class Validation:
         self.evaluators = {"": evaluator} if teacher is None else {"": evaluator, "teacher_": teacher}
         self.batches, self.class_names = batches, class_names
         self.results: list[dict[str, Any]] = []
+        self.lost: dict[str, set[int]] = {}  # score -> iterations whose model no longer exists; see ``KeptModels``
         self.every = 0
 
     def attach(self, trainer: Trainer, *, every: int) -> None:
@@ -91,8 +92,10 @@ class Validation:
             self(trainer)
 
     def best(self, score: str = "miou") -> dict[str, Any]:
-        """The validation with the highest score; the first one of several equals."""
-        return max(self.results, key=lambda result: -math.inf if math.isnan(result[score]) else result[score])
+        """The validation with the highest score; the first one of several equals. Its model exists."""
+        lost = self.lost.get(score, set())
+        there = [result for result in self.results if result["iteration"] not in lost] or self.results
+        return max(there, key=lambda result: -math.inf if math.isnan(result[score]) else result[score])
 
     def summary(self) -> dict[str, Any]:
         """The final scores, and the mean IoU and iteration of the best and of the label-free model."""

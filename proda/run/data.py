@@ -168,15 +168,15 @@ def label_store(
 ) -> SoftLabelStore | HardLabelStore:
     """As ``Data.label_store``, for any experiment with a flag ``--pseudo_labels``."""
     own_folder, resume = not config.pseudo_labels, isinstance(config, TrainConfig) and config.resume
-    return described_store(
+    store = described_store(
         config.pseudo_labels or Path(config.output) / "pseudo_labels",
         kind,
         Manifest(
             num_classes=len(domains.classes.names),
             weights=network.origin,
             settings=_prediction_settings(config, domains) | settings,
-            images=domains.target.names,
-            fingerprint=domains.target.fingerprint(),
+            images=domains.target.order,
+            fingerprint=domains.target_of_labels(),
             class_names=domains.classes.names,
         ),
         palette=domains.classes.colors,
@@ -187,13 +187,15 @@ def label_store(
             else "delete the folder or set another --pseudo_labels"
         ),
     )
+    store.left_out = set(domains.target.replaced.values())
+    return store
 
 
 def made_from(config: DataConfig, domains: Domains, network: SegmentationNetwork) -> dict[str, Any]:
     """What the prototypes of ``network`` depend on, apart from the number of passes."""
     return {
         "weights": network.origin,
-        "images": domains.target.fingerprint(),
+        "images": domains.target_of_labels(),
         "classes": domains.classes.names,
         **_prediction_settings(config, domains),
     }

@@ -15,10 +15,11 @@ from torch.utils.data import Dataset, Subset
 from proda.data.benchmarks import GTA5_RELEASED_SIZE, open_dataset
 from proda.data.camvid import SIZE, camvid, scenes
 from proda.data.check import spot_check
-from proda.data.labelled_files import LabelledFiles, read_skip_entries, read_skip_list
+from proda.data.labelled_files import FileEntry, LabelledFiles, read_skip_entries, read_skip_list
 from proda.data.labels import benchmark_names
 from proda.data.own_data import Description, read_description
 from proda.models.weights import Weights
+from proda.run.changed_files import DataBefore, unchanged_otherwise
 from proda.run.classes import label_space
 from proda.run.config import DataConfig
 from proda.settings.presets import STREETS_DATA
@@ -37,13 +38,22 @@ class Domains:
     Args:
         trained: the content of a weights file, whose classes apply if ``--source`` is empty.
         single_process: only one process of several uses it, so it must not wait for the others.
+        before: the data of the run that is resumed. Its order stays although an example that stopped it is skipped.
 
     Raises:
         UserError: source, target and ``--num_classes`` do not agree, or files are missing in a folder.
     """
 
-    def __init__(self, config: DataConfig, trained: Weights | None = None, *, single_process: bool = False) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        trained: Weights | None = None,
+        *,
+        single_process: bool = False,
+        before: DataBefore | None = None,
+    ) -> None:
         self.config, self.trained, self.single_process = config, trained, single_process
+        self.before, self.opened = before, list[tuple[str, LabelledFiles]]()
         folder = named_root(config, trained)
         self.own_source, self.own_target = own_data(config.source, folder), own_data(config.target, folder)
         if self.own_source is not None and self.own_target is None:
@@ -112,11 +122,22 @@ class Domains:
 
     def open(self, domain: str, split: str, *, with_labels: bool, **options: Any) -> LabelledFiles:
         """Lists a split of ``domain``, "source" or "target"; reads no image. ``options`` go to ``LabelledFiles``."""
+        files = self._open(domain, split, with_labels=with_labels, **options)
+        part = "source" if domain == "source" else split
+        if self.before is not None:
+            order, known = self.before.order(part), self.before.stopped_by.setdefault(part, [])
+            known += files.damaged(set(order) - set(known))
+            if split == "train":
+                files.keep_order(order, known)
+        self.opened.append((part, files))
+        return files
+
+    def _open(self, domain: str, split: str, *, with_labels: bool, **options: Any) -> LabelledFiles:
         config, is_source = self.config, domain == "source"
         own = self.own_source if is_source else self.own_target
         options["labelled_only"] = is_source and with_labels and config.labelled_only
         if config.skip_bad:
-            options["skip"] = read_skip_list(config.skip_bad, "source" if is_source else split)
+            options["skip"] = self.left_out("source" if is_source else split)
         if not is_source and not config.source and self.trained is not None:
             self._check_target(self.trained, with_labels)
         if is_source and config.source == "scenes" and not self.single_process:
@@ -175,14 +196,49 @@ class Domains:
         for name, own in (("source", self.own_source), ("target", self.own_target)):
             if own is not None:
                 found[f"{name} description"] = own.fingerprint()
-        found["source images"], found["source labels"] = self.source.fingerprint(), self.source.label_fingerprint()
-        found["target images"] = self.target.fingerprint()
-        if getattr(self.config, "train_on", "") == "target":  # the oracle; other runs only score pseudo labels by them
-            found["target labels"] = self.labelled_target.label_fingerprint()
-        if isinstance(self.validation, LabelledFiles):
-            found["validation images"] = self.validation.fingerprint()
-            found["validation labels"] = self.validation.label_fingerprint()
+        for name, (files, labels) in self._fingerprinted().items():
+            found[name] = files.label_fingerprint() if labels else files.fingerprint()
         return found
+
+    def listings(self) -> dict[str, list[FileEntry]]:
+        """Name of a fingerprint -> the files that it covers."""
+        return {name: files.entries(labels=labels) for name, (files, labels) in self._fingerprinted().items()}
+
+    def _fingerprinted(self) -> dict[str, tuple[LabelledFiles, bool]]:
+        """Name of a fingerprint -> the files that it covers, and whether these are the label files."""
+        found = {"source images": (self.source, False), "source labels": (self.source, True)}
+        found["target images"] = (self.target, False)
+        if getattr(self.config, "train_on", "") == "target":  # the oracle; other runs only score pseudo labels by them
+            found["target labels"] = (self.labelled_target, True)
+        if isinstance(self.validation, LabelledFiles):
+            found["validation images"] = (self.validation, False)
+            found["validation labels"] = (self.validation, True)
+        return found
+
+    def left_out(self, part: str) -> set[str]:
+        """Names of examples of a part that ``--skip_bad`` lists."""
+        return read_skip_list(self.config.skip_bad, part) if self.config.skip_bad else set()
+
+    def target_of_labels(self) -> str:
+        """Fingerprint of the target images that stored labels and prototypes have to be of.
+
+        After a resume with an image that was repaired or left out, these are the images that the run began with.
+        """
+        before = self.before
+        if before is None or not before.labels_of:
+            return self.target.fingerprint()
+        same = unchanged_otherwise(before, "target images", self.target.entries(), self.left_out("train"))
+        return before.labels_of if same else self.target.fingerprint()
+
+    def example_of(self, error: Exception) -> tuple[str, str] | None:
+        """Part and name of the example whose file an error names first; None for other errors."""
+        text, found = str(error), dict[int, tuple[str, str]]()
+        for part, files in self.opened:
+            for paths in (files.images, files.label_files or []):
+                for name, path in zip(files.names, paths, strict=True):
+                    if path is not None and text.startswith(f"{path}: "):
+                        found[len(str(path))] = (part, name)
+        return found[max(found)] if found else None
 
     def _check_target(self, trained: Weights, with_labels: bool) -> None:
         """Raises UserError if the target's label files are not known to be of the classes of a weights file."""

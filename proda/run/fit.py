@@ -25,8 +25,10 @@ from proda.handlers.statistics import AdaBN, AverageStatistics
 from proda.handlers.stopping import TIMEOUT, StopRequests
 from proda.handlers.validation import Validation
 from proda.models.model_info import ModelInfo
+from proda.run.changed_files import PARTS
 from proda.run.config import AdaptConfig, MeanTeacherConfig, PseudoLabelConfig, TrainConfig
 from proda.run.data import Data, views_in_words
+from proda.run.domains import Domains
 from proda.run.job import Job
 from proda.run.networks import Networks, synchronizes_batch_norm
 from proda.run.record import experiment_name, git_commit
@@ -58,7 +60,17 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
         Stopped: on SIGTERM or on Ctrl-C; a checkpoint has been saved.
         UserError: a flag, a file or the output folder cannot be used.
     """
-    job, data = Job(config), Data(config)
+    job = Job(config)
+    domains = Domains(config, before=job.data_before)
+    try:
+        return _fit(build, job, Data(config, domains))
+    except UserError as error:
+        if example := domains.example_of(error):
+            job.note_stopper(*example)
+        raise
+
+
+def _fit(build: Build, job: Job, data: Data) -> dict[str, Any]:
     config = data.config  # with the views; config.json has the flags as they were given
     check_flags(config, data.classes.names)
     stage = build(config, data, Networks(config, data.classes, job.precision))
@@ -69,12 +81,16 @@ def fit(config: TrainConfig, build: Build) -> dict[str, Any]:
     stage.check(doomed=all_run_files(job.folder) if config.overwrite else ())
     common.checkpoints.check_states(stage.trainer)
     data.prepare()
-    lines = summary_lines(config, data, stage.batches)
+    lines, domains = summary_lines(config, data, stage.batches), data.domains
     if stage.student.pretrained:
         lines["initial weights"] = stage.student.pretrained
-    job.open(lines, data.domains.fingerprints() | {"views": views_in_words(config)})
+    left_out = {part: domains.left_out(part) for part in PARTS}
+    job.open(lines, domains.fingerprints() | {"views": views_in_words(config)}, domains.listings(), left_out)
+    if stage.labels is not None and not getattr(config, "pseudo_labels", ""):
+        stage.labels.store.forget(job.repaired)
     start = _resume(config, stage, common)
-    job.save_record(trained=start >= stage.batches.iterations)
+    length, epoch_length = stage.batches.iterations, stage.batches.epoch_length
+    job.save_record(trained=start >= length, start=start, length=length, epoch_length=epoch_length)
     return _train(job, stage, common, start)
 
 
@@ -148,6 +164,8 @@ def _resume(config: TrainConfig, stage: Stage, common: CommonHandlers) -> int:
             f"the run to resume has {trainer.state.epoch_length} iterations per epoch, this command {expected}: use "
             "the same --batch_size and images, or another --output"
         )
+    if start:
+        common.models.recover(trainer)
     return start
 
 
@@ -164,9 +182,13 @@ def _train(job: Job, stage: Stage, common: CommonHandlers, start: int) -> dict[s
             with StopRequests(trainer, timeout=TIMEOUT) as stop:
                 for evaluator in common.validation.evaluators.values():
                     stop.attach_to(evaluator)
-                trainer.run(
-                    prefetched(batches.loader(start), job.device), max_epochs=epochs, epoch_length=batches.epoch_length
-                )
+                data = prefetched(batches.loader(start), job.device)
+                try:
+                    trainer.run(data, max_epochs=epochs, epoch_length=batches.epoch_length)
+                except Exception as error:
+                    if not isinstance(error, FloatingPointError):  # weights or losses are not finite
+                        common.checkpoints.save_after_error(trainer)
+                    raise
         else:
             job.log.info("nothing to train: the run already has %d of %d iterations", start, batches.iterations)
             trainer.fire_event(Events.COMPLETED)

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,15 @@ import torch
 from ignite.utils import manual_seed
 
 from proda.engines.optimization import Precision
+from proda.run.changed_files import (
+    PARTS,
+    DataBefore,
+    Listings,
+    data_before,
+    part_of,
+    told_changes,
+    unchanged_otherwise,
+)
 from proda.run.config import RunConfig, TrainConfig
 from proda.run.record import (
     RECORD_FILE,
@@ -27,10 +36,10 @@ from proda.run.record import (
     run_record,
 )
 from proda.utils.errors import MissingFileError, UserError
-from proda.utils.files import save_json
+from proda.utils.files import atomic_write, save_json
 from proda.utils.lock import FolderLock
 from proda.utils.progress import LOGGER, ConsoleHandler
-from proda.utils.run_files import all_run_files, earlier_run
+from proda.utils.run_files import DATA_FILES, all_run_files, checkpoint_files, earlier_run
 
 
 class Job:
@@ -50,6 +59,10 @@ class Job:
         self.log = logging.getLogger("proda")
         self.stopwatch = Stopwatch()
         self.lock = FolderLock(self.folder)
+        self.began = False  # config.json is that of this run
+        self.accepted: set[str] = set()  # names of fingerprints that may differ from those of the run to resume
+        self.repaired: list[str] = []  # target images that are not those that stored labels are of
+        self.listings: Listings = {}
         manual_seed(config.seed)
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for matrix products on a GPU
@@ -61,13 +74,33 @@ class Job:
                 keep_inputs(self.folder, config)
             if before := self._resumed():
                 refuse_other_settings(before, run_record(config, {}), self.folder)
+                self._refuse_finished()
+
+        self.data_before: DataBefore | None = None
+        if isinstance(config, TrainConfig) and config.resume:
+            self.data_before = data_before(self.folder, read_record(self.folder, config))
 
     def _resumed(self) -> dict[str, Any]:
         """The record of the run that this one resumes; empty if there is none, or if it cannot be read."""
         resumes = isinstance(self.config, TrainConfig) and self.config.resume and earlier_run(self.folder)
         return read_record(self.folder, self.config) if resumes else {}
 
-    def open(self, lines: Mapping[str, Any] | None = None, data: Mapping[str, str] | None = None) -> None:
+    def _refuse_finished(self) -> None:
+        """Raises UserError if the run to resume is finished and its checkpoints are gone: it would start again."""
+        kept = [*checkpoint_files(self.folder), *self.folder.glob("checkpoint_*.pt.damaged")]
+        if (self.folder / "summary.json").is_file() and not kept:
+            raise UserError(
+                f"{self.folder} holds a finished run (summary.json) without a checkpoint, so nothing is left to train: "
+                "repeat it with --overwrite, or set another --output"
+            )
+
+    def open(
+        self,
+        lines: Mapping[str, Any] | None = None,
+        data: Mapping[str, str] | None = None,
+        listings: Listings | None = None,
+        left_out: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
         """Locks the folder, opens ``train.log`` and prints the start-up summary.
 
         ``config.json`` is written too; that of a training run only by :meth:`save_record`, after the checkpoint to
@@ -76,6 +109,8 @@ class Job:
         Args:
             lines: more lines of the summary, name -> value.
             data: name -> fingerprint of images, labels and descriptions. A run is only resumed on the same data.
+            listings: the files of the run, so that those that stop it may be repaired or left out at ``--resume``.
+            left_out: part of the data -> names that ``--skip_bad`` lists.
 
         Raises:
             UserError: another command uses the folder; the folder holds a run and neither ``--resume`` nor
@@ -86,7 +121,8 @@ class Job:
         if idist.get_rank() == 0:
             try:
                 record = run_record(self.config, data or {}, _describe(self.device))
-                changed = self._claim(record)
+                self.listings = listings or {}
+                changed = self._claim(record, left_out or dict.fromkeys(PARTS, ()))
             except BaseException:
                 self.lock.release()
                 raise
@@ -108,18 +144,44 @@ class Job:
         for name, value in summary.items():
             self.log.info("%-22s %s", name, value)
 
-    def save_record(self, *, trained: bool = True) -> None:
+    def save_record(self, *, trained: bool = True, start: int = 0, length: int = 0, epoch_length: int = 1) -> None:
         """Writes ``config.json``, and deletes a summary that describes another result.
 
-        ``trained``: the run has all its iterations, so a summary with the same settings is still its own.
+        Args:
+            trained: the run has all its iterations, so a summary with the same settings is still its own.
+            start: iterations that it has made. If that is more than ``length``, to which the flags would shorten it,
+                its record keeps the length that its result has.
+            epoch_length: iterations of an epoch.
         """
         if idist.get_rank() == 0:
             before = self._resumed()
+            if start > length:
+                self.record |= _length_of(before, start, epoch_length)
             if not (trained and before) or changes_result(before, self.record):
                 (self.folder / "summary.json").unlink(missing_ok=True)
             save_json(self.record, self.folder / RECORD_FILE)
+            if self.listings:
+                with atomic_write(self.folder / DATA_FILES) as partial:
+                    partial.write_text(json.dumps(self.listings))
+        self.began = True
 
-    def _claim(self, record: dict[str, Any]) -> list[str]:
+    def note_stopper(self, part: str, name: str) -> None:
+        """Notes in ``config.json`` that a file of this example stopped the run, so that it may be repaired or skipped.
+
+        Does nothing if no run has begun in the folder.
+        """
+        path = self.folder / RECORD_FILE
+        if not self.began and not (self.data_before is not None and idist.get_world_size() == 1):
+            return
+        lock = contextlib.nullcontext() if self.began else self.lock
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError), lock:  # the error itself matters more
+            record = json.loads(path.read_text())
+            names = record["run"].setdefault("stopped_by", {}).setdefault(part, [])
+            if name not in names:
+                names.append(name)
+                save_json(record, path)
+
+    def _claim(self, record: dict[str, Any], left_out: Mapping[str, Collection[str]]) -> list[str]:
         """Makes sure that files of two runs do not mix in the folder; ``record`` is the new content of config.json.
 
         Returns one line for each setting that differs from the run to resume.
@@ -135,13 +197,37 @@ class Job:
             keep_inputs(folder, config)
             for path in all_run_files(folder):
                 path.unlink(missing_ok=True)
+        told = self._take_over_data(record, left_out)
         if not (config.resume and there):
-            return []
+            return told
         before = self._resumed()
         if not before:
             return [f"{folder / RECORD_FILE} is missing or damaged: the settings of the run to resume are unknown"]
+        for name in self.accepted:
+            before["run"]["data"].pop(name, None)
         refuse_other_settings(before, record, folder)
-        return logged_changes(before, record)
+        return told + logged_changes(before, record)
+
+    def _take_over_data(self, record: dict[str, Any], left_out: Mapping[str, Collection[str]]) -> list[str]:
+        """Accepts files of the run to resume that have changed because they had stopped it; a line for each example.
+
+        What later resumes have to know about them becomes part of ``record``.
+        """
+        before = self.data_before
+        if before is None:
+            return []
+        self.accepted = {
+            name
+            for name, entries in self.listings.items()
+            if unchanged_otherwise(before, name, entries, left_out[part_of(name)])
+        }
+        told = told_changes(before, {name: self.listings[name] for name in sorted(self.accepted)}, left_out)
+        self.repaired = [name for part, name in told if part == "train" and name not in left_out[part]]
+        skipped = {part: [n for n in names if n in left_out[part]] for part, names in before.stopped_by.items()}
+        record["run"]["stopped_by"] = {part: names for part, names in skipped.items() if names}
+        if before.labels_of and "target images" in self.accepted:
+            record["run"]["labels_of"] = before.labels_of
+        return list(told.values())
 
     def finish(self, summary: dict[str, Any], *, iterations: int = 0, images: int = 0) -> dict[str, Any]:
         """Writes ``summary.json`` with the time added, unlocks the folder and returns the content of the file.
@@ -186,6 +272,13 @@ class Stopwatch:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.before = float(state["seconds"])
+
+
+def _length_of(before: Mapping[str, Any], made: int, epoch_length: int) -> dict[str, Any]:
+    """The flags of a run that has made so many iterations: those that it was begun with, if they say the same."""
+    if before and made == (before["iterations"] or before["epochs"] * epoch_length):
+        return {name: before[name] for name in ("iterations", "epochs", "schedule_iterations")}
+    return {"iterations": made}
 
 
 def device_of(config: RunConfig) -> torch.device:

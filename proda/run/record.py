@@ -1,7 +1,9 @@
 """``config.json``: what the results of a run depend on, and what changes when it is resumed or repeated."""
 
 import json
+import os
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from proda.run.config import RunConfig
 from proda.settings.reading import with_present_names
 from proda.utils.errors import UserError
 from proda.utils.files import sha256
+from proda.utils.lock import start_time
 from proda.utils.record import check_format, plain, shortened
 from proda.utils.run_files import all_run_files, earlier_run
 
@@ -29,9 +32,17 @@ UNCOMPARED_FLAGS = {
 }
 # Flags that may change at --resume; each change is logged. A change of any other flag is refused, including flags of a
 # user's own Config: the result would belong neither to the old settings nor to the new ones.
-RESUMABLE_FLAGS = UNCOMPARED_FLAGS | {"iterations", "epochs", "schedule_iterations", "val_every", "pseudo_labels"}
+# What --skip_bad leaves out is compared by the fingerprints of the data.
+RESUMABLE_FLAGS = UNCOMPARED_FLAGS | {
+    *("iterations", "epochs", "schedule_iterations", "val_every", "pseudo_labels", "skip_bad"),
+}
 UNLOGGED_FLAGS = {"output", "resume", "overwrite"}
 WEIGHTS_FILES = (".pt", ".pth", ".pkl", ".npz")  # files with these suffixes are compared by content, not by path
+LAUNCH_IDS = (
+    "TORCHELASTIC_RUN_ID",
+    "SLURM_JOB_ID",
+    "SLURM_JOBID",
+)  # the second is hidden where Ignite would misread it
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow", "tensorboardX", "fire")
 
 
@@ -51,6 +62,7 @@ def run_record(config: RunConfig, data: Mapping[str, str], device: str = "") -> 
             "processes": idist.get_world_size(),
             "device": device,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "launch": launch(),
             "files": {name: sha256(path) for name, path in weights_flags(config).items() if Path(path).is_file()},
             "data": dict(data),
         }
@@ -172,6 +184,28 @@ def refuse_other_run(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"{folder} holds another run ({there[-1].name}): continue it by --resume, delete it by --overwrite, or "
             "set another --output"
         )
+
+
+def launch() -> dict[str, Any]:
+    """What identifies the job of torchrun or SLURM that this process belongs to, over all its restarts.
+
+    Ids of torchrun may be "none", which all such jobs share; torchrun itself is the parent of its processes then.
+    """
+    found = {name: os.environ.get(name, "") for name in LAUNCH_IDS}
+    ids = {name: value for name, value in found.items() if value not in ("", "none")}
+    parent = os.getppid()
+    return {"ids": ids, "host": socket.gethostname(), "parent": [parent, start_time(parent)]}
+
+
+def of_this_launch(other: Mapping[str, Any]) -> bool:
+    """Whether a run with the ``launch`` of its record may have begun in an earlier life of this command."""
+    if not other:
+        return True  # an earlier version did not record it
+    mine = launch()
+    both = mine["ids"].keys() & other["ids"].keys()
+    if both or mine["ids"] or other["ids"]:
+        return any(mine["ids"][name] == other["ids"][name] for name in both)
+    return mine["host"] != other["host"] or mine["parent"] == other["parent"]
 
 
 def experiment_name(config: RunConfig) -> str:

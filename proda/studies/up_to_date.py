@@ -11,6 +11,7 @@ from typing import Any
 import ignite.distributed as idist
 
 from proda.cli.launch import load_experiment, start
+from proda.run.changed_files import data_before, part_of, unchanged_otherwise
 from proda.run.config import DataConfig
 from proda.run.domains import Domains
 from proda.run.job import read_summary
@@ -36,7 +37,8 @@ def run_if_outdated(experiment: str, flags: dict[str, Any], *, overwrite: bool =
     config, folder = _config(experiment, flags), Path(flags["output"])
     _check_weights(experiment, config)
     before, finished = read_record(folder, config), (folder / "summary.json").is_file()
-    changed, used = _changes(before, config, Domains(config).fingerprints()), finished or bool(earlier_run(folder))
+    domains = Domains(config, before=data_before(folder, before))
+    changed, used = _changes(before, config, domains, finished=finished), finished or bool(earlier_run(folder))
     same = bool(before) and not changed
     idist.barrier()  # all processes have read the folder before one of them writes
     if same and finished:
@@ -70,7 +72,7 @@ def finished_summary(experiment: str, flags: dict[str, Any]) -> dict[str, Any] |
     except MissingFileError:
         return None
     before = read_record(folder, config)
-    return None if not before or _changes(before, config, {}) else read_summary(folder)
+    return None if not before or _changes(before, config) else read_summary(folder)
 
 
 def print_once(text: str) -> None:
@@ -92,11 +94,22 @@ def _check_weights(experiment: str, config: DataConfig) -> None:
             raise MissingFileError(f"--{name}={path}: no such file; expected the weights that {experiment} starts from")
 
 
-def _changes(before: dict[str, Any], config: DataConfig, data: dict[str, str]) -> list[str]:
-    """What differs between the record of a run and what ``config`` and ``data`` would give, in words."""
+def _changes(
+    before: dict[str, Any], config: DataConfig, domains: Domains | None = None, *, finished: bool = True
+) -> list[str]:
+    """What differs between the record of a run and what ``config`` and its data would give, in words.
+
+    Files that stopped an unfinished run may have changed: it is resumed.
+    """
     if not before:
         return []
-    found = changes(before, run_record(config, data))
+    found = changes(before, run_record(config, {} if domains is None else domains.fingerprints()))
+    if domains is not None and domains.before is not None and not finished:
+        for name, files in domains.listings().items():
+            if unchanged_otherwise(domains.before, name, files, domains.left_out(part_of(name))):
+                found.pop(name, None)
+        if domains.before.stopped_by:
+            found.pop("skip_bad", None)
     return [text for name, text in found.items() if name not in UNCOMPARED_FLAGS]
 
 

@@ -138,10 +138,10 @@ def _identity() -> dict[str, Any]:
     except OSError:
         machine = ""
     pid = os.getpid()
-    return {"host": socket.gethostname(), "machine": machine, "pid": pid, "started": _start_time(pid)}
+    return {"host": socket.gethostname(), "machine": machine, "pid": pid, "started": start_time(pid)}
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """Start time of a process in clock ticks of the kernel; None if the process or /proc does not exist."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -159,7 +159,7 @@ def _is_alive(owner: dict[str, Any]) -> bool | None:
     me = _identity()
     if not me["started"] or (owner.get("host"), owner.get("machine")) != (me["host"], me["machine"]):
         return None
-    return _start_time(owner["pid"]) == owner["started"]
+    return start_time(owner["pid"]) == owner["started"]
 
 
 def _described(owner: dict[str, Any]) -> str:

@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
+DATA_FILES = "data_files.json"  # name, size and, of some, content of every file that a run reads
 MODELS = ("best.pt", "last.pt", "label_free.pt", "teacher.pt")
 RUN_FILES = (  # files of a run other than checkpoints and models; glob patterns
-    *("summary.json", "report.html", "train.log", "prototypes.pt", "events.out.tfevents.*"),
+    *("summary.json", "report.html", "train.log", "prototypes.pt", "events.out.tfevents.*", DATA_FILES),
     *("checkpoint_*.pt.damaged", ".*.part"),
 )
 _CHECKPOINT = re.compile(r"checkpoint_(0|[1-9][0-9]*)\.pt")  # does not match copies such as checkpoint_2_keep.pt

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from proda.cli.launch import ROOT, load_experiment, main, start
+from proda.run.record import launch, of_this_launch
 from proda.settings.reading import field_docs
 from tests import small_runs
 
@@ -316,6 +317,43 @@ def test_a_restart_goes_on_with_what_the_first_life_began(
     config = start(file, {"output": "run", **flags})
     assert (config.resume, config.overwrite) == expected
     assert capsys.readouterr().out == ("restarted: resuming the run in run\n" if expected[0] else "")
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "resumes"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "a"}, {"TORCHELASTIC_RUN_ID": "a"}, True),
+        ({"TORCHELASTIC_RUN_ID": "a"}, {"TORCHELASTIC_RUN_ID": "b"}, False),
+        ({}, {"TORCHELASTIC_RUN_ID": "b"}, False),
+        ({"TORCHELASTIC_RUN_ID": "none"}, {"TORCHELASTIC_RUN_ID": "none"}, True),  # of the same parent
+        ({"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "7"}, True),
+        ({"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "8"}, False),
+        # SLURM starts the job again, and torchrun draws another id
+        ({"SLURM_JOBID": "7", "TORCHELASTIC_RUN_ID": "a"}, {"SLURM_JOBID": "7", "TORCHELASTIC_RUN_ID": "b"}, True),
+    ],
+)
+def test_a_restart_overwrites_an_older_run_that_its_first_life_did_not_reach(then, now, resumes, tmp_path, monkeypatch):
+    file = own(tmp_path / "restarts.py", body="return config")
+    Path(file).write_text(Path(file).read_text().replace("RunConfig", "TrainConfig"))
+    Path("run").mkdir()
+    flags = {"output": "run", "overwrite": True}
+    with monkeypatch.context() as patch:
+        for name, value in then.items():
+            patch.setenv(name, value)
+        begun = asdict(start(file, flags)) | {"run": {"launch": launch()}}
+    Path("run/config.json").write_text(json.dumps(begun))
+    for name, value in {**now, "TORCHELASTIC_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    config = start(file, flags)
+    assert (config.resume, config.overwrite) == (resumes, not resumes)
+
+
+def test_without_ids_another_parent_on_the_same_machine_is_another_launch():
+    mine = launch() | {"ids": {}}
+    assert (
+        of_this_launch(mine) and of_this_launch({}) and of_this_launch(mine | {"host": "another", "parent": [1, "2"]})
+    )
+    assert not of_this_launch(mine | {"parent": [1, "2"]})
 
 
 @pytest.mark.slow

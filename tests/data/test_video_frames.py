@@ -123,6 +123,24 @@ def test_a_cut_video_gives_the_frames_that_it_has_and_a_warning(tmp_path, monkey
     assert lines == lines[:1] * 2
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "avi"])
+def test_a_cut_video_whose_header_has_no_number_of_frames_gives_a_warning_too(suffix, tmp_path, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr("proda.data.video_frames.warn_once", lines.append)
+    path = tmp_path / f"v.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx" if suffix == "webm" else "mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for number in range(40):
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 64, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert len(video_frames({"v": path}, 10, tmp_path / "whole")) == 4 and not lines
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    video_frames({"v": path}, 10, tmp_path / "cut")
+    assert len(lines) == 1 and re.fullmatch(rf"{path}: only \d+ of 40 frames could be decoded; .*", lines[0])
+
+
 def described(folder: Path, text: str) -> Path:
     (folder / "clips.toml").write_text(text)
     return folder / "clips.toml"

@@ -97,6 +97,20 @@ def test_a_handler_that_terminates_ends_the_run_with_the_iteration(event, ends, 
     assert training.events == ["TERMINATE"] + ["COMPLETED"] * (not skip)
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_handler_that_terminates_an_epoch_ends_it_with_the_iteration(skip):
+    training, ended = Training(), []
+    for event in (Events.EPOCH_STARTED, Events.EPOCH_COMPLETED):
+        training.trainer.add_event_handler(event, lambda t, name=event.name: ended.append((name, t.state.iteration)))
+    training.trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=3), lambda: training.trainer.terminate_epoch(skip_epoch_completed=skip)
+    )
+    training.run(7)
+    assert ended[: 3 - skip] == [("EPOCH_STARTED", 0), *[("EPOCH_COMPLETED", 3)] * (not skip), ("EPOCH_STARTED", 3)]
+    assert training.trainer.state.iteration == 7
+    assert training.trainer.terminate_epoch == Engine.terminate_epoch.__get__(training.trainer)
+
+
 INT, TERM = signal.SIGINT, signal.SIGTERM
 
 
@@ -135,6 +149,11 @@ def _many(rank: int, folder: str, case: str) -> None:
         training.trainer.add_event_handler(
             Events.ITERATION_STARTED(once=3), lambda: training.trainer.terminate() if rank else None
         )
+    elif case == "terminate the epoch":
+        training.trainer.add_event_handler(
+            Events.ITERATION_STARTED(once=3), lambda: training.trainer.terminate_epoch() if rank else None
+        )
+        training.trainer.add_event_handler(Events.EPOCH_STARTED, lambda: idist.barrier())
     training.trainer.add_event_handler(Events.ITERATION_STARTED, lambda: idist.all_reduce(1))  # as gradients are
     code = None
     try:
@@ -142,7 +161,8 @@ def _many(rank: int, folder: str, case: str) -> None:
     except Stopped as end:
         code = end.code
     with open(f"{folder}/{rank}", "w") as file:
-        file.write(f"{training.trainer.state.iteration} {training.validated} {code}")
+        epochs = f" {training.trainer.state.epoch}" if case == "terminate the epoch" else ""
+        file.write(f"{training.trainer.state.iteration} {training.validated} {code}{epochs}")
     idist.finalize()
 
 
@@ -152,6 +172,7 @@ def _many(rank: int, folder: str, case: str) -> None:
         ("validation", ["2 [(3, False)] 143"] * 2),
         ("batch that one process alone has", ["2 [(6, True)] 143", "2 [(5, True)] 143"]),
         ("terminate", ["3 [(6, True), (6, True)] None", "3 [(5, True), (5, True)] None"]),
+        ("terminate the epoch", [f"7 {[(n, True)] * 4} None 2" for n in (6, 5)]),
     ],
 )
 def test_two_processes_stop_at_the_same_point(tmp_path, case, expected):

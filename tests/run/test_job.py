@@ -145,7 +145,7 @@ def test_it_holds_its_folder_until_it_is_finished(tmp_path):
 
 def test_a_folder_that_another_command_uses_is_refused(tmp_path):
     begin(tmp_path)
-    owner = {**lock._identity(), "pid": os.getppid(), "started": lock._start_time(os.getppid()), "command": ["b.py"]}
+    owner = {**lock._identity(), "pid": os.getppid(), "started": lock.start_time(os.getppid()), "command": ["b.py"]}
     (tmp_path / ".lock").write_text(json.dumps(owner))
     for flag in ("resume", "overwrite"):
         assert f"in use by `b.py` (process {os.getppid()}" in refuses(tmp_path, training(tmp_path, **{flag: True}))

@@ -226,7 +226,7 @@ def test_overwrite_does_not_delete_what_a_flag_names(step, flag):
 
 def test_nothing_is_deleted_under_a_command_that_uses_the_folder(step):
     step.complete()
-    owner = {**lock._identity(), "pid": os.getppid(), "started": lock._start_time(os.getppid())}
+    owner = {**lock._identity(), "pid": os.getppid(), "started": lock.start_time(os.getppid())}
     (step.folder / ".lock").write_text(json.dumps(owner))
     assert f"process {os.getppid()} on" in step.refuses(overwrite=True, seed=3)
 

@@ -69,7 +69,7 @@ def test_a_second_command_is_told_in_one_line_who_holds_the_folder(tmp_path, hol
 
 def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path, holder, lines):
     holder.send_signal(signal.SIGKILL)
-    while module._start_time(holder.pid):  # dead, and nobody has waited for it yet
+    while module.start_time(holder.pid):  # dead, and nobody has waited for it yet
         time.sleep(0.01)
     began = time.monotonic()
     with FolderLock(tmp_path):
