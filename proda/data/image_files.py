@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from imagecodecs import png_decode
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from proda.data import png
 from proda.data.archives import open_file, read_bytes
 from proda.data.labels import TRANSPARENT
 from proda.utils.errors import MissingFileError, UserError
@@ -73,9 +75,12 @@ def read_image(path: Path) -> Image.Image:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an upright image, from its header; errors as those of :func:`read_image`."""
-    with _one_line(path, "image"), open_file(path) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
-        width, height = image.size
-        return (height, width) if _upright(image) in _TURNED else (width, height)
+    with _one_line(path, "image"), open_file(path) as file:
+        is_png = file.read(len(png.SIGNATURE)) == png.SIGNATURE
+        file.seek(0)
+        with _opened(path, io.BytesIO(png.without_metadata(file, pixels=False)) if is_png else file) as image:
+            width, height = image.size
+            return (height, width) if _upright(image) in _TURNED else (width, height)
 
 
 def read_ids(path: Path) -> Image.Image:
@@ -117,7 +122,7 @@ def label_palette(path: Path) -> dict[int, int] | None:
     """
     with _one_line(path, "label map"):
         data = _content(path)
-        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        picture = _opened(path, io.BytesIO(data))
         if _png_format(data)[:1] == _16_BIT or picture.mode in ("1", "L") or picture.mode.startswith("I"):
             return {}
         if picture.mode != "P":
@@ -169,7 +174,7 @@ def _codes(pixels: np.ndarray) -> np.ndarray:
 
 def _label_picture(path: Path, data: bytes, what: str) -> Image.Image:
     """The file, not decoded yet; UserError if its format may change ``what`` it holds."""
-    picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    picture = _opened(path, io.BytesIO(data))
     if picture.format not in LABEL_FORMATS:
         raise UserError(
             f"{path}: a {picture.format}, which may change {what}; expected a label map as {', '.join(LABEL_FORMATS)}"
@@ -180,7 +185,7 @@ def _label_picture(path: Path, data: bytes, what: str) -> Image.Image:
 def _decode_image(path: Path, data: bytes) -> Image.Image:
     if _png_format(data) == _RGB_8_BIT and not _png_chunk(data, b"eXIf"):
         return _as_rgb(path, png_decode(data), data)
-    image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    image = _opened(path, io.BytesIO(data))
     image.load()
     upright = _upright(image)
     if _png_format(data)[:1] == _16_BIT:  # of which Pillow keeps eight bits where there is colour
@@ -204,6 +209,8 @@ def _upright(image: Image.Image) -> Image.Transpose | None:
 
     ImageOps.exif_transpose also rewrites all other tags, and fails on tags that it does not know.
     """
+    if image.format == "PNG" and "exif" not in image.info:  # getexif() would decode the pixels to look behind them
+        return None
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises many errors for invalid metadata; the pixels are still valid
@@ -244,7 +251,7 @@ def _ids_as_bytes(path: Path, ids: np.ndarray) -> Image.Image:
 
 def _png_format(data: bytes) -> bytes:
     """Bit depth and colour type of a PNG, two bytes of its header; empty for another format."""
-    return data[24:26] if data.startswith(b"\x89PNG\r\n\x1a\n") else b""
+    return data[24:26] if data.startswith(png.SIGNATURE) else b""
 
 
 def _png_chunk(data: bytes, kind: bytes) -> bytes:
@@ -259,13 +266,26 @@ def _png_chunk(data: bytes, kind: bytes) -> bytes:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file. Pillow checks sizes itself; imagecodecs, which decodes PNGs, does not."""
+    """The bytes of a file; those of a PNG without metadata, and only if its checksums are right."""
     data = read_bytes(path)
     if _png_format(data):
         width, height = struct.unpack(">II", data[16:24])
-        if width * height > MAX_PIXELS:
-            raise UserError(f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS // 10**6} million")
+        _check_size(path, width, height)
+        return png.without_metadata(io.BytesIO(data))
     return data
+
+
+def _opened(path: Path, file: IO[bytes]) -> Image.Image:
+    """An image file, not decoded yet."""
+    image = Image.open(file, formats=IMAGE_FORMATS)
+    _check_size(path, *image.size)
+    return image
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    """Pillow checks sizes itself, by a limit of its own; imagecodecs, which decodes PNGs, does not."""
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS // 10**6} million")
 
 
 @contextmanager
