@@ -12,16 +12,18 @@ OUTPUT/confusion.png shows the confusion matrix. ``--predictions`` writes label 
 Cityscapes server and scripts expect.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import ignite.distributed as idist
+from ignite.engine import Engine, Events
 
-from proda.engines.inference import segmentation_evaluator
+from proda.engines.inference import require_finite, segmentation_evaluator
 from proda.handlers.predictions import SavePredictions
 from proda.handlers.progress import show_progress
-from proda.metrics import named_scores
+from proda.metrics import NO_LABELED_PIXELS, named_scores
 from proda.models.weights import read_weights
 from proda.run.config import UseConfig, parse_scales
 from proda.run.data import whole_images
@@ -66,6 +68,7 @@ def run(local_rank: int, config: Config) -> dict:
     )
 
     evaluator = segmentation_evaluator(network, job.precision, flip=config.flip, scales=scales)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, refuse_nan)  # before anything is written
     if config.predictions:
         folder = Path(config.predictions)
         SavePredictions(folder, suffix="_pred_labelIds.png", ids=data.classes.ids).attach(evaluator)
@@ -77,12 +80,19 @@ def run(local_rank: int, config: Config) -> dict:
     if labelled:
         if idist.get_rank() == 0:
             confusion_picture(metrics["confusion"].cpu().numpy(), names).save(job.folder / "confusion.png")
+        if not metrics["confusion"].any():
+            job.log.warning("no mIoU: %s", NO_LABELED_PIXELS)
         for name, iou in result["iou"].items():
             job.log.info("%-16s %s", name, "absent" if iou != iou else f"{100 * iou:6.2f}")
         for name in ("miou", "miou_13"):
-            if name in result:
+            if result.get(name, math.nan) == result.get(name):  # not NaN
                 job.log.info("%-16s %6.2f", name, 100 * result[name])
     else:
         job.log.info("%s %s has no labels: no mIoU", config.target, config.split)
     job.log.info("%-16s %6.2f", "label-free score", result["label_free"])
     return job.finish(result)
+
+
+def refuse_nan(evaluator: Engine) -> None:
+    """Raises FloatingPointError if the network predicts NaN."""
+    require_finite(evaluator.state.output["logits"].amax(1), evaluator.state.batch["name"])

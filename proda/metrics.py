@@ -14,6 +14,8 @@ from proda.data.labels import class_subset
 from proda.method.label_quality import contingency
 from proda.method.metrics import mutual_information, scores
 
+NO_LABELED_PIXELS = "no pixel has a class in the label maps; all are ignored, by their ids or by the description"
+
 
 def named_scores(confusion: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
     """Scores of a confusion matrix [K, K] by their names in ``summary.json``: fractions, or NaN where undefined."""

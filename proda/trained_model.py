@@ -11,6 +11,7 @@ from torch import Tensor
 from proda.data.image_files import picture_as_rgb, read_image
 from proda.data.labels import stored_labels
 from proda.data.samples import image_tensor
+from proda.engines.inference import require_finite
 from proda.engines.prediction import probability_rows
 from proda.engines.tiling import SMALLEST_TILE, automatic_tile
 from proda.method.tensors import to_float
@@ -83,6 +84,7 @@ class TrainedModel:
         Raises:
             MissingFileError, UserError: the file cannot be read.
             ValueError: an array or tensor of another type or shape, or a scale outside 0.1..10.
+            FloatingPointError: the network predicts NaN.
         """
         return torch.cat([row[0].cpu() for row in self._rows(image, flip, scales)], dim=1).numpy()
 
@@ -99,7 +101,9 @@ class TrainedModel:
             pixels = _resized(pixels, self.info.size)
         pixels = pixels[None].to(self.device)
         inputs = pixels.float() if pixels.is_floating_point() else to_float(pixels)
-        yield from probability_rows(self.network, inputs, size, tile=self.tile, flip=flip, scales=scales)
+        for row in probability_rows(self.network, inputs, size, tile=self.tile, flip=flip, scales=scales):
+            require_finite(row)
+            yield row
 
 
 def as_tensor(image: Picture) -> Tensor:

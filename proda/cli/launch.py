@@ -43,6 +43,11 @@ MACHINE_TROUBLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPIPE, errno.ETIMEDOUT, errno.ENAMETOOLONG),
 )
+# What torch says where loader processes cannot share a batch with the training process.
+NOT_SHARED = (
+    *("out of shared memory", "unable to allocate shared memory", "unable to open shared memory", "unable to mmap"),
+    *("unable to resize file", "unable to open file </torch_", "ancdata", "Too many open files", "/dev/shm"),
+)
 
 
 def main(argv: list[str]) -> int:
@@ -106,11 +111,19 @@ def explain(error: BaseException) -> str:
     """One line about an error that is not a bug; empty for a bug. $PRODA_TRACEBACK=1 also prints the traceback."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
+    not_shared = next((line.strip() for line in text.splitlines() if any(phrase in line for phrase in NOT_SHARED)), "")
     line = ""
     if isinstance(error, UserError | FloatingPointError):
         line = text or first
     elif isinstance(error, OSError) and error.errno in MACHINE_TROUBLE:
-        line = text
+        full = error.errno == errno.ENOSPC and error.filename is None
+        line = f"{text}: a disk, or the memory in /dev/shm, is full" if full else text
+    elif isinstance(error, RuntimeError) and not_shared:
+        line = (
+            f"{not_shared} Processes share data in /dev/shm: use fewer --num_workers (0 needs none), give /dev/shm "
+            "more room (Docker: --shm-size) or allow more open files (ulimit -n), and continue with --resume, a "
+            "pipeline by the same command"
+        )
     elif isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
         line = (
             f"{first} Memory may have run out: use fewer --num_workers, and continue with --resume, a pipeline by the "

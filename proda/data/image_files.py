@@ -21,6 +21,7 @@ import numpy as np
 from imagecodecs import png_decode
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from proda.data import png
 from proda.data.archives import open_file, read_bytes
 from proda.data.labels import TRANSPARENT
 from proda.utils.errors import MissingFileError, UserError
@@ -76,10 +77,9 @@ def read_image(path: Path) -> Image.Image:
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an upright image, from its header; errors as those of :func:`read_image`."""
     with _one_line(path, "image"), open_file(path) as file:
-        if size := _plain_png_size(file):
-            return size
+        is_png = file.read(len(png.SIGNATURE)) == png.SIGNATURE
         file.seek(0)
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
+        with _opened(path, io.BytesIO(png.without_metadata(file, pixels=False)) if is_png else file) as image:
             width, height = image.size
             return (height, width) if _upright(image) in _TURNED else (width, height)
 
@@ -123,7 +123,7 @@ def label_palette(path: Path) -> dict[int, int] | None:
     """
     with _one_line(path, "label map"):
         data = _content(path)
-        picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        picture = _opened(path, io.BytesIO(data))
         if _png_format(data)[:1] == _16_BIT or picture.mode in ("1", "L") or picture.mode.startswith("I"):
             return {}
         if picture.mode != "P":
@@ -175,7 +175,7 @@ def _codes(pixels: np.ndarray) -> np.ndarray:
 
 def _label_picture(path: Path, data: bytes, what: str) -> Image.Image:
     """The file, not decoded yet; UserError if its format may change ``what`` it holds."""
-    picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    picture = _opened(path, io.BytesIO(data))
     if picture.format not in LABEL_FORMATS:
         raise UserError(
             f"{path}: a {picture.format}, which may change {what}; expected a label map as {', '.join(LABEL_FORMATS)}"
@@ -186,7 +186,7 @@ def _label_picture(path: Path, data: bytes, what: str) -> Image.Image:
 def _decode_image(path: Path, data: bytes) -> Image.Image:
     if _png_format(data) == _RGB_8_BIT and not _png_chunk(data, b"eXIf"):
         return _as_rgb(path, png_decode(data), data)
-    image: Image.Image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    image = _opened(path, io.BytesIO(data))
     image.load()
     upright = _upright(image)
     if _png_format(data)[:1] == _16_BIT:  # of which Pillow keeps eight bits where there is colour
@@ -210,6 +210,8 @@ def _upright(image: Image.Image) -> Image.Transpose | None:
 
     ImageOps.exif_transpose also rewrites all other tags, and fails on tags that it does not know.
     """
+    if image.format == "PNG" and "exif" not in image.info:  # getexif() would decode the pixels to look behind them
+        return None
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises many errors for invalid metadata; the pixels are still valid
@@ -250,27 +252,7 @@ def _ids_as_bytes(path: Path, ids: np.ndarray) -> Image.Image:
 
 def _png_format(data: bytes) -> bytes:
     """Bit depth and colour type of a PNG, two bytes of its header; empty for another format."""
-    return data[24:26] if data.startswith(b"\x89PNG\r\n\x1a\n") else b""
-
-
-def _plain_png_size(file: IO[bytes]) -> tuple[int, int] | None:
-    """Width and height of an RGB PNG of 8 bits without an orientation, or None.
-
-    Pillow decodes a whole PNG to find its orientation, because that may stand at the end. This skips from chunk to
-    chunk, in a hundredth of the time.
-    """
-    start = file.read(33)
-    if _png_format(start) != _RGB_8_BIT:
-        return None
-    while len(head := file.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", head)
-        if kind == b"eXIf":
-            return None
-        if kind == b"IEND":
-            width, height = struct.unpack(">II", start[16:24])
-            return (width, height) if width * height <= MAX_PIXELS else None
-        file.seek(length + 4, os.SEEK_CUR)
-    return None
+    return data[24:26] if data.startswith(png.SIGNATURE) else b""
 
 
 def _png_chunk(data: bytes, kind: bytes) -> bytes:
@@ -285,13 +267,26 @@ def _png_chunk(data: bytes, kind: bytes) -> bytes:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file. Pillow checks sizes itself; imagecodecs, which decodes PNGs, does not."""
+    """The bytes of a file; those of a PNG without metadata, and only if its checksums are right."""
     data = read_bytes(path)
     if _png_format(data):
         width, height = struct.unpack(">II", data[16:24])
-        if width * height > MAX_PIXELS:
-            raise UserError(f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS // 10**6} million")
+        _check_size(path, width, height)
+        return png.without_metadata(io.BytesIO(data))
     return data
+
+
+def _opened(path: Path, file: IO[bytes]) -> Image.Image:
+    """An image file, not decoded yet."""
+    image = Image.open(file, formats=IMAGE_FORMATS)
+    _check_size(path, *image.size)
+    return image
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    """Pillow checks sizes itself, by a limit of its own; imagecodecs, which decodes PNGs, does not."""
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path}: {width}x{height} pixels, expected at most {MAX_PIXELS // 10**6} million")
 
 
 @contextmanager

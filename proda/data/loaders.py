@@ -5,16 +5,16 @@ batch), and the order of an epoch from (seed, domain, epoch). So the batches of 
 of processes and workers and after a resume at any iteration, and no state has to be saved.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from proda.data.samples import SampleIndex
-from proda.data.workers import leave_signals_to_the_trainer
+from proda.data.workers import Loader, tensors
 from proda.utils.errors import UserError
 
 # First number of every seed. NumPy takes (1, 2) and (1, 2, 0) for the same seed, so the kinds must not share it.
@@ -70,27 +70,6 @@ class GlobalBatches:
             first = iteration % self.batches_per_epoch * self.global_batch_size
             positions = range(self.rank * share, (self.rank + 1) * share)
             yield [SampleIndex(int(order[first + p]), (_VIEWS, *self.seed, iteration, p)) for p in positions]
-
-
-class Loader(DataLoader):
-    """A DataLoader for :func:`collate` that leaves signals to the training process.
-
-    It reports data errors of its workers in one line; the cause keeps the traceback.
-    """
-
-    def __init__(self, dataset: Any, *, collate_fn: Callable[[Any], Any] | None = None, **options: Any) -> None:
-        collate_fn = collate if collate_fn is None else collate_fn
-        super().__init__(dataset, collate_fn=collate_fn, worker_init_fn=leave_signals_to_the_trainer, **options)
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is what a for loop needs
-        try:
-            yield from super().__iter__()
-        except (ValueError, OSError) as error:
-            kind, text = type(error), str(error).strip()
-            if not text.startswith("Caught "):
-                raise
-            name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-            raise kind(text.splitlines()[-1].removeprefix(f"{name}: ")) from error
 
 
 class TrainingBatches:
@@ -152,7 +131,9 @@ class TrainingBatches:
             )
             for name, dataset in self.domains.items()
         }
-        return Loader(PairedDataset(self.domains), batch_sampler=PairedBatches(samplers), **self.options)
+        return Loader(
+            PairedDataset(self.domains), batch_sampler=PairedBatches(samplers), collate_fn=collate, **self.options
+        )
 
 
 def training_batches(source: Any | None, target: Any | None, *, start_iteration: int = 0, **options: Any) -> Loader:
@@ -166,7 +147,8 @@ def evaluation_loader(dataset: Dataset, *, rank: int = 0, world_size: int = 1, *
     No sample is repeated to make shares equal, so that sums over processes are exact; shares differ by one at most.
     ``options``: ``batch_size``, ``num_workers`` and ``pin_memory`` of a DataLoader.
     """
-    return Loader(Subset(dataset, range(rank, len(dataset), world_size)), **options)  # type: ignore[arg-type]
+    share = Subset(dataset, range(rank, len(dataset), world_size))  # type: ignore[arg-type]
+    return Loader(share, **{"collate_fn": collate, **options})
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -174,10 +156,11 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     try:
         return default_collate(samples)
     except RuntimeError as error:
-        sizes = sorted({_size(s) for s in samples})
-        if len(sizes) < 2:
+        examples = {_size(sample): sample.get("target", sample)["name"] for sample in samples}
+        if len(examples) < 2:  # the cause is another, such as a full /dev/shm
             raise
-        raise UserError(f"found images of {' and '.join(sizes)}; {SAME_SIZE_NEEDED}") from error
+        found = " and ".join(f"{size} ({name})" for size, name in sorted(examples.items()))
+        raise UserError(f"found images of {found}; {SAME_SIZE_NEEDED}") from error
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:
@@ -217,19 +200,10 @@ class _Prefetched:
         while batch is not None:
             computing = torch.cuda.current_stream(self.device)
             computing.wait_stream(copies)
-            for tensor in _tensors(batch):
+            for tensor in tensors(batch):
                 tensor.record_stream(computing)  # so that its memory is not reused while the computation needs it
             yield batch  # the caller queues its work and comes back while the GPU is busy with it
             batch = copy_next()
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    """All tensors in dicts and NamedTuples."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, dict | tuple):
-        for value in batch.values() if isinstance(batch, dict) else batch:
-            yield from _tensors(value)
 
 
 class PairedDataset(Dataset):
@@ -257,7 +231,7 @@ class PairedBatches:
 
 
 def _size(sample: dict[str, Any]) -> str:
-    """Size and name of the images that are not crops, for the message about sizes that differ."""
+    """Size of the image that is no crop, for the message about sizes that differ."""
     item = sample.get("target", sample)
     image = item.get("full_image", item["image"])
-    return f"{image.shape[2]}x{image.shape[1]} ({item['name']})"
+    return f"{image.shape[2]}x{image.shape[1]}"

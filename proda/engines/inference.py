@@ -41,7 +41,7 @@ def predict(
     def at_scale(scale: float) -> Tensor:
         scaled = image
         if scale != 1.0:
-            scaled = resize(image, tuple(round(side * scale) for side in image.shape[-2:]))
+            scaled = resize(image, tuple(max(1, round(side * scale)) for side in image.shape[-2:]))
         probabilities = probabilities_of(scaled)
         return flip_averaged(probabilities, probabilities_of(scaled.flip(-1))) if flip else probabilities
 
@@ -77,6 +77,13 @@ def classes_and_logits(
         scores = resized_logits(network, image, size)
     classes = scores.max(1).indices  # argmax(1) takes three times as long on a CPU
     return classes, scores.log_() if averaged else scores
+
+
+def require_finite(scores: Tensor, names: Sequence[str] = ()) -> None:
+    """Raises FloatingPointError if scores of the images with these names hold NaN or infinity; waits for a GPU."""
+    if not scores.sum().isfinite():
+        found = f"the network predicts NaN{' for ' if names else ''}{', '.join(names)}"
+        raise FloatingPointError(f"{found}: try --amp=off, or weights of another iteration")
 
 
 def segmentation_evaluator(

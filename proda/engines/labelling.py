@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from proda.data.label_store import HardLabelStore, SoftLabelStore
 from proda.data.loaders import to_device
-from proda.engines.inference import predict
+from proda.engines.inference import predict, require_finite
 from proda.engines.optimization import Precision
 from proda.method.pseudo_labels import flip_averaged
 from proda.method.tensors import resize, to_float
@@ -56,6 +56,9 @@ def write_pseudo_labels(
     Returns:
         Scores of the labels (see ``named_scores``) if the batches contain ground truth, which is used for nothing else;
         an empty dict otherwise.
+
+    Raises:
+        FloatingPointError: a network predicts NaN.
     """
     confusion = LabelConfusion(len(class_names), device=precision.device)
     has_labels = False
@@ -71,6 +74,7 @@ def write_pseudo_labels(
                     probabilities = _soft_labels(network, image, flip=flip)
                 else:
                     probabilities = averaged_probabilities((network, *ensemble), image, flip=flip, scales=scales)
+            require_finite(probabilities, batch["name"])
             if isinstance(store, SoftLabelStore):
                 for name, soft in zip(batch["name"], probabilities, strict=True):
                     store.write(name, soft.cpu())

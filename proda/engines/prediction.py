@@ -8,7 +8,7 @@ from ignite.engine import Engine
 from torch import Tensor
 
 from proda.data.loaders import to_device
-from proda.engines.inference import predict
+from proda.engines.inference import predict, require_finite
 from proda.engines.optimization import Precision
 from proda.engines.tiling import blended_rows
 from proda.method.tensors import resize, to_float
@@ -54,7 +54,7 @@ def prediction_engine(
     Batches: ``{"image": uint8 [B, 3, h, w], "name": [...], "file_size": int64 [B, 2]}``; the images of a batch are from
     files of one size. Output, all of that size [H, W]: ``predicted``, the most probable classes, long [B, H, W];
     ``confidence``, their probabilities, float32 [B, H, W]; and ``information``, what the metric ``LabelFreeOfTerms``
-    expects. Other arguments as for :func:`probability_rows`.
+    expects. Other arguments as for :func:`probability_rows`. FloatingPointError if the network predicts NaN.
     """
 
     @torch.no_grad()
@@ -71,6 +71,7 @@ def prediction_engine(
                 found.append(row.max(1))  # faster than argmax on a CPU
                 mean += row.sum((0, 2, 3), dtype=torch.float64)
                 entropy -= torch.special.xlogy(row, row).sum(dtype=torch.float64)
+        require_finite(mean, batch["name"])
         return {
             "predicted": torch.cat([part.indices for part in found], dim=1),
             "confidence": torch.cat([part.values for part in found], dim=1).float(),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from proda.data.loaders import to_device
 from proda.engines.events import ProdaEvents, Trainer, remember
+from proda.engines.inference import require_finite
 from proda.engines.optimization import Precision
 from proda.method.prototypes import class_means, update_prototypes
 from proda.method.tensors import to_float
@@ -164,7 +165,8 @@ def initial_prototypes(
     is on one process only. The result does not depend on the number of processes.
     The network runs in evaluation mode; afterwards each module returns to its previous mode. The released code makes
     four passes; the cap on the counts then gives more weight to later images of frequent classes. One pass computes the
-    mean, up to that cap. A class that is not predicted keeps its prototype.
+    mean, up to that cap. A class that is not predicted keeps its prototype. FloatingPointError if the network predicts
+    NaN.
     """
     prototypes.counts.zero_()
     shape = (0, *prototypes.values.shape)
@@ -176,6 +178,8 @@ def initial_prototypes(
             with precision.autocast():
                 result = network(to_float(batch["image"]))
             found = class_means(result.features, result.logits)
+            for scores in (result.logits, found.means):
+                require_finite(scores, batch.get("name", ()))
             means.append(found.means)
             present.append(found.present)
     # Every process updates with the images of all processes in their order, because with the cap the order matters.

@@ -1,6 +1,7 @@
 """Pseudo labels of the target training images: missing ones are written at the start; training may renew them."""
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from proda.data.loaders import TrainingBatches, prefetched
 from proda.engines.events import ProdaEvents, Trainer, remember
 from proda.engines.labelling import missing_labels, write_pseudo_labels
 from proda.engines.optimization import Precision
+from proda.metrics import NO_LABELED_PIXELS
 from proda.utils.errors import UserError
 from proda.utils.files import sha256_of_tensors
 
@@ -118,7 +120,9 @@ class PseudoLabels:
                 ensemble=self.ensemble,
             )
             if scores:
-                log.info("pseudo labels against ground truth: mIoU %.2f %%", 100 * scores["miou"])
+                miou = 100 * scores["miou"]
+                found = f"no mIoU, {NO_LABELED_PIXELS}" if math.isnan(miou) else f"mIoU {miou:.2f} %"
+                log.info("pseudo labels against ground truth: %s", found)
         engine.fire_event(ProdaEvents.PSEUDO_LABELS_REFRESHED)
 
     def renew(self, engine: Trainer) -> None:

@@ -81,7 +81,7 @@ class Validation:
         labelled, parts = not math.isnan(scores["miou"]), []
         for prefix in self.evaluators:
             best = "" if prefix else f" (best {100 * self.best()['miou']:.2f} %)"
-            miou = f"mIoU {100 * scores[f'{prefix}miou']:.2f} %{best}" if labelled else "no labels"
+            miou = f"mIoU {100 * scores[f'{prefix}miou']:.2f} %{best}" if labelled else "no pixel with a label"
             name = prefix and "teacher: "
             parts.append(f"{name}{miou}, label-free score {scores[f'{prefix}label_free']:.4f}")
         return "; ".join(parts)

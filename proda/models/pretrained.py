@@ -15,6 +15,7 @@ from proda.models.network import SegmentationNetwork
 from proda.models.timm_encoders import PREFIX, classifier_shapes, pretrained_tensors
 from proda.models.weights import (
     as_state_dict,
+    check_finite,
     describe,
     matching_tensors,
     mismatch,
@@ -167,6 +168,7 @@ def _fill_backbone(network: SegmentationNetwork, found: dict[str, Tensor], path:
     if any(key not in matching for key in own if not key.endswith("num_batches_tracked")):
         backbone = {key: value for key, value in found.items() if not key.startswith(CLASSIFIER)}
         raise UserError(mismatch(path, own, backbone, matching, what="backbone"))
+    check_finite(path, matching)
     network.load_state_dict({network.backbone_prefix + key: value for key, value in matching.items()}, strict=False)
     return (
         f"{path}: {len(matching)} of the backbone's {len(own)} tensors loaded, {len(found) - len(matching)} left over"

@@ -95,8 +95,8 @@ def load_weights(path: str | Path) -> Weights:
 def load_into(model: nn.Module, weights: Weights) -> None:
     """Copies a checkpoint's network into ``model``, which has to have the same keys and shapes.
 
-    Raises UserError, with the first keys that differ on both sides or with the two numbers of classes; then nothing is
-    copied.
+    Raises UserError, with the first keys that differ on both sides or with the two numbers of classes, or for a number
+    that is not finite; then nothing is copied.
     """
     own, found = model.state_dict(), weights.model
     theirs, ours = _num_classes(found), _num_classes(own)
@@ -107,6 +107,7 @@ def load_into(model: nn.Module, weights: Weights) -> None:
     matching = matching_tensors(own, found)
     if not len(matching) == len(own) == len(found):
         raise UserError(mismatch(weights.path, own, found, matching))
+    check_finite(weights.path, matching)
     model.load_state_dict(matching)
 
 
@@ -207,7 +208,7 @@ def save_weights(path: str | Path, network: SegmentationNetwork, **content: Any)
 def load_prototypes(path: str | Path) -> Tensor:
     """Prototypes float32 [K, D]: a bare tensor (released), ours (``prototypes``, ``counts``) or a checkpoint's.
 
-    Raises MissingFileError, or UserError when the file holds none (all zero is none).
+    Raises MissingFileError, or UserError when the file holds none (all zero is none) or some that are not finite.
     """
     data = read_tensors(path)
     if isinstance(data, Mapping):
@@ -220,6 +221,7 @@ def load_prototypes(path: str | Path) -> Tensor:
         raise UserError(f"{path}: found {describe(data)}, expected prototypes [classes, features]")
     if not data.any():
         raise UserError(f"{path}: found prototypes that are all zero, expected those of a trained model")
+    check_finite(path, {"prototypes": data})
     return data.float()
 
 
@@ -322,6 +324,16 @@ def _num_classes(state: Mapping[str, Tensor]) -> int:
 def matching_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of ``found`` that have the name and the shape of one in ``own``."""
     return {key: found[key] for key, value in own.items() if key in found and found[key].shape == value.shape}
+
+
+def check_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises UserError, with the first tensor that holds NaN or infinity: a network with it predicts nothing."""
+    for key, value in tensors.items():
+        if not value.sum().isfinite() and (strange := value.numel() - int(value.isfinite().sum())):  # sum() is fast
+            raise UserError(
+                f"{path}: found {strange} of {value.numel()} numbers in {key} that are NaN or infinite, expected "
+                "finite weights: training diverged before they were saved"
+            )
 
 
 def mismatch(

@@ -26,7 +26,7 @@ STREETS = {
 }
 # Batch norm of a network trained from scratch has statistics of both domains mixed, which fit neither domain.
 STREETS_ADAPT = {**STREETS, "adabn": True}
-# CamVid's photographs are read at 384 x 288 pixels, for two CPU cores. The sides of these and of the crops are multiples
+# CamVid photographs are read at 384 x 288 pixels, for two CPU cores. The sides of these and of crops are multiples
 # of 32, to which encoders fill images up. The network starts from ImageNet weights.
 CAMVID_DATA = {
     "source": "scenes",

@@ -1,5 +1,6 @@
 """The command line: what it takes, and the one line that it answers a mistake with."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from proda.cli.launch import ROOT, load_experiment, main, start
+from proda.cli.launch import ROOT, explain, load_experiment, main, start
 from proda.run.record import launch, of_this_launch
 from proda.settings.reading import field_docs
 from tests import small_runs
@@ -221,6 +222,8 @@ def test_fields_of_an_experiment_of_a_users_own(tmp_path, capsys):
         ("PermissionError(13, 'Permission denied', 'mine.pt')", None),
         ("MemoryError()", None),
         ("RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')", None),
+        ("RuntimeError('received 0 items of ancdata')", None),
+        ("RuntimeError('Too many open files. Communication with the workers is no longer possible.')", None),
         ("FloatingPointError('the loss is not a finite number')", None),
     ],
 )
@@ -237,6 +240,24 @@ def test_a_bug_keeps_its_traceback_and_what_a_user_can_mend_is_one_line(error, b
     monkeypatch.setenv("PRODA_TRACEBACK", "1")
     assert main([file]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+        "received 0 items of ancdata",
+        "unable to mmap 720 bytes from file </torch_7_1_0>: Cannot allocate memory (12)",
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File ...\n"
+        "RuntimeError: unable to open shared memory object </torch_7_1_0> in read-write mode: No such file (2)\n",
+    ],
+)
+def test_where_processes_cannot_share_memory_one_line_says_what_to_change(error):
+    line = explain(RuntimeError(error))
+    assert "\n" not in line and "/dev/shm" in line and "--num_workers" in line and "ulimit -n" in line
+    assert "killed" not in error or "Bus error" in line
+    assert "/dev/shm" in explain(OSError(errno.ENOSPC, "No space left on device"))  # of a semaphore
 
 
 def test_the_exit_status_of_a_bug_is_1_in_one_process_and_in_two(tmp_path):

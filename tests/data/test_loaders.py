@@ -226,6 +226,16 @@ def test_images_of_two_sizes_in_one_batch_are_refused_by_name():
     assert str(caught.value).startswith("found images of 64x32 (scene_0) and 72x36 (scene_1); ")
 
 
+def test_images_of_one_size_are_not_blamed_for_a_failure_of_another_cause(monkeypatch):
+    def fail(_):
+        raise RuntimeError("unable to allocate shared memory")
+
+    monkeypatch.setattr("proda.data.loaders.default_collate", fail)
+    data = TargetTraining(Scenes(2), **CROP, full_image=True)
+    with pytest.raises(RuntimeError, match="unable to allocate shared memory"):
+        collate([{"target": data[SampleIndex(i, (0,))]} for i in range(2)])
+
+
 class Broken(Scenes):
     def __init__(self, kind: type[Exception]) -> None:
         super().__init__()

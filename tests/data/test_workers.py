@@ -1,6 +1,10 @@
-"""Processes of data loaders end with the training process, however that ends."""
+"""Processes of data loaders: what they send arrives, and they end with the training process, however that ends."""
 
+import errno
+import logging
 import multiprocessing
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,8 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.utils.data import Dataset, default_collate
 
-from proda.data.workers import leave_signals_to_the_trainer
+from proda.data.image_files import warn_once
+from proda.data.loaders import collate
+from proda.data.workers import Loader, leave_signals_to_the_trainer, single_items
+from proda.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TRAIN = """
@@ -56,3 +65,73 @@ def test_loaders_end_with_the_training_process_however_that_ends(ends, tmp_path)
     run = subprocess.Popen([sys.executable, str(file), ends], stdout=subprocess.PIPE, cwd=ROOT)
     assert run.communicate(timeout=60)[0].startswith(b"killed")  # it waits for all who could write to the pipe
     assert run.returncode == -signal.SIGKILL
+
+
+class Photographs(Dataset):
+    """Of 30,000 bytes each, with numbers that collating makes a tensor of."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict:
+        return {"name": f"{index}", "image": torch.full((3, 100, 100), index, dtype=torch.uint8), "view": (index, 0.5)}
+
+
+@pytest.fixture(params=["too small", "none", "open files"])
+def shared_memory(request, monkeypatch):
+    """Loader processes find too little shared memory: files of it may have 8,192 bytes, or it fails altogether."""
+    if request.param == "too small":
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    else:
+        number = errno.ENOSPC if request.param == "none" else errno.EMFILE
+
+        def fail(*_, **__):
+            raise RuntimeError(f"unable to open shared memory object </torch_1>: {os.strerror(number)} ({number})")
+
+        monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    warn_once.cache_clear()
+    yield request.param
+    if request.param == "too small":
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("collate_fn", [list, default_collate, collate])
+def test_batches_arrive_where_shared_memory_has_no_room_for_them(shared_memory, collate_fn, caplog):
+    def batches(workers):
+        return list(
+            Loader(Photographs(), batch_size=2, num_workers=workers, collate_fn=collate_fn, timeout=20 * (workers > 0))
+        )
+
+    with caplog.at_level(logging.WARNING, "proda"):
+        found = batches(2)
+    assert repr(found) == repr(batches(0)) and len(found) == 3
+    (line,) = caplog.messages  # once, not for every batch
+    assert "/dev/shm" in line and "--num_workers" in line
+
+
+def test_tensors_of_other_batches_are_shared_and_not_copied_through_a_pipe(caplog):
+    batches = list(Loader(Photographs(), batch_size=2, num_workers=2, collate_fn=default_collate))
+    assert all(batch["image"].is_shared() for batch in batches) and not caplog.messages
+
+
+class _Bug:
+    def __call__(self, samples):
+        raise RuntimeError("a bug")
+
+
+def test_an_error_of_collating_that_shared_memory_did_not_cause_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(Loader(Photographs(), batch_size=2, num_workers=1, collate_fn=_Bug()))
+
+
+@pytest.mark.parametrize("make", [single_items, lambda data, n: Loader(data, collate_fn=list, num_workers=n)])
+def test_loader_processes_that_cannot_start_are_one_line(make, monkeypatch):
+    """As where /dev/shm has no room for a semaphore, or may hold none."""
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(multiprocessing.context.BaseContext, "Lock", fail)
+    with pytest.raises(UserError, match=r"^--num_workers=2: .*No space left on device.*/dev/shm"):
+        list(make(Photographs(), 2))

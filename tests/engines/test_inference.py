@@ -13,6 +13,7 @@ from proda.engines.optimization import Precision
 from proda.method import IGNORE
 from proda.method.tensors import resize, to_float
 from proda.models.network import Segmentation
+from tests import tiny
 from tests.tiny import PRECISION
 
 
@@ -121,3 +122,13 @@ def test_predictions_at_several_scales_are_the_mean_of_those_at_each_one():
 def test_batches_without_labels_have_a_label_free_score_and_an_empty_confusion():
     metrics = segmentation_evaluator(Noise(), PRECISION).run([{"image": torch.ones(1, 3, 4, 8).byte()}]).metrics
     assert metrics["confusion"].sum() == 0 and math.isfinite(metrics["label_free"])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (3, 1)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_no_scale_makes_a_side_of_a_tiny_image_vanish(size, flip):
+    network, image = tiny.network().eval(), torch.rand(1, 3, *size)
+    for softmax_first in (False, True):
+        found = predict(network, image, size, scales=(0.1, 0.5, 1.0), flip=flip, softmax_first=softmax_first)
+        assert found.shape[-2:] == size
+        torch.testing.assert_close(found.sum(1), torch.ones(1, *size))

@@ -4,8 +4,11 @@ import pytest
 import torch
 from ignite.engine import Events
 
+from proda.data.label_store import Manifest, open_store
 from proda.engines.inference import predict, segmentation_evaluator
+from proda.engines.labelling import write_pseudo_labels
 from proda.engines.prediction import prediction_engine, probability_rows
+from proda.handlers.prototypes import Prototypes, initial_prototypes
 from proda.method.tensors import resize, to_float
 from proda.metrics import LabelFreeOfTerms
 from tests import tiny
@@ -53,3 +56,36 @@ def test_predictions_of_a_resized_image_have_the_size_of_its_file():
         expected = resize(predict(network, to_float(given["image"]), (48, 96)), (30, 70)).max(1)
     assert torch.equal(found["predicted"], expected.indices)
     torch.testing.assert_close(found["confidence"], expected.values)
+
+
+class Overflowing(torch.nn.Module):
+    """Predicts NaN, as a network that overflows in half precision, where an image is white."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.num_classes = tiny.network(), K
+
+    def forward(self, image):
+        result = self.inner(image)
+        return result._replace(logits=result.logits.masked_fill((image == 1).all(), float("nan")))
+
+
+@pytest.mark.parametrize("tile", [32, 2200])
+def test_a_network_that_predicts_nan_is_no_prediction_of_class_0(tile):
+    engine = prediction_engine(Overflowing(), PRECISION, tile=tile)
+    black = {**batch(), "image": torch.zeros_like(batch()["image"])}
+    engine.run([black])
+    with pytest.raises(FloatingPointError, match=r"^the network predicts NaN for .*--amp=off"):
+        engine.run([{**black, "image": torch.full_like(black["image"], 255)}])
+
+
+def test_prototypes_and_pseudo_labels_of_nan_are_refused(tmp_path):
+    network, white = Overflowing(), {"image": torch.full((1, 3, 48, 96), 255, dtype=torch.uint8), "name": ["white"]}
+    with pytest.raises(FloatingPointError, match=r"^the network predicts NaN for white: "):
+        initial_prototypes(Prototypes(K, tiny.D), network, [white], PRECISION)
+    for kind in ("soft", "hard"):
+        manifest = Manifest(K, "w", {}, ["white"])
+        store = open_store(tmp_path / kind, kind, manifest)
+        with pytest.raises(FloatingPointError, match=r"^the network predicts NaN for white: "):
+            write_pseudo_labels(store, network, [white], PRECISION, class_names=[str(k) for k in range(K)])
+        assert store.missing(["white"]) == ["white"]

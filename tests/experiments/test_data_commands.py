@@ -385,3 +385,30 @@ def test_flags_of_parts_that_cannot_be_used_are_one_line(inputs, tmp_path, capsy
     assert main([*arguments, *flags]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and not (tmp_path / "run").exists()
+
+
+def test_where_no_pixel_has_a_class_the_reason_stands_in_the_place_of_a_score(inputs, tmp_path, capsys):
+    data = shutil.copytree(inputs[0], tmp_path / "data")
+    for path in data.glob("cityscapes/gtFine/val/*/*_labelIds.png"):
+        Image.new("L", (96, 48), 0).save(path)  # unlabeled
+    assert command("evaluate", data, tmp_path / "run", f"--weights={inputs[1]}", "--backbone=tiny") == 0
+    out, err = capsys.readouterr()
+    assert "no mIoU: no pixel has a class in the label maps" in out + err and "nan" not in (out + err).lower()
+
+
+def test_weights_of_a_run_that_diverged_and_predictions_of_nan_are_one_line(inputs, tmp_path, capsys, monkeypatch):
+    data, weights = inputs
+    content = torch.load(weights)
+    content["model"]["layer5.head.1.weight"].fill_(float("nan"))
+    torch.save(content, tmp_path / "nan.pt")
+    content["model"]["layer5.head.1.weight"].fill_(3e38)  # finite, but no network can compute with them
+    torch.save(content, tmp_path / "huge.pt")
+    for name, message in (("nan.pt", "nan.pt: found"), ("huge.pt", "error: the network predicts NaN for ")):
+        for kind, flags in (
+            ("predict", [f"--images={data}/gta5/images/00001.png"]),
+            ("evaluate", [f"--predictions={tmp_path}/written"]),
+        ):
+            assert command(kind, data, tmp_path / f"{kind}{name}", f"--weights={tmp_path / name}", *flags) == 2
+            error = capsys.readouterr().err
+            assert message in error and "Traceback" not in error
+            assert not list(tmp_path.glob("*/labels/*")) and not list(tmp_path.glob("written/*"))

@@ -371,3 +371,39 @@ def test_prototypes_that_do_not_say_what_they_were_made_from_load(tmp_path, cont
     expected = content["prototypes"] if isinstance(content, dict) else content
     assert torch.equal(load_prototypes(tmp_path / "prototypes"), expected)
     assert prototypes_record(tmp_path / "prototypes") == {}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["layer5.head.1.weight", "bn1.running_var"])
+def test_weights_that_are_not_finite_are_refused_with_the_tensor(tmp_path, key, value):
+    path = tmp_path / "last.pt"
+    model = saved(path)
+    content = torch.load(path)
+    content["model"][key].view(-1)[1] = value
+    torch.save(content, path)
+    size = model.state_dict()[key].numel()
+    assert_refused(load_network, path, f"found 1 of {size} numbers in {key} that are NaN or infinite, expected finite")
+    other = build_network("tiny", 3)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    assert_refused(lambda file: load_into(other, load_weights(file)), path, key)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_large_weights_are_not_taken_for_infinite_ones(tmp_path):
+    path = tmp_path / "last.pt"
+    saved(path)
+    content = torch.load(path)
+    content["model"]["bn1.bias"].fill_(3e38)  # their sum is infinite
+    torch.save(content, path)
+    load_network(path)
+
+
+def test_prototypes_and_initial_weights_that_are_not_finite_are_refused(tmp_path):
+    path = tmp_path / "prototypes.pt"
+    torch.save(torch.tensor([[1.0, float("nan")]]), path)
+    assert_refused(load_prototypes, path, "1 of 2 numbers in prototypes")
+    model = build_network("resnet50", 3)
+    tensors = {key.removeprefix("backbone."): value for key, value in model.state_dict().items()}
+    tensors["layer1.0.conv1.weight"].view(-1)[0] = float("nan")
+    torch.save(tensors, path)
+    assert_refused(lambda file: load_imagenet(model, file), path, "layer1.0.conv1.weight")
