@@ -22,6 +22,7 @@ from proda.data.class_statistics import problem_of_stored
 from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
 from proda.data.labels import LabelSpace
 from proda.data.loaders import SAME_SIZE_NEEDED
+from proda.data.pairing import not_photographs
 from proda.run.config import DataConfig
 from proda.run.data import check_views
 from proda.run.domains import Domains
@@ -109,6 +110,10 @@ def check(data: Domains, part: str, folder: Path) -> DatasetReport:
     )
     if report.labelled:
         draw_examples(dataset, report, data.classes).save(folder / f"examples_{part}.jpg", quality=90)
+    if strange := not_photographs(dict(zip(dataset.names, dataset.images, strict=True))):
+        report.remarks.append(
+            f"{len(strange)} images seem to be label maps or overlays by their names, such as {strange[0]}"
+        )
     sizes = [dataset.size] if dataset.size else list(report.sizes)
     try:
         if part != "val":
@@ -117,6 +122,12 @@ def check(data: Domains, part: str, folder: Path) -> DatasetReport:
         report.problems.append(str(error))
     if part == "train" and len(sizes) > 1:
         report.problems.append(f"{config.target}: training images of {len(sizes)} sizes; {SAME_SIZE_NEEDED}")
+    if part == "val" and len(sizes) > 1:
+        found = f"{config.target}: validation images of {len(sizes)} sizes"
+        if config.val_batch_size > 1:
+            report.problems.append(f"{found} with --val_batch_size={config.val_batch_size}; {SAME_SIZE_NEEDED}")
+        else:
+            report.remarks.append(f"{found}, which need --val_batch_size=1")
     stored = data.class_statistics_file(domain)
     if part != "val" and report.labelled and stored.is_file():
         none = np.zeros(len(data.classes.names), np.int64)  # of an image without labels

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from proda.data.augment import draw_weak_view
 from proda.data.check import spot_check
 from proda.data.class_statistics import RareClasses, load_or_count
-from proda.data.image_files import image_size
+from proda.data.image_files import image_size, warn_once
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, described_store
 from proda.data.labelled_files import LabelledFiles
+from proda.data.labels import TRAIN_IDS_SUSPECTED, hold_train_ids
 from proda.data.loaders import SAME_SIZE_NEEDED, TrainingBatches, evaluation_loader
 from proda.data.samples import EvaluationSamples, SourceTraining, TargetTraining
 from proda.models.network import SegmentationNetwork
@@ -38,7 +39,7 @@ class Data:
         self.config, self.processes = config, processes or idist.get_world_size()
         self.domains = domains or Domains(config)
         self.classes = self.domains.classes
-        self._sizes: dict[str, dict[tuple[int, int], Path]] = {}  # split -> (width, height) -> an image that has it
+        self._same_size: set[str] = set()  # splits whose images have one size
         self._to_count: list[tuple[RareClasses, str, LabelledFiles]] = []
 
     # Training samples
@@ -87,6 +88,9 @@ class Data:
                     num_workers=self.config.num_workers,
                     progress=partial(track, title=title, show=idist.get_rank() == 0),
                 )
+            counts, areas = statistics.pixels.sum(0), statistics.areas.sum()
+            if hold_train_ids(images.table, len(counts), counts, ignored=1 - counts.sum() / areas):
+                warn_once(f"{domain}: {TRAIN_IDS_SUSPECTED}")
             rare_classes.use(statistics)
 
     # Whole images
@@ -101,8 +105,10 @@ class Data:
     def validation_batches(self) -> DataLoader:
         """Whole validation images in order, each on one process."""
         images = self.domains.validation
-        if self.config.val_batch_size > 1 and isinstance(images, LabelledFiles):
-            self._check_same_size(images, "validation")
+        if self.config.val_batch_size > 1:
+            files = images.dataset if isinstance(images, Subset) else images  # without [val]: some training images
+            if isinstance(files, LabelledFiles):
+                self._check_same_size(files, "validation" if files is images else "training")
         return whole_images(self.config, images)
 
     def statistics_batches(self) -> DataLoader:
@@ -137,15 +143,10 @@ class Data:
         return SourceTraining(images, **view_settings(self.config, domain), rare_classes=rare_classes)
 
     def _check_same_size(self, images: LabelledFiles, split: str) -> None:
-        """Raises UserError if images of a split differ in size, according to the headers of all files."""
-        if images.size is not None:
-            return  # all images are resized to this size
-        if split not in self._sizes:
-            self._sizes[split] = {image_size(path): path for path in images.images}
-        if len(self._sizes[split]) > 1:
-            two = list(self._sizes[split].items())[:2]
-            found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in two)
-            raise UserError(f"{self.config.target}: found {split} images of {found}; {SAME_SIZE_NEEDED}")
+        """As :func:`check_same_size`; reads the headers of a split once."""
+        if split not in self._same_size:
+            check_same_size(self.config, images, split)
+            self._same_size.add(split)
 
 
 def label_store(
@@ -198,6 +199,16 @@ def whole_images(config: DataConfig, dataset: Any) -> DataLoader:
         rank=idist.get_rank(),
         world_size=idist.get_world_size(),
     )
+
+
+def check_same_size(config: DataConfig, images: LabelledFiles, split: str) -> None:
+    """Raises UserError if images of a split differ in size, according to the headers of all files."""
+    if images.size is not None:
+        return  # all images are resized to this size
+    sizes = {image_size(path): path for path in images.images}
+    if len(sizes) > 1:
+        found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in list(sizes.items())[:2])
+        raise UserError(f"{config.target}: found {split} images of {found}; {SAME_SIZE_NEEDED}")
 
 
 def view_settings(config: Any, domain: str) -> dict[str, Any]:
