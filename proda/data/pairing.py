@@ -121,27 +121,36 @@ def find_patterns(images: Iterable[Path], labels: Iterable[Path], root: Path) ->
 
     Returns None if no pattern assigns one file to another.
     """
-    paths = {*images, *labels}
+    images, labels = set(images), set(labels)
+    mixed = bool(images & labels)
     try:
-        base = Path(os.path.commonpath([path.parent for path in paths]))
-        place = "" if base == root else f"{base.relative_to(root) if base.is_relative_to(root) else base}/"
+        bases = [Path(os.path.commonpath([path.parent for path in paths])) for paths in (images, labels)]
+        if mixed:
+            bases = [Path(os.path.commonpath(bases))] * 2
     except ValueError:  # absolute and relative ones, or none
         return None
-    names = sorted(path.relative_to(base).as_posix() for path in paths)
-    pictures = tuple(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
-    maps = tuple(name for name in names if name.lower().endswith(LABEL_SUFFIXES))
+    pictures = tuple(name for name in _names(images, bases[0]) if name.lower().endswith(IMAGE_SUFFIXES))
+    maps = tuple(name for name in _names(labels, bases[1]) if name.lower().endswith(LABEL_SUFFIXES))
     best: tuple[tuple[int, int], str, str] | None = None
     keys = cache(_keys)
     for of_images, of_labels in _candidates(pictures, maps):
         of_image, of_label = keys(of_images, pictures), keys(of_labels, maps)
-        shared = [key for key, name in of_label.items() if of_image.get(key, name) != name]
-        taken = set(of_label.values())
+        shared = [key for key, name in of_label.items() if key in of_image and not (mixed and of_image[key] == name)]
+        taken = set(of_label.values()) if mixed else set()
         score = len(shared), -sum(name not in taken for name in of_image.values())
         if shared and (best is None or score > best[0]):
             best = score, of_images, of_labels
     if best is None:
         return None
-    return Patterns(f"{place}{best[1]}", f"{place}{best[2]}", best[0][0])
+    places = [
+        pattern if base == root else f"{base.relative_to(root) if base.is_relative_to(root) else base}/{pattern}"
+        for base, pattern in zip(bases, best[1:], strict=True)
+    ]
+    return Patterns(places[0], places[1], best[0][0])
+
+
+def _names(paths: Iterable[Path], base: Path) -> list[str]:
+    return sorted(path.relative_to(base).as_posix() for path in paths)
 
 
 def _candidates(pictures: Sequence[str], maps: Sequence[str]) -> Iterable[tuple[str, str]]:
@@ -232,7 +241,9 @@ def _keys(pattern: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def _same_file(path: Path, images: FoundFiles, labels: FoundFiles) -> UserError:
-    found = find_patterns(images.values(), labels.values(), Path())
+    found = find_patterns(images.values(), images.values(), Path()) or find_patterns(
+        images.values(), labels.values(), Path()
+    )
     such = f"{found.images} and {found.labels}" if found else "*.jpg and *_mask.png"
     return UserError(
         f"{path} is listed as an image and as a label map; expected places of images and of label maps without a file "
