@@ -10,6 +10,7 @@ from proda.data.labels import (
     color_code,
     color_table,
     colorize,
+    hold_train_ids,
     id_table,
     palette,
 )
@@ -68,3 +69,23 @@ def test_a_color_table_gives_train_ids_whatever_the_runs_of_colors():
     assert table.lookup(np.zeros((0, 4), np.uint32)).shape == (0, 4)
     with pytest.raises(ValueError, match="two meanings of the color"):
         color_table([[(1, 2, 3)], [(1, 2, 3)]], [])
+
+
+@pytest.mark.parametrize("dataset", ["cityscapes", "synthia"])
+@pytest.mark.parametrize("num_classes", [19, 16, 13])
+def test_train_ids_in_files_of_ids_are_suspected(dataset, num_classes):
+    """Every id occurs as often: of the format itself, or of train ids."""
+    table = id_table(dataset, num_classes)
+    known = [c.synthia if dataset == "synthia" else c.cityscapes for c in classes(num_classes)]
+    for ids, expected in ((range(19), True), (known, False)):
+        found = table[list(ids)]
+        pixels, ignored = np.bincount(found, minlength=256)[:num_classes], float((found >= num_classes).mean())
+        assert hold_train_ids(table, num_classes, pixels, ignored=max(ignored, 0.3 * expected)) == expected
+    assert not hold_train_ids(table, num_classes, np.zeros(num_classes, int))
+
+
+def test_other_tables_are_not_suspected():
+    own = np.append(np.arange(30), np.full(226, UNKNOWN)).astype(np.uint8)
+    assert not hold_train_ids(own, 30, np.append(np.ones(10, int), np.zeros(20, int)))
+    colors = color_table([[(1, 2, 3)], [(4, 5, 6)]], [])
+    assert not hold_train_ids(colors, 2, np.array([1, 0]))
