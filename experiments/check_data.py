@@ -24,6 +24,7 @@ from proda.data.image_files import image_size
 from proda.data.labelled_files import LabelledFiles, MissingLabelsError, write_skip_list
 from proda.data.labels import LabelSpace
 from proda.data.loaders import SAME_SIZE_NEEDED
+from proda.data.pairing import not_photographs
 from proda.data.view_sizes import PUBLISHED
 from proda.run.config import DataConfig
 from proda.run.data import check_views, views_are_given, views_for, views_in_words, with_views
@@ -142,6 +143,10 @@ def check(data: Domains, part: str, views: Config | None, folder: Path) -> Datas
     )
     if report.labelled:
         draw_examples(dataset, report, data.classes).save(folder / f"examples_{part}.jpg", quality=90)
+    if strange := not_photographs(dict(zip(dataset.names, dataset.images, strict=True))):
+        report.remarks.append(
+            f"{len(strange)} images seem to be label maps or overlays by their names, such as {strange[0]}"
+        )
     sizes = [dataset.size] if dataset.size else list(report.sizes)
     try:
         if part != "val" and views:
@@ -150,6 +155,12 @@ def check(data: Domains, part: str, views: Config | None, folder: Path) -> Datas
         report.problems.append(str(error))
     if part == "train" and len(sizes) > 1:
         report.problems.append(f"{config.target}: training images of {len(sizes)} sizes; {SAME_SIZE_NEEDED}")
+    if part == "val" and len(sizes) > 1:
+        found = f"{config.target}: validation images of {len(sizes)} sizes"
+        if config.val_batch_size > 1:
+            report.problems.append(f"{found} with --val_batch_size={config.val_batch_size}; {SAME_SIZE_NEEDED}")
+        else:
+            report.remarks.append(f"{found}, which need --val_batch_size=1")
     stored = data.class_statistics_file(domain)
     if part != "val" and report.labelled and stored.is_file():
         none = np.zeros(len(data.classes.names), np.int64)  # of an image without labels

@@ -20,13 +20,14 @@ from typing import Literal
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
+from proda.data.labels import TRAIN_IDS_SUSPECTED, hold_train_ids
 from proda.engines.inference import require_finite, segmentation_evaluator
 from proda.handlers.predictions import SavePredictions
 from proda.handlers.progress import show_progress
 from proda.metrics import NO_LABELED_PIXELS, named_scores
 from proda.models.weights import read_weights
 from proda.run.config import UseConfig, parse_scales
-from proda.run.data import whole_images
+from proda.run.data import check_same_size, whole_images
 from proda.run.domains import Domains
 from proda.run.job import Job
 from proda.run.networks import Networks
@@ -58,6 +59,8 @@ def run(local_rank: int, config: Config) -> dict:
     images = data.images(config.split, with_labels=labelled)
     if len(images) < idist.get_world_size():
         raise UserError(f"fewer images than processes ({idist.get_world_size()}): start fewer processes")
+    if config.val_batch_size > 1:
+        check_same_size(config, images, config.split)
     network = Networks(config, data.classes, job.precision).load("weights", file=trained)
     job.open(
         {
@@ -87,6 +90,8 @@ def run(local_rank: int, config: Config) -> dict:
         for name in ("miou", "miou_13"):
             if result.get(name, math.nan) == result.get(name):  # not NaN
                 job.log.info("%-16s %6.2f", name, 100 * result[name])
+        if hold_train_ids(images.table, len(names), metrics["confusion"].sum(1).cpu().numpy()):
+            job.log.warning("%s %s: %s", config.target, config.split, TRAIN_IDS_SUSPECTED)
     else:
         job.log.info("%s %s has no labels: no mIoU", config.target, config.split)
     job.log.info("%-16s %6.2f", "label-free score", result["label_free"])

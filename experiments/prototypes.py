@@ -12,7 +12,7 @@ import ignite.distributed as idist
 from proda.handlers.prototypes import Prototypes, initial_prototypes
 from proda.models.weights import save_prototypes
 from proda.run.config import DataConfig
-from proda.run.data import made_from, whole_images
+from proda.run.data import check_same_size, made_from, whole_images
 from proda.run.domains import Domains
 from proda.run.job import Job
 from proda.run.networks import Networks
@@ -42,6 +42,8 @@ PRESETS = {
 def run(local_rank: int, config: Config) -> dict:
     job, data = Job(config), Domains(config)
     network = Networks(config, data.classes, job.precision).load("weights")
+    if config.val_batch_size > 1:
+        check_same_size(config, data.target, "training")
     job.open({"weights": config.weights, "images": len(data.target)})
 
     prototypes = Prototypes(network.num_classes, network.num_features, job.device)

@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 
 from proda.engines.labelling import Averaging, missing_labels, write_pseudo_labels
 from proda.run.config import DataConfig, parse_scales
-from proda.run.data import label_store, whole_images
+from proda.run.data import check_same_size, label_store, whole_images
 from proda.run.domains import Domains
 from proda.run.job import Job
 from proda.run.networks import Networks
@@ -54,6 +54,8 @@ def run(local_rank: int, config: Config) -> dict:
         averaging = Averaging(config.flip, parse_scales(config.scales), ensemble)
         settings = averaging.settings()
     store = label_store(config, domains, config.kind, network, **settings)
+    if config.val_batch_size > 1:
+        check_same_size(config, domains.target, "training")
     store.check()
     job.open({"weights": config.weights, "images": len(targets)})
 

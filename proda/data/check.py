@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from proda.data.labelled_files import LabelledFiles
+from proda.data.labels import TRAIN_IDS_SUSPECTED, hold_train_ids
 from proda.data.workers import single_items
 from proda.utils.errors import UserError
 from proda.utils.words import counted
@@ -67,6 +68,7 @@ class DatasetReport:
     bad_names: list[str] = field(default_factory=list)  # images that training should skip
     class_pixels: dict[str, np.ndarray] = field(default_factory=dict)  # name of an image -> int64 [K] of each class
     left_out: list[str] = field(default_factory=list)  # files that do not belong to the data set, in words
+    remarks: list[str] = field(default_factory=list)  # what a person should look at, though a run would not break
 
     def add(self, inspection: Inspection) -> None:
         self.images += 1
@@ -106,6 +108,8 @@ class DatasetReport:
         absent = [name for name, count in zip(class_names, self.images_with, strict=False) if count == 0]
         if self.labelled and absent:
             yield f"  in no image: {', '.join(absent)}"
+        for remark in self.remarks:
+            yield f"  WARNING {remark}"
         for problem in self.problems[:SHOWN]:
             yield f"  PROBLEM {problem}"
         if len(self.problems) > SHOWN:
@@ -121,6 +125,7 @@ class DatasetReport:
             "class_frequencies": dict(zip(class_names, self.frequencies.tolist(), strict=True)),
             "images_with_class": dict(zip(class_names, self.images_with.tolist(), strict=False)),
             "left_out": self.left_out,
+            "remarks": self.remarks,
             "problems": self.problems,
         }
 
@@ -165,3 +170,6 @@ def inspect_files(
     report.left_out += dataset.left_out
     for inspection in progress(single_items(InspectedFiles(dataset), num_workers)):
         report.add(inspection)
+    counts = report.pixels[: report.num_classes]
+    if hold_train_ids(dataset.table, report.num_classes, counts, ignored=report.ignored):
+        report.remarks.append(TRAIN_IDS_SUSPECTED)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_size, l
 from proda.data.labels import CLASSES, TRANSPARENT, color_code, generated_colors
 from proda.data.listing import FoundFiles, list_files
 from proda.data.own_data import MAX_CLASSES
+from proda.data.pairing import find_patterns, not_photographs, tell_apart
 from proda.data.videos import VIDEO_SUFFIXES
 from proda.data.view_sizes import fitting_size
 from proda.data.workers import single_items
@@ -24,6 +27,9 @@ from proda.utils.words import counted
 
 LOOKED_AT = 16  # label maps that decide what label maps hold
 _NO_LABEL = 255  # by convention, an id for pixels without a label
+_LARGEST_TRAIN_ID = len(CLASSES) - 1
+_MIXED = 12  # frequent colours whose mixtures are looked for
+_ROUNDING = 2  # by which a mixture of colours may differ from the line between them
 
 
 class Places(NamedTuple):
@@ -35,6 +41,7 @@ class Places(NamedTuple):
     image_files: FoundFiles
     label_files: FoundFiles
     are_videos: bool = False
+    unused: tuple[Path, ...] = ()  # images and label maps which the patterns that were found leave out
 
     @property
     def pairs(self) -> list[str]:
@@ -45,36 +52,80 @@ class Places(NamedTuple):
 def find_places(root: Path, images: str, labels: str = "") -> Places:
     """What is in a folder, zip file or pattern of images, and in one of label maps.
 
-    If no image and label map have the same name, but each kind has a prefix or suffix of its own, the places become
-    patterns with these: ``rgb/**/*_rgb.*``.
+    If no image and label map have the same name, but each kind has a prefix or suffix of its own, or if both lie in one
+    folder, the places become patterns: ``rgb/**/*_rgb.*``, ``data/*_mask.png``.
 
     Raises:
         MissingFileError: there are no files.
-        UserError: no image and label map belong together.
+        UserError: no image and label map belong together, or images alone cannot be told from label maps.
     """
-    found = list_files(root, images)
-    videos = FoundFiles() if found else list_files(root, images, VIDEO_SUFFIXES)
+    every = list_files(root, images, one_per_key=False)
+    videos = FoundFiles() if every else list_files(root, images, VIDEO_SUFFIXES)
     if videos and labels:
         raise UserError(f"--labels={labels}: --images={images} are videos, whose frames have no label maps")
-    if not found and not videos:
+    if videos:
+        return Places(root, images, "", videos, FoundFiles(), are_videos=True)
+    if not every:
         raise MissingFileError(f"--images={images}: found none; expected {', '.join(IMAGE_SUFFIXES)} files or videos")
     if not labels:
-        return Places(root, images, "", found or videos, FoundFiles(), are_videos=bool(videos))
-    label_files = list_files(root, labels, LABEL_SUFFIXES)
-    if not label_files:
-        raise MissingFileError(f"--labels={labels}: found none; expected {', '.join(LABEL_SUFFIXES)} files")
-    places = Places(root, images, labels, found, label_files)
-    if places.pairs:
-        return places
-    if "*" not in images + labels:
-        images, labels = f"{images}/**/{_own_part(found)}", f"{labels}/**/{_own_part(label_files)}"
-        places = Places(root, images, labels, list_files(root, images), list_files(root, labels, LABEL_SUFFIXES))
+        return _photographs(root, images, every)
+    maps = list_files(root, labels, LABEL_SUFFIXES, one_per_key=False)
+    if not maps:
+        aside = f"; left out: {', '.join(maps.left_out)}" if maps.left_out else ""
+        raise MissingFileError(
+            f"--labels={labels}: found none; expected {', '.join(LABEL_SUFFIXES)} files, which keep the values of "
+            f"pixels as they are; JPEG and WebP may change them{aside}"
+        )
+    problem: UserError | None = None
+    try:
+        places = _listed(root, images, labels)
         if places.pairs:
             return places
-    raise UserError(
-        f"no image and label map belong together: --images has {_some(found)}, --labels has {_some(label_files)}; "
+    except UserError as error:  # a file is listed as both, or two have one name
+        problem = error
+    if "*" not in images + labels:
+        if problem is None:
+            places = _listed(
+                root,
+                f"{images}/**/{_own_part(places.image_files)}",
+                f"{labels}/**/{_own_part(places.label_files)}",
+            )
+            if places.pairs:
+                return places
+        if found := find_patterns(every.values(), maps.values(), root):
+            places = _listed(root, found.images, found.labels)
+            return places._replace(unused=_unused([*every.values(), *maps.values()], places))
+    raise problem or UserError(
+        f"no image and label map belong together: --images has {_some(every)}, --labels has {_some(maps)}; "
         "expected the same names, or patterns whose stars match the same text"
     )
+
+
+def _listed(root: Path, images: str, labels: str) -> Places:
+    """What lies there; UserError if files have one name, or are images and label maps at once."""
+    image_files, label_files = list_files(root, images), list_files(root, labels, LABEL_SUFFIXES)
+    tell_apart(image_files, label_files)
+    return Places(root, images, labels, image_files, label_files)
+
+
+def _photographs(root: Path, images: str, every: FoundFiles) -> Places:
+    """The images of a place alone: by a pattern if there are as many label maps among them."""
+    strange = not_photographs(every)
+    if 2 * len(strange) < len(every) - len(strange) or "*" in images:
+        return Places(root, images, "", list_files(root, images), FoundFiles())
+    found = find_patterns(every.values(), every.values(), root)
+    alone = list_files(root, found.images) if found else FoundFiles()
+    if found is None or not_photographs(alone):
+        raise UserError(
+            f"--images={images}: {len(strange)} of {len(every)} files seem to be label maps, such as {strange[0]}; "
+            f"set --labels={images}, too, which tells them apart, or a pattern that finds photographs only"
+        )
+    places = Places(root, found.images, "", alone, FoundFiles())
+    return places._replace(unused=_unused(every.values(), places))
+
+
+def _unused(every: Iterable[Path], places: Places) -> tuple[Path, ...]:
+    return tuple(sorted({*every} - {*places.image_files.values(), *places.label_files.values()}))
 
 
 @dataclass
@@ -207,8 +258,20 @@ def _check_values(findings: Findings, labels: str) -> None:
 
 def _class_values(findings: Findings) -> list[int]:
     """The values that become a class."""
-    left_out = _NO_LABEL if findings.labels_are == "ids" else TRANSPARENT
+    left_out = TRANSPARENT if findings.labels_are == "colors" else -1 if _are_shades(findings) else _NO_LABEL
     return sorted(value for value in findings.values if value != left_out)
+
+
+def _are_shades(findings: Findings) -> bool:
+    """Whether ids are shades of gray from 0 to 255 in about equal steps, as 0 and 255 or 0, 128 and 255 are.
+
+    Such masks are drawn to be looked at. Their 255 is a class, not the mark of a pixel without a label.
+    """
+    values = sorted(findings.values)
+    if findings.labels_are != "ids" or values[:1] != [0] or values[-1] != _NO_LABEL or len(values) < 2:
+        return False
+    steps = np.diff(values)
+    return bool(steps.max() <= 2 * steps.min())
 
 
 def _head(places: Places, findings: Findings) -> str:
@@ -241,7 +304,35 @@ def _remarks(places: Places, findings: Findings) -> list[str]:
     if findings.problems:
         first = _plain(findings.problems[0])
         lines.append(f"Files that cannot be used: {len(findings.problems)}. check_data lists them. The first: {first}")
+    if places.unused:
+        first = _plain(str(places.unused[0]))
+        more = "" if places.labels else " Label maps among them are described with --labels."
+        lines.append(f"Left out by the patterns below: {counted(len(places.unused), 'file')}, such as {first}.{more}")
+    if strange := not_photographs(places.image_files):
+        lines.append(
+            f"Seem to be no photographs by their names: {len(strange)}, such as {_plain(str(strange[0]))}. Move them "
+            "elsewhere if so: they are listed as images."
+        )
     lines += [f"Left out: {_plain(line)}" for line in (*places.image_files.left_out, *places.label_files.left_out)]
+    if _are_shades(findings):
+        only = " and ".join(map(str, sorted(findings.values))) if len(findings.values) < 4 else "shades of gray"
+        lines.append(
+            f"Only {only} occur: 255 is taken for a class, as in masks of black and white. If it marks pixels without "
+            "a label, move it to ignore."
+        )
+    if _may_be_smoothed(findings):
+        lines.append(
+            f"Many of the {len(findings.values)} {findings.labels_are} are rare mixtures of others: smoothed edges "
+            "(anti-aliasing), resizing or lossy compression make such values. Export the label maps again without; "
+            "these classes are of no use."
+        )
+    if _like_train_ids(findings):
+        lines.append("The ids look like the trainIds of Cityscapes; the comments below say what they mean there.")
+    elif _named_label_ids(places) and _are_small_ids(findings):
+        lines.append(
+            "The names are those of Cityscapes' labelIds, but no id is above 18: the files may hold trainIds, where 0 "
+            "is road."
+        )
     if _like_cityscapes(findings):
         lines.append("The ids look like the labelIds of Cityscapes; the comments below say what they mean there.")
     if _in_red(findings):
@@ -271,7 +362,7 @@ def _class_lines(findings: Findings) -> list[str]:
         seen = f"in {findings.files_with[value]} of {findings.label_maps}"
         lines.append(f"  {{ {entry} }},  # {_share(findings, value)} of the pixels, {seen}{remark}")
     lines.append("]")
-    if by_id and _NO_LABEL in findings.values:
+    if by_id and _NO_LABEL in findings.values and _NO_LABEL not in values:
         lines.append(f"ignore = [{_NO_LABEL}]  # {_share(findings, _NO_LABEL)} of the pixels; usually: no label")
     else:
         lines.append("ignore = []")
@@ -290,14 +381,56 @@ def _size_lines(places: Places, findings: Findings) -> list[str]:
     return [f"{active}size = [{size[0]}, {size[1]}]  # all images are resized to this; {reason}", ""]
 
 
+def _are_small_ids(findings: Findings) -> bool:
+    return findings.labels_are == "ids" and max(_class_values(findings)) <= _LARGEST_TRAIN_ID
+
+
+def _like_train_ids(findings: Findings) -> bool:
+    return _are_small_ids(findings) and len(_class_values(findings)) > 2 * len(CLASSES) / 3
+
+
+def _named_label_ids(places: Places) -> bool:
+    return any(re.search("gt_?(?:fine|coarse)|label_?ids", str(path), re.I) for path in places.label_files.values())
+
+
+def _may_be_smoothed(findings: Findings) -> bool:
+    """Whether most values are rare, and mixtures of frequent ones as far as colors tell."""
+    frequent, covered = list[int](), 0
+    for value, count in findings.values.most_common():
+        if covered >= 0.95 * findings.values.total():
+            break
+        frequent, covered = [*frequent, value], covered + count
+    rare = [value for value in findings.values if value not in frequent and value != TRANSPARENT]
+    if len(rare) < 8:
+        return False
+    if findings.labels_are == "ids":
+        return len(rare) >= 16 and len(rare) > 8 * len(frequent)
+    ends = np.array([_color(value) for value in frequent[:_MIXED] if value != TRANSPARENT], float)
+    colors = np.array([_color(value) for value in rare], float)
+    mixed = np.zeros(len(rare), bool)
+    for one, other in combinations(ends, 2):
+        line = other - one
+        share = (((colors - one) @ line) / (line @ line)).clip(0, 1)
+        mixed |= np.abs(one + share[:, None] * line - colors).max(1) <= _ROUNDING
+    return bool(mixed.sum() * 2 > len(rare))
+
+
 def _meaning(findings: Findings, value: int) -> str:
     """What a value often means; empty if that is unknown."""
+    if _like_train_ids(findings):
+        return f"Cityscapes: {CLASSES[value].name}"
     if _like_cityscapes(findings):
         names = [c.name for c in CLASSES if c.cityscapes == value]
         return f"Cityscapes: {names[0]}" if names else "Cityscapes: none of the 19 classes"
     if findings.labels_are == "colors" and not _in_red(findings):
         names = [c.name for c in CLASSES if color_code(c.color) == value]
-        return f"Cityscapes: {names[0]}" if names else "often: no label" if value == 0 else ""
+        return (
+            f"Cityscapes: {names[0]}"
+            if names
+            else "often: no label"
+            if value == 0 and len(_class_values(findings)) > 2
+            else ""
+        )
     return ""
 
 

@@ -7,7 +7,6 @@ decoded.
 
 import io
 import logging
-import os
 import struct
 import zipfile
 import zlib
@@ -101,6 +100,7 @@ def read_ids(path: Path) -> Image.Image:
             deep = png_decode(data)
             return _ids_as_bytes(path, deep if deep.ndim == 2 else deep[..., 0])
         ids = _label_picture(path, data, "ids")
+        _check_whole_numbers(path, ids)
         ids.load()
     if ids.mode.startswith("I"):  # TIFF
         return _ids_as_bytes(path, np.asarray(ids))
@@ -126,6 +126,7 @@ def label_palette(path: Path) -> dict[int, int] | None:
         picture = _opened(path, io.BytesIO(data))
         if _png_format(data)[:1] == _16_BIT or picture.mode in ("1", "L") or picture.mode.startswith("I"):
             return {}
+        _check_whole_numbers(path, picture)
         if picture.mode != "P":
             return None
         colors = _codes(np.array(picture.getpalette("RGB"), np.uint8).reshape(1, -1, 3))[0]
@@ -152,6 +153,7 @@ def read_colors(path: Path) -> np.ndarray:
             pixels = png_decode(data)
         else:
             picture = _label_picture(path, data, "colors")
+            _check_whole_numbers(path, picture)
             if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
                 raise UserError(f"{path}: a picture of mode {picture.mode}, expected a label map of colors, RGB")
             pixels = np.asarray(picture.convert("RGBA"))
@@ -181,6 +183,13 @@ def _label_picture(path: Path, data: bytes, what: str) -> Image.Image:
             f"{path}: a {picture.format}, which may change {what}; expected a label map as {', '.join(LABEL_FORMATS)}"
         )
     return picture
+
+
+def _check_whole_numbers(path: Path, picture: Image.Image) -> None:
+    if picture.mode.startswith("F"):
+        raise UserError(
+            f"{path}: a {picture.format} of floating-point numbers, expected a label map of whole numbers, 8 or 16 bits"
+        )
 
 
 def _decode_image(path: Path, data: bytes) -> Image.Image:

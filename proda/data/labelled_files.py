@@ -81,6 +81,8 @@ class LabelledFiles(Dataset[Example]):
             raise ValueError(f"names must be unique, one per image: {len(set(names))} names, {len(images)} images")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"one label map per image is needed, got {len(labels)} for {len(images)} images")
+        if twice := next((path for path, own in zip(images, labels or (), strict=False) if path == own), None):
+            raise UserError(f"{twice}: found as an image and as its own label map, expected two files")
         kept = [
             i
             for i, name in enumerate(names)

@@ -74,6 +74,10 @@ CAMVID_CLASSES = (
     CamVidClass("bicyclist", (0, 128, 192), ("rider", "motorcycle", "bicycle")),
 )
 CAMVID_UNLABELED = len(CAMVID_CLASSES)
+_MOST_TRAIN_IDS = len(CLASSES)
+TRAIN_IDS_SUSPECTED = (
+    "no id above 18 occurs in any label map: the files seem to hold trainIds (0 is road), expected labelIds (7 is road)"
+)
 
 _LEFT_OUT = {  # by the number of classes
     19: set(),
@@ -159,6 +163,33 @@ class ColorTable(NamedTuple):
         places = np.searchsorted(self.codes, runs).clip(max=len(self.codes) - 1)
         found = np.where(self.codes[places] == runs, self.train_ids[places], np.uint8(UNKNOWN))
         return np.repeat(found, np.diff(starts, append=flat.size)).reshape(codes.shape)
+
+
+def hold_train_ids(
+    table: np.ndarray | ColorTable, num_classes: int, pixels: np.ndarray, *, ignored: float = 0.0
+) -> bool:
+    """Whether label maps seem to hold train ids (0..18) where the table expects the ids of Cityscapes or SYNTHIA.
+
+    Such files can be read: the ids of a few classes are below 19, too. But no class above 18 occurs.
+
+    Args:
+        table: as in ``LabelSpace``; a table of colors or of other ids is never suspected.
+        num_classes: number of train ids, K.
+        pixels: int64 [K], pixels of each class in all label maps of a split, as the table names them.
+        ignored: share of the pixels without a class. Only SYNTHIA needs it, of whose classes two or three are above 18:
+            train ids turn its roads into id 0, which is no class there.
+    """
+    if isinstance(table, ColorTable) or not pixels.any():
+        return False
+    is_class = table < num_classes
+    of_few = np.unique(table[:_MOST_TRAIN_IDS][is_class[:_MOST_TRAIN_IDS]])
+    above = np.setdiff1d(table[_MOST_TRAIN_IDS:][is_class[_MOST_TRAIN_IDS:]], of_few)
+    if not len(above) or pixels[above].any():
+        return False
+    if num_classes in _LEFT_OUT and np.array_equal(table, id_table("synthia", num_classes)):
+        return ignored > 0.2
+    known = [c.cityscapes for c in CLASSES if c.cityscapes >= _MOST_TRAIN_IDS]
+    return not is_class[: CLASSES[0].cityscapes].any() and bool(is_class[known].sum() >= 5)
 
 
 def color_table(classes: Sequence[Sequence[Color]], ignore: Sequence[Color]) -> ColorTable:

@@ -132,14 +132,17 @@ def _fixed_and_pattern(parts: Sequence[str]) -> tuple[Sequence[str], list[str]]:
 
 def _matching(found: Iterable[str], base: Path, pattern: list[str], files: FoundFiles, one_per_key: bool) -> FoundFiles:
     """``files`` with those found below ``base`` that match the pattern; see :func:`list_files`."""
-    match = _matcher(pattern)
+    match = key_matcher(pattern)
     for name in sorted(found):
         key = match(_normal(name))
         if key is None:
             continue
         path = base / name
         if key in files and one_per_key:
-            raise UserError(f"{files[key]} and {path} have the same name {key!r}; image and label map share one name")
+            raise UserError(
+                f"{files[key]} and {path} have the same name {key!r}; image and label map share one name: a pattern "
+                f"such as *{path.suffix} takes one of them"
+            )
         if key in files:
             key += path.suffix
         files[key] = path
@@ -226,7 +229,7 @@ def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], bool | None]]:
         raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
 
 
-def _matcher(pattern: list[str]) -> Callable[[str], str | None]:
+def key_matcher(pattern: list[str]) -> Callable[[str], str | None]:
     """A function from the path of a file to its key; None if it does not match the pattern."""
     before, last = "".join(f"{part}/" for part in pattern[:-1]), pattern[-1]
     stem, dot, suffix = last.rpartition(".")

@@ -7,7 +7,9 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +19,17 @@ from proda.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES, MAX_PIXELS
 from proda.data.labelled_files import LabelledFiles, first_duplicate
 from proda.data.labels import UNKNOWN, Color, ColorTable, LabelSpace, color_code, color_table, generated_colors
 from proda.data.listing import FoundFiles, list_files
+from proda.data.pairing import leave_out_label_maps, tell_apart
 from proda.data.video_frames import video_frames
 from proda.data.videos import VIDEO_SUFFIXES
 from proda.method import IGNORE
 from proda.utils.errors import MissingFileError, UserError
 
 _SPLITS, _OF_THE_WHOLE = ("train", "val"), ("classes", "labels_are", "ignore", "size", "frames")
+_BACKSLASH = re.compile(r'^[^#\n]*"[^"\n]*\\', re.MULTILINE)  # in double quotes
+_BACKSLASHES = (
+    "; in double quotes a backslash begins a special character: write C:/photos, or 'C:\\photos' in single quotes"
+)
 MAX_CLASSES = IGNORE  # train ids share a byte with the mark for "no label"
 
 
@@ -63,9 +70,14 @@ class Description(NamedTuple):
         if split not in self.splits:
             raise MissingFileError(f"{self.path}: no [{split}]; expected a table [{split}] with images = ...")
         images = self._find_frames(split) if split in self.every else self._find(split, "images", IMAGE_SUFFIXES)
+        found = self._find_labels(split, images, required=with_labels)
+        for other in self.splits:
+            if other != split and self.has_labels(other):
+                with suppress(UserError):  # which is told when that split is opened
+                    others = self._find(other, "images", IMAGE_SUFFIXES)
+                    leave_out_label_maps(images, self._find_labels(other, others, required=False))
         keys, labels = sorted(images), None
         if with_labels and self.has_labels(split):
-            found = self._find(split, "labels", LABEL_SUFFIXES)
             labels = [found.get(key) for key in keys]
         elif with_labels and not options.get("optional_labels"):
             raise MissingFileError(f"{self.path}: [{split}] has no labels = ..., and labels are needed here")
@@ -101,6 +113,17 @@ class Description(NamedTuple):
                 content["ids"] = table.tolist()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def _find_labels(self, split: str, images: FoundFiles, *, required: bool) -> FoundFiles:
+        """The label maps of a split, which are taken out of ``images``: both may lie in one folder."""
+        if not self.has_labels(split):
+            return FoundFiles()
+        labels = self._find(split, "labels", LABEL_SUFFIXES, required=required)
+        try:
+            tell_apart(images, labels)
+        except UserError as error:
+            raise UserError(f"{self.path}: [{split}] {error}") from None
+        return labels
+
     def _find_frames(self, split: str) -> FoundFiles:
         """The frames of the videos of a split. What is not there yet is extracted, which takes long."""
         videos = self._find(split, "images", VIDEO_SUFFIXES)
@@ -110,20 +133,23 @@ class Description(NamedTuple):
         videos.update(frames)
         return videos
 
-    def _find(self, split: str, what: str, suffixes: tuple[str, ...]) -> FoundFiles:
-        """Files by the name that an image and its label map share."""
+    def _find(self, split: str, what: str, suffixes: tuple[str, ...], *, required: bool = True) -> FoundFiles:
+        """Files by the name that an image and its label map share; ``required``: of which each place has some."""
         files = FoundFiles()
         for place in self.splits[split][what]:
             where = self.path.parent, place
             found = list_files(*where, suffixes)
-            if not found:
+            if not found and required:
                 if what == "images" and suffixes != VIDEO_SUFFIXES and list_files(*where, VIDEO_SUFFIXES):
                     remedy = f"every = 10 in [{split}] takes every tenth frame"
                     raise UserError(f"{self.path}: {place} for [{split}] holds videos; {remedy}")
                 aside = f"; left out: {', '.join(found.left_out)}" if found.left_out else ""
                 aside += f"; {self.origin}" if self.origin else ""
+                if "\\" in place or not place.isprintable():
+                    aside += _BACKSLASHES
+                named = place if place.isprintable() else repr(place)
                 raise MissingFileError(
-                    f"{self.path}: no {what} {place} for [{split}] under {self.path.parent.resolve()}; "
+                    f"{self.path}: no {what} {named} for [{split}] under {self.path.parent.resolve()}; "
                     f"expected a folder or a pattern of {', '.join(suffixes)} files{aside}"
                 )
             try:
@@ -137,15 +163,18 @@ def read_description(path: str | Path) -> Description:
     """Reads a description file. Raises MissingFileError, or UserError that says what was found and expected."""
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        content = tomllib.loads(text)
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file; expected a description of data (docs/own_data.md)") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply; expected a description of data") from None
-    except ValueError as error:  # of TOML or of UTF-8
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: not TOML ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not TOML ({error}){_BACKSLASHES if _BACKSLASH.search(text) else ''}") from None
     _check_keys(path, "", content, (*_OF_THE_WHOLE, *_SPLITS))
     splits = {split: _split(path, split, content[split]) for split in _SPLITS if split in content}
     every = {split: content[split]["every"] for split in splits if "every" in content[split]}

@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from proda.data.augment import draw_weak_view
 from proda.data.check import spot_check
 from proda.data.class_statistics import RareClasses, load_or_count
+from proda.data.image_files import warn_once
 from proda.data.label_store import HardLabelStore, Manifest, SoftLabelStore, described_store
 from proda.data.labelled_files import LabelledFiles
+from proda.data.labels import TRAIN_IDS_SUSPECTED, hold_train_ids
 from proda.data.loaders import SAME_SIZE_NEEDED, TrainingBatches, evaluation_loader
 from proda.data.samples import EvaluationSamples, SourceTraining, TargetTraining
 from proda.data.view_sizes import PUBLISHED, ViewSizes, fitting_size, fitting_views
@@ -67,7 +69,7 @@ class Data:
         images = self.domains.target
         check_views(self.config, spot_check(images))
         if views.get("full_image") and self.config.batch_size > self.processes:
-            self._check_same_size(images, "training")
+            check_same_size(self.config, images, "training")
         return TargetTraining(images, **view_settings(self.config, "target"), **views)
 
     def training_batches(self, source: Dataset, target: Dataset | None) -> TrainingBatches:
@@ -98,6 +100,9 @@ class Data:
                     num_workers=self.config.num_workers,
                     progress=partial(track, title=title, show=idist.get_rank() == 0),
                 )
+            counts, areas = statistics.pixels.sum(0), statistics.areas.sum()
+            if hold_train_ids(images.table, len(counts), counts, ignored=1 - counts.sum() / areas):
+                warn_once(f"{domain}: {TRAIN_IDS_SUSPECTED}")
             rare_classes.use(statistics)
 
     # Whole images
@@ -106,14 +111,16 @@ class Data:
         """Whole target training images in order, each on one process: all, or those in ``names``."""
         images = self.domains.labelled_target
         if self.config.val_batch_size > 1:
-            self._check_same_size(images, "training")
+            check_same_size(self.config, images, "training")
         return whole_images(self.config, images if names is None else Subset(images, images.indices(names)))
 
     def validation_batches(self) -> DataLoader:
         """Whole validation images in order, each on one process."""
         images = self.domains.validation
-        if self.config.val_batch_size > 1 and isinstance(images, LabelledFiles):
-            self._check_same_size(images, "validation")
+        if self.config.val_batch_size > 1:
+            files = images.dataset if isinstance(images, Subset) else images  # without [val]: some training images
+            if isinstance(files, LabelledFiles):
+                check_same_size(self.config, files, "validation" if files is images else "training")
         return whole_images(self.config, images)
 
     def statistics_batches(self) -> DataLoader:
@@ -122,7 +129,7 @@ class Data:
         Raises:
             UserError: target training images differ in size, so they cannot be put into batches.
         """
-        self._check_same_size(self.domains.target, "training")
+        check_same_size(self.config, self.domains.target, "training")
         images = EvaluationSamples(some(self.domains.target))
         return evaluation_loader(images, batch_size=STATISTICS_BATCH, num_workers=self.config.num_workers)
 
@@ -151,16 +158,6 @@ class Data:
         if rare_classes is not None:
             self._to_count.append((rare_classes, domain, images))
         return SourceTraining(images, **view_settings(self.config, domain), rare_classes=rare_classes)
-
-    def _check_same_size(self, images: LabelledFiles, split: str) -> None:
-        """Raises UserError if images of a split differ in size, according to the headers of all files."""
-        if images.size is not None:
-            return  # all images are resized to this size
-        image_of = dict(zip(images.sizes(), images.images, strict=True))
-        if len(image_of) > 1:
-            two = list(image_of.items())[:2]
-            found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in two)
-            raise UserError(f"{self.config.target}: found {split} images of {found}; {SAME_SIZE_NEEDED}")
 
 
 def label_store(
@@ -215,6 +212,16 @@ def whole_images(config: DataConfig, dataset: Any) -> DataLoader:
         rank=idist.get_rank(),
         world_size=idist.get_world_size(),
     )
+
+
+def check_same_size(config: DataConfig, images: LabelledFiles, split: str) -> None:
+    """Raises UserError if images of a split differ in size, according to the headers of all files."""
+    if images.size is not None:
+        return  # all images are resized to this size
+    sizes = dict(zip(images.sizes(), images.images, strict=True))
+    if len(sizes) > 1:
+        found = " and ".join(f"{width}x{height} ({path.name})" for (width, height), path in list(sizes.items())[:2])
+        raise UserError(f"{config.target}: found {split} images of {found}; {SAME_SIZE_NEEDED}")
 
 
 def view_settings(config: Any, domain: str) -> dict[str, Any]:

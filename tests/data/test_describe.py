@@ -162,6 +162,123 @@ def test_videos_are_described_with_every_tenth_frame(tmp_path):
     assert own.every == {"train": 10} and "# 1 video." in text
 
 
+@pytest.mark.parametrize("images", ["data", "./data"])
+def test_patterns_tell_label_maps_from_the_images_in_one_folder(tmp_path, images):
+    for name in ("a", "b"):
+        photo(tmp_path / f"data/{name}.jpg", 2, 1), photo(tmp_path / f"data/{name}_overlay.png", 2, 1)
+        save(tmp_path / f"data/{name}_mask.png", np.array([[1, 2]]))
+    text, own = described(tmp_path, images, labels=images)
+    assert 'images = "data/*.jpg"\nlabels = "data/*_mask.png"\n' in text
+    assert "# 2 images (2x1: 2). 2 label maps of ids, one channel.\n" in text and "labelled_only" not in text
+    assert f"# Left out by the patterns below: 2 files, such as {tmp_path}/data/a_overlay.png.\n" in text
+    assert labels_of(own) == [[[0, 1]]] * 2
+    text, own = described(tmp_path, images)
+    assert own.open("train", benchmark_labels(19), with_labels=False).names == ["a", "b"]
+    assert f"4 files, such as {tmp_path}/data/a_mask.png. Label maps among them are described with --labels." in text
+
+
+def test_label_maps_that_no_pattern_of_images_leaves_out_need_their_own_place(tmp_path):
+    for name in ("a", "b"):
+        photo(tmp_path / f"data/{name}.png", 2, 1), photo(tmp_path / f"data/{name}_overlay.png", 2, 1)
+        save(tmp_path / f"data/{name}_mask.png", np.array([[1, 2]]))
+    message = error_of(UserError, lambda: described(tmp_path, "data"))
+    assert "--images=data: 4 of 6 files seem to be label maps" in message and "set --labels=data, too" in message
+    text, own = described(tmp_path, "data", labels="data")
+    assert 'images = "data/*.png"\nlabels = "data/*_mask.png"\n' in text
+    assert f"# Seem to be no photographs by their names: 2, such as {tmp_path}/data/a_overlay.png. Move them" in text
+    assert own.open("train", own.space, with_labels=True, labelled_only=True).names == ["a", "b"]
+    message = error_of(UserError, lambda: described(tmp_path, "data/*", labels="data/*"))
+    assert "is listed as an image and as a label map" in message and "/data/*_mask.png" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "ignore", "remark"),
+    [
+        ([0, 255], [0, 255], [], "Only 0 and 255 occur: 255 is taken for a class"),
+        ([0, 128, 255], [0, 128, 255], [], "Only 0 and 128 and 255 occur: 255 is taken for a class"),
+        ([0, 85, 170, 255], [0, 85, 170, 255], [], "Only shades of gray occur: 255 is taken for a class"),
+        ([0, 1], [0, 1], [], ""),
+        ([0, 1, 255], [0, 1], [255], ""),
+        ([1, 2, 255], [1, 2], [255], ""),
+        ([0, 7, 26, 255], [0, 7, 26], [255], ""),
+        ([0, 20, 255], [0, 20], [255], ""),
+    ],
+)
+def test_255_is_a_class_only_among_shades_of_gray(tmp_path, values, classes, ignore, remark):
+    text, own = described(data(tmp_path, [values], [values[:1] * len(values)]), labels="labels")
+    assert own.space.names == [f"class_{value}" for value in classes]
+    assert (f"ignore = {ignore}" in text) and ("is taken for a class" in text) == bool(remark) and remark in text
+    assert labels_of(own)[0] == [[classes.index(v) if v in classes else IGNORE for v in values]]
+
+
+def test_black_and_white_are_two_classes(tmp_path):
+    text, own = described(data(tmp_path, [[(0, 0, 0), (255, 255, 255)]]), labels="labels")
+    assert own.space.names == ["color_000000", "color_ffffff"] and "often: no label" not in text
+
+
+@pytest.mark.parametrize(
+    ("maps", "suffix", "expected"),
+    [
+        (
+            np.array([[1, 2]], np.float32),
+            ".tif",
+            "labels/0.tif: a TIFF of floating-point numbers, expected a label map",
+        ),
+        (
+            np.array([[1, 2]], np.uint8),
+            ".jpg",
+            "JPEG and WebP may change them; left out: files with another suffix (1, s",
+        ),
+    ],
+)
+def test_label_maps_of_an_unfit_format_are_named_with_the_reason(tmp_path, maps, suffix, expected):
+    photo(tmp_path / "rgb/0.jpg", 2, 1)
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(maps).save(tmp_path / f"labels/0{suffix}")
+    assert expected in error_of(UserError, lambda: described(tmp_path, labels="labels"))
+
+
+def smoothed(colors: list, size: int = 64) -> np.ndarray:
+    """Disks of colours on the first one, with edges as a painting program draws them."""
+    shape = (size, size) if isinstance(colors[0], int) else (size, size, 3)
+    pixels = np.broadcast_to(np.array(colors[0], float), shape).copy()
+    y, x = np.mgrid[:size, :size]
+    for number, color in enumerate(colors[1:]):
+        distance = np.hypot(x - size * (0.25 + 0.5 * (number % 2)), y - size * (0.25 + 0.5 * (number // 2)))
+        share = (size / 5 - distance).clip(0, 1).reshape(size, size, *[1] * (len(shape) - 2))
+        pixels = share * np.array(color) + (1 - share) * pixels
+    return pixels.round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("colors", [[(9, 9, 9), (200, 30, 60), (128, 64, 128)], [0, 200]])
+def test_values_of_smoothed_edges_are_remarked_on(tmp_path, colors):
+    smooth = smoothed(colors, 160)
+    text, own = described(data(tmp_path, smooth), labels="labels")
+    kind = "ids" if colors == [0, 200] else "colors"
+    assert len(own.space.names) > 15 and f"# Many of the {len(own.space.names)} {kind} are rare mixtures of" in text
+
+
+def test_many_classes_without_smoothed_edges_are_not_remarked_on(tmp_path):
+    rng = np.random.default_rng(1)
+    shares = rng.dirichlet(np.full(66, 0.3))
+    for number, colors in enumerate((rng.integers(0, 256, (66, 3)), np.arange(66))):
+        text, own = described(data(tmp_path / str(number), colors[rng.choice(66, (64, 64), p=shares)]), labels="labels")
+        assert len(own.space.names) > 30 and "rare mixtures" not in text
+
+
+def test_train_ids_are_recognized(tmp_path):
+    text, _ = described(data(tmp_path, [[*range(19), 255]]), labels="labels")
+    assert "# The ids look like the trainIds of Cityscapes; the comments below" in text
+    assert "ids = [13] },  # 5% of the pixels, in 1 of 1; Cityscapes: car\n" in text
+    photo(tmp_path / "more/a_leftImg8bit.png", 3, 1)
+    few = save(tmp_path / "ids/a_gtFine_labelIds.png", np.array([[0, 1, 13]]))
+    text, _ = described(tmp_path, "more", labels="ids")
+    assert "# The names are those of Cityscapes' labelIds, but no id is above 18: the files may hold trainIds" in text
+    save(few, np.array([[7, 8, 26]]))
+    text, _ = described(tmp_path, "more", labels="ids")
+    assert "trainIds" not in text
+
+
 @pytest.mark.parametrize(
     ("maps", "message"),
     [

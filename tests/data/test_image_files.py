@@ -163,22 +163,3 @@ def test_what_may_change_colors_is_refused(tmp_path):
     )
     path = truncate(save(tmp_path / "c.png", np.random.default_rng(0).integers(0, 256, (40, 40, 3))))
     assert error_of(ValueError, lambda: read_colors(path)).startswith(f"{path}: not a complete label map (")
-
-
-def test_the_size_of_a_png_is_found_without_decoding_it_and_that_of_a_turned_one_too(tmp_path, monkeypatch):
-    picture, exif = Image.new("RGB", (7, 4)), Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    picture.save(tmp_path / "turned.png", exif=exif)
-    picture.save(tmp_path / "plain.png")
-    picture.convert("L").save(tmp_path / "grey.png")
-    # The same orientation behind the pixels, where PNG allows it as well.
-    data = (tmp_path / "turned.png").read_bytes()
-    start = data.index(b"eXIf") - 4
-    chunk = data[start : start + int.from_bytes(data[start : start + 4], "big") + 12]
-    (tmp_path / "late.png").write_bytes(data.replace(chunk, b"").replace(data[-12:], chunk + data[-12:]))
-    for name, size in {"turned": (4, 7), "late": (4, 7), "plain": (7, 4), "grey": (7, 4)}.items():
-        assert image_size(tmp_path / f"{name}.png") == read_image(tmp_path / f"{name}.png").size == size, name
-    (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:-20])
-    assert "not a complete image" in error_of(UserError, lambda: image_size(tmp_path / "cut.png"))
-    monkeypatch.setattr(Image, "open", None)
-    assert image_size(tmp_path / "plain.png") == (7, 4)

@@ -13,6 +13,7 @@ from proda.data.labels import (
     color_code,
     color_table,
     colorize,
+    hold_train_ids,
     id_table,
     palette,
 )
@@ -86,3 +87,23 @@ def test_the_table_of_camvid_reaches_its_ids_and_leaves_the_rest_unlabeled():
     for name, expected in {"traffic_light": 6, "fence": 7, "bus": 8, "person": 9, "bicycle": 10, "train": 11}.items():
         assert table[names.index(name)] == expected
     assert table[IGNORE] == CAMVID_UNLABELED and table.dtype == np.uint8
+
+
+@pytest.mark.parametrize("dataset", ["cityscapes", "synthia"])
+@pytest.mark.parametrize("num_classes", [19, 16, 13])
+def test_train_ids_in_files_of_ids_are_suspected(dataset, num_classes):
+    """Every id occurs as often: of the format itself, or of train ids."""
+    table = id_table(dataset, num_classes)
+    known = [c.synthia if dataset == "synthia" else c.cityscapes for c in classes(num_classes)]
+    for ids, expected in ((range(19), True), (known, False)):
+        found = table[list(ids)]
+        pixels, ignored = np.bincount(found, minlength=256)[:num_classes], float((found >= num_classes).mean())
+        assert hold_train_ids(table, num_classes, pixels, ignored=max(ignored, 0.3 * expected)) == expected
+    assert not hold_train_ids(table, num_classes, np.zeros(num_classes, int))
+
+
+def test_other_tables_are_not_suspected():
+    own = np.append(np.arange(30), np.full(226, UNKNOWN)).astype(np.uint8)
+    assert not hold_train_ids(own, 30, np.append(np.ones(10, int), np.zeros(20, int)))
+    colors = color_table([[(1, 2, 3)], [(4, 5, 6)]], [])
+    assert not hold_train_ids(colors, 2, np.array([1, 0]))

@@ -186,6 +186,56 @@ def test_images_without_label_maps_are_counted_and_one_is_named(tmp_path):
     assert "no label map 'b' in ids for the image" in found and found.endswith("2 of 3 images are without")
 
 
+@pytest.mark.parametrize(
+    ("text", "hinted"),
+    [
+        ('[train]\nimages = "C:\\Users\\me"\n', True),  # \U needs eight digits
+        ('[train]\nimages = "D:\\photos"\n', True),
+        ('[train]\nimages = ["a", "C:\\new\\train"]\n', True),  # TOML, with a line end in the name
+        ('[train]\nimages = "C:\\temp"\n', True),
+        ("[train]\nimages = 'C:\\photos'\n", True),  # a backslash is no separator here
+        ("[train]\nimages = photos\n", False),
+        ('[train]\nimages = "nowhere"  # not C:\\photos\n', False),
+    ],
+)
+def test_backslashes_in_paths_get_a_hint(tmp_path, text, hinted):
+    photo(tmp_path / "a/a.jpg")
+
+    def opened():
+        read_description(describe(tmp_path, text)).open("train", benchmark_labels(19), with_labels=False)
+
+    message = error_of(opened, UserError)
+    assert message.startswith(f"{tmp_path}/data.toml: ") and message.isprintable()
+    assert ("write C:/photos, or 'C:\\photos' in single quotes" in message) == hinted
+
+
+def test_validation_photographs_of_several_sizes_are_named_by_the_check_and_refused_before_training(tmp_path, capsys):
+    (
+        photo(tmp_path / "rgb/a.jpg", (80, 40)),
+        photo(tmp_path / "val/a.jpg", (80, 40)),
+        photo(tmp_path / "val/b.jpg", (90, 40)),
+    )
+    target = describe(tmp_path, '[train]\nimages = "rgb"\n[val]\nimages = "val"\n')
+    flags = [f"--target={target}", "--parts=val", "--num_workers=0", f"--output={tmp_path}/check"]
+    command = [f"{ROOT}/experiments/check_data.py", *flags]
+    assert main(command) == 0
+    assert f"WARNING {target}: validation images of 2 sizes, which need --val_batch_size=1\n" in capsys.readouterr().out
+    assert main([*command, "--val_batch_size=2"]) == 1
+    found = read_summary(tmp_path / "check")["val"]["problems"]
+    assert len(found) == 1 and found[0].startswith(f"{target}: validation images of 2 sizes with --val_batch_size=2; ")
+    target.write_text("size = [80, 40]\n" + target.read_text())
+    assert main([*command, "--val_batch_size=2"]) == 0
+
+
+def test_without_val_the_training_photographs_that_stand_in_for_it_need_one_size(tmp_path):
+    photo(tmp_path / "rgb/a.jpg", (80, 40)), photo(tmp_path / "rgb/b.jpg", (90, 40))
+    target = str(describe(tmp_path, '[train]\nimages = "rgb"\n'))
+    flags = {"target": target, "mean_width": 80, "crop_width": 16, "crop_height": 8}
+    one, two = (Data(make_config(TrainConfig, {**flags, "val_batch_size": size})) for size in (1, 2))
+    assert len(one.validation_batches()) == 2
+    assert "found training images of 80x40 (a.jpg) and 90x40 (b.jpg)" in error_of(two.validation_batches, UserError)
+
+
 def test_photographs_of_several_sizes_are_refused_before_work_where_batches_hold_whole_ones(tmp_path):
     photo(tmp_path / "rgb/a.jpg", (80, 40)), photo(tmp_path / "rgb/b.jpg", (90, 40))
     target = str(describe(tmp_path, '[train]\nimages = "rgb"\n'))

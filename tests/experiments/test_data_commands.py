@@ -92,6 +92,32 @@ def test_one_part_alone_may_be_checked_and_views_that_do_not_fit_are_named(input
     assert "no part 'sauce'" in capsys.readouterr().err
 
 
+def test_train_ids_in_place_of_label_ids_are_told(inputs, tmp_path, capsys):
+    data, line = shutil.copytree(inputs[0], tmp_path / "data"), "no id above 18 occurs in any label map: the files seem"
+    weights = f"--weights={inputs[1]}"
+    assert command("check_data", data, tmp_path / "check", "--parts=val,source", *VIEWS) == 0
+    assert command("evaluate", data, tmp_path / "run", weights) == 0
+    assert line not in capsys.readouterr().out
+    for file in data.glob("cityscapes/gtFine/val/*/*_labelIds.png"):
+        Image.fromarray(np.tile(np.arange(96, dtype=np.uint8) % 19, (48, 1))).save(file)
+    assert command("check_data", data, tmp_path / "checked", "--parts=val", *VIEWS) == 0
+    out = capsys.readouterr().out
+    assert f"WARNING {line}" in out and "none found" in out
+    assert command("evaluate", data, tmp_path / "again", weights) == 0
+    assert f"cityscapes val: {line}" in capsys.readouterr().out
+
+
+def test_evaluation_refuses_several_sizes_in_one_batch_before_it_begins(inputs, tmp_path, capsys):
+    data = shutil.copytree(inputs[0], tmp_path / "data")
+    for file in sorted(data.glob("cityscapes/*/val/*/*.png"))[::2]:
+        Image.open(file).resize((48, 24), Image.Resampling.NEAREST).save(file)
+    assert (
+        command("evaluate", data, tmp_path / "run", f"--weights={inputs[1]}", "--val_batch_size=2", "--split=val") == 2
+    )
+    error = capsys.readouterr().err
+    assert "found val images of " in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 def test_several_processes_are_refused(inputs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("experiments.check_data.idist.get_world_size", lambda: 2)
     assert command("check_data", inputs[0], tmp_path / "run", *VIEWS) == 2
