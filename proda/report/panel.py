@@ -31,8 +31,9 @@ def draw_panel(config: DataConfig, stages: Sequence[str], number: int) -> Image.
     if not isinstance(images, LabelledFiles) or not images.label_files:
         return None
     batches = whole_images(config, Subset(images, np.linspace(0, len(images) - 1, number).astype(int).tolist()))
-    colors, options = data.classes.colors, {"backbone": config.backbone, "class_names": data.classes.names}
-    networks = [load_network(Path(config.output) / stage / "last.pt", **options).eval() for stage in stages]
+    colors, names = data.classes.colors, data.classes.names
+    files = [Path(config.output) / stage / "last.pt" for stage in stages]
+    networks = [load_network(file, backbone=config.backbone, class_names=names).eval() for file in files]
     rows = []
     for batch in batches:
         size = tuple(batch["labels"].shape[-2:])

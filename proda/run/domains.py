@@ -270,7 +270,7 @@ def data_root(config: DataConfig, trained: Weights | None = None) -> Path:
 
 def named_root(config: DataConfig, trained: Weights | None = None) -> Path:
     """As ``data_root``; nothing is drawn."""
-    streets = STREETS_DATA["data_root"] if _of_streets(config, trained) else ""
+    streets = str(STREETS_DATA["data_root"]) if _of_streets(config, trained) else ""
     return Path(config.data_root or os.environ.get("PRODA_DATA") or streets or "data").expanduser()
 
 
