@@ -250,7 +250,7 @@ def _fail() -> None:
         (ProdaEvents.LOSSES_READY(once=3), 0),  # within an iteration
         (ProdaEvents.OPTIMIZER_STEPPED(once=3), 0),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_an_exception_saves_the_last_whole_iteration(event, saved, data, weights, tmp_path):
     more = {"checkpoint_every": 100, "adabn": True}

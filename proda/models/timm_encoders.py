@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -55,6 +56,9 @@ class TimmEncoder(Encoder):
         layout, config = _layout(name), timm.get_pretrained_cfg(name)
         self.name = name
         self.model = timm.create_model(name, features_only=True, out_indices=layout.indices, **layout.options)
+        for module in self.model.modules():
+            if type(module) is timm.layers.Conv2dSame:
+                module.__class__ = EvenConv2d
         for parameter_name, parameter in self.model.named_parameters():  # DDP expects a gradient for all that need one
             parameter.requires_grad_(parameter_name in layout.trained)
         self.channels = self.model.feature_info.channels()
@@ -89,6 +93,22 @@ class TimmEncoder(Encoder):
         if convert is not None and not own.keys() <= {_plain(name) for name in found}:
             found = convert(dict(found), whole)
         return {own.get(_plain(name), name): value for name, value in found.items()}
+
+
+class EvenConv2d(nn.Conv2d):
+    """timm's ``Conv2dSame`` for sides that are multiples of the stride, as all are here: the padding is the same.
+
+    timm computes it from the size of each image, which ONNX cannot have open.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        needed = [
+            dilation * (kernel - 1) + 1 - stride
+            for kernel, stride, dilation in zip(self.kernel_size, self.stride, self.dilation, strict=True)
+        ]
+        (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in needed)
+        x = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def pretrained_tensors(name: str) -> dict[str, Tensor]:
