@@ -374,9 +374,7 @@ def _size_lines(places: Places, findings: Findings) -> list[str]:
     if size is None:
         return []
     most = findings.sizes.most_common(1)[0][0]
-    reason = (
-        "most have this size" if size == most else f"teachers and validation need not see all of {most[0]}x{most[1]}"
-    )
+    reason = "most have this size" if size == most else f"most have {most[0]}x{most[1]}, more than teachers need"
     active = "# " if places.labels else ""  # of a target, whole images of one batch need one size
     return [f"{active}size = [{size[0]}, {size[1]}]  # all images are resized to this; {reason}", ""]
 

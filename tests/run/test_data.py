@@ -12,6 +12,7 @@ from experiments import pipeline
 from proda.cli.launch import load_experiment, main
 from proda.data.view_sizes import PUBLISHED
 from proda.models.weights import read_weights
+from proda.run import plan
 from proda.run.data import Data
 from proda.settings.reading import make_config
 from tests import small_runs
@@ -94,7 +95,8 @@ def test_large_photographs_are_warned_of_unless_they_have_a_size(own, capsys):
     assert "WARNING: teachers" not in (out := capsys.readouterr().out) and "crops of 56x48" in out
 
 
-def test_a_plan_and_a_check_of_the_data_have_the_same_views(own, capsys):
+def test_a_plan_and_a_check_of_the_data_have_the_same_views(own, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "measure", lambda *_: "by this test")
     assert train("--iterations=1", "--plan") == 0
     assert "images resized to a mean width of 138 pixels; crops of 56x48" in capsys.readouterr().out
     check = ["check_data", "--source=sim.toml", "--target=photos.toml", "--num_workers=0", "--output=check"]
