@@ -155,11 +155,8 @@ class _Store:
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that are not (completely) written, in the same order."""
-        there = [
-            {file.removesuffix(suffix) for file in _listing(self.folder / part) if file.endswith(suffix)}
-            for part, suffix in self.parts.items()
-        ]
-        return [name for name in names if not all(name in files for files in there)]
+        there = {part: set(_listing(self.folder / part)) for part in self.parts}
+        return [name for name in names if not all(self._path(part, name).name in there[part] for part in there)]
 
     def finish(self) -> None:
         """Verifies that every image of the manifest is written; RuntimeError if not. Call it on one process, last."""

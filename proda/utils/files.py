@@ -15,6 +15,8 @@ import torch
 
 from proda.utils.errors import UserError
 
+LONGEST_NAME = 255  # bytes of the name of a file, which is what the usual file systems allow
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -25,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    partial = path.with_name(fitting_name(f".{path.name}", f".{uuid.uuid4().hex[:8]}.part"))
     try:
         yield partial
         with open(partial, "rb") as file:
@@ -39,8 +41,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def fitting_name(name: str, suffix: str = "") -> str:
+    """``name + suffix``, or a shorter name that ends with the suffix if no folder could hold a name of that length.
+
+    The shorter one has the beginning of ``name`` and the first digits of its SHA-256, so that different names stay
+    different, and whoever looks for the file again finds it. Names are measured in bytes.
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) + len(os.fsencode(suffix)) <= LONGEST_NAME:
+        return name + suffix
+    ending = f"-{hashlib.sha256(encoded).hexdigest()[:12]}{suffix}"
+    return encoded[: LONGEST_NAME - len(os.fsencode(ending))].decode(errors="ignore") + ending
+
+
 def safe_path(folder: Path, name: str, suffix: str = "") -> Path:
-    """The file ``name + suffix`` in ``folder``, for a name that comes from data.
+    """The file ``name + suffix`` in ``folder``, for a name that comes from data; see :func:`fitting_name`.
 
     Raises UserError if the name could lead to another folder, or contains unprintable characters such as line ends.
     """
@@ -48,7 +63,7 @@ def safe_path(folder: Path, name: str, suffix: str = "") -> Path:
     if not plain or not name or name.startswith("."):
         expected = "expected printable characters, no path separators, no leading dot"
         raise UserError(f"{name!r} cannot name a file in {folder}: {expected}")
-    return Path(folder) / (name + suffix)
+    return Path(folder) / fitting_name(name, suffix)
 
 
 def save_tensors(content: Any, path: Path) -> None:
