@@ -22,6 +22,8 @@ from proda.handlers.predictions import SaveConfidence
 from proda.models.build import build_network
 from proda.models.weights import save_weights
 from proda.run import domains
+from proda.run.config import DataConfig
+from proda.run.domains import Domains
 from proda.run.job import read_summary
 from proda.settings.reading import make_config
 from proda.trained_model import load_model
@@ -291,6 +293,35 @@ def test_results_of_other_images_in_the_folder_are_told(inputs, tmp_path, capsys
         assert command("predict", inputs[0], tmp_path / "out", *flags, f"--images={images / name}.png") == 0
         line = f"{tmp_path}/out/labels: results of files that are not among --images stay there: 1, the first is 00003"
         assert (line in capsys.readouterr().out) == told
+
+
+def test_files_with_the_longest_names_are_predicted_and_evaluated(inputs, tmp_path, capsys):
+    """Every name that is derived from theirs fits, too; a second prediction knows the files of the first."""
+    photo, labels = inputs[0] / "gta5/images/00001.png", inputs[0] / "gta5/labels/00001.png"
+    names = ["图" * 80, "图" * 83, "a" * 251]
+    folders = [tmp_path / "photos" / place for place in ("x" * 200, "x" * 200 + "/" + "y" * 200, "z" * 255)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in names:
+            shutil.copy(photo, folder / f"{name}.png")
+    shutil.copytree(tmp_path / "photos", tmp_path / "labels", copy_function=lambda _, to: shutil.copy(labels, to))
+    for _ in range(2):
+        flags = [f"--weights={inputs[1]}", f"--images={tmp_path}/photos"]
+        assert command("predict", inputs[0], tmp_path / "run", *flags) == 0
+        assert "stay there" not in capsys.readouterr().out
+    for folder in ("labels", "overlays", "confidence"):
+        assert len(list((tmp_path / "run" / folder).iterdir())) == 9
+
+    ids = ", ".join(f'{{ name = "{name}", ids = [{k}] }}' for k, name in enumerate(class_names(13)))
+    description = tmp_path / f"{'d' * 250}.toml"
+    images = 'images = "photos"\nlabels = "labels"\n'
+    description.write_text(f"classes = [{ids}]\nignore = {[*range(13, 256)]}\n[train]\n{images}[val]\n{images}")
+    flags = [f"--weights={inputs[1]}", f"--target={description}", f"--predictions={tmp_path}/submission"]
+    assert command("evaluate", inputs[0], tmp_path / "evaluated", *flags) == 0
+    assert len(list((tmp_path / "submission").iterdir())) == 9
+    file = Domains(make_config(DataConfig, {"target": str(description), "num_classes": 13})).class_statistics_file("target")
+    assert file.name.startswith("ddd") and file.name.endswith(".class_statistics.npz")
+    file.touch()
 
 
 def test_a_prediction_of_images_and_videos_of_any_size(inputs, tmp_path, capsys):
