@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from experiments import evaluate
-from proda.cli.launch import main
+from proda.cli.launch import main, start
 from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.labelled_files import read_skip_list
@@ -322,6 +322,35 @@ def test_files_with_the_longest_names_are_predicted_and_evaluated(inputs, tmp_pa
     file = Domains(make_config(DataConfig, {"target": str(description), "num_classes": 13})).class_statistics_file("target")
     assert file.name.startswith("ddd") and file.name.endswith(".class_statistics.npz")
     file.touch()
+
+
+def test_folders_whose_names_are_not_utf8_are_described_checked_evaluated_and_predicted(inputs, tmp_path):
+    root = tmp_path / "d\udcff"
+    for kind in ("images", "labels"):
+        for folder in ("one\udcfe", "two\udcfe", "two\udcfd"):
+            (root / kind / folder).mkdir(parents=True)
+            shutil.copy(inputs[0] / f"gta5/{kind}/00001.png", root / kind / folder / "a.png")
+    flags = [f"--weights={inputs[1]}", f"--images={root}/images"]
+    assert command("predict", inputs[0], root / "run", *flags) == 0
+    predicted = sorted(path.name for path in (root / "run/labels").iterdir())
+    assert [name.partition("-")[0] for name in predicted] == ["one\N{REPLACEMENT CHARACTER}"] + 2 * ["two\N{REPLACEMENT CHARACTER}"]
+    rows = list(csv.DictReader((root / "run/shares.csv").open(encoding="utf-8")))
+    assert [row["name"] for row in rows] == ["one\\udcfe-a", "two\\udcfd-a", "two\\udcfe-a"]
+
+    description = root / "my_data.toml"
+    places = {"images": str(root / "images"), "labels": str(root / "labels"), "output": str(tmp_path / "described")}
+    start("describe_data", {**places, "num_workers": 0, "description": str(description)})
+    assert '[train]\nimages = "images"\nlabels = "labels"\n' in description.read_text("utf-8")
+    with pytest.raises(UserError, match="--images=d\udcff/images: this is not UTF-8, and a description has to be"):
+        start("describe_data", {**places, "description": str(tmp_path / "my_data.toml")})
+
+    ids = ", ".join(f'{{ name = "{name}", ids = [{k}] }}' for k, name in enumerate(class_names(13)))
+    images = 'images = "images"\nlabels = "labels"\n'
+    description.write_text(f"classes = [{ids}]\nignore = {[*range(13, 256)]}\n[train]\n{images}[val]\n{images}")
+    target = f"--target={description}"
+    assert command("check_data", inputs[0], root / "checked", f"--source={description}", target, *VIEWS) == 0
+    assert command("evaluate", inputs[0], root / "evaluated", flags[0], target, f"--predictions={root}/made") == 0
+    assert len(list((root / "made").iterdir())) == 3
 
 
 def test_a_prediction_of_images_and_videos_of_any_size(inputs, tmp_path, capsys):

@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+from proda.utils.errors import UserError
 from proda.utils.files import atomic_write, fitting_name, safe_path, save_json, save_tensors, sha256, sha256_of_tensors
 
 
@@ -126,3 +127,12 @@ def test_a_name_that_fits_stays_and_a_longer_one_has_the_beginning_and_a_checksu
 
 def sha256_of_text(text):
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_names_that_are_not_utf8_become_names_of_files_that_are(tmp_path):
+    files = [safe_path(tmp_path, name, ".png").name for name in ("a\udcff", "a\udcfe", "\udcff" * 200)]
+    assert len(set(files)) == 3 and all(len(file.encode()) <= 255 for file in files)
+    assert files[0] == f"a\N{REPLACEMENT CHARACTER}-{hashlib.sha256(b'a' + bytes([255])).hexdigest()[:12]}.png"
+    for name in ("\udcff/a", "\udcff\n", ".\udcff", "\ud800"):
+        with pytest.raises(UserError, match="cannot name a file"):
+            safe_path(tmp_path, name)
