@@ -136,7 +136,7 @@ def write_report(config: Config) -> dict[str, Any]:
         if results is not None:
             results.save(Path(config.output) / f"{name}.json")
         with atomic_write(Path(config.output) / f"{name}.md") as path:
-            path.write_text(page)
+            path.write_text(page, encoding="utf-8", errors="backslashreplace")
         written = report
     return {"results": results, "page": page}
 

@@ -28,7 +28,7 @@ from proda.run.plan import gb_text, machine_memory
 from proda.run.suggestion import suggestion
 from proda.settings.options import PathText
 from proda.utils.errors import UserError
-from proda.utils.files import atomic_write
+from proda.utils.files import atomic_write, is_utf8
 from proda.utils.progress import track
 
 
@@ -57,6 +57,12 @@ def run(local_rank: int, config: Config) -> dict:
         raise UserError("--images is missing: expected a folder, a zip file or a pattern of images")
     images, labels = (relative_to(path.parent, place) for place in (config.images, config.labels))
     places = find_places(path.parent, images, labels)
+    for flag, place in (("images", places.images), ("labels", places.labels)):
+        if not is_utf8(place):
+            raise UserError(
+                f"--{flag}={place}: this is not UTF-8, and a description has to be; rename the folder, or write the "
+                "description into it (--description=FOLDER/NAME.toml), which then need not name it"
+            )
     job.open({"images": len(places.image_files), "label maps": len(places.label_files) or "none"})
 
     findings = look(places, num_workers=config.num_workers, progress=lambda items: track(items, "file"))
@@ -111,7 +117,7 @@ def training_lines(path: Path, photographs: Findings, device: torch.device) -> I
 
 
 def relative_to(folder: Path, place: str) -> str:
-    """A place relative to the working folder as a description in ``folder`` names it; absolute places stay."""
-    if not place or os.path.isabs(place):
+    """A place relative to the working folder as a description in ``folder`` names it; absolute places stay in UTF-8."""
+    if not place or (os.path.isabs(place) and is_utf8(place)):
         return place
     return Path(os.path.relpath(place, folder)).as_posix()

@@ -31,7 +31,7 @@ from proda.run.record import git_commit
 from proda.settings.options import NonNegativeInt, PathText
 from proda.studies.tables import markdown_table
 from proda.utils.errors import UserError
-from proda.utils.files import atomic_write
+from proda.utils.files import atomic_write, fitting_name
 
 
 @dataclass
@@ -103,7 +103,7 @@ def run(local_rank: int, config: Config) -> dict:
 def file_name(config: Config) -> str:
     """``last.onnx``, ``last_labels_fp16.pt2``: what differs from the defaults is in the name."""
     parts = [Path(config.weights).stem, *[config.result] * (config.result != "logits"), *["fp16"] * config.fp16]
-    return f"{'_'.join(parts)}.{config.format}"
+    return fitting_name("_".join(parts), f".{config.format}")
 
 
 def image_size(config: Config, info: ModelInfo) -> tuple[int, int]:

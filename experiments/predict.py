@@ -104,10 +104,10 @@ def run(local_rank: int, config: Config) -> dict:
     # Videos, each on one process.
     for name, path in list(media.videos.items())[idist.get_rank() :: idist.get_world_size()]:
         engine = prediction_engine(network, job.precision, **options)
-        ClassShares(job.folder / "videos" / f"{name}.csv", names).attach(engine)
+        ClassShares(safe_path(job.folder / "videos", name, ".csv"), names).attach(engine)
         try:
             video = VideoFile(path)
-            output = job.folder / "videos" / f"{name}.mp4"
+            output = safe_path(job.folder / "videos", name, ".mp4")
             with writing_video(output, video.rate) as encoder, progress(engine, f"{name}, frame", video.count):
                 AddToVideo(encoder, colors, side_by_side=config.side_by_side).attach(engine)
                 engine.run(frames(video, data.input_size, config.val_batch_size))
@@ -137,10 +137,9 @@ def media_to_predict(config: Config, folder: Path) -> Media:
         media.videos = {name: path for name, path in media.videos.items() if name not in skipped}
         if not media.images and not media.videos:
             raise MissingFileError(f"--images={config.images}: none is left; all are listed in {config.skip_bad}")
-    for name in (*media.images, *media.videos):
-        safe_path(folder, name, ".png")  # raises now rather than when the image is written
-    for kind, names in {"labels": media.images, "videos": media.videos}.items():
-        if others := sorted({path.stem for path in (folder / kind).glob("*") if path.is_file()} - names.keys()):
+    for kind, names, suffix in (("labels", media.images, ".png"), ("videos", media.videos, ".mp4")):
+        known = {safe_path(folder, name, suffix).stem for name in names}  # raises now rather than when it is written
+        if others := sorted({path.stem for path in (folder / kind).glob("*") if path.is_file()} - known):
             media.warnings.append(
                 f"{folder / kind}: results of files that are not among --images stay there: {len(others)}, the first "
                 f"is {others[0]}"

@@ -33,6 +33,7 @@ from proda.run.record import of_this_launch, read_record
 from proda.settings.reading import default_output, make_config, with_present_names
 from proda.utils.errors import MissingFileError, UserError
 from proda.utils.record import plain
+from proda.utils.streams import lasting_output
 
 ROOT = Path(__file__).resolve().parent.parent.parent  # the clone, or the folder of installed packages
 EXPERIMENTS = ROOT / "experiments"
@@ -56,6 +57,11 @@ def main(argv: list[str]) -> int:
     The status is 0, or ``exit_status`` of the experiment's result; 2 after an error of one line that the user or the
     machine caused; and 128 plus the number of the signal that stopped the run. Bugs raise their exception.
     """
+    with lasting_output():
+        return _main(argv)
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if argv else 2

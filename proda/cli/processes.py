@@ -21,6 +21,7 @@ from proda.engines.events import Trainer
 from proda.handlers.stopping import TIMEOUT
 from proda.run.config import RunConfig
 from proda.utils.errors import UserError
+from proda.utils.streams import lasting_output
 
 PEER_GONE = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed"),
@@ -214,7 +215,7 @@ def _child(local_rank: int, run: Callable[[int], Any], threads: int | None, expl
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if threads and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
-    with _quiet_ignite():
+    with _quiet_ignite(), lasting_output():
         _as_one_of_many(lambda: run(local_rank), lambda line, status: reports.put((line, status)), explain)
 
 

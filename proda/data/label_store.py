@@ -156,11 +156,12 @@ class _Store:
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that are needed and not (completely) written, in the same order."""
-        there = [
-            {file.removesuffix(suffix) for file in _listing(self.folder / part) if file.endswith(suffix)}
-            for part, suffix in self.parts.items()
-        ]
-        return [n for n in names if n not in self.left_out and not all(n in files for files in there)]
+        there = {part: set(_listing(self.folder / part)) for part in self.parts}
+
+        def complete(name: str) -> bool:
+            return all(self._path(part, name).name in there[part] for part in there)
+
+        return [name for name in names if name not in self.left_out and not complete(name)]
 
     def forget(self, names: Iterable[str]) -> None:
         """Deletes the labels of these images, which are written again when they are next missing."""

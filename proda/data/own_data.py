@@ -24,6 +24,7 @@ from proda.data.video_frames import video_frames
 from proda.data.videos import VIDEO_SUFFIXES
 from proda.method import IGNORE
 from proda.utils.errors import MissingFileError, UserError
+from proda.utils.files import fitting_name
 
 _SPLITS, _OF_THE_WHOLE = ("train", "val"), ("classes", "labels_are", "ignore", "size", "frames")
 _BACKSLASH = re.compile(r'^[^#\n]*"[^"\n]*\\', re.MULTILINE)  # in double quotes
@@ -127,7 +128,7 @@ class Description(NamedTuple):
     def _find_frames(self, split: str) -> FoundFiles:
         """The frames of the videos of a split. What is not there yet is extracted, which takes long."""
         videos = self._find(split, "images", VIDEO_SUFFIXES)
-        folder = self.path.parent / (os.path.expanduser(self.frames) or f"{self.path.stem}_frames")
+        folder = self.path.parent / (os.path.expanduser(self.frames) or fitting_name(self.path.stem, "_frames"))
         frames = video_frames(videos, self.every[split], folder)
         videos.clear()
         videos.update(frames)

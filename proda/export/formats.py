@@ -61,7 +61,8 @@ def open_onnx(path: Path, device: str = "cpu") -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; warnings are about single nodes of the graph
-    session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    content = path.read_bytes()  # given a path that is not UTF-8, onnxruntime raises TypeError
+    session = onnxruntime.InferenceSession(content, options, providers=[provider])
 
     def run(image: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {INPUT: image.numpy()})[0])

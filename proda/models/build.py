@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -71,7 +72,7 @@ def _builder(backbone: str) -> Callable[..., SegmentationNetwork]:
 @cache
 def _builder_of_file(file: Path) -> Callable[..., SegmentationNetwork]:
     """What a user's file defines; the file is executed once in a process."""
-    name = f"proda_backbone_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}_{file.stem}"
+    name = f"proda_backbone_{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if not file.is_file() or spec is None or spec.loader is None:
         raise UserError(f"--backbone={file}: no such file")

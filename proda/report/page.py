@@ -48,7 +48,7 @@ def write_report(folders: Sequence[str | Path], file: Path, **options: Any) -> P
     """
     page = report_page([read_group(folder) for folder in folders], **options)
     with atomic_write(Path(file)) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of folders may not be UTF-8
     return Path(file)
 
 

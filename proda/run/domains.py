@@ -25,6 +25,7 @@ from proda.run.config import DataConfig
 from proda.settings.presets import STREETS_DATA
 from proda.streets import write_scenes, write_streets
 from proda.utils.errors import UserError
+from proda.utils.files import fitting_name
 from proda.utils.progress import track
 
 SOME_IMAGES = 100  # training images used for AdaBN, and for validation if there is no validation split
@@ -167,7 +168,7 @@ class Domains:
         """Where the statistics of the classes of ``domain``, "source" or "target", are stored: next to its data."""
         own = self.own_source if domain == "source" else self.own_target
         if own is not None:
-            return Path(own.path).with_suffix(".class_statistics.npz")
+            return own.path.with_name(fitting_name(own.path.stem, ".class_statistics.npz"))
         name = self.config.source if domain == "source" else self.config.target
         return self.root / f"{name}_{len(self.classes.names)}_classes.class_statistics.npz"
 

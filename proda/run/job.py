@@ -306,7 +306,7 @@ def _describe(device: torch.device) -> str:
 
 
 def _print_and_write(log: logging.Logger, path: Path) -> None:
-    file = logging.FileHandler(path)
+    file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     setattr(file, "handleError", lambda record: None)  # noqa: B010 a full disk costs lines of this file, not the run
     file.addFilter(lambda record: record.name != LOGGER)  # figures over time are in the TensorBoard files
     for handler in (ConsoleHandler(sys.stdout), file):

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,9 @@ import torch
 
 from proda.utils.errors import UserError
 
+_UNDECODABLE = re.compile("[\udc80-\udcff]")  # how Python shows bytes of a file's name that are not UTF-8
+LONGEST_NAME = 255  # bytes of the name of a file, which is what the usual file systems allow
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -25,7 +29,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    partial = path.with_name(fitting_name(f".{path.name}", f".{uuid.uuid4().hex[:8]}.part"))
     try:
         yield partial
         with open(partial, "rb") as file:
@@ -39,16 +43,47 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def fitting_name(name: str, suffix: str = "") -> str:
+    """``name + suffix``, or a shorter name that ends with the suffix if no folder could hold a name of that length.
+
+    The shorter one has the beginning of ``name`` and the first digits of its SHA-256, so that different names stay
+    different, and whoever looks for the file again finds it. Names are measured in bytes.
+    """
+    fits = len(os.fsencode(name + suffix)) <= LONGEST_NAME
+    return name + suffix if fits else _with_checksum(name, suffix)
+
+
+def _with_checksum(name: str, suffix: str) -> str:
+    """A name that every folder can hold, in UTF-8 where ``name`` is not."""
+    encoded = os.fsencode(name)
+    ending = f"-{hashlib.sha256(encoded).hexdigest()[:12]}{suffix}"
+    beginning = _readable(name).encode()[: LONGEST_NAME - len(ending.encode())]
+    return beginning.decode(errors="ignore") + ending
+
+
 def safe_path(folder: Path, name: str, suffix: str = "") -> Path:
     """The file ``name + suffix`` in ``folder``, for a name that comes from data.
 
+    Names that are too long or not UTF-8 are replaced as by :func:`fitting_name`.
+
     Raises UserError if the name could lead to another folder, or contains unprintable characters such as line ends.
     """
-    plain = isinstance(name, str) and name.isprintable() and PureWindowsPath(name).name == name  # also knows / and \\
-    if not plain or not name or name.startswith("."):
+    shown = _readable(name) if isinstance(name, str) else ""
+    plain = shown.isprintable() and PureWindowsPath(shown).name == shown  # also knows / and \\
+    if not plain or not shown or shown.startswith("."):
         expected = "expected printable characters, no path separators, no leading dot"
         raise UserError(f"{name!r} cannot name a file in {folder}: {expected}")
-    return Path(folder) / (name + suffix)
+    return Path(folder) / (fitting_name(name, suffix) if shown == name else _with_checksum(name, suffix))
+
+
+def is_utf8(name: str) -> bool:
+    """Whether the name of a file is text in UTF-8, and not other bytes."""
+    return not _UNDECODABLE.search(name)
+
+
+def _readable(name: str) -> str:
+    """The name with a sign in the place of bytes that are not UTF-8."""
+    return _UNDECODABLE.sub("\N{REPLACEMENT CHARACTER}", name)
 
 
 def save_tensors(content: Any, path: Path) -> None:

@@ -105,8 +105,19 @@ def track(items: Iterable[Item], title: str, *, show: bool = True) -> Iterable[I
 
 
 class ConsoleHandler(logging.StreamHandler):
-    """Writes records to a stream without breaking bars: they are cleared, and drawn again below the record."""
+    """Writes records to a stream without breaking bars: they are cleared, and drawn again below the record.
+
+    What cannot be encoded is escaped. A stream that cannot be written costs lines, not the run.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        return super().format(record).encode(encoding, "backslashreplace").decode(encoding)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)

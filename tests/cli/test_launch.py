@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -450,3 +451,45 @@ def test_run_py_is_the_launcher(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
     assert end.value.code == 0 and "usage: python run.py EXPERIMENT" in capsys.readouterr().out
+
+
+@contextmanager
+def unread(log: Path):
+    """stdout is a pipe that nobody reads, as after ``| head``; stderr is ``log``, in ASCII."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    streams = open(writing, "w", buffering=1), open(log, "w", encoding="ascii", errors="strict")
+    with streams[0], streams[1], pytest.MonkeyPatch.context() as patch:  # a fixture could not: pytest sets them later
+        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+            patch.setattr(sys, name, stream)
+            patch.setattr(sys, f"__{name}__", stream)
+        yield
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["warmup", "--help"], ["copy", "warmup", "mine.py"]])
+def test_a_command_whose_reader_has_left_ends_as_usual(argv, tmp_path):
+    with unread(tmp_path / "stderr"):
+        assert main(argv) == 0
+    assert (tmp_path / "stderr").read_text() == ""
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output(data, tmp_path):
+    log, run = tmp_path / "stderr", tmp_path / "größe"
+    weights = small_runs.write_weights(tmp_path / "before.pt")
+    with unread(log):
+        assert small_runs.train_as_command("source_only", data, weights, run, iterations=2) == 0
+    assert log.read_text() == "" and "done in" in (run / "train.log").read_text("utf-8")
+    with unread(log):
+        assert main(["report", str(run), "--worst=größe"]) == 2
+    assert log.read_text().startswith("error: --worst=gr\\xf6\\xdfe: ")
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_when_nobody_reads_their_output(data, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    weights = small_runs.write_weights(tmp_path / "before.pt")
+    command = small_runs.command("source_only", data, weights, tmp_path / "run", iterations=2, nproc_per_node=2)
+    run = small_runs.launch(command, stdout=writing, stderr=writing)
+    os.close(writing)
+    assert run.wait(120) == 0 and (tmp_path / "run" / "summary.json").is_file()

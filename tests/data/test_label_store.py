@@ -513,3 +513,20 @@ def test_a_hard_label_of_400_million_pixels_is_refused(tmp_path):
     write_png(tmp_path / "labels/a.png", 20_000, 20_000, 8, 0, b"")
     with pytest.raises(UserError, match=r"labels/a\.png: damaged or truncated"):
         store.read("a")
+
+
+def test_labels_of_images_with_long_names_are_written_and_found(tmp_path):
+    """Names of 240 bytes, and of nested folders joined by "-", which are longer than any file's."""
+    names = ["图" * 80, "a" * 250, "a" * 251, "a" * 600, "a" * 600 + "b", "short"]
+    manifest = replace(MANIFEST, images=names)
+    stores = open_store(tmp_path / "soft", "soft", manifest), open_store(tmp_path / "hard", "hard", manifest)
+    for number, name in enumerate(names):
+        for store in stores:
+            assert store.missing(names) == names[number:]
+        stores[0].write(name, torch.full((3, 2, 2), 1 / 3))
+        stores[1].write(name, torch.full((2, 2), number), torch.ones(2, 2))
+    for store in stores:
+        assert store.missing(names) == []
+        store.finish()
+    assert [int(stores[1].read(name)[0][0, 0]) for name in names] == [0, 1, 2, 3, 4, 5]
+    assert (tmp_path / "hard" / "labels" / f"{'a' * 251}.png").is_file()  # as before names were shortened

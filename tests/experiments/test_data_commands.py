@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from experiments import evaluate
-from proda.cli.launch import main
+from proda.cli.launch import main, start
 from proda.data.benchmarks import open_dataset
 from proda.data.check import spot_check
 from proda.data.labelled_files import read_skip_list
@@ -22,6 +22,8 @@ from proda.handlers.predictions import SaveConfidence
 from proda.models.build import build_network
 from proda.models.weights import save_weights
 from proda.run import domains
+from proda.run.config import DataConfig
+from proda.run.domains import Domains
 from proda.run.job import read_summary
 from proda.settings.reading import make_config
 from proda.trained_model import load_model
@@ -317,6 +319,64 @@ def test_results_of_other_images_in_the_folder_are_told(inputs, tmp_path, capsys
         assert command("predict", inputs[0], tmp_path / "out", *flags, f"--images={images / name}.png") == 0
         line = f"{tmp_path}/out/labels: results of files that are not among --images stay there: 1, the first is 00003"
         assert (line in capsys.readouterr().out) == told
+
+
+def test_files_with_the_longest_names_are_predicted_and_evaluated(inputs, tmp_path, capsys):
+    """Every name that is derived from theirs fits, too; a second prediction knows the files of the first."""
+    photo, labels = inputs[0] / "gta5/images/00001.png", inputs[0] / "gta5/labels/00001.png"
+    names = ["图" * 80, "图" * 83, "a" * 251]
+    folders = [tmp_path / "photos" / place for place in ("x" * 200, "x" * 200 + "/" + "y" * 200, "z" * 255)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in names:
+            shutil.copy(photo, folder / f"{name}.png")
+    shutil.copytree(tmp_path / "photos", tmp_path / "labels", copy_function=lambda _, to: shutil.copy(labels, to))
+    for _ in range(2):
+        flags = [f"--weights={inputs[1]}", f"--images={tmp_path}/photos"]
+        assert command("predict", inputs[0], tmp_path / "run", *flags) == 0
+        assert "stay there" not in capsys.readouterr().out
+    for folder in ("labels", "overlays", "confidence"):
+        assert len(list((tmp_path / "run" / folder).iterdir())) == 9
+
+    ids = ", ".join(f'{{ name = "{name}", ids = [{k}] }}' for k, name in enumerate(class_names(13)))
+    description = tmp_path / f"{'d' * 250}.toml"
+    images = 'images = "photos"\nlabels = "labels"\n'
+    description.write_text(f"classes = [{ids}]\nignore = {[*range(13, 256)]}\n[train]\n{images}[val]\n{images}")
+    flags = [f"--weights={inputs[1]}", f"--target={description}", f"--predictions={tmp_path}/submission"]
+    assert command("evaluate", inputs[0], tmp_path / "evaluated", *flags) == 0
+    assert len(list((tmp_path / "submission").iterdir())) == 9
+    file = Domains(make_config(DataConfig, {"target": str(description), "num_classes": 13})).class_statistics_file("target")
+    assert file.name.startswith("ddd") and file.name.endswith(".class_statistics.npz")
+    file.touch()
+
+
+def test_folders_whose_names_are_not_utf8_are_described_checked_evaluated_and_predicted(inputs, tmp_path):
+    root = tmp_path / "d\udcff"
+    for kind in ("images", "labels"):
+        for folder in ("one\udcfe", "two\udcfe", "two\udcfd"):
+            (root / kind / folder).mkdir(parents=True)
+            shutil.copy(inputs[0] / f"gta5/{kind}/00001.png", root / kind / folder / "a.png")
+    flags = [f"--weights={inputs[1]}", f"--images={root}/images"]
+    assert command("predict", inputs[0], root / "run", *flags) == 0
+    predicted = sorted(path.name for path in (root / "run/labels").iterdir())
+    assert [name.partition("-")[0] for name in predicted] == ["one\N{REPLACEMENT CHARACTER}"] + 2 * ["two\N{REPLACEMENT CHARACTER}"]
+    rows = list(csv.DictReader((root / "run/shares.csv").open(encoding="utf-8")))
+    assert [row["name"] for row in rows] == ["one\\udcfe-a", "two\\udcfd-a", "two\\udcfe-a"]
+
+    description = root / "my_data.toml"
+    places = {"images": str(root / "images"), "labels": str(root / "labels"), "output": str(tmp_path / "described")}
+    start("describe_data", {**places, "num_workers": 0, "description": str(description)})
+    assert '[train]\nimages = "images"\nlabels = "labels"\n' in description.read_text("utf-8")
+    with pytest.raises(UserError, match="--images=d\udcff/images: this is not UTF-8, and a description has to be"):
+        start("describe_data", {**places, "description": str(tmp_path / "my_data.toml")})
+
+    ids = ", ".join(f'{{ name = "{name}", ids = [{k}] }}' for k, name in enumerate(class_names(13)))
+    images = 'images = "images"\nlabels = "labels"\n'
+    description.write_text(f"classes = [{ids}]\nignore = {[*range(13, 256)]}\n[train]\n{images}[val]\n{images}")
+    target = f"--target={description}"
+    assert command("check_data", inputs[0], root / "checked", f"--source={description}", target, *VIEWS) == 0
+    assert command("evaluate", inputs[0], root / "evaluated", flags[0], target, f"--predictions={root}/made") == 0
+    assert len(list((root / "made").iterdir())) == 3
 
 
 def test_a_prediction_of_images_and_videos_of_any_size(inputs, tmp_path, capsys):

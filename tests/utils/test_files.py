@@ -1,13 +1,15 @@
 """A reader sees the old file or the new one."""
 
 import errno
+import hashlib
 import json
 import os
 
 import pytest
 import torch
 
-from proda.utils.files import atomic_write, save_json, save_tensors, sha256, sha256_of_tensors
+from proda.utils.errors import UserError
+from proda.utils.files import atomic_write, fitting_name, safe_path, save_json, save_tensors, sha256, sha256_of_tensors
 
 
 def test_a_new_file_appears_whole_in_a_folder_that_was_not_there(tmp_path):
@@ -94,3 +96,43 @@ def test_tensors_come_back_and_are_equal_files_whichever_process_writes_them(tmp
         save_tensors({"a": torch.arange(3)}, tmp_path / f"{process}.pt")
     assert sha256(tmp_path / "1.pt") == sha256(tmp_path / "2.pt")
     assert torch.load(tmp_path / "1.pt", weights_only=True)["a"].tolist() == [0, 1, 2]
+
+
+LONG = {"letters": "a" * 251, "Chinese": "图" * 83 + "ab", "combined": "e\u0301" * 83 + "ab", "not UTF-8": "\udcff" * 251}
+
+
+@pytest.mark.parametrize("name", LONG.values(), ids=LONG.keys())
+def test_a_file_of_the_longest_name_is_written_and_a_derived_one_fits(tmp_path, name):
+    path = tmp_path / f"{name}.png"
+    assert len(os.fsencode(path.name)) == 255
+    with atomic_write(path) as partial:
+        partial.write_text("new")
+        assert partial.name.startswith(".") and partial.name.endswith(".part") and partial.parent == tmp_path
+    assert os.listdir(tmp_path) == [path.name] and path.read_text() == "new"
+    assert fitting_name(name, ".png") == path.name
+
+    derived = [fitting_name(name + more, "_pred_labelIds.png") for more in ("", "b", "c")]
+    assert len(set(derived)) == 3 and derived == [fitting_name(name + more, "_pred_labelIds.png") for more in ("", "b", "c")]
+    for file in derived:
+        assert 250 < len(os.fsencode(file)) <= 255 or name == LONG["not UTF-8"]
+        assert file.endswith("_pred_labelIds.png") and "\udcff" not in file
+        (tmp_path / file).touch()
+
+
+def test_a_name_that_fits_stays_and_a_longer_one_has_the_beginning_and_a_checksum(tmp_path):
+    assert safe_path(tmp_path, "a" * 251, ".png") == tmp_path / f"{'a' * 251}.png"
+    digest = sha256_of_text("a" * 252)[:12]
+    assert safe_path(tmp_path, "a" * 252, ".png") == tmp_path / f"{'a' * 238}-{digest}.png"
+
+
+def sha256_of_text(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_names_that_are_not_utf8_become_names_of_files_that_are(tmp_path):
+    files = [safe_path(tmp_path, name, ".png").name for name in ("a\udcff", "a\udcfe", "\udcff" * 200)]
+    assert len(set(files)) == 3 and all(len(file.encode()) <= 255 for file in files)
+    assert files[0] == f"a\N{REPLACEMENT CHARACTER}-{hashlib.sha256(b'a' + bytes([255])).hexdigest()[:12]}.png"
+    for name in ("\udcff/a", "\udcff\n", ".\udcff", "\ud800"):
+        with pytest.raises(UserError, match="cannot name a file"):
+            safe_path(tmp_path, name)

@@ -1,6 +1,7 @@
 """A bar where there is a terminal, and plain lines of the log where there is none."""
 
 import logging
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -118,3 +119,16 @@ def shown(text: str) -> str:
             line = rows[row].ljust(column)
             rows[row], column = line[:column] + letter + line[column + 1 :], column + 1
     return "\n".join(line.rstrip() for line in rows).strip()
+
+
+def test_a_record_is_escaped_or_lost_where_the_stream_cannot_take_it(tmp_path, capfd):
+    log = logging.Logger("test")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(tmp_path / "log", "w", encoding="ascii") as stream, open(writing, "w", buffering=1) as closed:
+        for handler in (ConsoleHandler(closed), ConsoleHandler(stream)):
+            log.addHandler(handler)
+        log.warning("größe, %s", "byte\udcff")
+        os.dup2(stream.fileno(), closed.fileno())  # so that the lost line can be flushed at the end
+    assert (tmp_path / "log").read_text().startswith("gr\\xf6\\xdfe, byte\\udcff\n")
+    assert capfd.readouterr().err == ""
