@@ -21,7 +21,7 @@ def without_metadata(file: IO[bytes], *, pixels: bool = True) -> bytes:
 
     Raises ValueError if a part that decides the pixels is incomplete, or its checksum differs.
     """
-    parts, image = [SIGNATURE], []
+    parts, image = [SIGNATURE], list[bytes]()
     file.seek(len(SIGNATURE))
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)

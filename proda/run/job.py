@@ -14,6 +14,7 @@ import ignite.distributed as idist
 import torch
 from ignite.utils import manual_seed
 
+from proda.data.image_files import name_files_in_warnings
 from proda.engines.optimization import Precision
 from proda.run.config import RunConfig, TrainConfig
 from proda.run.record import (
@@ -50,6 +51,7 @@ class Job:
         self.log = logging.getLogger("proda")
         self.stopwatch = Stopwatch()
         self.lock = FolderLock(self.folder)
+        name_files_in_warnings()
         manual_seed(config.seed)
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for matrix products on a GPU
