@@ -8,13 +8,15 @@ decoded.
 import io
 import logging
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from imagecodecs import png_decode
@@ -52,10 +54,30 @@ _RGB_8_BIT, _RGBA_8_BIT = b"\x08\x02", b"\x08\x06"
 _16_BIT, _FEW_BITS_OF_GREY = b"\x10", (b"\x01\x00", b"\x02\x00", b"\x04\x00")
 
 
+_being_read: ContextVar[Path | None] = ContextVar("_being_read", default=None)  # by this thread
+
+
 @cache
 def warn_once(line: str) -> None:
     """Logs a warning about the data, once per process."""
     logging.getLogger("proda").warning("%s", line)
+
+
+@cache
+def name_files_in_warnings() -> None:
+    """Makes this process log the warnings of libraries about an image file with its path, once each.
+
+    It replaces ``warnings.showwarning``, so a program calls it, not a library. Other warnings are shown as before.
+    """
+    show = warnings.showwarning
+
+    def show_or_log(message: Any, category: Any, filename: str, *more: Any, **options: Any) -> None:
+        if path := _being_read.get():
+            warn_once(f"{path}: {message}")
+        else:
+            show(message, category, filename, *more, **options)
+
+    warnings.showwarning = show_or_log
 
 
 def read_image(path: Path) -> Image.Image:
@@ -301,6 +323,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 @contextmanager
 def _one_line(path: Path, what: str) -> Iterator[None]:
     """Turns the errors of reading and decoding a file into one line."""
+    before = _being_read.set(path)
     try:
         yield
     except UserError:
@@ -311,6 +334,8 @@ def _one_line(path: Path, what: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         raise UserError(f"{path}: not a complete {what} ({_brief(error)})") from None
+    finally:
+        _being_read.reset(before)
 
 
 def _brief(error: Exception) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from proda.data.image_files import warn_once
+from proda.data.image_files import name_files_in_warnings, warn_once
 from proda.utils.errors import UserError
 
 PARENT_CHECK_SECONDS = 5.0  # between two looks of a loader process at whether the training process is there
@@ -25,6 +25,7 @@ def leave_signals_to_the_trainer(_: int) -> None:
     That process finishes its iteration, which needs the loaders, and then ends them by its own SIGTERM, the only one
     that they obey. If it is gone, they end themselves; torch's loaders do that only if it dies after they have started.
     """
+    name_files_in_warnings()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     trainer = multiprocessing.parent_process()
     parent = os.getppid() if trainer is None else trainer.pid

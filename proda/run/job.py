@@ -14,6 +14,7 @@ import ignite.distributed as idist
 import torch
 from ignite.utils import manual_seed
 
+from proda.data.image_files import name_files_in_warnings
 from proda.engines.optimization import Precision
 from proda.run.changed_files import (
     PARTS,
@@ -63,6 +64,7 @@ class Job:
         self.accepted: set[str] = set()  # names of fingerprints that may differ from those of the run to resume
         self.repaired: list[str] = []  # target images that are not those that stored labels are of
         self.listings: Listings = {}
+        name_files_in_warnings()
         manual_seed(config.seed)
         if config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for matrix products on a GPU

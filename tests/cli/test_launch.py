@@ -458,7 +458,7 @@ def unread(log: Path):
     """stdout is a pipe that nobody reads, as after ``| head``; stderr is ``log``, in ASCII."""
     reading, writing = os.pipe()
     os.close(reading)
-    streams = open(writing, "w", buffering=1), open(log, "w", encoding="ascii", errors="strict")
+    streams = os.fdopen(writing, "w", 1), log.open("w", encoding="ascii", errors="strict")
     with streams[0], streams[1], pytest.MonkeyPatch.context() as patch:  # a fixture could not: pytest sets them later
         for name, stream in zip(("stdout", "stderr"), streams, strict=True):
             patch.setattr(sys, name, stream)

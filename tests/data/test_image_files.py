@@ -1,4 +1,6 @@
+import logging
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proda.data.image_files import read_colors, read_ids, read_image
+from proda.data.image_files import image_size, name_files_in_warnings, read_colors, read_ids, read_image
 from proda.data.labels import TRANSPARENT
 
 
@@ -163,3 +165,16 @@ def test_what_may_change_colors_is_refused(tmp_path):
     )
     path = truncate(save(tmp_path / "c.png", np.random.default_rng(0).integers(0, 256, (40, 40, 3))))
     assert error_of(ValueError, lambda: read_colors(path)).startswith(f"{path}: not a complete label map (")
+
+
+def test_warnings_of_libraries_name_the_file(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
+    shown, path = [], tmp_path / "odd.jpg"
+    name_files_in_warnings.__wrapped__()
+    Image.new("RGB", (8, 4)).save(path, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05ab")
+    with caplog.at_level(logging.WARNING, "proda"):
+        for _ in range(2):
+            assert read_image(path).size == image_size(path) == (8, 4)
+    assert [line.partition(": ")[0] for line in caplog.messages] == [str(path)] and not shown
+    warnings.warn("of something else", stacklevel=1)
+    assert shown == ["of something else"] and len(caplog.messages) == 1

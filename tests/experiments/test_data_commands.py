@@ -345,7 +345,9 @@ def test_files_with_the_longest_names_are_predicted_and_evaluated(inputs, tmp_pa
     flags = [f"--weights={inputs[1]}", f"--target={description}", f"--predictions={tmp_path}/submission"]
     assert command("evaluate", inputs[0], tmp_path / "evaluated", *flags) == 0
     assert len(list((tmp_path / "submission").iterdir())) == 9
-    file = Domains(make_config(DataConfig, {"target": str(description), "num_classes": 13})).class_statistics_file("target")
+    file = Domains(make_config(DataConfig, {"target": str(description), "num_classes": 13})).class_statistics_file(
+        "target"
+    )
     assert file.name.startswith("ddd") and file.name.endswith(".class_statistics.npz")
     file.touch()
 
@@ -359,7 +361,9 @@ def test_folders_whose_names_are_not_utf8_are_described_checked_evaluated_and_pr
     flags = [f"--weights={inputs[1]}", f"--images={root}/images"]
     assert command("predict", inputs[0], root / "run", *flags) == 0
     predicted = sorted(path.name for path in (root / "run/labels").iterdir())
-    assert [name.partition("-")[0] for name in predicted] == ["one\N{REPLACEMENT CHARACTER}"] + 2 * ["two\N{REPLACEMENT CHARACTER}"]
+    assert [name.partition("-")[0] for name in predicted] == ["one\N{REPLACEMENT CHARACTER}"] + 2 * [
+        "two\N{REPLACEMENT CHARACTER}"
+    ]
     rows = list(csv.DictReader((root / "run/shares.csv").open(encoding="utf-8")))
     assert [row["name"] for row in rows] == ["one\\udcfe-a", "two\\udcfd-a", "two\\udcfe-a"]
 
