@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 _NO_READER = (errno.EPIPE, errno.ECONNRESET, errno.EIO)  # of a pipe, a socket and a terminal
 
@@ -18,7 +18,7 @@ _NO_READER = (errno.EPIPE, errno.ECONNRESET, errno.EIO)  # of a pipe, a socket a
 class _Lasting(io.FileIO):
     """A file descriptor to write to; what nobody can read any more is lost without an error."""
 
-    def write(self, data: bytes) -> int | None:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
