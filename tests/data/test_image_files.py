@@ -178,7 +178,5 @@ def test_the_size_of_a_png_is_found_without_decoding_it_and_that_of_a_turned_one
     (tmp_path / "late.png").write_bytes(data.replace(chunk, b"").replace(data[-12:], chunk + data[-12:]))
     for name, size in {"turned": (4, 7), "late": (4, 7), "plain": (7, 4), "grey": (7, 4)}.items():
         assert image_size(tmp_path / f"{name}.png") == read_image(tmp_path / f"{name}.png").size == size, name
-    (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:45])
-    assert "not a complete image" in error_of(ValueError, lambda: image_size(tmp_path / "cut.png"))
     monkeypatch.setattr(Image, "open", None)
     assert image_size(tmp_path / "plain.png") == (7, 4)

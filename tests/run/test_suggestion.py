@@ -15,7 +15,7 @@ CANDIDATES = (
     {"backbone": "tiny", "batch_size": 4, "amp": "off"},
     {"backbone": "tiny", "batch_size": 1, "amp": "bf16"},
 )
-SIZE = (480, 360)
+SIZE = (96, 48)
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +38,12 @@ def test_the_first_candidate_that_fits_is_suggested():
 def test_photographs_are_described_with_a_command_that_trains_on_them(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
-    Image.new("RGB", (2100, 1575)).save("photos/a.jpg")
+    Image.new("RGB", (2100, 80)).save("photos/a.jpg")
     describe = [str(ROOT / "experiments/describe_data.py"), "--images=photos", "--num_workers=0", "--device=cpu"]
     assert main(describe) == 0
     out = capsys.readouterr().out
-    assert "size = [2048, 1536]  # all images are resized to this; most have 2100x1575, more than" in out
-    assert "views that fit: mean width 2200, crops of 728x624" in out
+    assert "size = [2048, 78]  # all images are resized to this; most have 2100x80, more than" in out
+    assert "views that fit: mean width 2200, crops of 896x40" in out
     line = (
         "python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_data.toml --stage2_init=imagenet"
     )
