@@ -260,12 +260,13 @@ def test_an_exception_saves_the_last_whole_iteration(event, saved, data, weights
 
 
 @pytest.mark.parametrize("stage", ["source_only", "stage1_denoise"])
-def test_a_run_that_an_exception_stopped_goes_on_with_the_same_bits(stage, data, weights, tmp_path):
+def test_a_run_that_an_exception_stopped_goes_on_with_the_same_bits(stage, data, weights, tmp_path, capsys):
     more = {"checkpoint_every": 100}
     with at(Events.ITERATION_COMPLETED(once=3), _fail), pytest.raises(ArithmeticError):
         train(stage, data, weights, tmp_path / "run", **more)
     for folder in ("run", "whole"):
         train(stage, data, weights, tmp_path / folder, resume=True, **more)
+    assert f"resumed from {tmp_path / 'run/checkpoint_3.pt'}" in capsys.readouterr().out
     assert not differing(*(checkpoint(tmp_path / folder, 5) for folder in ("run", "whole")))
 
 
