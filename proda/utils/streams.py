@@ -47,7 +47,7 @@ def lasting_output() -> Iterator[None]:
 
 def _lasting(stream: TextIO | None, original: TextIO | None) -> TextIO:
     if stream is None:
-        return open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115 it is the stream of the whole block
+        return open(os.devnull, "w", errors="backslashreplace")
     if stream is not original or not isinstance(stream, io.TextIOWrapper):
         return stream
     with contextlib.suppress(OSError):

@@ -98,7 +98,12 @@ def test_tensors_come_back_and_are_equal_files_whichever_process_writes_them(tmp
     assert torch.load(tmp_path / "1.pt", weights_only=True)["a"].tolist() == [0, 1, 2]
 
 
-LONG = {"letters": "a" * 251, "Chinese": "图" * 83 + "ab", "combined": "e\u0301" * 83 + "ab", "not UTF-8": "\udcff" * 251}
+LONG = {
+    "letters": "a" * 251,
+    "Chinese": "图" * 83 + "ab",
+    "combined": "e\u0301" * 83 + "ab",
+    "not UTF-8": "\udcff" * 251,
+}
 
 
 @pytest.mark.parametrize("name", LONG.values(), ids=LONG.keys())
@@ -112,7 +117,9 @@ def test_a_file_of_the_longest_name_is_written_and_a_derived_one_fits(tmp_path, 
     assert fitting_name(name, ".png") == path.name
 
     derived = [fitting_name(name + more, "_pred_labelIds.png") for more in ("", "b", "c")]
-    assert len(set(derived)) == 3 and derived == [fitting_name(name + more, "_pred_labelIds.png") for more in ("", "b", "c")]
+    assert len(set(derived)) == 3 and derived == [
+        fitting_name(name + more, "_pred_labelIds.png") for more in ("", "b", "c")
+    ]
     for file in derived:
         assert 250 < len(os.fsencode(file)) <= 255 or name == LONG["not UTF-8"]
         assert file.endswith("_pred_labelIds.png") and "\udcff" not in file
