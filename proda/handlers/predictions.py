@@ -150,8 +150,10 @@ class ClassShares:
         """Writes the file."""
         rows = sorted(of_all_processes(self.rows) if self.of_all else self.rows)
         if idist.get_rank() == 0 or not self.of_all:
-            how = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}  # names may not be UTF-8
-            with atomic_write(self.path) as partial, open(partial, "w", **how) as file:
+            with (
+                atomic_write(self.path) as partial,
+                open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,  # of odd names
+            ):
                 csv.writer(file).writerows([["name", "width", "height", "confidence", *self.names], *rows])
 
 

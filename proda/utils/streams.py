@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 _NO_READER = (errno.EPIPE, errno.ECONNRESET, errno.EIO)  # of a pipe, a socket and a terminal
 
@@ -52,7 +52,7 @@ def _lasting(stream: TextIO | None, original: TextIO | None) -> TextIO:
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
-    raw = _Lasting(stream.fileno(), "wb", closefd=False)
+    raw: Any = _Lasting(stream.fileno(), "wb", closefd=False)
     return io.TextIOWrapper(
         raw if stream.write_through else io.BufferedWriter(raw),  # python -u writes through
         encoding=stream.encoding,
