@@ -13,7 +13,9 @@ from pathlib import Path
 from proda.data.archives import ARCHIVE_SUFFIX, is_link, open_archive
 from proda.data.image_files import IMAGE_SUFFIXES, warn_once
 from proda.utils.errors import UserError
+from proda.utils.run_files import results_among
 
+_PREDICTED = "_pred_labelIds.png"  # how evaluate ends the names of predictions, whose folder has no record
 _OF_A_MAC = "__MACOSX/"  # folder in zip files for what a Mac knows about the others
 
 
@@ -42,6 +44,11 @@ class FoundFiles(dict[str, Path]):
         for reason, paths in other._left_out.items():
             self._left_out.setdefault(reason, []).extend(paths)
 
+    def leave_out_below(self, folder: Path, reason: str) -> None:
+        """Leaves out the files in and below a folder."""
+        for key in [key for key, path in self.items() if folder in path.parents]:
+            self.leave_out(reason, str(self.pop(key)))
+
     @property
     def left_out(self) -> list[str]:
         """One line for each reason: how many files, and the first of them."""
@@ -65,6 +72,9 @@ def list_files(
 
     ``one_per_key``: two files with one key are an error, since a label map could not be assigned; otherwise the key of
     the second one keeps its suffix.
+
+    Results that a command has written below a folder of images, such as the overlays of ``predict``, are left out and
+    counted, unless the place names their folder.
 
     Links are followed, but not to a folder that contains them. Hidden files, other suffixes and broken links are left
     out and counted. Keys are in Unicode's normal form NFC; a Mac writes names in NFD.
@@ -157,8 +167,13 @@ def _walk(base: str, pattern: list[str], files: FoundFiles, suffixes: tuple[str,
     while waiting:
         folder, real, inside = waiting.pop()  # inside: this folder and those that it was reached by, links resolved
         level = folder.count("/")
-        for entry, is_folder in _entries(os.path.join(base, folder[:-1]) if folder else base):
-            if is_folder:
+        place = os.path.join(base, folder[:-1]) if folder else base
+        entries = list(_entries(place))
+        results = results_among([entry.name for entry, _ in entries], place) - set(pattern)
+        for entry, is_folder in entries:
+            if entry.name in results or (folder and entry.name.endswith(_PREDICTED) and levels is None):
+                files.leave_out("results of a command", entry.path)
+            elif is_folder:
                 if entry.name.startswith(".") or not _may_hold(levels, level, entry.name):
                     continue
                 link = entry.is_symlink()

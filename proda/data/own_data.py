@@ -128,11 +128,14 @@ class Description(NamedTuple):
     def _find_frames(self, split: str) -> FoundFiles:
         """The frames of the videos of a split. What is not there yet is extracted, which takes long."""
         videos = self._find(split, "images", VIDEO_SUFFIXES)
-        folder = self.path.parent / (os.path.expanduser(self.frames) or fitting_name(self.path.stem, "_frames"))
-        frames = video_frames(videos, self.every[split], folder)
+        frames = video_frames(videos, self.every[split], self._frames_folder)
         videos.clear()
         videos.update(frames)
         return videos
+
+    @property
+    def _frames_folder(self) -> Path:
+        return self.path.parent / (os.path.expanduser(self.frames) or fitting_name(self.path.stem, "_frames"))
 
     def _find(self, split: str, what: str, suffixes: tuple[str, ...], *, required: bool = True) -> FoundFiles:
         """Files by the name that an image and its label map share; ``required``: of which each place has some."""
@@ -140,6 +143,8 @@ class Description(NamedTuple):
         for place in self.splits[split][what]:
             where = self.path.parent, place
             found = list_files(*where, suffixes)
+            if self.every and self._frames_folder not in (self.path.parent / place / "*").parents:
+                found.leave_out_below(self._frames_folder, "frames of the videos of this description")
             if not found and required:
                 if what == "images" and suffixes != VIDEO_SUFFIXES and list_files(*where, VIDEO_SUFFIXES):
                     remedy = f"every = 10 in [{split}] takes every tenth frame"

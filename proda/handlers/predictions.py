@@ -151,8 +151,8 @@ class ClassShares:
         rows = sorted(of_all_processes(self.rows) if self.of_all else self.rows)
         if idist.get_rank() == 0 or not self.of_all:
             with (
-                atomic_write(self.path) as partial,  # names may not be UTF-8
-                open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+                atomic_write(self.path) as partial,
+                open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,  # of odd names
             ):
                 csv.writer(file).writerows([["name", "width", "height", "confidence", *self.names], *rows])
 

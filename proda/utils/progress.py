@@ -118,6 +118,6 @@ class ConsoleHandler(logging.StreamHandler):
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         return super().format(record).encode(encoding, "backslashreplace").decode(encoding)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 it is logging's name
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the name is that of logging
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)

@@ -52,7 +52,7 @@ def _lasting(stream: TextIO | None, original: TextIO | None) -> TextIO:
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
-    raw = _Lasting(stream.fileno(), "wb", closefd=False)
+    raw: Any = _Lasting(stream.fileno(), "wb", closefd=False)
     return io.TextIOWrapper(
         raw if stream.write_through else io.BufferedWriter(raw),  # python -u writes through
         encoding=stream.encoding,

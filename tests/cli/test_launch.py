@@ -458,9 +458,12 @@ def unread(log: Path):
     """stdout is a pipe that nobody reads, as after ``| head``; stderr is ``log``, in ASCII."""
     reading, writing = os.pipe()
     os.close(reading)
-    streams = os.fdopen(writing, "w", 1), log.open("w", encoding="ascii", errors="strict")
-    with streams[0], streams[1], pytest.MonkeyPatch.context() as patch:  # a fixture could not: pytest sets them later
-        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+    with (
+        open(writing, "w", buffering=1) as out,
+        open(log, "w", encoding="ascii", errors="strict") as error,
+        pytest.MonkeyPatch.context() as patch,  # a fixture could not do this: pytest sets the streams later
+    ):
+        for name, stream in (("stdout", out), ("stderr", error)):
             patch.setattr(sys, name, stream)
             patch.setattr(sys, f"__{name}__", stream)
         yield

@@ -160,6 +160,21 @@ def test_a_description_of_videos_opens_like_a_folder_of_images(tmp_path):
     assert own.open("train", benchmark_labels(19), with_labels=False).fingerprint() == data.fingerprint()
 
 
+def test_frames_below_the_images_of_another_split_are_none_of_its_images(tmp_path):
+    film(tmp_path / "photos/clip.mp4")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos/a.png")
+    splits = '[train]\nimages = "photos"\nevery = 10\n[val]\nimages = "photos"\n'
+    for _ in range(2):
+        own = read_description(described(tmp_path, 'frames = "photos/frames"\n' + splits))
+        assert len(own.open("train", benchmark_labels(19), with_labels=False)) == 3
+        images = own.open("val", benchmark_labels(19), with_labels=False)
+        assert images.names == ["a"]
+    assert any(line.startswith("frames of the videos of this description (3, ") for line in images.left_out)
+    named = '[val]\nimages = "photos/frames"\n[train]\nimages = "photos"\nevery = 10\n'
+    own = read_description(described(tmp_path, 'frames = "photos/frames"\n' + named))
+    assert len(own.open("val", benchmark_labels(19), with_labels=False)) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

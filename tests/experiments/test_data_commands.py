@@ -299,6 +299,26 @@ def test_prediction_leaves_out_the_photographs_on_a_list(inputs, tmp_path, capsy
     assert names == {path.stem for path in photos.iterdir()} - {"00003", "00005"} and len(names) == 6
 
 
+@pytest.mark.parametrize("output", ["photos", "photos/run", "photos/deep/er/run"])
+def test_results_below_the_images_are_no_images_of_the_next_command(inputs, tmp_path, output, capsys):
+    """Neither of the same command, nor of one with another output folder, nor for another command."""
+    data, weights = inputs
+    shutil.copytree(data / "gta5/images", tmp_path / "photos/deep")
+    flags = [f"--weights={weights}", f"--images={tmp_path}/photos"]
+    for run in (output, output, "photos/other"):
+        assert command("predict", data, tmp_path / run, *flags) == 0
+        assert read_summary(tmp_path / run)["images"] == 8
+    assert "left out: results of a command (" in capsys.readouterr().out
+    assert command("predict", data, tmp_path / "run", flags[0], f"--images={tmp_path}/photos/*/*.png") == 0
+    assert read_summary(tmp_path / "run")["images"] == 8
+    labels = tmp_path / output / "labels"  # named, they are read
+    assert command("predict", data, tmp_path / "run", flags[0], f"--images={labels}") == 0
+    assert read_summary(tmp_path / "run")["images"] == 8
+    flags = [f"--images={tmp_path}/photos", f"--output={tmp_path}/described", f"--description={tmp_path}/a.toml"]
+    assert main(["describe_data", *flags, "--num_workers=0"]) == 0
+    assert read_summary(tmp_path / "described")["images"] == 8
+
+
 def test_an_interrupted_prediction_leaves_no_figures_of_the_one_before(inputs, tmp_path, monkeypatch, capsys):
     def stop(self, engine) -> None:
         raise KeyboardInterrupt

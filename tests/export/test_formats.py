@@ -51,8 +51,9 @@ def network():
 )
 def test_every_kind_of_file_agrees_with_the_network(network, name, result, fp16, tmp_path):
     program = ImageProgram(network, result, fp16=fp16)
-    FORMATS[name].write(program, tmp_path / "file", {"class_names": ["a", "b", "c"], "output": "words"})
-    run = FORMATS[name].open(tmp_path / "file", "cpu")
+    file = tmp_path / "not UTF-8 \udcff"
+    FORMATS[name].write(program, file, {"class_names": ["a", "b", "c"], "output": "words"})
+    run = FORMATS[name].open(file, "cpu")
     comparisons = verify(ImageProgram(network), run, program)
     assert [comparison.size for comparison in comparisons] == list(SIZES)
     assert {size[0] for size in SIZES} == {1, 2, 3} and any(size[1] % 2 and size[2] % 2 for size in SIZES)

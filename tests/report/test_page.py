@@ -21,7 +21,7 @@ from proda.engines.inference import segmentation_evaluator
 from proda.engines.optimization import Precision
 from proda.models.weights import load_network
 from proda.report.curves import Point
-from proda.report.page import _jpeg, _png, report_page
+from proda.report.page import _jpeg, _png, report_page, write_report
 from proda.report.predictions import look_at_predictions, open_data
 from proda.report.pseudo_labels import label_sentences
 from proda.report.runs import Group, Run, read_group
@@ -176,6 +176,13 @@ def test_what_is_not_there_is_said_in_a_sentence(runs, tmp_path):
     ):
         assert sentence in page.text, sentence
     assert not list(tmp_path.glob("gone*"))
+
+
+def test_a_report_on_a_folder_whose_name_is_not_utf8_is_utf8(runs, tmp_path):
+    folder = tmp_path / "old\udcff"
+    shutil.copytree(runs / "other", folder)
+    html = write_report([folder], folder / "report.html", device=CPU, worst=0).read_text(encoding="utf-8")
+    assert f"{tmp_path}/old\\udcff" in html
 
 
 def test_data_that_have_changed_are_noticed(runs, tmp_path):
