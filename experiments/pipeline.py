@@ -62,9 +62,7 @@ class Config(DataConfig):
     # -- Stages
     from_stage: str = ""  # first stage to run; the results of earlier stages are used as they are
     until: str = ""  # last stage to run
-    stage_flags: StageFlags | None = (
-        None  # a flag of one stage, as in --stage1.lr=0.1; the control has those of stage 1, too
-    )
+    stage_flags: StageFlags | None = None  # a flag of one stage, as --stage1.lr=0.1; the control has those of stage 1
     # -- Data
     batch_size: PositiveInt = 4  # images of each domain in a batch, over all processes
     mean_width: PixelsOrZero = 0  # mean width in pixels to which images are resized; 0: fits the target's images

@@ -235,7 +235,7 @@ class Domains:
         """Part and name of the example whose file an error names first; None for other errors."""
         text, found = str(error), dict[int, tuple[str, str]]()
         for part, files in self.opened:
-            for paths in (files.images, files.label_files or []):
+            for paths in (files.images, files.label_files or [None] * len(files.names)):
                 for name, path in zip(files.names, paths, strict=True):
                     if path is not None and text.startswith(f"{path}: "):
                         found[len(str(path))] = (part, name)

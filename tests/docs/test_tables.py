@@ -15,7 +15,7 @@ _spec = importlib.util.spec_from_file_location("docs_tables", ROOT / "docs/table
 tables = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tables)
 
-APPENDICES = ("results/settings", "successors")  # tables that the results page leaves to other pages
+APPENDICES = ("results/settings", "successors", "photographs")  # pages that have tables, too
 PAGE = "# A page\n\n<!-- results: ablation rows -->\n| old |\n<!-- end of results -->\n\nThe end.\n"
 
 

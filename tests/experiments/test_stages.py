@@ -52,7 +52,7 @@ def stage(request) -> str:
 
 def test_a_stage_writes_the_documented_files(runs, stage):
     names = {path.name for path in (runs / stage).iterdir()}
-    expected = {"config.json", "train.log", "summary.json", "best.pt", "last.pt", "label_free.pt"}
+    expected = {"config.json", "data_files.json", "train.log", "summary.json", "best.pt", "last.pt", "label_free.pt"}
     expected |= {"checkpoint_2.pt", "checkpoint_3.pt"}
     expected |= {"pseudo_labels"} if stage.startswith("stage") else set()
     expected |= {"prototypes.pt"} if stage == "stage1_denoise" else set()

@@ -54,7 +54,7 @@ def test_defaults_then_preset_then_flags(flags, expected, monkeypatch):
         ({"resume": "yes"}, "--resume=yes: expected True or False"),
         ({"preset": "gta"}, "--preset=gta: unknown preset; expected one of gta5, synthia"),
         ({"amp": "fp8"}, "--amp=fp8: expected one of 'off', 'bf16', 'fp16'"),
-        ({"source": "photos"}, "--source=photos: expected one of 'gta5', 'synthia', or a file NAME.toml"),
+        ({"source": "photos"}, "--source=photos: expected one of 'gta5', 'synthia', 'scenes', or a file NAME.toml"),
         ({"batch_size": 0}, "--batch_size=0: expected a whole number above 0"),
         ({"lr": "nan"}, "--lr=nan: expected a finite number"),
         ({"dropout": 1}, "--dropout=1: expected a number of at least 0 and below 1"),
