@@ -75,9 +75,7 @@ class Config(DataConfig):
     # -- Length
     epochs: PositiveInt = 84  # length of each stage: passes over the target training images
     iterations: NonNegativeInt = 0  # length of each stage in iterations; 0: use --epochs
-    scale: LengthFactor = (
-        1.0  # with the presets streets and camvid and no --iterations: factor for the length of each stage
-    )
+    scale: LengthFactor = 1.0  # presets streets and camvid without --iterations: factor for the length of each stage
     # -- Output
     overwrite: bool = False  # rerun stages whose inputs have changed
     checkpoint_every: PositiveInt = 1000  # iterations between checkpoints
