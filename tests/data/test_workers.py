@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from proda.data.image_files import warn_once
 from proda.data.loaders import collate
@@ -68,22 +68,27 @@ def test_loaders_end_with_the_training_process_however_that_ends(ends, tmp_path)
 
 
 class Photographs(Dataset):
-    """Of 30,000 bytes each, with numbers that collating makes a tensor of."""
+    """Of 30,000 bytes each, with numbers that collating makes a tensor of.
+
+    ``limited``: in a loader process, files of shared memory may have 8,192 bytes.
+    """
+
+    def __init__(self, limited: bool = False) -> None:
+        self.limited = limited
 
     def __len__(self) -> int:
         return 5
 
     def __getitem__(self, index: int) -> dict:
+        if self.limited and get_worker_info() is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         return {"name": f"{index}", "image": torch.full((3, 100, 100), index, dtype=torch.uint8), "view": (index, 0.5)}
 
 
 @pytest.fixture(params=["too small", "none", "open files"])
 def shared_memory(request, monkeypatch):
-    """Loader processes find too little shared memory: files of it may have 8,192 bytes, or it fails altogether."""
-    if request.param == "too small":
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    else:
+    """Loader processes find too little shared memory (see ``Photographs``), or it fails altogether."""
+    if request.param != "too small":
         number = errno.ENOSPC if request.param == "none" else errno.EMFILE
 
         def fail(*_, **__):
@@ -91,16 +96,16 @@ def shared_memory(request, monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
     warn_once.cache_clear()
-    yield request.param
-    if request.param == "too small":
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return request.param
 
 
 @pytest.mark.parametrize("collate_fn", [list, default_collate, collate])
 def test_batches_arrive_where_shared_memory_has_no_room_for_them(shared_memory, collate_fn, caplog):
+    images = Photographs(limited=shared_memory == "too small")
+
     def batches(workers):
         return list(
-            Loader(Photographs(), batch_size=2, num_workers=workers, collate_fn=collate_fn, timeout=20 * (workers > 0))
+            Loader(images, batch_size=2, num_workers=workers, collate_fn=collate_fn, timeout=20 * (workers > 0))
         )
 
     with caplog.at_level(logging.WARNING, "proda"):
