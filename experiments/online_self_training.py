@@ -79,10 +79,9 @@ PRESETS = {
         **CAMVID,
         "init": "weights",
         "init_file": "runs/source_only/last.pt",
-        "iterations": 600,
+        "iterations": 300,
         "val_every": 300,
         "teacher_momentum": 0.01,
-        "validate_teacher": True,
         "label_report_every": 5,
     },
 }

@@ -77,9 +77,8 @@ PRESETS = {
     },
     "camvid": {
         **CAMVID,
-        "iterations": 600,
+        "iterations": 300,
         "val_every": 300,
-        "validate_teacher": True,
         "label_report_every": 5,
         "teacher_momentum": 0.01,
         "prototype_momentum": 0.01,

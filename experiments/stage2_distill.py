@@ -80,7 +80,7 @@ PRESETS = {
         "bn_pretrain": False,
         "threshold": 0.5,
         "iterations": 900,
-        "val_every": 450,
+        "val_every": 900,
         "label_report_every": 5,
     },
 }

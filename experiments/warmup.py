@@ -51,7 +51,7 @@ PRESETS = {
         **CAMVID,
         "init": "weights",
         "init_file": "runs/source_only/last.pt",
-        "iterations": 400,
+        "iterations": 200,
         "val_every": 200,
     },
 }
