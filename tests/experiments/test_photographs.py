@@ -1,6 +1,7 @@
 """The preset camvid: every stage for some iterations, on files of CamVid's layout and some drawn scenes."""
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import pipeline
-from proda.cli.launch import main
+from proda.cli.launch import ROOT, main
 from proda.run import domains
 from proda.streets import write_scenes
 from tests.data.test_camvid import write_camvid
@@ -53,3 +54,17 @@ def test_photographs_that_are_missing_end_the_run_before_anything_is_written(tmp
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and "git clone" in lines[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_network_learns_from_scenes_to_segment_the_photographs(tmp_path, monkeypatch):
+    """On the real files, where they lie under $PRODA_DATA or data/."""
+    photographs = Path(os.environ.get("PRODA_DATA") or ROOT / "data") / "camvid"
+    if not (photographs / "test").is_dir():
+        pytest.skip(f"{photographs}: CamVid is not there (docs/photographs.md)")
+    monkeypatch.setattr(domains, "write_scenes", partial(write_scenes, number=150))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/camvid").symlink_to(photographs.resolve())
+    flags = {"iterations": 150, "val_every": 150, "device": "cpu"}
+    assert command(tmp_path / "data", tmp_path / "run", "source_only", **flags) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["miou"] > 0.2
