@@ -45,6 +45,11 @@ PASSED_ON = (
     *("mean_width", "crop_width", "crop_height"),
 )
 
+# Preset -> why flags have no effect with it, and which.
+WITHOUT_EFFECT = {
+    "streets": ("each stage starts from the one before", ("init_file", "simclr", "stage2_init", "epochs")),
+    "camvid": ("no stage starts from SimCLR weights", ("simclr", "epochs")),
+}
 # Flags that stages have from the pipeline unless they have them of their own. They may differ from stage to stage.
 OF_ONE_STAGE = (
     *("batch_size", "val_batch_size", "num_workers", "amp", "compile", "epochs", "iterations", "val_every"),
@@ -86,13 +91,13 @@ class Config(DataConfig):
         yield from super().problems()
         if self.scale != 1 and self.preset not in DEMONSTRATIONS:
             yield "--scale is for the presets streets and camvid; elsewhere --epochs or --iterations set the length"
-        if self.preset == "streets":
-            for name in ("init_file", "simclr", "stage2_init", "epochs"):
-                if getattr(self, name) != getattr(Config, name):
-                    yield (
-                        f"--{name} has no effect with --preset=streets, in which each stage starts from the one before "
-                        "and --scale or --iterations set the length"
-                    )
+        start, names = WITHOUT_EFFECT.get(self.preset, ("", ()))
+        for name in names:
+            if getattr(self, name) != getattr(Config, name):
+                yield (
+                    f"--{name} has no effect with --preset={self.preset}, in which {start} and --scale or --iterations "
+                    "set the length"
+                )
         yield from stage_flag_problems(self)
 
     def unused(self, names: Iterable[str]) -> Iterator[str]:

@@ -56,6 +56,12 @@ def test_photographs_that_are_missing_end_the_run_before_anything_is_written(tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_flags_that_have_no_effect_on_the_photographs_are_refused(tmp_path, capsys):
+    assert command(tmp_path, tmp_path / "run", simclr="s.pth", epochs=3) == 2
+    found = capsys.readouterr().err
+    assert "--simclr has no effect with --preset=camvid" in found and "--epochs has no effect" in found
+
+
 @pytest.mark.slow
 def test_a_network_learns_from_scenes_to_segment_the_photographs(tmp_path, monkeypatch):
     """On the real files, where they lie under $PRODA_DATA or data/."""
