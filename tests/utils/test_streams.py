@@ -17,6 +17,7 @@ with lasting_output():
     for number in range(2000):
         print("a line \u00fc", flush=number % 2 == 0)
         print("another", file=sys.stderr)
+    sys.stdout.flush()  # what is buffered would be printed by both processes
     child = os.fork()
     if child:
         assert os.waitpid(child, 0)[1] == 0
