@@ -422,13 +422,9 @@ def _meaning(findings: Findings, value: int) -> str:
         return f"Cityscapes: {names[0]}" if names else "Cityscapes: none of the 19 classes"
     if findings.labels_are == "colors" and not _in_red(findings):
         names = [c.name for c in CLASSES if color_code(c.color) == value]
-        return (
-            f"Cityscapes: {names[0]}"
-            if names
-            else "often: no label"
-            if value == 0 and len(_class_values(findings)) > 2
-            else ""
-        )
+        if names:
+            return f"Cityscapes: {names[0]}"
+        return "often: no label" if value == 0 and len(_class_values(findings)) > 2 else ""
     return ""
 
 

@@ -96,14 +96,15 @@ class TimmEncoder(Encoder):
 
 
 class EvenConv2d(nn.Conv2d):
-    """timm's ``Conv2dSame`` for sides that are multiples of the stride, as all are here: the padding is the same.
+    """timm's ``Conv2dSame`` for maps [B, C, H, W] whose sides are multiples of the stride, as all are here.
 
-    timm computes it from the size of each image, which ONNX cannot have open.
+    The padding is the same for all of them. timm computes it from each size, so that an ONNX file, in which sizes are
+    open, could not be written.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         needed = [
-            dilation * (kernel - 1) + 1 - stride
+            max(0, dilation * (kernel - 1) + 1 - stride)
             for kernel, stride, dilation in zip(self.kernel_size, self.stride, self.dilation, strict=True)
         ]
         (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in needed)

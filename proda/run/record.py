@@ -38,11 +38,8 @@ RESUMABLE_FLAGS = UNCOMPARED_FLAGS | {
 }
 UNLOGGED_FLAGS = {"output", "resume", "overwrite"}
 WEIGHTS_FILES = (".pt", ".pth", ".pkl", ".npz")  # files with these suffixes are compared by content, not by path
-LAUNCH_IDS = (
-    "TORCHELASTIC_RUN_ID",
-    "SLURM_JOB_ID",
-    "SLURM_JOBID",
-)  # the second is hidden where Ignite would misread it
+# SLURM_JOB_ID is hidden where Ignite would misread it; then the other name is there.
+LAUNCH_IDS = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_JOBID")
 PACKAGES = ("torch", "torchvision", "pytorch-ignite", "numpy", "pillow", "tensorboardX", "fire")
 
 

@@ -14,7 +14,7 @@ RUN_FILES = (  # files of a run other than checkpoints and models; glob patterns
 )
 RESULTS = (  # folders of pictures and videos, and single pictures, that commands write beside one of _MARKERS
     *("labels", "overlays", "confidence", "videos", "pseudo_labels"),
-    *("legend.png", "confusion.png", "classes.png", "examples_*.jpg", "quickstart.png"),
+    *("legend.png", "confusion.png", "classes.png", "examples_*.jpg", "panel.png"),
 )
 _MARKERS = {"config.json": "run", "manifest.json": "kind"}  # of a run and of pseudo labels -> a key in it
 _CHECKPOINT = re.compile(r"checkpoint_(0|[1-9][0-9]*)\.pt")  # does not match copies such as checkpoint_2_keep.pt

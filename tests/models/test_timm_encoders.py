@@ -236,3 +236,13 @@ def test_without_the_package_and_for_other_models_timms_weights_are_taken(monkey
     monkeypatch.setattr(pretrained, "pretrained_tensors", lambda _name: whole.state_dict())
     assert load_imagenet(network).startswith("timm's weights: 288 of the backbone's 288 tensors loaded")
     assert torch.equal(network.encoder.model.conv_stem.weight, whole.conv_stem.weight)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (160, 224), (32, 32)])
+def test_padding_that_does_not_depend_on_the_size_gives_the_maps_of_timm(height, width):
+    encoder = TimmEncoder("tf_efficientnet_lite0").eval()
+    theirs = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    theirs.load_state_dict(encoder.model.state_dict())
+    image = torch.rand(1, 3, height, width)
+    assert all(map(torch.equal, encoder(image), theirs(image)))
+    assert not any(type(module) is timm.layers.Conv2dSame for module in encoder.modules())
