@@ -9,9 +9,9 @@
     python run.py experiments/ablation.py --preset=camvid          # the table of the photographs
 
 Tables: ``parts`` adds the components of the method one after another, as in the paper; ``successors`` adds components
-of later methods to online self-training and to stage 1; ``quickstart`` has its stages; ``photographs``, which goes with
---preset=camvid, has the rows of ``parts`` and online self-training. The rows are in proda/studies/rows.py. Tables share
-the runs that are in both.
+of later methods to online self-training and to stage 1; ``quickstart`` has its stages; ``photographs`` and
+``photographs_online``, which go with --preset=camvid, have the rows of ``parts`` and online self-training. The rows are
+in proda/studies/rows.py. Tables share the runs that are in both.
 
 The results of all seeds in OUTPUT that are complete are written after every run: OUTPUT/ablation.md and
 OUTPUT/ablation.json, or the table's own name instead of ablation. The same command again continues where an earlier one
@@ -42,7 +42,7 @@ from proda.utils.files import atomic_write
 NOT_PASSED_ON = ("preset", "seed", "output", "nproc_per_node", "backend")  # set for each run, or not used
 PASSED_ON = [field.name for field in fields(DataConfig) if field.name not in NOT_PASSED_ON]
 
-Table = Literal["parts", "successors", "quickstart", "photographs"]
+Table = Literal["parts", "successors", "quickstart", "photographs", "photographs_online"]
 
 
 @dataclass

@@ -17,6 +17,8 @@ class Row:
 
 
 WARMUP = {"weights": "warmup/last.pt"}
+# All rows of stage 1 have the same soft labels and the same prototypes at the start, so one of them writes them.
+SHARED = {**WARMUP, "pseudo_labels": "control/pseudo_labels", "prototypes": "control/prototypes.pt"}
 BOTH = {"label_with": "warmup/last.pt"}  # label together with the teacher
 STAGE1 = {"teacher": "structure/last.pt", **BOTH}
 STAGE2 = {"teacher": "distillation/last.pt", "init_file": "distillation/last.pt", **BOTH}
@@ -33,11 +35,11 @@ ROWS = {
     "source_only": Row("source_only"),
     "warmup": Row("warmup", {}, {"init_file": "source_only/last.pt"}),
     "control": Row("stage1_denoise", NO_TARGET_LOSS, WARMUP),
-    "self_training": Row("stage1_denoise", SELF_TRAINING, WARMUP),
-    "symmetric": Row("stage1_denoise", {**NO_STRUCTURE, "rectification": False}, WARMUP),
-    "fixed_prototypes": Row("stage1_denoise", {**NO_STRUCTURE, "prototype_momentum": 0.0}, WARMUP),
-    "moving_prototypes": Row("stage1_denoise", NO_STRUCTURE, WARMUP),
-    "structure": Row("stage1_denoise", {}, WARMUP),
+    "self_training": Row("stage1_denoise", SELF_TRAINING, SHARED),
+    "symmetric": Row("stage1_denoise", {**NO_STRUCTURE, "rectification": False}, SHARED),
+    "fixed_prototypes": Row("stage1_denoise", {**NO_STRUCTURE, "prototype_momentum": 0.0}, SHARED),
+    "moving_prototypes": Row("stage1_denoise", NO_STRUCTURE, SHARED),
+    "structure": Row("stage1_denoise", {}, SHARED),
     "distillation": Row("stage2_distill", {}, {**STAGE1, "init_file": "structure/last.pt"}),
     "second_distillation": Row("stage3_distill", {}, STAGE2),
     "oracle": Row("source_only", {"train_on": "target"}),  # as many labelled images as source_only
@@ -62,7 +64,7 @@ FROM_SOURCE = {"init_file": "source_only/last.pt"}
 ROWS["online"] = Row("online_self_training", {}, FROM_SOURCE)
 for _name, _flags in ADDED.items():
     ROWS[f"online_{_name}"] = Row("online_self_training", _flags, FROM_SOURCE)
-    ROWS[f"structure_{_name}"] = Row("stage1_denoise", _flags, WARMUP)
+    ROWS[f"structure_{_name}"] = Row("stage1_denoise", _flags, SHARED)
 
 PARTS = ResultTable(
     {
@@ -138,14 +140,8 @@ PHOTOGRAPHS_ROWS = ROWS | {
         "stage3_distill", {}, {"teacher": "distillation/last.pt", "init_file": "distillation/last.pt"}
     ),
 }
-_ONLINE = {name: ADDED_TITLES[name] for name in ("mixed", "every")}
 PHOTOGRAPHS = ResultTable(
-    {
-        **{row: title for row, title in PARTS.rows.items() if row != "oracle"},
-        "online": "online self-training",
-        **{f"online_{name}": f"online: {title}" for name, title in _ONLINE.items()},
-        "oracle": "oracle",
-    },
+    PARTS.rows,
     (
         Difference("warmup", "source_only"),
         Difference("control", "warmup"),
@@ -158,12 +154,18 @@ PHOTOGRAPHS = ResultTable(
         Difference("structure", "moving_prototypes", "above", 0),
         Difference("distillation", "structure", "above", 0),
         Difference("second_distillation", "distillation", "above", 0),
-        Difference("online", "source_only"),
-        *(Difference(f"online_{name}", "online") for name in _ONLINE),
         Difference("second_distillation", "source_only"),
         Difference("oracle", "source_only"),
     ),
     (GapShare("second_distillation", "source_only", "oracle", at_least=0.4),),
+)
+PHOTOGRAPHS_ONLINE = ResultTable(
+    {row: title for row, title in SUCCESSORS.rows.items() if not row.startswith("structure_")},
+    (
+        Difference("online", "source_only"),
+        *(Difference(f"online_{name}", "online") for name in ADDED),
+        Difference("online_every", "structure"),
+    ),
 )
 
 # Value of --table, and name of the files of results -> table.
@@ -172,6 +174,7 @@ TABLES = {
     "successors": SUCCESSORS,
     "quickstart": QUICKSTART,
     "photographs": PHOTOGRAPHS,
+    "photographs_online": PHOTOGRAPHS_ONLINE,
 }
 ROWS_OF = {"streets": ROWS, "camvid": PHOTOGRAPHS_ROWS}  # by preset
 FILES = {"parts": "ablation"}  # other files have the name of their table
