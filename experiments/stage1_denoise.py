@@ -77,8 +77,9 @@ PRESETS = {
     },
     "camvid": {
         **CAMVID,
-        "iterations": 300,
-        "val_every": 300,
+        "lr": 2e-4,
+        "iterations": 200,
+        "val_every": 200,
         "label_report_every": 5,
         "teacher_momentum": 0.01,
         "prototype_momentum": 0.01,

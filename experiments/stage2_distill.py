@@ -78,9 +78,10 @@ PRESETS = {
         **CAMVID,
         "init": "imagenet",
         "bn_pretrain": False,
-        "threshold": 0.5,
-        "iterations": 900,
-        "val_every": 900,
+        "threshold": 0.0,  # after so little training, 0.95 would exclude all pixels of thin classes
+        "scales": "0.75,1,1.25",
+        "iterations": 600,
+        "val_every": 600,
         "label_report_every": 5,
     },
 }

@@ -33,5 +33,12 @@ PRESETS = {
     "gta5_released": {**STAGE2_PRESETS["gta5_released"], **_FILES},
     "synthia_released": {**STAGE2_PRESETS["synthia_released"], **_FILES},
     "streets": {**STAGE2_PRESETS["streets"], "init_file": "runs/stage2_distill/last.pt"},
-    "camvid": {**STAGE2_PRESETS["camvid"], "init": "weights", "init_file": "runs/stage2_distill/last.pt"},
+    "camvid": {
+        **STAGE2_PRESETS["camvid"],
+        "init": "weights",
+        "init_file": "runs/stage2_distill/last.pt",
+        "lr": 2e-4,
+        "iterations": 200,
+        "val_every": 200,
+    },
 }

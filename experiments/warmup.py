@@ -51,8 +51,9 @@ PRESETS = {
         **CAMVID,
         "init": "weights",
         "init_file": "runs/source_only/last.pt",
-        "iterations": 200,
-        "val_every": 200,
+        "lr": 2e-4,
+        "iterations": 100,
+        "val_every": 100,
     },
 }
 

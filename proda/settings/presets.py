@@ -43,8 +43,11 @@ CAMVID = {
     "crop_width": 256,
     "crop_height": 192,
     "freeze_bn": True,  # four small crops are too few for statistics of their own
-    "head_lr_factor": 1.0,
-    "lr": 0.01,
+    # SGD with 0.01 needs twice as many iterations from ImageNet weights.
+    "optimizer": "adamw",
+    "lr": 4e-4,
+    "head_lr_factor": 5.0,
+    "weight_decay": 0.01,
     "log_every": 10,
 }
 # Presets in which a pipeline trains source-only, control and oracle as well, and whose lengths can be scaled.
