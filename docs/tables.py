@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from proda.studies.results import read_results  # noqa: E402
 from proda.studies.rows import TABLES  # noqa: E402
-from proda.studies.tables import caption, findings_table, gains_table, rows_table  # noqa: E402
+from proda.studies.tables import caption, classes_table, findings_table, gains_table, rows_table  # noqa: E402
 from proda.utils.errors import UserError  # noqa: E402
 from proda.utils.files import atomic_write  # noqa: E402
 
@@ -31,6 +31,7 @@ VIEWS = {
     "rows": rows_table,  # each row with every seed
     "gains": gains_table,  # each row with its gain, every seed and the time
     "short": partial(gains_table, details=False),  # each row with its gain
+    "classes": classes_table,  # each row with the IoU of every class
     "findings": findings_table,  # comparisons of rows
 }
 

@@ -169,6 +169,13 @@ def collect(config: Config) -> tuple[Results | None, str]:
         seeds=list(complete),
         rows={row: [summaries[row]["miou"] for summaries in complete.values()] for row in table.rows},
         seconds={row: [summaries[row]["seconds"] for summaries in complete.values()] for row in table.rows},
+        iou={
+            row: {
+                name: [summaries[row]["iou"][name] for summaries in complete.values()]
+                for name in next(iter(complete.values()))[row]["iou"]
+            }
+            for row in table.rows
+        },
     )
     tables = f"{rows_table(results, table)}\n\n{findings_table(results, table)}\n"
     head = f"{caption(results)}\n\nThe mIoU is that of the last model on the target's validation images, in %."

@@ -9,15 +9,17 @@ A file of results is JSON::
       "date": "2026-11-24",                              on which the last run began
       "seeds": [0, 1],
       "rows": {"warmup": [0.4451, 0.4389], ...},         mIoU of the last model, a fraction, in the order of the seeds
-      "seconds": {"warmup": [57.1, 56.8], ...}           duration of the run
+      "seconds": {"warmup": [57.1, 56.8], ...},          duration of the run
+      "iou": {"warmup": {"road": [0.801, 0.797], ...}}   IoU of each class; not in older files
     }
 
-The mIoU is a fraction in files and in code, and a percentage in tables.
+IoU is null where the validation images have no pixel of a class. Scores are fractions in files and in code, and
+percentages in tables.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +39,7 @@ class Results:
     seeds: list[int]
     rows: dict[str, list[float]]
     seconds: dict[str, list[float]]
+    iou: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Writes the results as JSON."""
@@ -123,8 +126,9 @@ def read_results(path: str | Path) -> Results:
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error})") from None
     names = {field.name for field in fields(Results)}
-    if not isinstance(content, dict) or content.keys() != names:
-        raise UserError(f"{path}: expected a JSON object with the keys {', '.join(sorted(names))}")
+    required = {field.name for field in fields(Results) if field.default_factory is MISSING}
+    if not isinstance(content, dict) or not required <= content.keys() <= names:
+        raise UserError(f"{path}: expected a JSON object with the keys {', '.join(sorted(required))}")
     results = Results(**content)
     for row, scores in results.rows.items():
         known = [score for score in scores if isinstance(score, float) and 0 <= score <= 1]

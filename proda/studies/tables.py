@@ -78,6 +78,16 @@ def rows_table(results: Results, table: ResultTable) -> str:
     return markdown_table(["", "mIoU", "deviation", "each seed"], lines)
 
 
+def classes_table(results: Results, table: ResultTable) -> str:
+    """A table with one line per row: the mean IoU of each class over the seeds."""
+    names = list(next(iter(results.iou.values()), ()))
+    lines = []
+    for row, title in table.rows.items():
+        scores = [[score for score in results.iou[row][name] if score is not None] for name in names]
+        lines.append([title, *(f"{100 * mean(found):.1f}" if found else "" for found in scores)])
+    return markdown_table(["", *names], lines)
+
+
 def gains_table(results: Results, table: ResultTable, *, details: bool = True) -> str:
     """A table with one line per row and its gain over the row that it is compared with first, named if not above it.
 

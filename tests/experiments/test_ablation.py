@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from contextlib import contextmanager
+from statistics import fmean
 
 import pytest
 
@@ -125,6 +126,9 @@ def test_seeds_may_run_in_parts_and_the_results_cover_those_that_are_complete(do
         for row in ("source_only", "warmup")
     }
     assert found.rows == scores
+    for row, classes in found.iou.items():
+        known = [[score for score in seed if score is not None] for seed in zip(*classes.values(), strict=True)]
+        assert len(classes) == 13 and list(map(fmean, known)) == pytest.approx(scores[row])
     assert found.command == "python run.py experiments/ablation.py --scale=0.003 --seeds=2"
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", found.date) and re.fullmatch(r"[0-9a-f]{40}|unknown.*", found.commit)
     page = (done / "ablation.md").read_text()

@@ -7,7 +7,7 @@ import pytest
 
 from proda.studies.results import Difference, GapShare, Results, ResultTable, findings, read_results
 from proda.studies.rows import PARTS, TABLES
-from proda.studies.tables import caption, findings_table, gains_table, rows_table
+from proda.studies.tables import caption, classes_table, findings_table, gains_table, rows_table
 from proda.utils.errors import UserError
 
 SEEDS = [0, 1, 2]
@@ -31,6 +31,20 @@ def test_results_are_the_same_after_a_file(tmp_path):
     some().save(tmp_path / "some.json")
     assert read_results(tmp_path / "some.json") == some()
     assert json.loads((tmp_path / "some.json").read_text())["rows"]["low"] == LOW  # fractions
+
+
+def test_files_may_have_the_iou_of_each_class(tmp_path):
+    iou = {row: {"road": [0.5, 0.6, 0.7], "train": [None, None, 0.25], "bus": [None] * 3} for row in ("low", "high")}
+    found = replace(some(), iou=iou)
+    found.save(tmp_path / "some.json")
+    assert read_results(tmp_path / "some.json") == found
+    header, _, *lines = classes_table(found, ResultTable({"low": "low", "high": "high"})).splitlines()
+    assert [cell.strip() for cell in header.split("|")] == ["", "", "road", "train", "bus", ""]
+    assert [cell.strip() for cell in lines[1].split("|")] == ["", "high", "60.0", "25.0", "", ""]
+    content = json.loads((tmp_path / "some.json").read_text())
+    del content["iou"]  # of an older version
+    (tmp_path / "some.json").write_text(json.dumps(content))
+    assert read_results(tmp_path / "some.json") == some()
 
 
 @pytest.mark.parametrize(
