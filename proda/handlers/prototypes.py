@@ -137,7 +137,7 @@ class InitialPrototypes:
 
     def _read(self) -> Tensor:
         """The prototypes in the file, float32 [K, D]."""
-        values, recorded = load_prototypes(self.file), prototypes_record(self.file)
+        values, recorded = load_prototypes(self.file), plain(prototypes_record(self.file))
         expected = {name: value for name, value in plain(self.made_from).items() if name in recorded}
         if other := differences({name: recorded[name] for name in expected}, expected):
             raise UserError(

@@ -120,10 +120,10 @@ def initial(file, network=None, batches=(), passes=1, **changed) -> Prototypes:
 
 
 def test_prototypes_are_computed_once_and_then_read(tmp_path):
-    file, network = tmp_path / "prototypes.pt", tiny.network()
-    computed = initial(file, network, whole_images())
+    file, network, size = tmp_path / "prototypes.pt", tiny.network(), (64, 32)  # as a description has it: a tuple
+    computed = initial(file, network, whole_images(), size=size)
     network.register_forward_hook(lambda *_: pytest.fail("computed again"))
-    read = initial(file, network)
+    read = initial(file, network, size=size)
     assert torch.equal(read.values, computed.values) and read.values.any()
     assert not read.counts.any() and not computed.counts.any()
 
