@@ -28,7 +28,7 @@ PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
     "streets": {**STREETS, "init": "random", "lr": 0.05, "iterations": 2100, "val_every": 700},
-    "camvid": {**CAMVID, "iterations": 500, "val_every": 500},
+    "camvid": {**CAMVID, "iterations": 1000, "val_every": 1000},
 }
 
 
