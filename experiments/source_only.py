@@ -15,7 +15,7 @@ from proda.run.data import Data
 from proda.run.fit import fit
 from proda.run.networks import Networks, make_optimizer, parallel
 from proda.run.stage import Stage
-from proda.settings.presets import CAMVID, STREETS
+from proda.settings.presets import CAMVID_FROM_IMAGENET, STREETS
 
 
 @dataclass
@@ -28,7 +28,7 @@ PRESETS = {
     "gta5": {},
     "synthia": {"source": "synthia"},
     "streets": {**STREETS, "init": "random", "lr": 0.05, "iterations": 2100, "val_every": 700},
-    "camvid": {**CAMVID, "iterations": 1000, "val_every": 1000},
+    "camvid": {**CAMVID_FROM_IMAGENET, "iterations": 1000, "val_every": 1000},
 }
 
 

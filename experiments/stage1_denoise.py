@@ -77,9 +77,8 @@ PRESETS = {
     },
     "camvid": {
         **CAMVID,
-        "lr": 2e-4,
-        "iterations": 200,
-        "val_every": 200,
+        "iterations": 250,
+        "val_every": 250,
         "label_report_every": 5,
         "teacher_momentum": 0.01,
         "prototype_momentum": 0.01,

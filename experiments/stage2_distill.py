@@ -22,7 +22,7 @@ from proda.run.fit import fit
 from proda.run.networks import Networks, make_optimizer, parallel
 from proda.run.stage import Stage
 from proda.settings.options import FractionBelowOne, LearningRate, PathText
-from proda.settings.presets import CAMVID, STREETS_ADAPT
+from proda.settings.presets import CAMVID_FROM_IMAGENET, STREETS_ADAPT
 
 
 @dataclass
@@ -75,7 +75,7 @@ PRESETS = {
         "label_report_every": 5,
     },
     "camvid": {
-        **CAMVID,
+        **CAMVID_FROM_IMAGENET,
         "init": "imagenet",
         "bn_pretrain": False,
         "threshold": 0.0,  # after so little training, 0.95 would exclude all pixels of thin classes

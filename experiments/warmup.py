@@ -51,7 +51,6 @@ PRESETS = {
         **CAMVID,
         "init": "weights",
         "init_file": "runs/source_only/last.pt",
-        "lr": 2e-4,
         "iterations": 100,
         "val_every": 100,
     },
