@@ -78,7 +78,7 @@ PRESETS = {
         **CAMVID_FROM_IMAGENET,
         "init": "imagenet",
         "bn_pretrain": False,
-        "threshold": 0.0,  # after so little training, 0.95 would exclude all pixels of thin classes
+        "threshold": 0.0,
         "scales": "0.75,1,1.25",
         "iterations": 600,
         "val_every": 600,

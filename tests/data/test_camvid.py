@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from proda.data.camvid import SIZE, camvid, camvid_labels, scenes
-from proda.data.own_data import read_description
+from proda.data.own_data import Description, read_description
 from proda.method import IGNORE
 from proda.streets import write_scenes
 from proda.utils.errors import MissingFileError, UserError
@@ -85,17 +85,19 @@ def test_scenes_have_the_same_classes_and_the_ids_that_are_drawn(tmp_path):
 
 def test_the_worked_example_of_the_documentation_describes_the_same_data(root, tmp_path):
     page = (ROOT / "docs" / "own_data.md").read_text()
-    for name, built_in in (("scenes", scenes(root)), ("camvid", camvid(root))):
+
+    def read(name: str) -> Description:
         (tmp_path / f"{name}.toml").write_text(page.split(f"```toml\n# {name}.toml\n")[1].split("```")[0])
-        found = read_description(tmp_path / f"{name}.toml")
-        train, val = (
-            {kind: [f"data/{place}" for place in places] for kind, places in built_in.splits.get(split, {}).items()}
-            for split in ("train", "val")
-        )
-        if name == "camvid":  # label maps of the photographs to adapt to only score pseudo labels and train the oracle
-            del train["labels"]
-        assert found.splits == {"train": train} | ({"val": val} if val else {}) and found.size == built_in.size
-        if name == "scenes":
-            assert found.space.names == camvid_labels().names
-            assert np.array_equal(found.space.colors, camvid_labels().colors)
-            assert np.array_equal(found.space.table, camvid_labels().table)
+        return read_description(tmp_path / f"{name}.toml")
+
+    def places(description: Description) -> dict[tuple[str, str], list[str]]:
+        splits = description.splits.items()
+        return {(s, kind): [p.removeprefix("data/") for p in found[kind]] for s, found in splits for kind in found}
+
+    drawn, photographs, built_in = read("scenes"), read("camvid"), places(camvid(root))
+    del built_in["train", "labels"]  # only score pseudo labels and train the oracle
+    assert places(drawn) == places(scenes(root)) and places(photographs) == built_in
+    assert drawn.size is None and photographs.size == SIZE
+    assert drawn.space.names == camvid_labels().names
+    assert np.array_equal(drawn.space.colors, camvid_labels().colors)
+    assert np.array_equal(drawn.space.table, camvid_labels().table)

@@ -65,7 +65,7 @@ def test_readme_and_results_page_have_places_for_every_table_and_quote_the_same_
         (PAGE.replace("<!-- end of results -->", ""), "ablation rows --> without <!-- end of results -->"),
         (
             PAGE.replace(" rows ", " curves "),
-            "expected one of the views caption, rows, gains, short, classes, f",
+            "expected one of the views caption, rows, gains, short, classes, findings",
         ),
         (PAGE.replace("| old |\n", "<!-- results: ablation gains -->\n"), "ablation rows --> without"),
     ],
