@@ -134,12 +134,7 @@ SUCCESSORS = ResultTable(
 )
 
 # On photographs the student of the first distillation starts from ImageNet weights.
-PHOTOGRAPHS_ROWS = ROWS | {
-    "distillation": Row("stage2_distill", {}, {"teacher": "structure/last.pt"}),
-    "second_distillation": Row(
-        "stage3_distill", {}, {"teacher": "distillation/last.pt", "init_file": "distillation/last.pt"}
-    ),
-}
+PHOTOGRAPHS_ROWS = ROWS | {"distillation": Row("stage2_distill", {}, STAGE1)}
 PHOTOGRAPHS = ResultTable(
     PARTS.rows,
     (
