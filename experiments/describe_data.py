@@ -19,8 +19,9 @@ import ignite.distributed as idist
 import torch
 
 from proda.cli.launch import load_experiment
-from proda.data.describe import Findings, find_places, look, suggested_size, write_description
+from proda.data.describe import Findings, look, suggested_size, write_description
 from proda.data.own_data import read_description
+from proda.data.places import find_places
 from proda.data.view_sizes import fitting_views
 from proda.run.config import RunConfig
 from proda.run.job import Job

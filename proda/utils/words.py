@@ -17,3 +17,8 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {name} {whole % size // small_size} {small_name}"
     return f"{whole} s"
+
+
+def printable(text: str) -> str:
+    """Text on one line: as it is, or quoted with escapes if it holds characters that are not printable."""
+    return text if text.isprintable() else ascii(text)

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from proda.cli.launch import main
-from proda.data.describe import find_places, look, write_description
+from proda.data.describe import look, write_description
 from proda.data.labels import benchmark_labels
 from proda.data.own_data import Description, read_description
+from proda.data.places import find_places
 from proda.method import IGNORE
 from proda.run.config import DataConfig
 from proda.run.domains import Domains

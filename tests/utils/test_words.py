@@ -2,7 +2,7 @@
 
 import pytest
 
-from proda.utils.words import counted, duration
+from proda.utils.words import counted, duration, printable
 
 
 def test_one_is_singular_and_thousands_are_separated():
@@ -23,3 +23,7 @@ def test_one_is_singular_and_thousands_are_separated():
 )
 def test_a_duration_has_its_two_largest_units(seconds, text):
     assert duration(seconds) == text
+
+
+def test_text_of_several_lines_is_escaped():
+    assert [printable(text) for text in ("straße", "a\nb")] == ["straße", r"'a\nb'"]
