@@ -37,7 +37,7 @@ class DenoiseOptions(MeanTeacherOptions):
     # -- Recipe
     as_released: bool = False  # compute as the released code does where it departs from the paper (docs/fidelity.md)
     # -- Method
-    rectification: bool = True  # weight the soft labels by the prototypes; False: conventional self-training
+    rectification: bool = True  # weight the soft labels by the prototypes; False: train on them as they are
     temperature: Temperature = 1.0  # multiplies the distances to the prototypes
     threshold: FractionBelowOne = 0.0  # rectified labels with a lower probability are ignored
     ce_weight: NonNegativeFloat = 0.1  # weight of the cross entropy on the rectified labels
