@@ -26,7 +26,15 @@ from proda.run.job import device_of, read_summary
 from proda.run.networks import fill_backbone
 from proda.run.record import RECORD_FILE, run_record
 from proda.settings.options import Bounds, LengthFactor, NonNegativeInt, PathText, PixelsOrZero, PositiveInt, StageFlags
-from proda.settings.presets import CAMVID, DEMONSTRATIONS, EVALUATION_PRESETS, NO_TARGET_LOSS, STREETS, scaled
+from proda.settings.presets import (
+    CAMVID,
+    CAMVID_ORACLE,
+    DEMONSTRATIONS,
+    EVALUATION_PRESETS,
+    NO_TARGET_LOSS,
+    STREETS,
+    scaled,
+)
 from proda.settings.reading import make_config, read_flags
 from proda.studies.tables import CONTROL, control_sentence, stage_table
 from proda.studies.up_to_date import print_once, run_if_outdated
@@ -298,7 +306,8 @@ def pipeline_flags(config: Config, stage: str) -> dict:
     if config.iterations:
         values["iterations"] = config.iterations
     elif config.preset in DEMONSTRATIONS:
-        values |= scaled(module.PRESETS[config.preset], config.scale)
+        longer = CAMVID_ORACLE if (stage, config.preset) == ("oracle", "camvid") else {}
+        values |= scaled(module.PRESETS[config.preset] | longer, config.scale)
     if stage == "warmup" and config.head == "daformer":
         values["freeze_bn"] = False  # the batch norm of a fresh head has to learn
     preset = make_config(module.Config, values, module.PRESETS)

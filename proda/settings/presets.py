@@ -49,6 +49,9 @@ CAMVID = {
 }
 # From ImageNet weights AdamW learns faster than SGD: stage 2 had 43.2 instead of 35.5 % mIoU after 300 iterations.
 CAMVID_FROM_IMAGENET = {**CAMVID, "optimizer": "adamw", "lr": 4e-4, "head_lr_factor": 5.0, "weight_decay": 0.01}
+# On the photographs the network learns longer than on the scenes: 60.0 % mIoU on val after 1,000 iterations, 63.2 after
+# 2,000.
+CAMVID_ORACLE = {"train_on": "target", "iterations": 2000, "val_every": 2000}
 # Presets in which a pipeline trains source-only, control and oracle as well, and whose lengths can be scaled.
 DEMONSTRATIONS = ("streets", "camvid")
 # Stage 1 without any loss on the target: its control, which shows what longer training on the source contributes.

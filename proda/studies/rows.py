@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from proda.settings.presets import NO_TARGET_LOSS
+from proda.settings.presets import CAMVID_ORACLE, NO_TARGET_LOSS
 from proda.studies.results import Difference, GapShare, ResultTable
 
 
@@ -133,8 +133,11 @@ SUCCESSORS = ResultTable(
     ),
 )
 
-# On photographs the student of the first distillation starts from ImageNet weights.
-PHOTOGRAPHS_ROWS = ROWS | {"distillation": Row("stage2_distill", {}, STAGE1)}
+# On photographs the student of the first distillation starts from ImageNet weights, and the oracle trains longer.
+PHOTOGRAPHS_ROWS = ROWS | {
+    "distillation": Row("stage2_distill", {}, STAGE1),
+    "oracle": Row("source_only", CAMVID_ORACLE),
+}
 PHOTOGRAPHS = ResultTable(
     PARTS.rows,
     (

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from experiments import pipeline
+from experiments import ablation, pipeline
 from proda.cli.launch import ROOT, main
 from proda.run import domains
+from proda.settings.reading import make_config
 from proda.streets import write_scenes
 from tests.data.test_camvid import write_camvid
 
@@ -74,3 +75,12 @@ def test_a_network_learns_from_scenes_to_segment_the_photographs(tmp_path, monke
     flags = {"iterations": 150, "val_every": 150, "device": "cpu"}
     assert command(tmp_path / "data", tmp_path / "run", "source_only", **flags) == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["miou"] > 0.2
+
+
+def test_the_oracle_trains_longer_than_source_only_in_pipeline_and_ablation():
+    config = make_config(pipeline.Config, {"preset": "camvid"}, pipeline.PRESETS)
+    lengths = [pipeline.stage_config(config, stage).iterations for stage in ("source_only", "oracle")]
+    config = make_config(ablation.Config, {"preset": "camvid"}, ablation.PRESETS)
+    assert (
+        lengths == [ablation.flags(config, row, 2)["iterations"] for row in ("source_only", "oracle")] == [1000, 2000]
+    )
