@@ -38,7 +38,7 @@ def find_places(root: Path, images: str, labels: str = "") -> Places:
 
     Raises:
         MissingFileError: there are no files.
-        UserError: no image and label map belong together, or images alone cannot be told from label maps.
+        UserError: no image and label map belong together, or images alone cannot be distinguished from label maps.
     """
     every = list_files(root, images, one_per_key=False)
     videos = FoundFiles() if every else list_files(root, images, VIDEO_SUFFIXES)

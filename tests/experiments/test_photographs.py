@@ -81,6 +81,5 @@ def test_the_oracle_trains_longer_than_source_only_in_pipeline_and_ablation():
     config = make_config(pipeline.Config, {"preset": "camvid"}, pipeline.PRESETS)
     lengths = [pipeline.stage_config(config, stage).iterations for stage in ("source_only", "oracle")]
     config = make_config(ablation.Config, {"preset": "camvid"}, ablation.PRESETS)
-    assert (
-        lengths == [ablation.flags(config, row, 2)["iterations"] for row in ("source_only", "oracle")] == [1000, 2000]
-    )
+    rows = [ablation.flags(config, row, 2)["iterations"] for row in ("source_only", "oracle")]
+    assert lengths == rows == [1000, 2000]
