@@ -30,7 +30,7 @@ DEVELOPMENT = {
     "miou_student": "student",
     "miou_teacher": "teacher",
 }
-PARTS = 8  # lines of the first table
+MOST_LINES = 8  # of the first table
 LAST = 4  # reports at the end of a run whose mean describes it
 
 
@@ -50,8 +50,10 @@ def means(reports: list[dict[str, float]]) -> dict[str, float]:
 def development(folder: Path, row: str) -> str:
     """The figures against ground truth over the iterations, in percent: means over seeds and consecutive reports."""
     seeds = history(folder, row)
-    length, lines = len(seeds[0]) // PARTS, []
-    for part in range(PARTS):
+    reports, lines = len(seeds[0]), []
+    parts = max(number for number in range(1, MOST_LINES + 1) if reports % number == 0)
+    length = reports // parts
+    for part in range(parts):
         chosen = [report for seed in seeds for report in seed[part * length : (part + 1) * length]]
         found = means(chosen)
         cells = [f"{100 * found[name]:.1f}" for name in DEVELOPMENT]
