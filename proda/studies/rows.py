@@ -157,7 +157,7 @@ PHOTOGRAPHS = ResultTable(
     ),
     (GapShare("second_distillation", "source_only", "oracle", at_least=0.4),),
 )
-# Without stage 1, which is in the table of the photographs: only source-only has to be trained beside these rows.
+# Without stage 1, which is in the table of the photographs. The only other run that these rows need is source-only.
 PHOTOGRAPHS_ONLINE = ResultTable(
     {row: title for row, title in SUCCESSORS.rows.items() if not row.startswith("structure")},
     (
