@@ -104,14 +104,15 @@ def training_lines(path: Path, photographs: Findings, device: torch.device) -> I
     machine = "the GPU has" if device.type == "cuda" else "this machine, on which training without a GPU is slow, has"
     has = f"{machine} {gb_text(available)}"
     if found is None:
-        yield f"{has}, too little for a ResNet: try a smaller size = [...], or other networks with --plan"
+        light = "--backbone=timm:tf_efficientnet_lite0 --head=light"
+        yield f"{has}, too little for a ResNet: try a smaller size = [...], or {light}, whose memory --plan counts"
         return
     yield f"{has}; this takes {gb_text(found.memory.with_margin)} with a source described in my_simulator.toml:"
     flags = [f"--{name}={value}" for name, value in found.flags.items() if value != getattr(stage.Config, name)]
     yield " ".join(
         [
             "    python run.py experiments/pipeline.py --source=my_simulator.toml",
-            f"--target={shlex.quote(str(path))} --stage2_init=imagenet",
+            f"--target={shlex.quote(str(path))}",
             *flags,
         ]
     )

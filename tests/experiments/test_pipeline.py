@@ -247,7 +247,7 @@ def test_an_experiment_without_stages_refuses_their_flags(data, tmp_path, capsys
         ({"epochs": 3}, "--epochs has no effect with --preset=streets"),
         (
             {"preset": "gta5", "stage2_init": "swav"},
-            "--stage2_init=swav: expected one of 'simclr', 'imagenet', 'random'",
+            "--stage2_init=swav: expected one of '', 'simclr', 'imagenet', 'random'",
         ),
         ({"preset": "gta5", "until": "stage1", "init_file": "no.pth"}, "--init_file=no.pth: no such file"),
     ],
@@ -307,6 +307,22 @@ def test_a_student_of_stage_2_that_starts_from_imagenet_has_no_batch_norm_for_si
     config = make_config(pipeline.Config, {"stage2_init": "imagenet", "init_file": "i.pth"}, pipeline.PRESETS)
     found = pipeline.flags(config, "stage2_distill")
     assert (found["init"], found["init_file"], found["bn_pretrain"]) == ("imagenet", "i.pth", False)
+
+
+@pytest.mark.parametrize(
+    ("given", "student"),
+    [
+        ({"source": "a.toml", "target": "b.toml"}, "imagenet"),
+        ({"source": "a.toml", "target": "b.toml", "simclr": "s.pth"}, "simclr"),
+        ({"source": "a.toml", "target": "b.toml", "stage2_init": "random"}, "random"),
+        ({"target": "cityscapes"}, "simclr"),
+        ({"preset": "camvid"}, "imagenet"),
+    ],
+)
+def test_stage_2_of_data_of_ones_own_starts_from_imagenet_weights(given, student):
+    config = make_config(pipeline.Config, given, pipeline.PRESETS)
+    found = pipeline.flags(config, "stage2_distill")
+    assert (found["init"], found["bn_pretrain"]) == (student, student == "simclr")
 
 
 def test_quickstart_is_this_pipeline_and_draws_a_panel(done, data, capsys):

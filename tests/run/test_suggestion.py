@@ -49,9 +49,7 @@ def test_photographs_are_described_with_a_command_that_trains_on_them(tmp_path, 
     out = capsys.readouterr().out
     assert "size = [2048, 78]  # all images are resized to this; most have 2100x80, more than" in out
     assert "views that fit: mean width 2200, crops of 896x40" in out
-    line = (
-        "python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_data.toml --stage2_init=imagenet"
-    )
+    line = "python run.py experiments/pipeline.py --source=my_simulator.toml --target=my_data.toml"
     assert f"{line} --backbone=tiny\n" in out
 
 
