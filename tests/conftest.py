@@ -1,8 +1,12 @@
 """Shared fixtures."""
 
 import io
+import os
 from pathlib import Path
 from types import SimpleNamespace
+
+# Threads that wait by spinning make two processes on two cores slower than one after the other. Read by torch's import.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
