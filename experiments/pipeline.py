@@ -86,7 +86,7 @@ class Config(DataConfig):
     # -- Network
     init_file: PathText = ""  # ImageNet weights that the warm-up starts from; if empty, torchvision's
     simclr: PathText = ""  # SimCLRv2 r101 1x weights, converted to PyTorch, for the student of stage 2
-    stage2_init: Stage2Init = ""  # what stage 2 starts from; if empty, simclr for cityscapes, imagenet elsewhere
+    stage2_init: Stage2Init = ""  # start of stage 2; if empty, simclr for cityscapes and with --simclr, else imagenet
     # -- Length
     epochs: PositiveInt = 84  # length of each stage: passes over the target training images
     iterations: NonNegativeInt = 0  # length of each stage in iterations; 0: use --epochs
@@ -98,7 +98,7 @@ class Config(DataConfig):
 
     @property
     def stage2_student(self) -> str:
-        """What stage 2 starts from: SimCLRv2 weights for the published target, or where they are given."""
+        """What stage 2 starts from: by default SimCLRv2 weights for the published target and with ``--simclr``."""
         return self.stage2_init or ("simclr" if self.simclr or self.target == "cityscapes" else "imagenet")
 
     def problems(self) -> Iterator[str]:

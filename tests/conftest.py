@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
-# Threads that wait by spinning make two processes on two cores slower than one after the other. Read by torch's import.
+# Threads that wait by spinning make two processes on two cores slower than one after the other. Torch reads this when
+# it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest

